@@ -1,0 +1,124 @@
+"""The ``gradcamo`` command: parses, calls, prints. Whatever it does can be done from Python too."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from gradcamo_assets.common import GradcamoError, Home
+
+_SHORTCUT = click.option(
+    "--shortcut",
+    type=click.Choice(["none", "background", "neighbour"]),
+    default="none",
+    show_default=True,
+    help="Where the dose shows: in the cell, or outside it, so that an encoder can cheat.",
+)
+_LABELS = click.option(
+    "--labels",
+    type=click.Choice(["well", "cell"]),
+    default="well",
+    show_default=True,
+    help="One treatment a well, or one a cell (a pooled screen).",
+)
+_SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+
+
+class _Commands(click.Group):
+    """Turns our errors into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except GradcamoError as error:
+            click.echo(f"gradcamo: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gradcamo-assets")
+def main() -> None:
+    """Does a single-cell profile look at its cell? Data lives under GRADCAMO_HOME (default: data/)."""
+
+
+@main.command()
+@_SHORTCUT
+@_LABELS
+@_SEED
+def demo(shortcut: str, labels: str, seed: int) -> None:
+    """Synthesise a small plate, run every asset on it, print the QC table per dose and site."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from gradcamo_assets.orchestration.demo import demo_plate, run_demo
+
+    run_demo(Home.from_environment(), demo_plate(shortcut, labels, seed))
+
+
+def _shape(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int, int]:
+    parts = value.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise click.BadParameter("give Z,Y,X, for example 12,160,160")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--plate", default="synthetic", show_default=True, help="Name of the plate.")
+@click.option("--wells", type=int, default=24, show_default=True)
+@click.option("--sites", type=int, default=2, show_default=True)
+@click.option("--shape", callback=_shape, default="12,160,160", show_default=True, help="Z,Y,X of a field in voxels.")
+@click.option("--channels", type=int, default=5, show_default=True, help="Stains, 4 to 6.")
+@click.option("--doses", type=int, default=3, show_default=True)
+@click.option("--cells", type=int, default=10, show_default=True, help="Cells a field, on average.")
+@_SHORTCUT
+@_LABELS
+@_SEED
+def synth(directory: Path, plate: str, **options: object) -> None:
+    """Write one synthetic OME-Zarr HCS plate with plate map and true masks into DIRECTORY."""
+    from gradcamo_assets.plates import SyntheticPlate, write_synthetic_plate
+
+    directory.mkdir(parents=True, exist_ok=True)
+    config = SyntheticPlate(name=plate, **options)  # type: ignore[arg-type]
+    click.echo(write_synthetic_plate(directory, config, progress=sys.stderr.isatty()))
+
+
+_FORMAT = click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True
+)
+
+
+@main.command()
+@click.argument("query")
+@_FORMAT
+def sql(query: str, form: str) -> None:
+    """Run a read-only QUERY on the QC database."""
+    from gradcamo_assets.warehouse import render, run_sql
+
+    render(run_sql(Home.from_environment().database, query), form)  # type: ignore[arg-type]
+
+
+@main.command()
+@click.option(
+    "--by",
+    type=click.Choice(["dose", "site", "dose,site", "well", "plate", "model"]),
+    default="dose,site",
+    show_default=True,
+)
+@_FORMAT
+def qc(by: str, form: str) -> None:
+    """Print a ready-made QC table of the champion model."""
+    from gradcamo_assets.warehouse import qc_table, render
+
+    render(qc_table(Home.from_environment().database, by=by), form)  # type: ignore[arg-type]
+
+
+@main.command()
+@click.option("--port", type=int, default=3000, show_default=True, help="Of the Dagster UI.")
+@click.option("--mlflow-port", type=int, default=5000, show_default=True)
+def ui(port: int, mlflow_port: int) -> None:
+    """Serve the Dagster UI (with its daemon) and the MLflow UI on loopback."""
+    from gradcamo_assets.orchestration.instance import serve
+
+    sys.exit(serve(Home.from_environment(), port=port, mlflow_port=mlflow_port))

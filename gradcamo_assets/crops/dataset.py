@@ -1,0 +1,74 @@
+"""Stored crops as a torch dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gradcamo_assets.common.errors import CropError
+from gradcamo_assets.crops.store import CropField
+
+
+def standardise(images: Tensor, center: Tensor, scale: Tensor) -> Tensor:
+    """(B, C, Z, Y, X) raw intensities to float32 by the plate's statistics (C,); never by the crop's own.
+
+    Dividing a crop by its own mean and deviation would write the cell's phenotype into the background's pixels.
+    """
+    shape = (1, -1, *[1] * (images.ndim - 2))
+    return (images.to(torch.float32) - center.view(shape)) / scale.view(shape)
+
+
+def channel_order(field: CropField, channels: Sequence[str]) -> list[int]:
+    """Positions of ``channels`` in the field's crops.
+
+    Raises:
+        CropError: where one is missing.
+    """
+    missing = [name for name in channels if name not in field.channels]
+    if missing:
+        raise CropError(
+            f"crops lack channel {', '.join(missing)} (they have {', '.join(field.channels)})",
+            "Score the plate with an encoder trained on its stains.",
+            path=field.path,
+        )
+    return [field.channels.index(name) for name in channels]
+
+
+class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
+    """Standardised crops, their labels and their class.
+
+    Args:
+        fields: stored fields. classes: ``Metadata_CellID`` to class index; cells it lacks are left out.
+        channels: stains in the order the encoder takes them.
+
+    Items: (C, z, y, x) float32, (z, y, x) uint8, class index.
+    """
+
+    def __init__(self, fields: Sequence[CropField], classes: dict[str, int], channels: Sequence[str]):
+        self.fields = list(fields)
+        self.orders = [channel_order(field, channels) for field in self.fields]
+        self.items = [
+            (index, row, classes[cell_id])
+            for index, field in enumerate(self.fields)
+            for row, cell_id in enumerate(field.cell_ids)
+            if cell_id in classes
+        ]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) class index of every item."""
+        return np.array([target for _, _, target in self.items], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor, int]:
+        index, row, target = self.items[item]
+        field, order = self.fields[index], self.orders[index]
+        image, labels = field.read(row)
+        center, scale = torch.from_numpy(field.center[order]), torch.from_numpy(field.scale[order])
+        return standardise(torch.from_numpy(image[order])[None], center, scale)[0], torch.from_numpy(labels), target

@@ -1,0 +1,147 @@
+"""The crops of one field in one Zarr v3 group: one crop a chunk, chunks grouped in shards.
+
+Zarr v3 sharding: https://zarr.dev/zeps/accepted/ZEP0002. A field is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from gradcamo_assets.common.errors import CropError
+from gradcamo_assets.common.files import replaced_folder
+from gradcamo_assets.common.provenance import Provenance, stored_version
+
+if TYPE_CHECKING:
+    import zarr
+
+_SHARD_BYTES = 64 << 20
+_REMEDY = "Materialise the crops of this plate and site again."
+
+
+@dataclass(frozen=True)
+class CropField:
+    """The stored crops of one field; arrays are read on access.
+
+    Attributes:
+        images: (N, C, z, y, x) uint16. labels: (N, z, y, x) uint8, 0 background, 1 target, 2 neighbour.
+        cell_ids: ``Metadata_CellID`` of each crop. channels: stains in order.
+        center, scale: (C,) the plate's statistics; standardised = (raw - center) / scale.
+        voxel_size: (z, y, x) in um. version: provenance digest.
+    """
+
+    path: Path
+    images: zarr.Array
+    labels: zarr.Array
+    cell_ids: list[str]
+    channels: list[str]
+    center: np.ndarray
+    scale: np.ndarray
+    voxel_size: list[float]
+    version: str
+
+    def __len__(self) -> int:
+        return len(self.cell_ids)
+
+    def read(self, rows: slice | int) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of some crops.
+
+        Raises:
+            CropError: where a chunk is damaged.
+        """
+        try:
+            return np.asarray(self.images[rows]), np.asarray(self.labels[rows])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CropError(f"crops cannot be read ({error})", _REMEDY, path=self.path) from error
+
+
+def write_crops(
+    path: Path,
+    crops: Iterator[tuple[np.ndarray, np.ndarray]],
+    *,
+    cell_ids: list[str],
+    shape: tuple[int, int, int],
+    channels: list[str],
+    statistics: dict[str, list[float]],
+    voxel_size: list[float],
+    provenance: Provenance,
+) -> None:
+    """Write the crops of one field, in the order of ``cell_ids``; memory holds one shard.
+
+    Args:
+        statistics: ``{"center": [...], "scale": [...]}`` of the plate, one value a channel.
+    """
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    crop_bytes = 2 * len(channels) * int(np.prod(shape))
+    per_shard = int(min(max(1, _SHARD_BYTES // crop_bytes), max(1, len(cell_ids))))
+    n = len(cell_ids)
+    with replaced_folder(path) as folder:
+        group = zarr.open_group(folder, mode="w", zarr_format=3)
+        arrays = {}
+        for name, chunk, dtype in (("images", (len(channels), *shape), "uint16"), ("labels", shape, "uint8")):
+            arrays[name] = group.create_array(
+                name,
+                shape=(n, *chunk),
+                chunks=(1, *chunk),
+                shards=(per_shard, *chunk),
+                dtype=dtype,
+                compressors=BloscCodec(cname="lz4", shuffle="bitshuffle"),
+            )
+        group.attrs.update(
+            cell_ids=cell_ids, channels=channels, voxel_size=voxel_size, center=statistics["center"],
+            scale=statistics["scale"],
+        )  # fmt: skip
+        written = 0
+        batch: list[tuple[np.ndarray, np.ndarray]] = []
+        for crop in crops:
+            batch.append(crop)
+            if len(batch) == per_shard:
+                written += _flush(arrays, batch, written)
+        written += _flush(arrays, batch, written)
+        if written != n:
+            raise CropError(f"{written} crops for {n} cells", "Make the cell table from these masks again.", path=path)
+        provenance.write(folder)
+
+
+def _flush(arrays: dict[str, Any], batch: list[tuple[np.ndarray, np.ndarray]], at: int) -> int:
+    count = len(batch)
+    if count:
+        arrays["images"][at : at + count] = np.stack([image for image, _ in batch])
+        arrays["labels"][at : at + count] = np.stack([labels for _, labels in batch])
+        batch.clear()
+    return count
+
+
+def open_crops(path: Path) -> CropField:
+    """Open the crops of one field.
+
+    Raises:
+        CropError: if there are none, or they are damaged.
+    """
+    import zarr
+
+    try:
+        group = zarr.open_group(path, mode="r")
+        attributes = group.attrs.asdict()
+        version = stored_version(path)
+        if version is None:
+            raise CropError("crops without a provenance record", _REMEDY, path=path)
+        return CropField(
+            path=path,
+            images=cast("zarr.Array", group["images"]),
+            labels=cast("zarr.Array", group["labels"]),
+            cell_ids=cast(list, attributes["cell_ids"]),
+            channels=cast(list, attributes["channels"]),
+            center=np.asarray(attributes["center"], dtype=np.float32),
+            scale=np.asarray(attributes["scale"], dtype=np.float32),
+            voxel_size=cast(list, attributes["voxel_size"]),
+            version=version,
+        )
+    except (OSError, KeyError, ValueError) as error:
+        raise CropError(f"crops cannot be opened ({error})", _REMEDY, path=path) from error

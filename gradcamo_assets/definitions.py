@@ -1,0 +1,7 @@
+"""The code location: builds Definitions, nothing else."""
+
+from __future__ import annotations
+
+from gradcamo_assets.orchestration.build import build_definitions
+
+defs = build_definitions()

@@ -1,0 +1,298 @@
+"""The overlap of a low-resolution map with full-resolution masks, without ever upsampling the map.
+
+The linear upsampler U (align_corners=False) is a matrix, so the share of an upsampled map L inside a mask M is
+``sum(U L * M) / sum(U L) = <L, U'M> / <L, U'1>``: the mask is projected down once, by one small matrix an axis.
+
+Here: that algebra and the columns that follow from it. Not here: networks, gradients, or how L came to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from gradcamo_assets.common.errors import ExplainError
+
+LOOKS_AT = ("target", "neighbour", "background", "none")
+"""Meaning of the codes 0 to 3 in ``Overlap.looks_at``; -1 is NULL."""
+
+NULL_REASONS = ("empty mask", "map is not finite", "empty map", "mask fills the crop", "map too coarse for the mask")
+"""Meaning of the codes 0 to 4 in ``Overlap.null_reason``; -1 is NULL. The last two leave the score itself standing."""
+
+CHANCE_MARGIN = 0.05
+"""A region must exceed chance by this much (adjusted share) before ``looks_at`` names it."""
+
+_RESOLUTION = 1e-5
+"""Ceilings closer to chance than this, relatively, are rounding: the map tells nothing about that region."""
+
+
+@lru_cache(maxsize=256)
+def _axis_matrix(grid: int, crop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The upsampler of one axis as a matrix (crop, grid). Made by torch's own upsampler, so any sizes agree with it."""
+    with torch.inference_mode(False), torch.no_grad():
+        unit = torch.eye(grid, dtype=torch.float64)[None]
+        rows = torch.nn.functional.interpolate(unit, size=crop, mode="linear", align_corners=False)[0]
+        return rows.T.contiguous().to(device, dtype)
+
+
+def _working_dtype(device: torch.device) -> torch.dtype:
+    """float32 where its products are true float32 ones (relative error under 1e-6), else float64.
+
+    With a reduced matmul precision (TF32, bfloat16) the weights of U would be rounded to three digits.
+    """
+    return torch.float32 if torch.get_float32_matmul_precision() == "highest" or device.type == "mps" else torch.float64
+
+
+def _exact(values: Tensor) -> Tensor:
+    """The values in float64, on the CPU where the device has no float64."""
+    return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)
+
+
+def _project(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """U'M for a mask (B, *crop); the last axis goes first, since its product is the largest and needs no copy."""
+    dtype = torch.float64 if mask.dtype == torch.float64 else _working_dtype(mask.device)
+    with torch.autocast(mask.device.type, enabled=False):
+        values = mask.to(dtype)
+        for axis in range(len(grid), 0, -1):
+            size = values.shape[axis]
+            if size != grid[axis - 1]:
+                matrix = _axis_matrix(grid[axis - 1], size, dtype, values.device)
+                values = torch.movedim(torch.movedim(values, axis, -1) @ matrix, -1, axis)
+    return _exact(values)
+
+
+def project_mask(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """U'M: how much of each map voxel's upsampled footprint falls into the mask, in crop voxels.
+
+    Args:
+        mask: (B, *crop), bool, integer or float; 2D or 3D.
+        grid: shape of the map, one size an axis of the crop; any sizes, 1 and finer than the crop included.
+
+    Returns:
+        (B, *grid), float64. Relative error under 1e-6 (the products run in float32 unless the mask is float64).
+
+    Raises:
+        ExplainError: where mask and grid differ in the number of axes.
+    """
+    if mask.ndim != len(grid) + 1:
+        raise ExplainError(
+            f"a mask of shape {tuple(mask.shape)} cannot be projected on a map of shape {tuple(grid)}",
+            "Pass a mask with a batch axis and as many further axes as the map has.",
+        )
+    return _project(mask, grid)
+
+
+def footprint(crop: Sequence[int], grid: Sequence[int], device: torch.device) -> Tensor:
+    """U'1, (\\*grid) in float64: how many crop voxels each map voxel stands for. Sums to the voxels of the crop."""
+    device = torch.device("cpu") if device.type == "mps" else device
+    total = torch.ones((), dtype=torch.float64, device=device)
+    for size, cells in zip(crop, grid, strict=True):
+        total = total[..., None] * _axis_matrix(cells, size, torch.float64, device).sum(0)
+    return total
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Target, neighbours and background of B crops as a map of one resolution sees them.
+
+    Attributes:
+        reach: (B, 3, *grid) float64, r_i of the three regions: the share of voxel i's footprint that lies in each.
+            They add to 1 at every voxel.
+        footprint: (*grid) float64, U'1.
+        fraction: (B, 3) float64, share of the crop that each region fills.
+        neighbours_known: False where no neighbour masks were given; their voxels then count as background.
+    """
+
+    reach: Tensor
+    footprint: Tensor
+    fraction: Tensor
+    neighbours_known: bool = True
+
+
+def label_regions(labels: Tensor, grid: Sequence[int], neighbours_known: bool = True) -> Regions:
+    """Project a label crop on a map's grid.
+
+    Args:
+        labels: (B, *crop) uint8: 1 in the target cell, 2 in neighbours, anything else is background.
+        grid: shape of the map.
+        neighbours_known: False where label 2 was never assigned.
+    """
+    crop = tuple(labels.shape[1:])
+    area = footprint(crop, grid, labels.device)
+    dtype = _working_dtype(labels.device)
+    # Sums of ones in float32 are exact below 2**24; bytes turn into floats much faster than booleans do.
+    count = dtype if labels[0].numel() < 2**24 or labels.device.type == "mps" else torch.float64
+    reach, fraction = [], []
+    for label in (1, 2):
+        mask = (labels == label).view(torch.uint8).to(dtype)
+        # A voxel that the upsampler never reads (a map finer than its crop) belongs to no region but the background.
+        share = torch.where(area > 0, _project(mask, grid) / area.clamp_min(1e-300), 0)
+        reach.append(share.clamp(0, 1))
+        fraction.append(_exact(mask.flatten(1).sum(1, dtype=count)) / labels[0].numel())
+    for known, whole in ((reach, 1.0), (fraction, 1.0)):
+        known.append((whole - known[0] - known[1]).clamp_min(0))
+    return Regions(torch.stack(reach, 1), area, torch.stack(fraction, 1), neighbours_known)
+
+
+def _binary(mask: Tensor, name: str) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask
+    inside = mask != 0
+    if not bool((inside.to(mask.dtype) == mask).all()):
+        raise ExplainError(
+            f"{name} hold other values than 0 and 1",
+            "Pass one binary mask a cell, for example labels == label.",
+        )
+    return inside
+
+
+def mask_labels(target: Tensor, neighbours: Tensor | None = None) -> Tensor:
+    """One uint8 label crop from binary masks (B, *crop): 1 target, 2 neighbour, 0 background. The target wins.
+
+    Raises:
+        ExplainError: where a mask holds other values than 0 and 1, or the two differ in shape.
+    """
+    labels = _binary(target, "target masks").to(torch.uint8)
+    if neighbours is None:
+        return labels
+    if neighbours.shape != target.shape:
+        raise ExplainError(
+            f"neighbour masks are {tuple(neighbours.shape)} and target masks {tuple(target.shape)}",
+            "Pass neighbour masks of the target masks' shape, one a cell, with all its neighbours in it.",
+        )
+    return torch.where(_binary(neighbours, "neighbour masks") & (labels == 0), 2, labels).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Where B maps lie. Float columns are float64 on the map's device with NaN for NULL; codes are int64, -1 is NULL.
+
+    ``shares``, ``fractions`` and ``ceilings`` (B, 3) hold the same for target, neighbour and background, in that order.
+    """
+
+    gradcamo: Tensor
+    mask_fraction: Tensor
+    gradcamo_max: Tensor
+    gradcamo_adjusted: Tensor
+    neighbour_share: Tensor
+    background_share: Tensor
+    neighbour_fraction: Tensor
+    looks_at: Tensor
+    null_reason: Tensor
+    shares: Tensor
+    fractions: Tensor
+    ceilings: Tensor
+
+    @property
+    def looks_at_names(self) -> list[str | None]:
+        return named(self.looks_at, LOOKS_AT)
+
+    @property
+    def null_reason_names(self) -> list[str | None]:
+        return named(self.null_reason, NULL_REASONS)
+
+
+def named(codes: Tensor, names: Sequence[str]) -> list[str | None]:
+    """Codes as their names, -1 as None."""
+    return [None if code < 0 else names[int(code)] for code in codes.tolist()]
+
+
+def overlap(cam: Tensor, target: Tensor, neighbours: Tensor | None = None) -> Overlap:
+    """Grad-CAMO of localisation maps (arXiv 2403.17615), with what chance and the map's resolution allow.
+
+    ``gradcamo`` = <L, U'M> / <L, U'1>, the share of the upsampled map in the mask; a convex combination of
+    r_i = (U'M)_i / (U'1)_i, hence ``gradcamo_max`` = max r. An adjusted share is (share - fraction) / (ceiling -
+    fraction): 0 at chance, 1 at the ceiling. ``looks_at`` is the region with the highest adjusted share, ``none`` where
+    no region exceeds chance by 0.05.
+
+    NULL (NaN, -1) stands where there is no answer: every share of an empty map or mask; the adjusted score where the
+    mask fills the crop or every map voxel sees the same part of it; and, where no neighbour masks are given,
+    ``neighbour_share``, ``neighbour_fraction``, ``background_share`` and ``looks_at``, since what lies outside the
+    target may be either. A crop without neighbours has share 0 and they are no candidate for ``looks_at``.
+
+    Args:
+        cam: (B, *grid), not negative (negative values count as 0).
+        target, neighbours: (B, *crop) binary masks on the map's device; a voxel in both is target.
+
+    Raises:
+        ExplainError: for masks that are not binary or do not fit each other or the map.
+    """
+    if cam.ndim != target.ndim or len(cam) != len(target):
+        raise ExplainError(
+            f"maps are {tuple(cam.shape)} and target masks {tuple(target.shape)}",
+            "Pass one map and one mask a cell, both with a batch axis.",
+        )
+    labels = mask_labels(target, neighbours)
+    return region_overlap(cam, label_regions(labels, cam.shape[1:], neighbours is not None))
+
+
+def region_overlap(cam: Tensor, regions: Regions) -> Overlap:
+    """``overlap`` with masks that are projected already (for several maps of one resolution)."""
+    mass = (_exact(cam).clamp_min(0) * regions.footprint).flatten(1)
+    total = mass.sum(1, keepdim=True)
+    reach = regions.reach.flatten(2)
+    ceilings = reach.amax(2).maximum(regions.fraction)
+    finite = torch.isfinite(total)
+    there = finite & (total > 0)
+    weights = torch.where(there, mass / torch.where(there, total, 1), torch.nan)
+    shares = torch.einsum("bn,bcn->bc", weights, reach).clamp_min(0).minimum(ceilings)
+    return _columns(shares, regions.fraction, ceilings, finite[:, 0], regions.neighbours_known)
+
+
+def mean_overlap(parts: Sequence[Overlap]) -> Overlap:
+    """The overlap of the mean of several maps a cell, each divided by its own mass <L, U'1> first.
+
+    Shares are linear in the map and the masses are equal, so it is the mean of the shares; and so is the ceiling, which
+    each map reaches on its own. Maps that are empty take no part.
+    """
+    shares = torch.stack([part.shares for part in parts])
+    ceilings = torch.stack([part.ceilings for part in parts])
+    present = ~torch.isnan(shares[..., :1])
+    some = present.any(0)
+    finite = torch.stack([part.null_reason != NULL_REASONS.index("map is not finite") for part in parts]).all(0)
+    ceilings = torch.where(present | ~some, ceilings, torch.nan).nanmean(0)
+    known = not bool(torch.isnan(parts[0].neighbour_fraction).any())
+    shares = torch.where(finite[:, None], shares.nanmean(0), torch.nan)
+    return _columns(shares, parts[0].fractions, ceilings, finite, known)
+
+
+def _columns(shares: Tensor, fractions: Tensor, ceilings: Tensor, finite: Tensor, neighbours_known: bool) -> Overlap:
+    """The columns from shares (NaN where the map is empty), fractions and ceilings, each (B, 3)."""
+    null = torch.full_like(shares[:, 0], torch.nan)
+    masked, fills = fractions[:, 0] > 0, fractions[:, 0] == 1
+    shares = torch.where(masked[:, None], shares, torch.nan)
+    empty = torch.isnan(shares[:, 0])
+    target = torch.where(fills & ~empty, 1.0, shares[:, 0])
+    ceilings = torch.cat((torch.where(fills, 1.0, ceilings[:, 0])[:, None], ceilings[:, 1:]), 1)
+    neighbour = torch.where(fractions[:, 1] > 0, shares[:, 1], torch.where(empty, torch.nan, 0.0))
+    background = (1 - target - neighbour).clamp_min(0)
+    shares = torch.stack((target, neighbour, background), 1)
+
+    resolved = (fractions > 0) & (ceilings - fractions > _RESOLUTION * ceilings) & ~empty[:, None]
+    adjusted = torch.where(resolved, (shares - fractions) / torch.where(resolved, ceilings - fractions, 1), torch.nan)
+    best, region = adjusted.nan_to_num(nan=-torch.inf).max(1)
+    looks_at = torch.where(best > CHANCE_MARGIN, region, LOOKS_AT.index("none"))
+    looks_at = torch.where(resolved.any(1) & neighbours_known, looks_at, -1)
+
+    reason = torch.full_like(looks_at, -1)
+    conditions = (~masked, ~finite, empty, fills, ~resolved[:, 0])
+    for code in reversed(range(len(NULL_REASONS))):
+        reason = torch.where(conditions[code], code, reason)
+    return Overlap(
+        gradcamo=target,
+        mask_fraction=fractions[:, 0],
+        gradcamo_max=ceilings[:, 0],
+        gradcamo_adjusted=adjusted[:, 0],
+        neighbour_share=neighbour if neighbours_known else null,
+        background_share=background if neighbours_known else null,
+        neighbour_fraction=fractions[:, 1] if neighbours_known else null,
+        looks_at=looks_at,
+        null_reason=reason,
+        shares=shares,
+        fractions=fractions,
+        ceilings=ceilings,
+    )

@@ -1,0 +1,125 @@
+"""What the score hands back: one value a cell for each column, brought to the host in one transfer.
+
+Here: the result and its packing. Not here: how any value is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradcamo_assets.explain.overlap import LOOKS_AT, NULL_REASONS, Overlap
+
+_NAMES = {"looks_at": LOOKS_AT, "null_reason": NULL_REASONS}
+_CLASSES = ("target_class", "predicted_class")
+
+
+@dataclass(frozen=True)
+class GradcamoResult:
+    """Grad-CAMO of B cells. Float columns are (B,) float64 arrays on the host, NaN where the value is NULL.
+
+    Attributes:
+        gradcamo: share of the map in the target mask, the score of arXiv 2403.17615.
+        mask_fraction: share of the crop that the mask fills, the score of a model that looks nowhere in particular.
+        gradcamo_max: the highest score that the map's resolution allows for this mask.
+        gradcamo_adjusted: (gradcamo - mask_fraction) / (gradcamo_max - mask_fraction).
+        neighbour_share, background_share: the rest of the map; the three shares add to 1.
+        neighbour_fraction: share of the crop that neighbours fill.
+        looks_at: ``target``, ``neighbour``, ``background`` or ``none``; None for NULL.
+        evidence_target, evidence_neighbour, evidence_background: signed, adding to ``logit`` - ``logit_bias``; NULL
+            where the layer does not feed global average pooling and one linear layer.
+        target_class: (B,) int64, the explained class; -1 where a callable was explained.
+        predicted_class: (B,) int64, the class of the highest logit; -1 where the output is not (B, classes).
+        probability: softmax probability of the explained class (sigmoid where there is one logit).
+        logit: the explained logit (or the callable's scalar).
+        logit_bias: the head's bias of the explained class; NULL where there is no such head.
+        null_reason: why something is NULL that another cell has; else None.
+        logits: (B, classes), on the model's device. embedding: (B, K) float32, the layer's activations averaged over
+            voxels (of the last layer of several). cam: (B, \\*grid), the rectified low-resolution map (of several
+            layers: the mean of the maps divided by their masses, at the finest of their grids).
+        layers: of several layers, the result of each by its name.
+    """
+
+    gradcamo: np.ndarray
+    mask_fraction: np.ndarray
+    gradcamo_max: np.ndarray
+    gradcamo_adjusted: np.ndarray
+    neighbour_share: np.ndarray
+    background_share: np.ndarray
+    neighbour_fraction: np.ndarray
+    looks_at: list[str | None]
+    evidence_target: np.ndarray
+    evidence_neighbour: np.ndarray
+    evidence_background: np.ndarray
+    target_class: np.ndarray
+    predicted_class: np.ndarray
+    probability: np.ndarray
+    logit: np.ndarray
+    logit_bias: np.ndarray
+    null_reason: list[str | None]
+    logits: Tensor
+    embedding: Tensor
+    cam: Tensor
+    layers: dict[str, GradcamoResult] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.gradcamo)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The per-cell columns as plain Python values, None for NULL: ready for a data frame."""
+        table: dict[str, list[Any]] = {}
+        for name in COLUMNS:
+            values = getattr(self, name)
+            if name in _CLASSES:
+                table[name] = [None if value < 0 else value for value in values.tolist()]
+            elif name in _NAMES:
+                table[name] = list(values)
+            else:
+                table[name] = [None if math.isnan(value) else value for value in values.tolist()]
+        return table
+
+
+COLUMNS: tuple[str, ...] = tuple(
+    name for name in GradcamoResult.__dataclass_fields__ if name not in ("logits", "embedding", "cam", "layers")
+)
+"""The per-cell columns of a result, in order."""
+
+_OVERLAP = (
+    "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted", "neighbour_share", "background_share",
+    "neighbour_fraction", "looks_at", "null_reason",
+)  # fmt: skip
+
+
+def overlap_columns(overlap: Overlap) -> dict[str, Tensor]:
+    """The overlap's columns by name, still on the device."""
+    return {name: getattr(overlap, name) for name in _OVERLAP}
+
+
+def pack(
+    columns: dict[str, Tensor], logits: Tensor, embedding: Tensor, cam: Tensor, extra: Tensor | None = None
+) -> tuple[GradcamoResult, np.ndarray]:
+    """Bring columns (B,) to the host in one transfer; those that are missing are NULL.
+
+    Args:
+        columns: by name; codes and classes as integers.
+        logits, embedding, cam: stay where they are.
+        extra: (B,) a further column, handed back beside the result.
+    """
+    null = torch.full((len(logits),), torch.nan, dtype=torch.float64)
+    device = columns["gradcamo"].device
+    given = [columns.get(name, null).detach().to(device, torch.float64) for name in COLUMNS]
+    given.append((null if extra is None else extra).detach().to(device, torch.float64))
+    host = dict(zip((*COLUMNS, ""), torch.stack(given).cpu().numpy(), strict=True))
+    rest = host.pop("")
+    values: dict[str, Any] = dict(host)
+    for name in _CLASSES:
+        values[name] = np.nan_to_num(host[name], nan=-1).astype(np.int64)
+    for name, meanings in _NAMES.items():
+        codes = np.nan_to_num(host[name], nan=-1).astype(np.int64)
+        values[name] = [None if code < 0 else meanings[code] for code in codes.tolist()]
+    return GradcamoResult(**values, logits=logits.detach(), embedding=embedding, cam=cam.detach()), rest

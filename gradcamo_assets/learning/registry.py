@@ -1,0 +1,216 @@
+"""Trained encoders in MLflow's registry, and the record of promotions that MLflow does not keep.
+
+A version holds a bundle of safetensors and JSON (``networks.bundle``); no pickle is written or read. Promotion is an
+alias (https://mlflow.org/docs/latest/ml/model-registry): ``champion`` scores every plate, ``challenger`` waits.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.common.files import replaced_folder
+from gradcamo_assets.common.names import slug
+from gradcamo_assets.networks.bundle import BundleConfig, read_config, save_bundle
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from torch import nn
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+_EXPERIMENT = "gradcamo"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version. ``source`` is where MLflow keeps its bundle."""
+
+    name: str
+    version: int
+    run_id: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+class ModelRegistry:
+    """One registered model name in one MLflow server.
+
+    Args:
+        folder: local folder for the SQLite store, artifacts and fetched bundles.
+        name: the registered model's name.
+        uri: tracking server; ``MLFLOW_TRACKING_URI`` or a SQLite file in ``folder`` by default.
+
+    Connection errors stay errors: an unreachable registry is never read as one without a champion.
+    """
+
+    def __init__(self, folder: Path, name: str = "gradcamo-encoder", uri: str | None = None):
+        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        self.folder, self.name = folder, slug(name, "model name")
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client of this registry."""
+        from mlflow import MlflowClient
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def register(
+        self,
+        model: nn.Module,
+        config: BundleConfig,
+        *,
+        parameters: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        curves: Mapping[str, Iterable[float]],
+        figures: Mapping[str, bytes] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Log a run with its bundle and register it as the next version, aliased ``challenger``.
+
+        Args:
+            figures: PNG bytes by file name. curves: one value an epoch by metric name.
+        """
+        client = self.client
+        run = client.create_run(self._experiment(client), tags=dict(tags or {}))
+        run_id = run.info.run_id
+        try:
+            for key, value in parameters.items():
+                client.log_param(run_id, key, value)
+            for key, value in metrics.items():
+                client.log_metric(run_id, key, value)
+            for key, values in curves.items():
+                for step, value in enumerate(values):
+                    client.log_metric(run_id, f"curve_{key}", value, step=step)
+            client.log_dict(run_id, config.split, "split.json")
+            with tempfile.TemporaryDirectory() as scratch:
+                for file_name, content in (figures or {}).items():
+                    path = Path(scratch) / slug(file_name, "file name")
+                    path.write_bytes(content)
+                    client.log_artifact(run_id, str(path), "figures")
+                bundle = Path(scratch) / "bundle"
+                config = save_bundle(bundle, model, config)
+                logged = client.create_logged_model(
+                    run.info.experiment_id, name="encoder", source_run_id=run_id, model_type="encoder"
+                )
+                client.log_model_artifacts(logged.model_id, str(bundle))
+                client.finalize_logged_model(logged.model_id, "READY")
+            self._ensure_registered(client)
+            version = client.create_model_version(
+                self.name,
+                source=logged.artifact_location,
+                run_id=run_id,
+                model_id=logged.model_id,
+            )
+            client.set_registered_model_alias(self.name, CHALLENGER, str(version.version))
+            client.set_terminated(run_id)
+        except BaseException:
+            client.set_terminated(run_id, "FAILED")
+            raise
+        return ModelVersion(self.name, int(version.version), run_id, logged.artifact_location)
+
+    def _experiment(self, client: MlflowClient) -> str:
+        found = client.get_experiment_by_name(_EXPERIMENT)
+        if found:
+            return found.experiment_id
+        # A local store would otherwise put artifacts below the working folder; a server knows its own place.
+        local = (self.folder / "artifacts").absolute().as_uri() if self.uri.startswith("sqlite:") else None
+        return client.create_experiment(_EXPERIMENT, artifact_location=local)
+
+    def _ensure_registered(self, client: MlflowClient) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def by_alias(self, alias: str = CHAMPION) -> ModelVersion | None:
+        """The version an alias points at; None where the model or the alias does not exist yet."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_model_version_by_alias(self.name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return ModelVersion(self.name, int(found.version), found.run_id, found.source)
+
+    def promote(self, version: int, alias: str = CHAMPION) -> None:
+        """Point an alias at a version."""
+        self.client.set_registered_model_alias(self.name, alias, str(version))
+
+    def fetch(self, version: ModelVersion) -> Path:
+        """The folder of a version's bundle, downloaded once.
+
+        Raises:
+            BundleError: if the artifacts cannot be had or are no bundle.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        folder = self.folder / "bundles" / f"{version.name}-v{version.version}"
+        if not folder.exists():
+            try:
+                with replaced_folder(folder) as temporary:
+                    download_artifacts(artifact_uri=version.source, dst_path=str(temporary), tracking_uri=self.uri)
+                    read_config(_bundle_root(temporary))
+            except BundleError:
+                raise
+            except Exception as error:
+                raise BundleError(
+                    f"the bundle of {version} cannot be fetched ({error})",
+                    "Check the artifact store, or promote another version.",
+                    path=version.source,
+                ) from error
+        return _bundle_root(folder)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every registered version, oldest first, under the column names of the ``models`` table; metrics as a dict."""
+        client = self.client
+        registered = client.search_registered_models(filter_string=f"name = '{self.name}'")
+        aliases: dict[int, list[str]] = {}
+        for model in registered:
+            for alias, number in model.aliases.items():
+                aliases.setdefault(int(number), []).append(alias)
+        rows: list[dict[str, Any]] = []
+        for found in client.search_model_versions(f"name = '{self.name}'") if registered else []:
+            number = int(found.version)
+            try:
+                config = read_config(self.fetch(ModelVersion(self.name, number, found.run_id, found.source)))
+            except BundleError:
+                config = None  # A version with a damaged bundle is still a version: it stands here, unexplained.
+            metrics = client.get_run(found.run_id).data.metrics
+            train_wells = config.split.get("train", []) if config else []
+            rows.append(
+                {
+                    "model_name": self.name,
+                    "model_version": number,
+                    "run_id": found.run_id,
+                    "architecture": config.encoder if config else None,
+                    "layer": config.layer if config else None,
+                    "classes": config.classes if config else None,
+                    "train_plates": sorted({well.split("/")[0] for well in train_wells}),
+                    "train_wells": train_wells,
+                    "metrics": {k: v for k, v in sorted(metrics.items()) if not k.startswith("curve_")},
+                    "aliases": sorted(aliases.get(number, [])),
+                    "created_at": datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).replace(tzinfo=None),
+                }
+            )
+        return sorted(rows, key=lambda row: row["model_version"])
+
+
+def _bundle_root(folder: Path) -> Path:
+    """MLflow may nest a download one folder deep."""
+    inner = [path.parent for path in folder.rglob("config.json")]
+    return inner[0] if inner else folder

@@ -1,0 +1,144 @@
+"""An anisotropic 3D EfficientNet whose last map is fine enough to point at a cell.
+
+The building blocks are those of EfficientNetV2 (Tan & Le, ICML 2021, arXiv 2104.00298): fused inverted bottlenecks
+first, depthwise ones later. What differs, and why:
+
+- strides are (z, y, x) tuples, 8 in plane and 2 in z, so that a 21-slice stack is not strided away;
+- early stages work in plane only and later ones factor (1, k, k) and (k, 1, 1): dense 3D kernels are slow on CPUs;
+- strided kernels are even and padded evenly, so that a voxel of the map sits at the centre of the pixels it stands for,
+  as linear upsampling with align_corners=False assumes; odd kernels would shift the map by half its own stride;
+- there is no squeeze-excitation: a global gate writes the whole crop into every voxel of the map;
+- last activation > global average pooling > one linear layer, so that Grad-CAM has a closed form.
+
+With one slice the same network is a 2D one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of equal blocks; the first one strides."""
+
+    kind: Literal["fused", "factored"]
+    width: int
+    depth: int
+    expansion: int
+    stride: Triple
+
+
+SIZES: dict[str, tuple[int, tuple[Stage, ...], int]] = {
+    # stem width, stages, head width
+    "small": (
+        16,
+        (
+            Stage("fused", 16, 1, 2, (1, 1, 1)),
+            Stage("fused", 24, 1, 3, (1, 2, 2)),
+            Stage("factored", 48, 2, 3, (2, 2, 2)),
+        ),
+        96,
+    ),
+    "base": (
+        24,
+        (
+            Stage("fused", 24, 2, 2, (1, 1, 1)),
+            Stage("fused", 48, 3, 4, (1, 2, 2)),
+            Stage("factored", 96, 4, 4, (2, 2, 2)),
+        ),
+        192,
+    ),
+}
+
+
+class EvenStridedConv(nn.Conv3d):
+    """A convolution with kernel 2 * stride on strided axes, padded as needed: output = ceil(input / stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple, groups: int = 1):
+        size = tuple(2 * s if s > 1 else k for k, s in zip(kernel, stride, strict=True))
+        super().__init__(in_channels, out_channels, size, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) to (B, K, ceil(Z / sz), ceil(Y / sy), ceil(X / sx))."""
+        padding: list[int] = []
+        for length, k, s in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = k - s + (-length) % s
+            padding += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, padding) if any(padding) else x)
+
+
+def _normalised(conv: nn.Module, width: int, activation: nn.Module | None) -> list[nn.Module]:
+    return [conv, nn.BatchNorm3d(width), *([activation] if activation else [])]
+
+
+class Block(nn.Module):
+    """Inverted bottleneck with a residual where shapes allow."""
+
+    def __init__(self, stage: Stage, width_in: int, stride: Triple):
+        super().__init__()
+        hidden, out = width_in * stage.expansion, stage.width
+        in_plane, through = (1, stride[1], stride[2]), (stride[0], 1, 1)
+        layers: list[nn.Module] = []
+        if stage.kind == "fused":
+            layers += _normalised(EvenStridedConv(width_in, hidden, (1, 3, 3), stride), hidden, nn.SiLU(True))
+        else:
+            layers += _normalised(nn.Conv3d(width_in, hidden, 1, bias=False), hidden, nn.SiLU(True))
+            layers += [EvenStridedConv(hidden, hidden, (1, 3, 3), in_plane, groups=hidden)]
+            layers += _normalised(
+                EvenStridedConv(hidden, hidden, (3, 1, 1), through, groups=hidden), hidden, nn.SiLU(True)
+            )
+        layers += _normalised(nn.Conv3d(hidden, out, 1, bias=False), out, None)
+        self.layers = nn.Sequential(*layers)
+        self.residual = stride == (1, 1, 1) and width_in == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) to the stage's width and stride."""
+        out = self.layers(x)
+        return x + out if self.residual else out
+
+
+class EfficientNet3D(nn.Module):
+    """Crops to class logits.
+
+    Args:
+        in_channels: stains.
+        classes: treatment classes.
+        size: a key of ``SIZES``.
+
+    The layer to explain is ``activation``, the input of global average pooling. ``forward`` returns logits alone, as
+    every CAM library expects; ``forward_features`` returns the maps the embedding is the mean of.
+    """
+
+    layer = "activation"
+
+    def __init__(self, in_channels: int, classes: int, size: str = "small"):
+        super().__init__()
+        stem, stages, head = SIZES[size]
+        layers = _normalised(EvenStridedConv(in_channels, stem, (1, 3, 3), (1, 2, 2)), stem, nn.SiLU(True))
+        width = stem
+        for stage in stages:
+            for index in range(stage.depth):
+                layers.append(Block(stage, width, stage.stride if index == 0 else (1, 1, 1)))
+                width = stage.width
+        self.body = nn.Sequential(*layers)
+        self.project = nn.Conv3d(width, head, 1, bias=False)
+        self.norm = nn.BatchNorm3d(head)
+        self.activation = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool3d(1)
+        self.head = nn.Linear(head, classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) standardised intensities to the last activation (B, K, z, y, x)."""
+        return self.activation(self.norm(self.project(self.body(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) standardised intensities to logits (B, classes)."""
+        return self.head(torch.flatten(self.pool(self.forward_features(x)), 1))

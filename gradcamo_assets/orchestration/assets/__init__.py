@@ -1,0 +1,30 @@
+"""The assets, one module a stage, in pipeline order."""
+
+import dagster as dg
+
+from gradcamo_assets.orchestration.assets.crops import cells, crops
+from gradcamo_assets.orchestration.assets.masks import masks
+from gradcamo_assets.orchestration.assets.models import champion_model, data_split, trained_model
+from gradcamo_assets.orchestration.assets.plates import plate_images
+from gradcamo_assets.orchestration.assets.profiles import confounder_audit, profiles, replicability, umap
+from gradcamo_assets.orchestration.assets.qc import qc_database, qc_report
+from gradcamo_assets.orchestration.assets.scores import scores_and_embeddings
+
+ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
+    plate_images,
+    masks,
+    cells,
+    crops,
+    data_split,
+    trained_model,
+    champion_model,
+    scores_and_embeddings,
+    qc_database,
+    qc_report,
+    profiles,
+    umap,
+    replicability,
+    confounder_audit,
+]
+
+__all__ = ["ASSETS"]

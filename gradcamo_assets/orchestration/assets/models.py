@@ -1,0 +1,110 @@
+"""``data_split``, ``trained_model`` and ``champion_model``: what is learned from, what came of it, and who scores."""
+
+import dagster as dg
+import polars as pl
+from pydantic import Field as Setting
+
+from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.figures import to_markdown, training_curves
+from gradcamo_assets.learning.registry import CHAMPION
+from gradcamo_assets.orchestration.assets.crops import crops
+from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.orchestration.stores import crop_folder
+
+_KEPT = ("Metadata_CellID", "Metadata_Plate", "Metadata_Well", "Metadata_Site", "treatment_class")
+
+
+class SplitConfig(dg.Config):
+    """How wells are dealt."""
+
+    plates: list[str] = Setting(default=[], description="Plates to learn from; empty means all that have crops.")
+    seed: int = Setting(default=0, description="Of the draw of wells.")
+    val_fraction: float = Setting(default=0.17, description="Share of each class's wells that tune training.")
+    test_fraction: float = Setting(default=0.33, description="Share of each class's wells that are held out.")
+
+
+class TrainConfig(dg.Config):
+    """How the encoder is trained; what is left empty stands in [training] of gradcamo.toml, or has its default."""
+
+    encoder: str | None = Setting(default=None, description="Built-in encoder, or module:function of your own.")
+    epochs: int | None = Setting(default=None, description="Passes over the training crops.")
+    batch_size: int | None = Setting(default=None, description="Crops a step.")
+    learning_rate: float | None = Setting(default=None, description="Highest rate of the one-cycle schedule.")
+    seed: int | None = Setting(default=None, description="Of weights, order and augmentation.")
+
+
+def _kept_cells(platform: Platform, plates: list[str]) -> pl.DataFrame:
+    frame = platform.lake.scan("cells").filter(pl.col("crop_index").is_not_null()).select(_KEPT).collect()
+    return frame.filter(pl.col("Metadata_Plate").is_in(plates)) if plates else frame
+
+
+@dg.asset(deps=[crops], group_name="models", kinds={"polars"})
+def data_split(context: dg.AssetExecutionContext, platform: Platform, config: SplitConfig) -> dg.MaterializeResult:
+    """Wells for training, validation and test: disjoint by well, every class in each part where it can be."""
+    from gradcamo_assets.common.files import replaced_file
+    from gradcamo_assets.learning.split import PARTS, split_wells
+
+    cells = _kept_cells(platform, config.plates)
+    split = split_wells(cells, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
+    with replaced_file(platform.home.split_file) as path:
+        split.write_csv(path)
+    wells = {part: len(split.filter(split=part)) for part in PARTS}
+    return dg.MaterializeResult(
+        metadata={
+            **{f"{part}_wells": n for part, n in wells.items()},
+            "cells": len(cells),
+            "classes": ", ".join(sorted(cells["treatment_class"].drop_nulls().unique())),
+            "file": dg.MetadataValue.path(str(platform.home.split_file)),
+        }
+    )
+
+
+@dg.asset(deps=[data_split], group_name="models", kinds={"pytorch", "mlflow"}, pool="training")
+def trained_model(context: dg.AssetExecutionContext, platform: Platform, config: TrainConfig) -> dg.MaterializeResult:
+    """An encoder that predicts the treatment of a crop, registered in MLflow; the first one becomes champion."""
+    from gradcamo_assets.learning.fit import fit_and_register
+    from gradcamo_assets.learning.promotion import promote, record_versions
+    from gradcamo_assets.learning.train import TrainingConfig
+
+    home, lake, registry = platform.home, platform.lake, platform.registry
+    if not home.split_file.exists():
+        raise GradcamoError("there is no split", "Materialise data_split first.", path=home.split_file)
+    split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
+    cells = _kept_cells(platform, split["Metadata_Plate"].unique().to_list())
+    fields = cells.select("Metadata_Plate", "Metadata_Well", "Metadata_Site").unique(maintain_order=True)
+    training = home.settings("training", TrainingConfig, **config.model_dump())
+    fitted = fit_and_register(
+        cells,
+        split,
+        [crop_folder(home, *row) for row in fields.sort(pl.all()).iter_rows()],
+        training,
+        registry,
+        work=home.mlflow,
+        progress=False,
+        report=context.log.info,
+        tags={"dagster_run_id": context.run_id},
+    )
+    record_versions(lake, registry)
+    first = registry.by_alias(CHAMPION) is None
+    if first:
+        promote(lake, registry, fitted.version, by=f"run {context.run_id}", reason="the first version")
+    history = pl.DataFrame({"epoch": list(range(1, training.epochs + 1)), **fitted.result.curves})
+    return dg.MaterializeResult(
+        metadata={
+            "model_version": fitted.version.version,
+            "promoted": "yes, it is the first" if first else "no: promote it in MLflow by moving the champion alias",
+            **{f"{part}_crops": n for part, n in fitted.crops.items()},
+            **fitted.result.metrics,
+            "mlflow_run": fitted.version.run_id,
+            "curves": dg.MetadataValue.md(to_markdown(training_curves(history), "Training curves")),
+        }
+    )
+
+
+champion_model = dg.AssetSpec(
+    "champion_model",
+    deps=[trained_model],
+    group_name="models",
+    kinds={"mlflow"},
+    description="The registered version that the alias 'champion' points at; it scores every plate. Moved in MLflow.",
+)

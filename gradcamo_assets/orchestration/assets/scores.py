@@ -1,0 +1,148 @@
+"""``embeddings`` and ``gradcamo_scores``: one pass over the crops by the champion of the moment."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+
+from gradcamo_assets.crops import open_crops
+from gradcamo_assets.figures import crops_with_maps, to_markdown
+from gradcamo_assets.learning.registry import CHAMPION, ModelVersion
+from gradcamo_assets.orchestration.assets.crops import crops
+from gradcamo_assets.orchestration.assets.models import champion_model
+from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
+from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.orchestration.stores import crop_folder
+from gradcamo_assets.warehouse.schema import lake_table
+
+_SHOWN = 6
+
+
+@dg.multi_asset(
+    name="scores_and_embeddings",
+    specs=[
+        dg.AssetSpec(
+            "embeddings",
+            deps=[crops, champion_model],
+            group_name="scores",
+            kinds={"pytorch", "parquet"},
+            description="The champion's activations, averaged over the crop, one vector a cell.",
+        ),
+        dg.AssetSpec(
+            "gradcamo_scores",
+            deps=[crops, champion_model],
+            group_name="scores",
+            kinds={"pytorch", "parquet"},
+            description="Where the champion looked: Grad-CAMO and its companions, one row a cell.",
+        ),
+    ],
+    partitions_def=PLATE_SITES,
+    pool="scoring",
+    check_specs=[
+        dg.AssetCheckSpec("cells_scored", asset="gradcamo_scores", description="Every kept cell has a row of its own.")
+    ],
+)
+def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform) -> Iterator[dg.MaterializeResult]:
+    """Embed and score every crop of a plate x site in one pass; rows of other model versions stay as they are."""
+    from gradcamo_assets.scoring.score import Scorer
+
+    plate, site = plate_site_of(context)
+    home, lake, registry = platform.home, platform.lake, platform.registry
+    champion = registry.by_alias(CHAMPION)
+    if champion is None:
+        raise dg.Failure("There is no champion model yet. Launch the train_model job, or move the alias in MLflow.")
+    scorer = Scorer(registry.fetch(champion))
+    cells = lake.read("cells", plate=plate, site=site)
+    kept = cells.filter(pl.col("crop_index").is_not_null())
+    if not len(kept):
+        context.log.warning(f"Plate {plate}, site {site} has no kept cell; there is nothing to score.")
+    frames: list[pl.DataFrame] = []
+    embeddings: list[np.ndarray] = []
+    picture: dg.MetadataValue | None = None
+    wells = kept["Metadata_Well"].unique().sort().to_list()
+    for number, well in enumerate(wells, start=1):
+        field = open_crops(crop_folder(home, plate, well, site))
+        scored = scorer.score(field, keep_maps=0 if picture else _SHOWN)
+        frames.append(scored.scores)
+        embeddings.append(scored.embeddings)
+        if picture is None:
+            images, labels = field.read(slice(0, len(scored.maps)))
+            titles = [
+                f"{row['predicted_class']}: {row['gradcamo'] or float('nan'):.2f}, {row['looks_at']}"
+                for row in scored.scores.head(len(scored.maps)).iter_rows(named=True)
+            ]
+            figure = crops_with_maps(images, labels, scored.maps, titles)
+            picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
+        context.log.info(f"{well}: {len(field)} cells scored, {number} of {len(wells)} wells")
+    keys: dict[str, Any] = {
+        "plate": plate,
+        "site": site,
+        "model_name": champion.name,
+        "model_version": champion.version,
+    }
+    scores = _rows(kept, frames, champion, scorer.config.split, context.run_id)
+    vectors = [row for part in embeddings for row in part]
+    columns = lake_table("embeddings").empty().columns
+    vector_frame = pl.concat(frames).select("Metadata_CellID") if frames else pl.DataFrame({"Metadata_CellID": []})
+    vector_frame = vector_frame.cast(pl.String).with_columns(pl.Series("embedding", vectors, dtype=pl.List(pl.Float32)))
+    lake.write("embeddings", scores.join(vector_frame, on="Metadata_CellID").select(columns), **keys)
+    lake.write("scores", scores, **keys)
+    missing = len(kept) - scores["Metadata_CellID"].n_unique()
+    common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version, "mlflow_run": champion.run_id}
+    yield dg.MaterializeResult(
+        asset_key="embeddings", metadata={**common, "dimensions": len(vectors[0]) if vectors else 0}
+    )
+    yield dg.MaterializeResult(
+        asset_key="gradcamo_scores",
+        metadata={
+            **common,
+            **_summary(scores),
+            **({"crops_and_maps": picture} if picture else {}),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="cells_scored",
+                asset_key="gradcamo_scores",
+                passed=missing == 0,
+                metadata={"missing": missing, "without_score": scores["gradcamo"].null_count()},
+            )
+        ],
+    )
+
+
+def _rows(
+    kept: pl.DataFrame, frames: list[pl.DataFrame], champion: ModelVersion, split: dict[str, list[str]], run_id: str
+) -> pl.DataFrame:
+    """Rows of the ``scores`` table: the cells' keys beside what the champion saw."""
+    empty = lake_table("scores").empty()
+    if not frames:
+        return empty
+    part_of = {well: part for part, wells in split.items() for well in wells}
+    well = pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")
+    return (
+        kept.join(pl.concat(frames), on="Metadata_CellID")
+        .with_columns(
+            model_name=pl.lit(champion.name),
+            model_version=pl.lit(champion.version, pl.Int32),
+            true_class="treatment_class",
+            split=well.replace_strict(part_of, default="unseen", return_dtype=pl.String),
+            run_id=pl.lit(run_id),
+            scored_at=pl.lit(datetime.now(UTC).replace(tzinfo=None)),
+        )
+        .select(empty.columns)
+    )
+
+
+def _summary(scores: pl.DataFrame) -> dict[str, Any]:
+    """Numbers that plot well over partitions; what is unknown is left out."""
+    looks = scores["looks_at"].drop_nulls()
+    values = {
+        "median_gradcamo": scores["gradcamo"].median(),
+        "median_adjusted": scores["gradcamo_adjusted"].median(),
+        "on_target_share": scores["on_target"].mean(),
+        "looks_at_target_share": (looks == "target").mean() if len(looks) else None,
+    }
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}

@@ -1,0 +1,20 @@
+"""All definitions on one platform."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from gradcamo_assets.orchestration.assets import ASSETS
+from gradcamo_assets.orchestration.automation import JOBS, SCHEDULES, SENSORS
+from gradcamo_assets.orchestration.resources import Platform
+
+
+def build_definitions(platform: Platform | None = None) -> dg.Definitions:
+    """All assets, jobs, schedules and sensors; tests and the demo pass a platform of their own."""
+    return dg.Definitions(
+        assets=ASSETS,
+        jobs=JOBS,
+        schedules=SCHEDULES,
+        sensors=SENSORS,
+        resources={"platform": platform or Platform()},
+    )

@@ -1,0 +1,69 @@
+"""The persistent Dagster instance of an installation, and the two web pages on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from dagster import DagsterInstance
+
+from gradcamo_assets.common import GradcamoError, Home
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def environment(home: Home) -> dict[str, str]:
+    """What Dagster's processes need to know: where ``dagster.yaml`` is, and where this installation keeps its data.
+
+    Raises:
+        GradcamoError: if ``dagster.yaml`` is not where this package was installed from.
+    """
+    if not (REPOSITORY / "dagster.yaml").exists():
+        raise GradcamoError(
+            "dagster.yaml is missing", "Install the package from a clone: pip install -e .", path=REPOSITORY
+        )
+    return {
+        "DAGSTER_HOME": os.environ.get("DAGSTER_HOME") or str(REPOSITORY),
+        "GRADCAMO_HOME": str(home.root),
+        "GRADCAMO_DAGSTER": str(home.dagster),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+
+
+def open_instance(home: Home) -> DagsterInstance:
+    """The instance whose runs and materialisations the UI shows."""
+    values = environment(home.create())
+    os.environ.update(values)
+    return DagsterInstance.from_config(values["DAGSTER_HOME"])
+
+
+def serve(home: Home, *, port: int, mlflow_port: int) -> int:
+    """Run the Dagster UI with its daemon and the MLflow UI, on loopback, until interrupted. The exit code."""
+    home.create()
+    store = f"sqlite:///{home.mlflow / 'mlflow.db'}"
+    artifacts = (home.mlflow / "artifacts").as_uri()
+    # fmt: off
+    commands = [
+        [sys.executable, "-m", "dagster", "dev", "-w", str(REPOSITORY / "workspace.yaml"),
+         "--host", "127.0.0.1", "--port", str(port)],
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--default-artifact-root", artifacts,
+         "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
+    ]
+    # fmt: on
+    values = {**os.environ, **environment(home)}
+    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{mlflow_port}\nStop both with Ctrl-C.")
+    processes = [subprocess.Popen(command, env=values, cwd=REPOSITORY) for command in commands]
+    try:
+        return processes[0].wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)

@@ -1,0 +1,22 @@
+"""The two dynamic dimensions, plates and sites. Which pairs exist is asked of the plates, not of the cross product."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+PLATES = dg.DynamicPartitionsDefinition(name="plates")
+SITES = dg.DynamicPartitionsDefinition(name="sites")
+PLATE_SITES = dg.MultiPartitionsDefinition({"plate": PLATES, "site": SITES})
+
+
+def plate_site_key(plate: str, site: int) -> dg.MultiPartitionKey:
+    """The partition key of one plate and site."""
+    return dg.MultiPartitionKey({"plate": plate, "site": str(site)})
+
+
+def plate_site_of(context: dg.AssetExecutionContext) -> tuple[str, int]:
+    """Plate and site of the partition a run is for."""
+    key = context.partition_key
+    if not isinstance(key, dg.MultiPartitionKey):
+        raise TypeError(f"{key!r} is no plate x site partition")
+    return key.keys_by_dimension["plate"], int(key.keys_by_dimension["site"])

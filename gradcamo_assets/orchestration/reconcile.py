@@ -1,0 +1,93 @@
+"""What there is against what there should be, read from the stores. Each question is asked by one mechanism only.
+
+The decisions are pure functions of the floors below (``plates_to_ingest``, ``partitions_to_score``); here they are fed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from gradcamo_assets.common import Home
+from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
+from gradcamo_assets.networks.bundle import read_config
+from gradcamo_assets.scoring.reconcile import Partition, partitions_to_score
+from gradcamo_assets.warehouse import Lake, lake_table
+
+
+def partitions_without_crops(lake: Lake) -> list[Partition]:
+    """Plate x site partitions of ingested plates whose cells were never tabulated and cropped, sorted."""
+    fields = lake.scan("fields").select("Metadata_Plate", "Metadata_Site", "qc_flag").collect()
+    # A field that failed at a later stage was readable once, and is tried again with its partition.
+    readable = fields.filter(pl.col("qc_flag").is_null() | pl.col("qc_flag").str.starts_with("not "))
+    known = {(key.plate, key.site) for key in lake.keys("cells")}
+    there = readable.select("Metadata_Plate", "Metadata_Site").unique().iter_rows()
+    return sorted(partition for partition in there if partition not in known)
+
+
+def crop_versions(lake: Lake, table: str, **keys: object) -> dict[Partition, set[str]]:
+    """The crop versions that stand in a table, by partition; partitions without any are there with an empty set."""
+    found: dict[Partition, set[str]] = defaultdict(set)
+    for key in lake.keys(table, **keys):
+        if key.plate is not None and key.site is not None:
+            found[key.plate, key.site] = set()
+    rows = (
+        lake.scan(table, **keys)
+        .select("Metadata_Plate", "Metadata_Site", "crop_version")
+        .drop_nulls("crop_version")
+        .unique()
+        .collect()
+    )
+    for plate, site, version in rows.iter_rows():
+        found[plate, site].add(version)
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What the champion has yet to score, and what it does not fit, with the reason."""
+
+    todo: list[Partition]
+    refused: dict[Partition, str]
+    crops: dict[Partition, set[str]]
+
+
+def scoring_state(home: Home, lake: Lake, registry: ModelRegistry, champion: ModelVersion) -> Scoring:
+    """Compare the crops there are with what the champion has scored, and its bundle with the plates.
+
+    Raises:
+        BundleError: if the champion's bundle cannot be read.
+    """
+    config = read_config(registry.fetch(champion))
+    crops = crop_versions(lake, "cells")
+    scored = crop_versions(lake, "scores", model_name=champion.name, model_version=champion.version)
+    plates = {row["Metadata_Plate"]: row for row in lake.read("plates").iter_rows(named=True)}
+    refused: dict[Partition, str] = {}
+    for partition in crops:
+        plate = plates.get(partition[0])
+        if plate is None:
+            continue
+        voxels = [plate[f"voxel_{axis}_um"] for axis in "zyx"]
+        reason = config.misfit(plate["channels"], voxels)
+        if reason:
+            refused[partition] = reason
+    return Scoring(partitions_to_score(crops, scored, refused), refused, crops)
+
+
+def record_refusals(lake: Lake, champion: ModelVersion, refused: dict[Partition, str]) -> None:
+    """Keep the ``unscored`` table equal to what this version does not fit; nothing is written where nothing changed."""
+    keys: dict[str, Any] = {"model_name": champion.name, "model_version": champion.version}
+    known = {
+        (row["Metadata_Plate"], row["Metadata_Site"]): row["reason"]
+        for row in lake.read("unscored", **keys).iter_rows(named=True)
+    }
+    for (plate, site), reason in refused.items():
+        if known.get((plate, site)) != reason:
+            row = {"Metadata_Plate": plate, "Metadata_Site": site, **keys, "reason": reason}
+            frame = pl.DataFrame([row], schema=lake_table("unscored").polars)
+            lake.write("unscored", frame, plate=plate, site=site, **keys)
+    for plate, site in known.keys() - refused.keys():
+        lake.drop("unscored", plate=plate, site=site, **keys)

@@ -1,0 +1,32 @@
+"""The one resource: where this installation keeps its data, its lake and its model registry."""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from gradcamo_assets.common import Home
+from gradcamo_assets.learning.registry import ModelRegistry
+from gradcamo_assets.warehouse import Lake
+
+
+class Platform(dg.ConfigurableResource):
+    """Folders, lake and registry of one installation."""
+
+    root: str | None = Field(default=None, description="GRADCAMO_HOME; by default the environment variable's.")
+    model_name: str = Field(default="gradcamo-encoder", description="Registered model in MLflow whose champion scores.")
+
+    @property
+    def home(self) -> Home:
+        """The folders."""
+        return (Home(Path(self.root).absolute()) if self.root else Home.from_environment()).create()
+
+    @property
+    def lake(self) -> Lake:
+        """The Parquet lake."""
+        return Lake(self.home.lake)
+
+    @property
+    def registry(self) -> ModelRegistry:
+        """The model registry."""
+        return ModelRegistry(self.home.mlflow, self.model_name)

@@ -1,0 +1,119 @@
+"""What a synthetic plate is: its size, its treatments, and which well gets which.
+
+Pixels are drawn in ``synthetic_field``, files are written in ``synthetic``.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.common.names import plate_name
+
+COMPOUND, CONTROL, POOLED, UNIT = "cpd-A", "DMSO", "pooled", "uM"
+STAINS = ("DNA", "ER", "RNA", "AGP", "Mito", "Brightfield")
+VOXEL_SIZE = (1.0, 0.5, 0.5)
+"""Micrometres in z, y, x."""
+_TOP_DOSE = 10.0
+_LAYOUT_STREAM = 2**31
+"""Keeps the random stream of the layout apart from those of the wells."""
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """One class: what a cell was given, and how far along the phenotype that takes it (0 control, 1 top dose)."""
+
+    compound: str
+    dose: float
+    pert_type: Literal["trt", "negcon"]
+    level: float
+
+
+@dataclass(frozen=True)
+class SyntheticPlate:
+    """A synthetic Cell Painting plate. The same values give the same plate, to the byte of its images.
+
+    Args:
+        shape: (Z, Y, X) of a field, in voxels of 1.0 x 0.5 x 0.5 um.
+        channels: 4 to 6 stains, in the order of ``STAINS``.
+        doses: of the one compound; with the control there are ``doses + 1`` classes.
+        cells: a field, on average.
+        shortcut: where the signature of a class is painted: in every cell ("none"), outside all cells ("background"),
+            or in bystander cells only ("neighbour").
+        labels: one treatment a well, or a treatment of its own for every cell (a pooled screen).
+
+    Raises:
+        PlateError: for values that make no plate.
+    """
+
+    name: str = "synthetic"
+    wells: int = 24
+    sites: int = 2
+    shape: tuple[int, int, int] = (12, 160, 160)
+    channels: int = 5
+    doses: int = 3
+    cells: int = 10
+    shortcut: Literal["none", "background", "neighbour"] = "none"
+    labels: Literal["well", "cell"] = "well"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        plate_name(self.name)
+        z, y, x = self.shape
+        checks = (
+            (1 <= self.wells <= 384, "wells", "1 to 384"),
+            (1 <= self.sites <= 100, "sites", "1 to 100"),
+            (1 <= z <= 512 and 48 <= y <= 4096 and 48 <= x <= 4096, "shape", "Z from 1, Y and X from 48 to 4096"),
+            (4 <= self.channels <= 6, "channels", "4 to 6"),
+            (1 <= self.doses <= 8, "doses", "1 to 8"),
+            (1 <= self.cells <= 5000, "cells", "1 to 5000"),
+            (self.shortcut in ("none", "background", "neighbour"), "shortcut", "none, background or neighbour"),
+            (self.labels in ("well", "cell"), "labels", "well or cell"),
+            (self.seed >= 0, "seed", "0 or more"),
+        )
+        for fine, field, allowed in checks:
+            if not fine:
+                raise PlateError(
+                    f"a synthetic plate cannot have {field} = {getattr(self, field)!r}", f"Use {allowed}.",
+                    plate=self.name,
+                )  # fmt: skip
+        if self.labels == "cell" and self.shortcut == "neighbour":
+            raise PlateError(
+                "a neighbour shortcut needs one treatment a well, but every cell was to have its own",
+                "Use labels 'well' with the neighbour shortcut, or another shortcut with labels 'cell'.",
+                plate=self.name,
+            )
+
+    @property
+    def stains(self) -> tuple[str, ...]:
+        """Channel names, in order."""
+        return STAINS[: self.channels]
+
+    @property
+    def treatments(self) -> tuple[Treatment, ...]:
+        """The classes: the control, then the doses in ascending order."""
+        step = 1.0 if self.doses <= 3 else 0.5
+        doses = [float(f"{_TOP_DOSE * 10 ** (-step * k):.1g}") for k in reversed(range(self.doses))]
+        return (
+            Treatment(CONTROL, 0.0, "negcon", 0.0),
+            *(Treatment(COMPOUND, dose, "trt", (k + 1) / self.doses) for k, dose in enumerate(doses)),
+        )
+
+    @property
+    def well_names(self) -> tuple[str, ...]:
+        """Wells row by row, on the smallest grid of about 2 to 3 that holds them."""
+        rows = next(r for r in range(1, 17) if r * -(-3 * r // 2) >= self.wells)
+        columns = -(-3 * rows // 2)
+        return tuple(f"{string.ascii_uppercase[i // columns]}{i % columns + 1:02d}" for i in range(self.wells))
+
+    @property
+    def layout(self) -> tuple[Treatment, ...]:
+        """The treatment of each well: shuffled in blocks that hold every class once, so no class keeps to a corner."""
+        rng = np.random.default_rng([self.seed, _LAYOUT_STREAM])
+        classes = len(self.treatments)
+        order = np.concatenate([rng.permutation(classes) for _ in range(-(-self.wells // classes))])
+        return tuple(self.treatments[k] for k in order[: self.wells])

@@ -1,0 +1,101 @@
+"""From a field's channels to the two images that are segmented: cytoplasm and nucleus.
+
+Here: finding the channels by name, normalising over a stack, combining stains. Not here: any network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradcamo_assets.common.errors import SegmentationError
+
+_NUCLEUS = ("dna", "dapi", "hoechst", "nuclei", "nucleus", "nuclear", "draq5", "h2b", "syto")
+_NOT_FLUORESCENCE = ("brightfield", "bright field", "bright-field", "phase", "dic", "bf", "transmitted", "tl")
+_SAMPLES = 2_000_000
+
+
+def find_channels(
+    channels: Sequence[str], nucleus: str | None, cytoplasm: Sequence[str] | None
+) -> tuple[int, tuple[int, ...]]:
+    """Indices of the nucleus channel and of the cytoplasm channels.
+
+    A nucleus that is not named is found by name (DNA, DAPI, Hoechst, ...); cytoplasm that is not named is every other
+    channel but bright field.
+
+    Raises:
+        SegmentationError: where a named channel is absent, or no channel or several could be the nucleus.
+    """
+    have = f"the channels are {', '.join(channels)}"
+    lower = [name.casefold() for name in channels]
+
+    def index(name: str) -> int:
+        if lower.count(name.casefold()) != 1:
+            raise SegmentationError(f"there is no single channel {name!r}: {have}", "Set nucleus and cytoplasm anew.")
+        return lower.index(name.casefold())
+
+    if nucleus is not None:
+        nuclear = index(nucleus)
+    else:
+        exact = [i for i, name in enumerate(lower) if name in _NUCLEUS]
+        found = exact or [i for i, name in enumerate(lower) if any(key in name for key in _NUCLEUS)]
+        if len(found) != 1:
+            raise SegmentationError(
+                f"{'several channels' if found else 'no channel'} could be the nucleus: {have}",
+                "Set nucleus to the name of the DNA stain.",
+            )
+        nuclear = found[0]
+    if cytoplasm is not None:
+        return nuclear, tuple(index(name) for name in cytoplasm)
+    words = [set(name.replace("_", " ").split()) | {name} for name in lower]
+    others = [i for i in range(len(channels)) if i != nuclear and not any(key in words[i] for key in _NOT_FLUORESCENCE)]
+    return nuclear, tuple(others)
+
+
+def _range(stack: np.ndarray) -> tuple[float, float]:
+    """What becomes 0, and the range that becomes 1 (0 for a constant stack)."""
+    if not np.issubdtype(stack.dtype, np.integer) and not np.isfinite(stack).all():
+        raise SegmentationError("the image holds values that are no numbers", "Read or export this field anew.")
+    if not stack.size:
+        raise SegmentationError("the image is empty", "Read or export this field anew.")
+    low, middle, high = np.percentile(stack.ravel()[:: max(1, stack.size // _SAMPLES)], [1.0, 50.0, 99.7])
+    rows = stack.reshape(-1, stack.shape[-1])[:: max(1, stack.size // _SAMPLES)].astype(np.float32)
+    noise = float(np.median(np.abs(np.diff(rows, axis=1)))) / 0.954 if rows.shape[-1] > 1 else 0.0
+    if high - low < 12 * noise:
+        return float(middle), 12 * noise
+    return float(low), float(high - low)
+
+
+def _scaled(image: np.ndarray, low: float, scale: float) -> np.ndarray:
+    if scale <= 0:
+        return np.zeros(image.shape, np.float32)
+    return np.clip((image.astype(np.float32) - np.float32(low)) / np.float32(scale), -0.5, 3.0)
+
+
+def normalised(stack: np.ndarray) -> np.ndarray:
+    """The stack with its 1st percentile at 0 and its 99.7th at 1, clipped to -0.5 and 3, float32.
+
+    The percentiles are those of the whole stack, so that an empty slice stays dark. A stack that holds nothing but
+    noise is not blown up: where the range is below 12 standard deviations of the noise (read from the differences of
+    neighbouring pixels, by median absolute deviation), it is set to that, and the median becomes 0.
+    A constant stack gives zeros.
+
+    Raises:
+        SegmentationError: where the stack is empty or holds values that are no finite numbers.
+    """
+    return _scaled(stack, *_range(stack))
+
+
+def combined(stacks: Sequence[np.ndarray]) -> np.ndarray:
+    """One image (Z, Y, X) of several stains: the median of the normalised stacks, the mean of two.
+
+    The median is what keeps one stain with a bright or granular background from hiding the cells in the others.
+    Works slice by slice: a field of tall stacks does not fit in memory several times.
+    """
+    ranges = [_range(stack) for stack in stacks]
+    out = np.empty(stacks[0].shape, np.float32)
+    for z in range(len(out)):
+        parts = [_scaled(stack[z], *chosen) for stack, chosen in zip(stacks, ranges, strict=True)]
+        out[z] = parts[0] if len(parts) == 1 else np.median(np.stack(parts), axis=0)
+    return out

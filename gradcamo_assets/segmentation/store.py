@@ -1,0 +1,87 @@
+"""Masks of one field on disk: OME-Zarr (NGFF 0.5) label images in one folder, written whole or not at all.
+
+``<folder>/labels/cells`` and ``<folder>/labels/nuclei``, one resolution each. Not here: which folder a field has.
+Specification: https://ngff.openmicroscopy.org/0.5/#labels-md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gradcamo_assets.common.errors import SegmentationError
+from gradcamo_assets.common.files import replaced_folder
+from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.segmentation.masks import Masks
+
+_VERSION = "0.5"
+_KINDS = ("cells", "nuclei")
+_CHUNK_VOXELS = 2**20
+
+
+def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provenance: Provenance) -> None:
+    """Write both label images and the provenance; what ``folder`` held before is replaced.
+
+    Args:
+        voxel_size: (z, y, x) in micrometres.
+
+    Raises:
+        SegmentationError: where the two masks differ in shape or have no three axes.
+    """
+    import zarr
+    from zarr.codecs import BloscCodec, BloscShuffle
+
+    if masks.cells.shape != masks.nuclei.shape or masks.cells.ndim != 3:
+        raise SegmentationError(
+            f"masks of shapes {masks.cells.shape} and {masks.nuclei.shape} are no masks of one field",
+            "Give cells and nuclei (Z, Y, X) of one shape.",
+            path=folder,
+        )
+    with replaced_folder(folder) as temporary:
+        root = zarr.open_group(temporary, mode="w", zarr_format=3)
+        labels = root.create_group("labels", attributes={"ome": {"version": _VERSION, "labels": list(_KINDS)}})
+        for kind in _KINDS:
+            values = getattr(masks, kind).astype(np.uint32, copy=False)
+            depth, height, width = values.shape
+            slices = int(np.clip(_CHUNK_VOXELS // max(1, height * width), 1, max(1, depth)))
+            array = labels.create_group(kind, attributes={"ome": _image_metadata(kind, voxel_size)}).create_array(
+                "0",
+                shape=values.shape,
+                dtype="uint32",
+                chunks=(slices, height, width),
+                compressors=BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle),
+                dimension_names=("z", "y", "x"),
+            )
+            array[:] = values
+        provenance.write(temporary)
+
+
+def _image_metadata(kind: str, voxel_size: Sequence[float]) -> dict[str, object]:
+    scale = {"type": "scale", "scale": [float(step) for step in voxel_size]}
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+    datasets = [{"path": "0", "coordinateTransformations": [scale]}]
+    return {
+        "version": _VERSION,
+        "multiscales": [{"name": kind, "axes": axes, "datasets": datasets}],
+        "image-label": {},
+    }
+
+
+def read_masks(folder: Path) -> Masks:
+    """The masks that ``write_masks`` wrote.
+
+    Raises:
+        SegmentationError: where there are none, or they cannot be read.
+    """
+    import zarr
+
+    try:
+        root = zarr.open_group(folder, mode="r")
+        cells, nuclei = (np.asarray(root[f"labels/{kind}/0"][:], np.uint32) for kind in _KINDS)  # type: ignore[index]
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise SegmentationError(
+            f"there are no readable masks: {error}", "Segment this field anew.", path=folder
+        ) from error
+    return Masks(cells, nuclei)

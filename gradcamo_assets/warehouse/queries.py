@@ -1,0 +1,108 @@
+"""Asking the QC database: read-only connections, one-statement queries, the ready-made tables.
+
+How an answer is printed or written is in ``render``.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+import duckdb
+import polars as pl
+
+from gradcamo_assets.common.errors import StoreError
+from gradcamo_assets.warehouse.database import facts, quoted
+from gradcamo_assets.warehouse.schema_scores import QC_GROUPS
+
+_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI}
+
+
+def connect(database: Path) -> duckdb.DuckDBPyConnection:
+    """A read-only connection that can read no other file than the lake's embeddings. Close it when done.
+
+    A process that still holds a connection to an earlier publication gets that one again.
+
+    Raises:
+        StoreError: where the file is missing or cannot be opened.
+    """
+    if not database.exists():
+        raise StoreError("there is no QC database yet", "Run the pipeline, or `gradcamo demo`, first.", path=database)
+    try:
+        connection = _open(database)
+    except duckdb.Error as error:
+        raise StoreError(
+            f"the QC database cannot be opened: {error}",
+            "Delete it and publish again: it is made anew from the lake.",
+            path=database,
+        ) from error
+    try:
+        if connection.execute("SELECT current_setting('enable_external_access')").fetchall()[0][0]:
+            lake = facts(connection)["lake"]
+            # DuckDB compares the folder once as the view's pattern spells it, once as the files are found.
+            allowed = ", ".join(quoted(f"{folder}/embeddings") for folder in (lake, glob.escape(lake)))
+            connection.execute(f"SET allowed_directories = [{allowed}]")
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET python_enable_replacements = false")
+    except (duckdb.Error, KeyError) as error:
+        connection.close()
+        raise StoreError(
+            f"this is no QC database: {error}", "Point to the file that the pipeline publishes.", path=database
+        ) from error
+    return connection
+
+
+def _open(database: Path) -> duckdb.DuckDBPyConnection:
+    try:
+        return duckdb.connect(database, read_only=True)
+    except duckdb.Error as error:
+        # A published file has no log of its own: one beside it is what a writing session left of an earlier file.
+        log = database.with_name(f"{database.name}.wal")
+        if "WAL" not in str(error) or not log.exists():
+            raise
+        log.unlink()
+        return duckdb.connect(database, read_only=True)
+
+
+def run_sql(database: Path, sql: str, parameters: dict[str, object] | None = None) -> pl.DataFrame:
+    """The answer to one reading statement; ``parameters`` fill its ``$name`` places.
+
+    Raises:
+        StoreError: for several statements, for one that is none of a reader's, and for DuckDB's own errors.
+    """
+    connection = connect(database)
+    try:
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type not in _READING:
+            raise StoreError(
+                "only one reading statement is answered",
+                "Ask one SELECT, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN at a time; the lake is where rows change.",
+            )
+        frame = pl.DataFrame(connection.sql(statements[0], params=parameters).to_arrow_table())
+    except duckdb.Error as error:
+        raise StoreError(
+            f"the query failed: {error}", "`SHOW TABLES` and `DESCRIBE scores` say what can be asked."
+        ) from error
+    finally:
+        connection.close()
+    return frame.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
+
+
+def qc_table(database: Path, by: str = "dose", champion_only: bool = True) -> pl.DataFrame:
+    """One of the ready-made tables, sorted for reading.
+
+    Args:
+        by: ``dose``, ``site``, ``dose,site``, ``well``, ``plate`` or ``model`` (all versions side by side).
+        champion_only: only the champion's rows; ``model`` always shows all.
+
+    Raises:
+        StoreError: for another ``by``, or where the database cannot be read.
+    """
+    if by == "model":
+        return run_sql(database, "SELECT * FROM model_comparison ORDER BY model_name, model_version")
+    name = "_".join(part.strip() for part in by.split(","))
+    if name not in QC_GROUPS:
+        raise StoreError(f"there is no QC table by {by!r}", "Choose dose, site, 'dose,site', well, plate or model.")
+    where = "WHERE (model_name, model_version) IN (SELECT (model_name, model_version) FROM champions)"
+    order = ["model_name", "model_version", "Metadata_Plate", *(column.name for column in QC_GROUPS[name])]
+    return run_sql(database, f"SELECT * FROM qc_by_{name} {where if champion_only else ''} ORDER BY {', '.join(order)}")

@@ -1,0 +1,110 @@
+"""The scores, one row a cell x model version, and the QC aggregates stored when they are published."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from gradcamo_assets.warehouse.columns import (
+    CELL_KEYS,
+    CROP_VERSION,
+    MASK_VERSION,
+    MODEL,
+    PLATE,
+    SITE,
+    TIME,
+    TREATMENT,
+    WELL,
+    Column,
+    Table,
+)
+
+
+def _number(name: str, comment: str) -> Column:
+    return Column(name, pl.Float64, comment)
+
+
+SCORES = Table(
+    "scores",
+    "One row a cell x model version: where the encoder looked (Grad-CAM map of the predicted class)",
+    (
+        *CELL_KEYS,
+        *MODEL,
+        Column(MASK_VERSION.name, pl.String, MASK_VERSION.comment, nullable=False),
+        Column(CROP_VERSION.name, pl.String, CROP_VERSION.comment, nullable=False),
+        Column("true_class", pl.String, "Class of the cell's treatment"),
+        Column("predicted_class", pl.String, "Class with the highest logit; the map explains this class"),
+        _number("probability", "Softmax probability of the predicted class"),
+        _number("logit", "Logit of the predicted class"),
+        _number("logit_bias", "Bias of the predicted class in the last layer; NULL without such a head"),
+        Column(
+            "split",
+            pl.String,
+            "What the cell was to the model: train, val, test, or unseen (a plate that it was not trained on)",
+            nullable=False,
+            allowed=("train", "val", "test", "unseen"),
+        ),
+        _number("gradcamo", "Grad-CAMO score: share of the map inside the cell's mask"),
+        _number("mask_fraction", "Share of the crop that the mask fills: the score of looking nowhere in particular"),
+        _number("gradcamo_max", "Highest score that this map's resolution allows for this mask"),
+        _number("gradcamo_adjusted", "(gradcamo - mask_fraction) / (gradcamo_max - mask_fraction): 0 chance, 1 best"),
+        _number("neighbour_share", "Share of the map on other cells; NULL where their masks were not given"),
+        _number("background_share", "Share of the map on no cell"),
+        _number("neighbour_fraction", "Share of the crop that other cells fill"),
+        Column(
+            "looks_at",
+            pl.String,
+            "Region with the highest adjusted share; none if no region exceeds chance by 0.05",
+            allowed=("target", "neighbour", "background", "none"),
+        ),
+        _number("evidence_target", "Signed part of the logit that comes from the cell"),
+        _number("evidence_neighbour", "Signed part of the logit that comes from other cells"),
+        _number("evidence_background", "Signed part of the logit that comes from the background"),
+        Column("on_target", pl.Boolean, "Whether gradcamo exceeds the threshold, 0.5 unless configured"),
+        Column("null_reason", pl.String, "Why there is no score; NULL: there is one"),
+        Column("run_id", pl.String, "Run that computed the row"),
+        Column("scored_at", TIME, "When the row was computed, UTC"),
+    ),
+    keys=("plate", "site", "model_name", "model_version"),
+    unique=("Metadata_CellID", "model_name", "model_version"),
+)
+
+MEASURES = (
+    Column("n_cells", pl.Int64, "Cells scored, those of split train left out", nullable=False),
+    Column("n_wells", pl.Int64, "Wells they lie in", nullable=False),
+    _number("median_gradcamo", "Median score"),
+    _number("mean_gradcamo", "Mean score"),
+    _number("q25_gradcamo", "Lower quartile of the score, linear interpolation"),
+    _number("q75_gradcamo", "Upper quartile of the score, linear interpolation"),
+    _number("on_target_fraction", "Share of cells whose score exceeds the threshold"),
+    _number("ci_low", "Lower end of the 95% interval of on_target_fraction, bootstrap over wells; NULL below 3 wells"),
+    _number("ci_high", "Upper end of the 95% interval of on_target_fraction, bootstrap over wells; NULL below 3 wells"),
+    _number("median_adjusted", "Median adjusted score: 0 chance, 1 the best the map allows"),
+    _number("looks_at_target", "Share of cells whose map looks at the cell itself"),
+    _number("looks_at_neighbour", "Share of cells whose map looks at other cells"),
+    _number("looks_at_background", "Share of cells whose map looks at the background"),
+    _number("looks_at_none", "Share of cells whose map looks at no region beyond chance"),
+    Column("null_cells", pl.Int64, "Cells of n_cells without a score; they are in no mean", nullable=False),
+)
+
+QC_GROUPS: dict[str, tuple[Column, ...]] = {
+    "dose": TREATMENT[:3],
+    "site": (SITE,),
+    "dose_site": (*TREATMENT[:3], SITE),
+    "well": (WELL,),
+    "plate": (),
+}
+
+
+def _qc_table(by: str, groups: tuple[Column, ...]) -> Table:
+    what = {"dose": "compound x dose", "dose_site": "compound x dose x site"}.get(by, by)
+    row = f"{what} x plate x model version" if groups else "plate x model version"
+    return Table(
+        f"qc_by_{by}",
+        f"One row a {row}: how far the scores can be trusted",
+        (*groups, *MODEL, PLATE, *MEASURES),
+        keys=("plate", "model_name", "model_version"),
+        unique=(*(column.name for column in groups), "model_name", "model_version", "Metadata_Plate"),
+    )
+
+
+QC_TABLES = tuple(_qc_table(by, groups) for by, groups in QC_GROUPS.items())

@@ -1,0 +1,127 @@
+"""Names, settings, atomic writes and provenance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradcamo_assets.common import GradcamoError, Home, natural_key, plate_name, slug, well_name
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.common.files import replaced_file, replaced_folder, write_json
+from gradcamo_assets.common.names import row_index
+from gradcamo_assets.common.provenance import Provenance, stored_version
+
+
+@given(st.integers(0, 31), st.integers(1, 48), st.booleans(), st.booleans())
+def test_every_spelling_of_a_well_is_one(row: int, column: int, upper: bool, padded: bool) -> None:
+    letters = chr(65 + row) if row < 26 else "A" + chr(65 + row - 26)
+    spelling = f"{letters if upper else letters.lower()}{column:02d}" if padded else f"{letters}{column}"
+    assert well_name(spelling) == f"{letters}{column:02d}"
+    assert row_index(letters) == row
+
+
+@pytest.mark.parametrize("text", ["", "A", "1", "A0", "A49", "AG1", "BA1", "A1B", "../A1", "A-1", "A1.5"])
+def test_what_is_no_well(text: str) -> None:
+    with pytest.raises(PlateError, match="no well"):
+        well_name(text)
+
+
+@given(st.text(max_size=12))
+def test_an_accepted_plate_name_is_one_harmless_path_component(text: str) -> None:
+    try:
+        name = plate_name(text)
+    except PlateError:
+        return
+    assert name == text
+    assert Path("plates", name).parent == Path("plates")
+    assert not set(name) & set("/\\'\"; \n|\0")
+
+
+@pytest.mark.parametrize("text", ["..", ".hidden", "a/b", "a\\b", "a b", "", "a" * 200, "a\n", "x..y", "a'b", "a|b"])
+def test_names_that_could_leave_their_folder_are_refused(text: str) -> None:
+    with pytest.raises(GradcamoError):
+        plate_name(text)
+    with pytest.raises(GradcamoError):
+        slug(text)
+
+
+def test_natural_order() -> None:
+    assert sorted(["f10", "f9", "2", "10", "f9b"], key=natural_key) == ["2", "10", "f9", "f9b", "f10"]
+
+
+def test_an_error_names_the_place_and_the_remedy() -> None:
+    error = GradcamoError("the chunk is damaged", "Copy it again.", plate="P1", well="B03", site=2, path="x/y")
+    assert str(error) == "plate P1, well B03, site 2, file x/y: the chunk is damaged. Copy it again."
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.txt", tmp_path / "b"
+    file.write_text("old")
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(RuntimeError), replaced_file(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), replaced_folder(folder) as temporary:
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert file.read_text() == "old"
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b"]
+
+
+def test_a_good_write_replaces_the_whole_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    for name in ("one", "two"):
+        with replaced_folder(folder) as temporary:
+            (temporary / name).touch()
+    assert [path.name for path in folder.iterdir()] == ["two"]
+
+
+def test_json_without_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+
+
+def test_provenance_changes_with_every_part(tmp_path: Path) -> None:
+    base = Provenance("in", {"a": 1}, "1")
+    base.write(tmp_path)
+    assert base.is_current(tmp_path)
+    assert stored_version(tmp_path) == base.version
+    for other in (Provenance("out", {"a": 1}, "1"), Provenance("in", {"a": 2}, "1"), Provenance("in", {"a": 1}, "2")):
+        assert not other.is_current(tmp_path)
+    assert stored_version(tmp_path / "nothing") is None
+
+
+@dataclass(frozen=True)
+class _Section:
+    shape: tuple[int, ...] = (1, 2, 3)
+    name: str = "x"
+
+
+def test_settings(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.settings("crops", _Section) == _Section()
+    home.settings_file.write_text('[crops]\nshape = [4, 5, 6]\n[other]\nname = "y"\n')
+    assert home.settings("crops", _Section) == _Section((4, 5, 6))
+    assert home.settings("crops", _Section, name="z", shape=None) == _Section((4, 5, 6), "z")
+    home.settings_file.write_text("[crops]\nshap = 1\n")
+    with pytest.raises(GradcamoError, match="does not know shap"):
+        home.settings("crops", _Section)
+    home.settings_file.write_text("[crops")
+    with pytest.raises(GradcamoError, match=r"gradcamo\.toml"):
+        home.settings("crops", _Section)
+
+
+def test_the_environment_says_where_home_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADCAMO_HOME", str(tmp_path / "there"))
+    home = Home.from_environment().create()
+    assert home.inbox == tmp_path / "there" / "inbox"
+    assert home.inbox.is_dir()

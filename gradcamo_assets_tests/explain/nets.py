@@ -1,0 +1,64 @@
+"""Small random networks, and the score by brute force: full autograd, upsample, multiply, sum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MODES = {2: "bilinear", 3: "trilinear"}
+
+
+class Net(nn.Module):
+    """Two convolutions and a head: ``gap`` (pooling and one linear layer), ``mlp`` or ``max``."""
+
+    def __init__(
+        self, axes: int, stride: int | tuple[int, ...] = 2, head: str = "gap", classes: int = 4, width: int = 6
+    ):
+        super().__init__()
+        conv = nn.Conv2d if axes == 2 else nn.Conv3d
+        self.first = conv(2, 5, 3, stride=1, padding=1)
+        self.second = conv(5, width, 3, stride=stride, padding=1)
+        self.act = nn.ReLU()
+        self.head = head
+        self.between = nn.Sequential(nn.Linear(width, width), nn.Tanh()) if head == "mlp" else nn.Identity()
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.act(self.second(torch.tanh(self.first(images))))
+        pooled = features.flatten(2).amax(2) if self.head == "max" else features.mean(tuple(range(2, features.ndim)))
+        return self.fc(self.between(pooled))
+
+
+def random_case(
+    seed: int, axes: int, batch: int, crop: tuple[int, ...], **options
+) -> tuple[Net, Tensor, Tensor, Tensor]:
+    """A network in eval mode, images, target masks and neighbour masks; no target mask is empty."""
+    torch.manual_seed(seed)
+    model = Net(axes, **options).eval()
+    images = torch.randn(batch, 2, *crop)
+    draw = torch.rand(batch, *crop)
+    target = draw < 0.2
+    target.view(batch, -1)[:, 0] = True
+    neighbours = (draw > 0.7) & ~target
+    return model, images, target, neighbours
+
+
+def brute_maps(model: nn.Module, images: Tensor, layer: nn.Module, classes: Tensor | None = None) -> Tensor:
+    """Grad-CAM by its definition, with the whole graph: (B, *grid) float32."""
+    kept = []
+    handle = layer.register_forward_hook(lambda _m, _i, output: kept.append(output))
+    with torch.enable_grad():
+        logits = model(images.clone().requires_grad_())
+        handle.remove()
+        classes = logits.argmax(1) if classes is None else classes
+        gradient = torch.autograd.grad(sum(row[label] for row, label in zip(logits, classes, strict=True)), kept[0])[0]
+    alpha = gradient.flatten(2).mean(2)
+    return torch.einsum("bk,bk...->b...", alpha, kept[0]).clamp_min(0).detach()
+
+
+def brute_share(maps: Tensor, mask: Tensor) -> Tensor:
+    """Upsample the maps with torch's own linear upsampler in float32, multiply by the masks, sum."""
+    crop = tuple(mask.shape[1:])
+    upsampled = functional.interpolate(maps[:, None], size=crop, mode=MODES[len(crop)], align_corners=False)[:, 0]
+    return (upsampled * mask).flatten(1).double().sum(1) / upsampled.flatten(1).double().sum(1)

@@ -1,0 +1,250 @@
+"""The algebra of the overlap, against torch's own upsampler and its autograd, and its invariants."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from gradcamo_assets.common.errors import ExplainError
+from gradcamo_assets.explain.evidence import evidence, signed_map
+from gradcamo_assets.explain.overlap import label_regions, mask_labels, mean_overlap, overlap, project_mask
+from gradcamo_assets_tests.explain.nets import MODES, brute_share
+
+sizes = st.integers(2, 3).flatmap(
+    lambda axes: st.tuples(
+        st.lists(st.integers(1, 13), min_size=axes, max_size=axes).map(tuple),
+        st.lists(st.integers(1, 9), min_size=axes, max_size=axes).map(tuple),
+    )
+)
+quick = settings(max_examples=40, deadline=None)
+
+
+def drawn(seed: int, batch: int, crop: tuple[int, ...], grid: tuple[int, ...]):
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(batch, *crop, generator=generator)
+    return torch.rand(batch, *grid, generator=generator), draw < 0.3, draw > 0.75
+
+
+@quick
+@given(sizes, st.integers(1, 3), st.integers(0, 99), st.sampled_from([torch.bool, torch.uint8, torch.float32]))
+def test_projection_is_the_adjoint_of_torchs_upsampler(shapes, batch, seed, dtype):
+    crop, grid = shapes
+    _, mask, _ = drawn(seed, batch, crop, grid)
+    maps = torch.zeros(batch, 1, *grid, dtype=torch.float64, requires_grad=True)
+    upsampled = functional.interpolate(maps, size=crop, mode=MODES[len(crop)], align_corners=False)
+    expected = torch.autograd.grad((upsampled[:, 0] * mask).sum(), maps)[0][:, 0]
+    projected = project_mask(mask.to(dtype), grid)
+    assert projected.dtype == torch.float64
+    torch.testing.assert_close(projected, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(project_mask(mask.double(), grid), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_projection_keeps_its_digits_where_matrix_products_lose_theirs(precision):
+    _, mask, _ = drawn(0, 2, (21, 50, 47), (6, 12, 12))
+    expected = project_mask(mask.double(), (6, 12, 12))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        with torch.autocast("cpu", torch.bfloat16):
+            projected = project_mask(mask, (6, 12, 12))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(projected, expected, rtol=1e-6, atol=1e-6)
+
+
+@quick
+@given(sizes, st.integers(1, 3), st.integers(0, 99))
+def test_shares_equal_upsample_multiply_sum(shapes, batch, seed):
+    crop, grid = shapes
+    cam, target, neighbours = drawn(seed, batch, crop, grid)
+    got = overlap(cam, target, neighbours)
+    scored = ~torch.isnan(got.gradcamo)
+    assert torch.equal(scored, target.flatten(1).any(1))
+    for share, mask in (
+        (got.gradcamo, target),
+        (got.neighbour_share, neighbours),
+        (got.background_share, ~target & ~neighbours),
+    ):
+        torch.testing.assert_close(share[scored], brute_share(cam, mask)[scored], rtol=1e-5, atol=1e-6)
+    total = (got.gradcamo + got.neighbour_share + got.background_share)[scored]
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
+    assert bool((got.gradcamo >= 0)[scored].all()) and bool((got.gradcamo <= got.gradcamo_max)[scored].all())
+    assert bool((got.mask_fraction <= got.gradcamo_max).all()) and bool((got.gradcamo_max <= 1).all())
+    torch.testing.assert_close(got.mask_fraction, target.flatten(1).double().mean(1))
+    torch.testing.assert_close(got.neighbour_fraction, neighbours.flatten(1).double().mean(1))
+
+
+@quick
+@given(sizes, st.integers(0, 99))
+def test_a_uniform_map_scores_the_mask_fraction(shapes, seed):
+    crop, grid = shapes
+    cam, target, neighbours = drawn(seed, 2, crop, grid)
+    target.view(2, -1)[:, 0] = True
+    got = overlap(torch.full_like(cam, 3.0), target, neighbours & ~target)
+    # Where the map is finer than the crop the upsampler leaves out map voxels; the share is the fraction all the same.
+    torch.testing.assert_close(got.gradcamo, got.mask_fraction, rtol=1e-6, atol=1e-9)
+
+
+@quick
+@given(sizes, st.integers(0, 99))
+def test_one_voxels_map_scores_what_its_footprint_holds(shapes, seed):
+    crop, grid = shapes
+    _, target, neighbours = drawn(seed, 1, crop, grid)
+    target.view(1, -1)[:, 0] = True
+    neighbours &= ~target
+    voxels = math.prod(grid)
+    units = torch.eye(voxels).reshape(voxels, *grid)
+    got = overlap(units, target.expand(voxels, *crop), neighbours.expand(voxels, *crop))
+    there = ~torch.isnan(got.gradcamo)
+    expected = brute_share(units, target.expand(voxels, *crop))
+    torch.testing.assert_close(got.gradcamo[there], expected[there], rtol=1e-5, atol=1e-6)
+    if not target.all():
+        # The ceiling is reached by the best of them.
+        torch.testing.assert_close(got.gradcamo[there].max(), got.gradcamo_max[0], rtol=1e-6, atol=1e-9)
+
+
+def test_a_hand_worked_crop():
+    """4 x 4 pixels, a 2 x 2 map, the target in the upper left quarter.
+
+    Along an axis of 4 upsampled from 2, the first map pixel weighs 1, 3/4, 1/4, 0: 1.75 of its 2 in the first half.
+    """
+    target = torch.zeros(4, 4, 4, dtype=torch.bool)
+    target[:, :2, :2] = True
+    cam = torch.zeros(4, 2, 2)
+    cam[0, 0, 0] = cam[1, 1, 1] = cam[2, 0, 1] = 1
+    cam[3] = 1
+    got = overlap(cam, target, torch.zeros_like(target))
+    near, far = 1.75 / 2, 0.25 / 2
+    assert got.gradcamo.tolist() == pytest.approx([near * near, far * far, near * far, 0.25], abs=1e-6)
+    assert got.gradcamo_max.tolist() == pytest.approx([near * near] * 4, abs=1e-6)
+    assert got.gradcamo_adjusted[0] == pytest.approx(1) and got.gradcamo_adjusted[3] == pytest.approx(0, abs=1e-6)
+    assert got.looks_at_names == ["target", "background", "background", "none"]
+
+
+def test_looks_at_names_the_region_and_leaves_out_what_is_not_there():
+    target = torch.zeros(2, 12, 12, dtype=torch.bool)
+    neighbours = torch.zeros_like(target)
+    target[:, :4, :4] = True
+    neighbours[0, 8:, 8:] = True
+    cam = torch.zeros(2, 6, 6)
+    cam[:, 5, 5] = 1
+    got = overlap(cam, target, neighbours)
+    assert got.looks_at_names == ["neighbour", "background"]
+    assert got.neighbour_share.tolist() == [pytest.approx(1), 0]
+    assert got.neighbour_fraction.tolist() == pytest.approx([16 / 144, 0])
+
+
+def test_without_neighbour_masks_nothing_is_said_about_neighbours():
+    cam, target, _ = drawn(1, 3, (9, 8), (3, 3))
+    got = overlap(cam, target)
+    for column in (got.neighbour_share, got.background_share, got.neighbour_fraction):
+        assert bool(torch.isnan(column).all())
+    assert got.looks_at_names == [None] * 3 and got.null_reason_names == [None] * 3
+    torch.testing.assert_close(got.gradcamo, overlap(cam, target, torch.zeros_like(target)).gradcamo)
+
+
+def test_what_cannot_be_answered_is_null_with_a_reason():
+    cam = torch.rand(5, 3, 3) + 0.1
+    target = torch.zeros(5, 9, 9, dtype=torch.bool)
+    target[:, 2:5, 2:5] = True
+    cam[0] = 0
+    target[1] = False
+    target[2] = True
+    cam[3, 1, 1] = torch.nan
+    got = overlap(cam, target, torch.zeros_like(target))
+    reasons = ["empty map", "empty mask", "mask fills the crop", "map is not finite", None]
+    assert got.null_reason_names == reasons
+    assert torch.isnan(got.gradcamo).tolist() == [True, True, False, True, False]
+    assert torch.isnan(got.gradcamo_adjusted).tolist() == [True, True, True, True, False]
+    assert got.gradcamo[2] == 1 and got.background_share[2] == 0 and got.gradcamo_max[2] == 1
+    assert [name is None for name in got.looks_at_names] == [True, True, True, True, False]
+    assert got.mask_fraction.tolist() == pytest.approx([1 / 9, 0, 1, 1 / 9, 1 / 9])
+
+
+def test_a_map_of_one_voxel_has_a_score_but_no_adjusted_one():
+    target = torch.zeros(1, 7, 9, 9, dtype=torch.bool)
+    target[:, 2:4, 2:5, 1:6] = True
+    got = overlap(torch.ones(1, 1, 1, 1), target, torch.zeros_like(target))
+    assert got.gradcamo[0] == pytest.approx(30 / 567) and torch.isnan(got.gradcamo_adjusted[0])
+    assert got.null_reason_names == ["map too coarse for the mask"] and got.looks_at_names == [None]
+
+
+def test_the_designs_coarse_map_cannot_reach_a_half():
+    """A compact cell that fills 5% of a 21 x 96 x 96 crop, under a 1 x 3 x 3 and under a 6 x 12 x 12 map."""
+    z, y, x = torch.meshgrid(torch.arange(21), torch.arange(96), torch.arange(96), indexing="ij")
+    cell = (((z - 10) / 8.0) ** 2 + ((y - 47.5) / 17.0) ** 2 + ((x - 47.5) / 17.0) ** 2 <= 1)[None]
+    assert 0.04 < cell.double().mean() < 0.06
+    assert overlap(torch.ones(1, 1, 3, 3), cell).gradcamo_max[0] < 0.3
+    assert overlap(torch.ones(1, 6, 12, 12), cell).gradcamo_max[0] > 0.97
+
+
+def test_the_mean_of_maps_scores_as_their_normalised_sum():
+    fine, target, neighbours = drawn(3, 3, (12, 10), (6, 5))
+    coarse = torch.rand(3, 3, 3)
+    coarse[2] = 0
+    got = mean_overlap([overlap(fine, target, neighbours), overlap(coarse, target, neighbours)])
+    upsampled = [
+        functional.interpolate(cam[:, None].double(), size=(12, 10), mode="bilinear")[:, 0] for cam in (fine, coarse)
+    ]
+    mean = sum(cam / cam.sum((1, 2), keepdim=True).clamp_min(1e-9) for cam in upsampled)
+    expected = (mean * target).sum((1, 2)) / mean.sum((1, 2))
+    torch.testing.assert_close(got.gradcamo, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_reach_the_map_and_stay_finite_beside_an_empty_one():
+    cam, target, neighbours = drawn(5, 2, (8, 8), (4, 4))
+    cam[1] = 0
+    cam.requires_grad_()
+    overlap(cam, target, neighbours).gradcamo[0].backward()
+    assert bool(torch.isfinite(cam.grad).all()) and bool((cam.grad[0] != 0).any())
+
+
+@quick
+@given(sizes, st.integers(0, 99), st.integers(1, 5))
+def test_evidence_adds_up_and_follows_the_signed_upsampled_map(shapes, seed, channels):
+    crop, grid = shapes
+    _, target, neighbours = drawn(seed, 2, crop, grid)
+    torch.manual_seed(seed)
+    activations, weight = torch.randn(2, channels, *grid), torch.randn(2, channels)
+    parts = evidence(activations, weight, target, neighbours)
+    pooled = (activations.double().flatten(2).mean(2) * weight).sum(1)
+    torch.testing.assert_close(parts.target + parts.neighbour + parts.background, pooled, rtol=1e-5, atol=1e-5)
+    # r_i by brute force: what part of each voxel's own upsampled footprint lies in the target.
+    units = torch.eye(math.prod(grid), dtype=torch.float64).reshape(-1, 1, *grid)
+    footprints = functional.interpolate(units, size=crop, mode=MODES[len(crop)], align_corners=False).flatten(1)
+    whole = footprints.sum(1)
+    reach = torch.where(
+        (whole > 0)[:, None], footprints @ target.flatten(1).double().T / whole.clamp_min(1e-9)[:, None], 0
+    )
+    expected = (signed_map(activations, weight).double().flatten(1) * reach.T).sum(1)
+    torch.testing.assert_close(parts.target, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_masks_become_labels_in_which_the_target_wins():
+    target, neighbours = torch.tensor([[[1, 0, 0, 1]]]), torch.tensor([[[0, 1, 0, 1]]])
+    assert mask_labels(target, neighbours).tolist() == [[[1, 2, 0, 1]]]
+    assert mask_labels(target.bool(), neighbours.float()).dtype == torch.uint8
+    reach = label_regions(mask_labels(target, neighbours), (1, 4)).reach
+    torch.testing.assert_close(reach.sum(1), torch.ones(1, 1, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: mask_labels(torch.tensor([[[0, 3]]])), "binary"),
+        (lambda: mask_labels(torch.tensor([[[0.0, 0.3]]])), "binary"),
+        (lambda: mask_labels(torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)), "shape"),
+        (lambda: project_mask(torch.zeros(1, 4, 4), (2, 2, 2)), "axes"),
+        (lambda: overlap(torch.zeros(2, 3, 3), torch.zeros(1, 9, 9)), "one mask a cell"),
+        (lambda: evidence(torch.zeros(1, 2, 3, 3), torch.zeros(2, 2), torch.zeros(1, 9, 9)), "weights"),
+    ],
+)
+def test_wrong_masks_are_named(call, word):
+    with pytest.raises(ExplainError, match=word):
+        call()

@@ -1,0 +1,291 @@
+"""The score of random networks against brute force, its entries against each other, and what it leaves behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradcamo_assets.common.errors import ExplainError
+from gradcamo_assets.explain import COLUMNS, Hooked, gradcamo, score_maps
+from gradcamo_assets.explain.cam import find_layer, gradient_maps, pooled_head
+from gradcamo_assets.explain.overlap import mask_labels
+from gradcamo_assets_tests.explain.nets import Net, brute_maps, brute_share, random_case
+
+cases = st.integers(2, 3).flatmap(
+    lambda axes: st.tuples(
+        st.just(axes),
+        st.lists(st.integers(3, 11), min_size=axes, max_size=axes).map(tuple),
+        st.lists(st.integers(1, 4), min_size=axes, max_size=axes).map(tuple),
+    )
+)
+
+
+def close(got: list, expected: list, relative: float) -> bool:
+    """Whether two columns agree: numbers nearly, everything else exactly."""
+    return all(
+        one == (pytest.approx(two, rel=relative, abs=relative) if isinstance(two, float) else two)
+        for one, two in zip(got, expected, strict=True)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases, st.sampled_from(["gap", "mlp", "max"]), st.integers(1, 3), st.integers(0, 999))
+def test_any_network_scores_as_brute_force(case, head, batch, seed):
+    axes, crop, stride = case
+    model, images, target, neighbours = random_case(seed, axes, batch, crop, stride=stride, head=head)
+    result = gradcamo(model, images, target, model.act, neighbours)
+    maps = brute_maps(model, images, model.act)
+    torch.testing.assert_close(result.cam, maps, rtol=1e-4, atol=1e-6)
+    expected = brute_share(maps, target).numpy()
+    there = ~np.isnan(result.gradcamo)
+    # A map that is nothing but rounding has no share to compare.
+    there &= maps.flatten(1).amax(1).numpy() > 1e-5
+    np.testing.assert_allclose(result.gradcamo[there], expected[there], rtol=1e-5, atol=1e-6)
+    logits = model(images).detach()
+    torch.testing.assert_close(result.logits, logits)
+    assert result.predicted_class.tolist() == logits.argmax(1).tolist()
+    np.testing.assert_allclose(result.probability, logits.softmax(1).amax(1).numpy(), rtol=1e-5)
+    gap = not np.isnan(result.evidence_target).any()
+    assert gap or head != "gap"
+    if head == "gap":
+        total = result.evidence_target + result.evidence_neighbour + result.evidence_background
+        np.testing.assert_allclose(total, result.logit - result.logit_bias, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases, st.integers(1, 4), st.integers(0, 999))
+def test_closed_form_truncated_backward_and_fast_entry_agree(case, batch, seed):
+    axes, crop, stride = case
+    model, images, target, neighbours = random_case(seed, axes, batch, crop, stride=stride)
+    classes = torch.randint(0, 4, (batch,))
+    result = gradcamo(model, images, target, "act", neighbours, target=classes)
+    with Hooked(model, ["act"], leaves=True) as hooked:
+        logits = model(images)
+    activations = hooked["act"]
+    assert pooled_head(model, activations, logits) is model.fc
+    backward = gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations])[0]
+    torch.testing.assert_close(result.cam, backward, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(backward, brute_maps(model, images, model.act, classes), rtol=1e-4, atol=1e-6)
+    # A callable target takes the backward, too.
+    called = gradcamo(model, images, target, "act", target=lambda out: out.gather(1, classes[:, None])[:, 0])
+    torch.testing.assert_close(called.cam, backward, rtol=1e-4, atol=1e-6)
+    fast = score_maps(
+        activations, model.fc.weight, model.fc.bias, logits, mask_labels(target, neighbours), target=classes
+    )
+    for name, values in fast.columns().items():
+        assert close(values, result.columns()[name], 1e-6), name
+    torch.testing.assert_close(fast.embedding, result.embedding)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_scaled_logits_and_permuted_batches_change_nothing_else(axes):
+    model, images, target, neighbours = random_case(7, axes, 5, (9, 11, 8)[:axes])
+    result = gradcamo(model, images, target, model.act, neighbours)
+    order = [3, 0, 4, 1, 2]
+    permuted = gradcamo(model, images[order], target[order], model.act, neighbours[order])
+    for name, values in result.columns().items():
+        assert close(permuted.columns()[name], [values[i] for i in order], 1e-5), name
+    with torch.no_grad():
+        model.fc.weight *= 8
+        model.fc.bias *= 8
+    scaled = gradcamo(model, images, target, model.act, neighbours)
+    np.testing.assert_allclose(scaled.gradcamo, result.gradcamo, rtol=1e-6)
+    assert scaled.looks_at == result.looks_at
+    np.testing.assert_allclose(scaled.evidence_target, 8 * result.evidence_target, rtol=1e-5, atol=1e-6)
+
+
+def test_targets_are_none_one_class_one_a_sample_or_a_callable():
+    model, images, target, _ = random_case(1, 2, 3, (10, 12))
+    predicted = gradcamo(model, images, target, model.act)
+    explicit = gradcamo(model, images, target, model.act, target=predicted.predicted_class.tolist())
+    np.testing.assert_array_equal(predicted.gradcamo, explicit.gradcamo)
+    np.testing.assert_array_equal(
+        gradcamo(model, images, target, model.act, target=2).gradcamo,
+        gradcamo(model, images, target, model.act, target=np.array([2, 2, 2])).gradcamo,
+    )
+    called = gradcamo(model, images, target, model.act, target=lambda out: out[:, 2] - out[:, 1])
+    assert called.columns()["target_class"] == [None] * 3 and called.columns()["logit_bias"] == [None] * 3
+    np.testing.assert_allclose(called.logit, (called.logits[:, 2] - called.logits[:, 1]).numpy(), rtol=1e-6)
+    assert tuple(called.columns()) == COLUMNS and len(called) == 3
+
+
+def test_several_layers_have_a_score_each_and_one_for_their_mean():
+    model, images, target, neighbours = random_case(2, 3, 2, (5, 9, 8), head="mlp")
+    result = gradcamo(model, images, target, [model.first, "act"], neighbours)
+    assert list(result.layers) == ["first", "act"]
+    expected = []
+    for name, layer in (("first", model.first), ("act", model.act)):
+        alone = gradcamo(model, images, target, layer, neighbours)
+        np.testing.assert_allclose(result.layers[name].gradcamo, alone.gradcamo, rtol=1e-5)
+        expected.append(brute_share(brute_maps(model, images, layer), target).numpy())
+    np.testing.assert_allclose(result.gradcamo, np.mean(expected, axis=0), rtol=1e-5)
+    assert (result.gradcamo <= result.gradcamo_max).all() and result.cam.shape == (2, 5, 9, 8)
+
+
+class _Shared(torch.nn.Module):
+    """One in-place activation after the captured convolution, a dictionary as output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.fc = (
+            torch.nn.Conv2d(2, 4, 3, stride=2),
+            torch.nn.ReLU(inplace=True),
+            torch.nn.Linear(4, 3),
+        )
+
+    def forward(self, images):
+        features = self.act(self.conv(images))
+        return {"logits": self.fc(features.mean((2, 3))), "features": features}
+
+
+def test_a_later_in_place_activation_does_not_change_what_was_captured():
+    torch.manual_seed(0)
+    model = _Shared().eval()
+    images, target = torch.randn(2, 2, 13, 11), torch.ones(2, 13, 11, dtype=torch.bool)
+    target[:, 4:] = False
+    result = gradcamo(model, images, target, model.conv)
+    values = model.conv(images)
+    weight = model.fc.weight[result.predicted_class]
+    alpha = ((values > 0) * weight[:, :, None, None]).mean((2, 3))
+    expected = (alpha[:, :, None, None] * values).sum(1).clamp_min(0) / values[0, 0].numel()
+    torch.testing.assert_close(result.cam, expected.detach(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("definition", ["linear", "pytorch_grad_cam"])
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "shapleycam", "eigencam"])
+def test_the_model_is_left_as_it_was(definition, method):
+    model, images, target, _ = random_case(3, 2, 2, (8, 9), head="max")
+    model.first.weight.requires_grad_(False)
+    model.fc.bias.grad = torch.full_like(model.fc.bias, 5)
+    before = {name: (p.requires_grad, p.grad, p.clone()) for name, p in model.named_parameters()}
+    with torch.inference_mode():
+        gradcamo(model, images, target, ["act", "second"], definition=definition, method=method)
+    for name, parameter in model.named_parameters():
+        asked, gradient, values = before[name]
+        assert parameter.requires_grad == asked and parameter.grad is gradient and torch.equal(parameter, values)
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not model.training and (model.fc.bias.grad == 5).all()
+
+
+def test_hooks_and_gradients_are_restored_after_a_failure():
+    model, images, target, _ = random_case(3, 2, 2, (8, 9))
+
+    def fails(_output):
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        gradcamo(model, images, target, "act", target=fails)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_resnet18_of_torchvision_by_module_and_by_name():
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    model = resnet18(weights=None, num_classes=5).eval()
+    images, target = torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.uint8)
+    target[:, 10:40, 20:60] = 1
+    by_module = gradcamo(model, images, target, layer=model.layer4)
+    by_name = gradcamo(model, images, target, layer="layer4")
+    assert by_module.columns() == by_name.columns() and by_module.embedding.shape == (2, 512)
+    expected = brute_share(brute_maps(model, images, model.layer4), target)
+    np.testing.assert_allclose(by_module.gradcamo, expected.numpy(), rtol=1e-5)
+    inner = gradcamo(model, images, target, layer="layer3.0.bn2")
+    np.testing.assert_allclose(
+        inner.gradcamo, brute_share(_inner_maps(model, images, inner.predicted_class), target).numpy(), rtol=1e-4
+    )
+    assert inner.columns()["evidence_target"] == [None, None]
+
+
+def _inner_maps(model, images, classes):
+    """Grad-CAM at layer3.0.bn2, which is added to in place: an additive zero there has the same gradient."""
+    kept = {}
+
+    def add_zero(_module, _inputs, output):
+        kept["value"], kept["zero"] = output.detach().clone(), torch.zeros_like(output, requires_grad=True)
+        return output + kept["zero"]
+
+    handle = model.layer3[0].bn2.register_forward_hook(add_zero)
+    logits = model(images)
+    handle.remove()
+    gradient = torch.autograd.grad(logits[range(len(images)), classes].sum(), kept["zero"])[0]
+    return (gradient.mean((2, 3), keepdim=True) * kept["value"]).sum(1).clamp_min(0)
+
+
+def test_the_fast_entry_in_bfloat16_without_logits_adds_up():
+    model, images, target, neighbours = random_case(5, 3, 3, (6, 9, 10))
+    with torch.no_grad(), Hooked(model, ["act"]) as hooked:
+        model(images)
+    labels = mask_labels(target, neighbours)
+    result = score_maps(hooked["act"].bfloat16(), model.fc.weight, None, None, labels, target=1)
+    total = result.evidence_target + result.evidence_neighbour + result.evidence_background
+    np.testing.assert_allclose(total, result.logit - result.logit_bias, rtol=1e-5, atol=1e-6)
+    assert (result.logit_bias == 0).all()
+
+
+def test_the_fast_entry_refuses_logits_of_another_head():
+    model, images, target, _ = random_case(5, 2, 3, (9, 10), head="mlp")
+    with torch.no_grad(), Hooked(model, ["act"]) as hooked:
+        logits = model(images)
+    assert pooled_head(model, hooked["act"], logits) is None
+    with pytest.raises(ExplainError, match="W mean"):
+        score_maps(hooked["act"], model.fc.weight, model.fc.bias, logits, mask_labels(target))
+    with pytest.raises(ExplainError, match="fit"):
+        score_maps(hooked["act"], model.fc.weight, model.fc.bias, logits, mask_labels(target)[:2])
+    with pytest.raises(ExplainError, match="gradcamo"):
+        score_maps(hooked["act"], model.fc.weight, None, None, mask_labels(target), target=lambda out: out)
+
+
+def test_layers_are_found_by_name_or_module():
+    model = Net(2)
+    assert find_layer(model, "second") == ("second", model.second)
+    assert find_layer(model, model.act) == ("act", model.act)
+
+
+def _wrong(**changes):
+    model, images, target, _ = random_case(0, 2, 2, (9, 10))
+    arguments = {"model": model, "images": images, "target_masks": target, "layer": "act"} | changes
+    return lambda: gradcamo(**arguments)
+
+
+NAN = torch.zeros(2, 2, 9, 10)
+NAN[1, 0, 3, 3] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (_wrong(target_masks=torch.zeros(2, 9, 9)), r"\(2, 9, 10\)"),
+        (_wrong(target_masks=torch.zeros(2, 1, 9, 10)), "channel axis"),
+        (_wrong(neighbour_masks=torch.zeros(1, 9, 10)), "neighbour_masks"),
+        (_wrong(target_masks=torch.full((2, 9, 10), 7)), "labels == label"),
+        (_wrong(layer="layer9"), "named_modules"),
+        (_wrong(layer=torch.nn.ReLU()), "no part of the model"),
+        (_wrong(layer=[]), "no layer"),
+        (_wrong(layer="fc"), "convolutional"),
+        (_wrong(model=Net(2)), r"model\.eval\(\)"),
+        (_wrong(images=NAN), "index 1"),
+        (_wrong(images=torch.zeros(0, 2, 9, 10), target_masks=torch.zeros(0, 9, 10)), "at least one image"),
+        (_wrong(images=torch.zeros(2, 9, 10)), r"\(B, C, Y, X\)"),
+        (_wrong(target=9), "class"),
+        (_wrong(target=[0, 1, 2]), "one integer class a sample"),
+        (_wrong(target=lambda out: out), "one scalar a sample"),
+        (_wrong(target=lambda out: out[:, 0].detach()), "does not depend"),
+        (_wrong(definition="cubic"), "linear"),
+        (_wrong(method="saliency"), "choose one of"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_to_pass_instead(call, word):
+    with pytest.raises(ExplainError, match=word):
+        call()
+
+
+def test_a_layer_that_never_runs_is_an_error():
+    model, images, target, _ = random_case(0, 2, 2, (9, 10))
+    model.idle = torch.nn.Conv2d(2, 2, 1).eval()
+    with pytest.raises(ExplainError, match="did not run"):
+        gradcamo(model, images, target, "idle")

@@ -1,0 +1,137 @@
+"""The encoder's geometry, the registry, and bundles that are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.networks.bundle import BundleConfig, load_bundle, read_config, save_bundle
+from gradcamo_assets.networks.efficientnet3d import EfficientNet3D, EvenStridedConv
+from gradcamo_assets.networks.registry import build_encoder, encoder_names
+
+
+@given(st.tuples(st.integers(1, 23), st.integers(8, 70), st.integers(8, 70)))
+@settings(max_examples=15, deadline=None)
+def test_any_size_goes_in_and_the_map_is_rounded_up(shape: tuple[int, int, int]) -> None:
+    model = EfficientNet3D(3, 2).eval()
+    with torch.inference_mode():
+        maps = model.forward_features(torch.zeros(1, 3, *shape))
+    assert maps.shape[2:] == tuple(-(-n // s) for n, s in zip(shape, (2, 8, 8), strict=True))
+
+
+def test_a_map_voxel_sits_at_the_centre_of_what_it_sees() -> None:
+    """The centre of mass of each output's input footprint is where align_corners=False puts that output."""
+    conv = nn.Sequential(*[EvenStridedConv(1, 1, (1, 3, 3), (1, 2, 2)) for _ in range(3)])
+    for layer in conv:
+        nn.init.ones_(layer.weight)
+    x = torch.zeros(1, 1, 1, 64, 64, requires_grad=True)
+    conv(x)[0, 0, 0, 4, 3].backward()
+    assert x.grad is not None
+    weight = x.grad[0, 0, 0]
+    y, x_ = (torch.arange(64.0) + 0.5 for _ in range(2))
+    assert float((weight.sum(1) * y).sum() / weight.sum()) == pytest.approx((4 + 0.5) * 8)
+    assert float((weight.sum(0) * x_).sum() / weight.sum()) == pytest.approx((3 + 0.5) * 8)
+
+
+@pytest.mark.parametrize("name", encoder_names())
+def test_every_encoder_has_the_layer_it_names_and_logits(name: str) -> None:
+    model, layer = build_encoder(name, 4, 3)
+    assert layer in dict(model.named_modules())
+    with torch.inference_mode():
+        assert model.eval()(torch.zeros(2, 4, 9, 40, 40)).shape == (2, 3)
+
+
+def test_forward_is_the_head_on_the_mean_of_the_features() -> None:
+    model = EfficientNet3D(5, 4).eval()
+    x = torch.randn(2, 5, 6, 32, 32)
+    with torch.inference_mode():
+        by_hand = model.forward_features(x).mean((2, 3, 4)) @ model.head.weight.T + model.head.bias
+        torch.testing.assert_close(model(x), by_hand)
+
+
+def tiny_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """A user's own network."""
+    return nn.Sequential(
+        nn.Conv3d(in_channels, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, classes)
+    ), "1"
+
+
+def test_a_users_own_encoder_by_import_path() -> None:
+    model, layer = build_encoder("gradcamo_assets_tests.networks.test_networks:tiny_encoder", 2, 3)
+    assert isinstance(model, nn.Sequential)
+    assert layer == "1"
+
+
+@pytest.mark.parametrize("name", ["resnet", "os.system", "no_such_module:f", "json:no_such_function", "a b:c", ""])
+def test_unknown_encoders_are_refused(name: str) -> None:
+    with pytest.raises(BundleError, match="encoder"):
+        build_encoder(name, 1, 2)
+
+
+def _config(**changes: object) -> BundleConfig:
+    values = {
+        "encoder": "efficientnet3d-small", "layer": "activation", "classes": ["negcon", "a@1uM"],
+        "channels": ["DNA", "ER"], "crop_shape": [6, 32, 32], "voxel_size": [1.0, 0.5, 0.5],
+        "split": {"train": ["P/A01"], "val": [], "test": ["P/A02"]},
+    }  # fmt: skip
+    return BundleConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    model, _ = build_encoder("efficientnet3d-small", 2, 2)
+    save_bundle(tmp_path / "bundle", model.train(), _config())
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_comes_back_as_it_was(bundle: Path) -> None:
+    model, config = load_bundle(bundle)
+    assert {**asdict(config), "sha256": ""} == asdict(_config())
+    assert not model.training
+    assert sorted(path.name for path in bundle.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_damaged_bundles_are_refused(bundle: Path) -> None:
+    weights, config = (bundle / name for name in ("model.safetensors", "config.json"))
+    good_weights, good_config = weights.read_bytes(), config.read_text()
+    for broken in (good_weights[:-10], b"", good_weights[:100] + b"\1" + good_weights[101:]):
+        weights.write_bytes(broken)
+        with pytest.raises(BundleError, match=r"model\.safetensors"):
+            load_bundle(bundle)
+    weights.write_bytes(good_weights)
+    for text in (
+        "",
+        "{",
+        "[]",
+        json.dumps({**json.loads(good_config), "extra": 1}),
+        good_config.replace("1,", "2,", 1),
+    ):
+        config.write_text(text)
+        with pytest.raises(BundleError):
+            load_bundle(bundle)
+    changed = {**json.loads(good_config), "classes": ["a", "b", "c"]}
+    config.write_text(json.dumps(changed))
+    with pytest.raises(BundleError, match="cannot be loaded"):
+        load_bundle(bundle)
+    config.write_text(json.dumps({**json.loads(good_config), "format": 99}))
+    with pytest.raises(BundleError, match="format 99"):
+        read_config(bundle)
+    with pytest.raises(BundleError):
+        load_bundle(bundle / "nowhere")
+
+
+def test_a_plate_that_does_not_fit_is_told_why() -> None:
+    config = _config()
+    assert config.misfit(["ER", "DNA", "Mito"], [1.1, 0.55, 0.5]) is None
+    assert "lacks channel ER" in str(config.misfit(["DNA"], [1.0, 0.5, 0.5]))
+    assert "0.2 um in y" in str(config.misfit(["DNA", "ER"], [1.0, 0.2, 0.2]))
+    flat = _config(crop_shape=[1, 32, 32])
+    assert flat.misfit(["DNA", "ER"], [7.0, 0.5, 0.5]) is None

@@ -1,0 +1,151 @@
+"""Plates taken in, good and bad."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from gradcamo_assets.common.errors import PlateError, PlateMapError
+from gradcamo_assets.plates import (
+    field_quality,
+    ingest,
+    ingest_plate,
+    known_plate,
+    known_plates,
+    load_plate,
+    open_plate,
+    read_field,
+)
+from gradcamo_assets.plates.platemap import read_plate_map
+from gradcamo_assets_tests.plates.conftest import TINY
+from gradcamo_assets_tests.plates.test_hcs import foreign_plate
+
+
+def _chunk(field: Path) -> Path:
+    return next(path for path in sorted((field / "0" / "c").rglob("*")) if path.is_file())
+
+
+def test_a_good_plate_is_copied_and_recorded(tiny: Path, tmp_path: Path) -> None:
+    plates = tmp_path / "plates"
+    done = ingest_plate(tiny, plates)
+    assert done.problems == []
+    plate = load_plate(plates, "tiny")
+    assert plate == done.plate and plate.path == plates / "tiny.zarr"
+    source = open_plate(tiny)
+    assert (plate.fields, plate.channels, plate.voxel_size) == (source.fields, source.channels, source.voxel_size)
+    for field in plate.fields:
+        np.testing.assert_array_equal(read_field(plate, field), read_field(source, field))
+    pixels = np.concatenate([read_field(plate, f).reshape(4, -1) for f in plate.fields], axis=1)
+    for channel, values in zip(plate.channels, pixels, strict=True):
+        assert done.statistics[channel]["center"] == pytest.approx(np.median(values), rel=0.02)
+    row = done.plate_frame.row(0, named=True)
+    assert row["format"] == "ome-zarr 0.5" and (row["n_wells"], row["n_fields"], row["n_channels"]) == (4, 8, 4)
+    assert (row["size_z"], row["size_y"], row["size_x"], row["voxel_y_um"]) == (4, 64, 64, 0.5)
+    assert done.plate_frame.schema["ingested_at"] == pl.Datetime("us")
+    assert done.fields_frame["qc_flag"].null_count() == 8 and done.fields_frame["focus_slice"].null_count() == 0
+    kept = read_plate_map(plates / "tiny.platemap.csv", TINY.well_names).frame
+    assert kept.equals(done.wells_frame.drop("Metadata_Plate"))
+    assert kept["Metadata_Compound"].to_list() == [t.compound for t in TINY.layout]
+
+
+def test_bad_fields_stay_out_and_the_rest_goes_on(tiny: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tiny / "A" / "01" / "0" / "0")  # a missing array
+    chunk = _chunk(tiny / "A" / "02" / "1")
+    chunk.write_bytes(chunk.read_bytes()[:40])  # a truncated chunk
+    shutil.rmtree(tiny / "B" / "01" / "0" / "0" / "c")  # an empty field: no chunk was ever written
+    (tiny.parent / "tiny.csv").write_text("well,compound\nA1,DMSO\nH12,x\n")
+    done = ingest_plate(tiny, tmp_path / "plates")
+    flagged = dict(done.fields_frame.drop_nulls("qc_flag").select("path", "qc_flag").iter_rows())
+    assert set(flagged) == {"A/01/0", "A/02/1", "B/01/0"}
+    assert "array cannot be read" in flagged["A/01/0"] and "pixels cannot be read" in flagged["A/02/1"]
+    assert flagged["B/01/0"] == "empty"
+    assert done.fields_frame.height == 8 and len(load_plate(tmp_path / "plates", "tiny").fields) == 5
+    told = " | ".join(done.problems)
+    assert all(words in told for words in ("A/01/0", "lacks wells A02, A03, B01", "H12"))
+
+
+def test_nothing_readable_is_an_error_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    for array in tiny.glob("*/*/*/0"):
+        shutil.rmtree(array)
+    with pytest.raises(PlateError, match="none of its 8"):
+        ingest_plate(tiny, tmp_path / "plates")
+    assert known_plate(tmp_path / "plates", "tiny") is None and not list((tmp_path / "plates").glob("*"))
+
+
+def test_links_are_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tiny / "A" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(PlateError, match="link"):
+        ingest_plate(tiny, tmp_path / "plates")
+    link = tmp_path / "other.zarr"
+    link.symlink_to(tiny)
+    with pytest.raises(PlateError, match="link"):
+        ingest_plate(link, tmp_path / "plates")
+    assert not (tmp_path / "plates").exists()
+
+
+def test_a_wrong_plate_map_stops_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
+    (tiny.parent / "tiny.csv").write_text("well,compound\nA1,x\nA01,y\n")
+    with pytest.raises(PlateMapError, match="A01"):
+        ingest_plate(tiny, tmp_path / "plates")
+    assert not (tmp_path / "plates").exists()
+
+
+def test_a_plate_that_changes_while_copied_is_not_recorded(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arrives_late(image: np.ndarray) -> object:
+        (tiny / "late").write_text("x")
+        return field_quality(image)
+
+    monkeypatch.setattr(ingest, "field_quality", arrives_late)
+    with pytest.raises(PlateError, match="changed while"):
+        ingest_plate(tiny, tmp_path / "plates")
+    assert known_plates(tmp_path / "plates") == {} and not list((tmp_path / "plates").iterdir())
+
+
+def test_without_a_map_wells_are_empty(tiny: Path, tmp_path: Path) -> None:
+    (tiny.parent / "tiny.csv").unlink()
+    done = ingest_plate(tiny, tmp_path / "plates")
+    assert done.wells_frame["Metadata_pert_type"].unique().to_list() == ["empty"]
+    assert any("no plate map" in problem for problem in done.problems)
+
+
+def test_ingesting_again_replaces(tiny: Path, tmp_path: Path) -> None:
+    ingest_plate(tiny, tmp_path / "plates")
+    shutil.rmtree(tiny / "B" / "01" / "1" / "0")
+    ingest_plate(tiny, tmp_path / "plates")
+    assert len(load_plate(tmp_path / "plates", "tiny").fields) == 7
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_foreign_2d_plate_is_taken_in(tmp_path: Path, version: str) -> None:
+    rng = np.random.default_rng(0)
+    images = {f"A/{i}/0": rng.integers(90, 900, (2, 32, 32)).astype(np.uint16) for i in (1, 2)}
+    done = ingest_plate(foreign_plate(tmp_path / "P.ome.zarr", images, "cyx", version), tmp_path / "plates")
+    plate = load_plate(tmp_path / "plates", "P")
+    np.testing.assert_array_equal(read_field(plate, plate.fields[1])[:, 0], images["A/2/0"])
+    assert done.plate_frame["format"].item() == f"ome-zarr {version}"
+
+
+def test_channels_of_one_name_are_refused(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(90, 900, (2, 16, 16)).astype(np.uint16)
+    path = foreign_plate(tmp_path / "P.zarr", {"A/1/0": image}, "cyx", channels=["GFP", "GFP"])
+    with pytest.raises(PlateError, match="A/1/0"):
+        ingest_plate(path, tmp_path / "plates")
+
+
+def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text("{")
+    with pytest.raises(PlateError, match="unreadable record"):
+        known_plate(tmp_path, "p")
+    (tmp_path / "p.json").write_text(json.dumps({"name": "other"}))
+    with pytest.raises(PlateError, match="other"):
+        known_plate(tmp_path, "p")
+    with pytest.raises(PlateError, match="not been ingested"):
+        load_plate(tmp_path, "q")

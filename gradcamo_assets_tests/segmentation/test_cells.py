@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from skimage.measure import regionprops
+
+from gradcamo_assets.segmentation import CELL_SCHEMA, cell_table, match_labels
+
+LABELS = hnp.arrays(
+    np.uint32, st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 5)
+)
+
+
+@given(LABELS)
+@settings(max_examples=80)
+def test_geometry_agrees_with_skimage(cells):
+    table = cell_table(cells, np.zeros_like(cells))
+    assert table.schema == pl.Schema(CELL_SCHEMA)
+    properties = regionprops(cells.astype(np.int32))
+    assert table["label"].to_list() == [p.label for p in properties]
+    for row, p in zip(table.iter_rows(named=True), properties, strict=True):
+        np.testing.assert_allclose([row["centroid_z"], row["centroid_y"], row["centroid_x"]], p.centroid)
+        assert p.bbox == tuple(row[f"bbox_{axis}{end}"] for end in (0, 1) for axis in "zyx")
+        assert row["volume_voxels"] == p.area
+        z, y, x = p.coords.T
+        depth, height, width = cells.shape
+        assert row["touches_xy_border"] == bool(((y == 0) | (y == height - 1) | (x == 0) | (x == width - 1)).any())
+        assert row["touches_z_border"] == (depth > 1 and bool(((z == 0) | (z == depth - 1)).any()))
+        assert row["nucleus_label"] is None
+        assert row["n_nuclei"] == 0
+
+
+@given(LABELS, st.integers(0, 2**31))
+@settings(max_examples=80)
+def test_nuclei_agree_with_a_loop(cells, seed):
+    nuclei = np.random.default_rng(seed).integers(0, 6, cells.shape).astype(np.uint32)
+    table = cell_table(cells, nuclei)
+    owners: dict[int, list[tuple[int, int]]] = {}
+    for nucleus in np.unique(nuclei[nuclei > 0]).tolist():
+        shares = [(-int(((nuclei == nucleus) & (cells == c)).sum()), c) for c in np.unique(cells[cells > 0]).tolist()]
+        shares = [share for share in shares if share[0] < 0]
+        if shares:
+            share, owner = min(shares)
+            owners.setdefault(owner, []).append((share, nucleus))
+    for row in table.iter_rows(named=True):
+        mine = owners.get(row["label"], [])
+        assert row["n_nuclei"] == len(mine)
+        assert row["nucleus_label"] == (min(mine)[1] if mine else None)
+
+
+@given(LABELS, st.integers(0, 2**31))
+@settings(max_examples=80)
+def test_matching_agrees_with_a_loop(predicted, seed):
+    truth = np.random.default_rng(seed).integers(0, 4, predicted.shape).astype(np.uint32)
+    table = match_labels(predicted, truth)
+    assert table["label"].to_list() == np.unique(predicted[predicted > 0]).tolist()
+    for row in table.iter_rows(named=True):
+        mine = predicted == row["label"]
+        shared = {t: int((mine & (truth == t)).sum()) for t in (1, 2, 3)}
+        best = max(shared, key=lambda t: (shared[t], -t))
+        if shared[best] == 0:
+            assert (row["true_label"], row["overlap"], row["iou"]) == (None, 0.0, 0.0)
+        else:
+            assert row["true_label"] == best
+            assert row["overlap"] == shared[best] / mine.sum()
+            assert row["iou"] == shared[best] / (mine | (truth == best)).sum()
+
+
+def test_empty_masks_give_empty_tables_of_the_same_schema():
+    empty = np.zeros((2, 4, 4), np.uint32)
+    assert cell_table(empty, empty).schema == pl.Schema(CELL_SCHEMA)
+    assert cell_table(empty, empty).is_empty()
+    assert match_labels(empty, empty).is_empty()
+    assert match_labels(empty, empty).schema == match_labels(empty + 1, empty).schema
+
+
+def test_thousands_of_cells_take_seconds_at_most():
+    cells = np.kron(np.arange(1, 4097, dtype=np.uint32).reshape(64, 64), np.ones((8, 8), np.uint32))[None].repeat(
+        4, axis=0
+    )
+    started = time.perf_counter()
+    assert len(cell_table(cells, cells)) == len(match_labels(cells, cells)) == 4096
+    assert time.perf_counter() - started < 10

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradcamo_assets.common.errors import SegmentationError
+from gradcamo_assets.segmentation.intensities import combined, find_channels, normalised
+
+
+@pytest.mark.parametrize(
+    ("channels", "nucleus", "cytoplasm", "want"),
+    [
+        (["AGP", "DNA", "ER", "Mito", "RNA"], None, None, (1, (0, 2, 3, 4))),
+        (["hoechst 33342", "Cyto"], None, None, (0, (1,))),
+        (["DAPI", "GFP", "Brightfield", "phase_contrast"], None, None, (0, (1,))),
+        (["nuclei", "cytoplasm"], None, None, (0, (1,))),
+        (["w1", "w2", "w3"], "W2", None, (1, (0, 2))),
+        (["w1", "w2", "w3"], "w2", ("w3",), (1, (2,))),
+        (["DNA"], None, None, (0, ())),
+        (["DNA"], None, ("DNA",), (0, (0,))),
+    ],
+)
+def test_channels_are_found(channels, nucleus, cytoplasm, want):
+    assert find_channels(channels, nucleus, cytoplasm) == want
+
+
+@pytest.mark.parametrize(
+    ("channels", "nucleus", "cytoplasm"),
+    [
+        (["w1", "w2"], None, None),
+        (["DAPI", "Hoechst"], None, None),
+        (["w1", "w2"], "w9", None),
+        (["DNA", "w2"], None, ("w9",)),
+        (["DNA", "DNA"], "DNA", None),
+    ],
+)
+def test_channels_that_cannot_be_told_are_refused(channels, nucleus, cytoplasm):
+    with pytest.raises(SegmentationError, match="Set nucleus"):
+        find_channels(channels, nucleus, cytoplasm)
+
+
+def test_normalising_ignores_scale_and_offset():
+    rng = np.random.default_rng(0)
+    stack = rng.gamma(0.4, 200, (2, 64, 64))
+    np.testing.assert_allclose(normalised(stack), normalised(7 * stack + 900), atol=1e-4)
+    assert np.percentile(normalised(stack), 1) == pytest.approx(0, abs=0.01)
+    assert np.percentile(normalised(stack), 99.7) == pytest.approx(1, abs=0.02)
+
+
+def test_noise_is_not_blown_up_and_constants_are_zero():
+    noise = normalised(np.random.default_rng(0).normal(500, 20, (3, 64, 64)).round().astype(np.uint16))
+    assert noise.std() < 0.12
+    assert not normalised(np.full((3, 8, 8), 77, np.uint16)).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused(bad):
+    stack = np.ones((1, 4, 4), np.float32)
+    stack[0, 1, 1] = bad
+    with pytest.raises(SegmentationError, match="no numbers"):
+        normalised(stack)
+
+
+def test_one_bad_stain_of_four_does_not_show():
+    rng = np.random.default_rng(0)
+    disk = np.hypot(*np.mgrid[-32:32, -32:32])[None] < 14
+    good = [1000 * disk + rng.normal(100, 10, disk.shape) for _ in range(3)]
+    grains = rng.gamma(0.3, 3000, disk.shape)
+    image = combined([*good, grains])
+    assert np.corrcoef(image.ravel(), disk.ravel())[0, 1] > 0.98

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradcamo_assets.common.errors import SegmentationError
+from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, cell_table, match_labels
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter(SegmenterConfig(use_gpu=False))
+
+
+@pytest.fixture(scope="module")
+def field():
+    """One field of a synthetic plate, made by code that shares nothing with the training images."""
+    from gradcamo_assets.plates import SyntheticPlate, render_field
+
+    return render_field(SyntheticPlate(seed=11), 0, 1)
+
+
+STAINS = ("DNA", "ER", "RNA", "AGP", "Mito")
+
+
+def average_precision(predicted: np.ndarray, truth: np.ndarray) -> float:
+    hits = int((match_labels(predicted, truth)["iou"] >= 0.5).sum())
+    return hits / (len(np.unique(predicted)) - 1 + len(np.unique(truth)) - 1 - hits)
+
+
+def test_a_synthetic_field_is_segmented(segmenter, field):
+    masks = segmenter.segment(field.image, STAINS[: len(field.image)], (1.0, 0.5, 0.5))
+    assert masks.cells.dtype == masks.nuclei.dtype == np.uint32
+    assert masks.cells.shape == masks.nuclei.shape == field.image.shape[1:]
+    assert average_precision(masks.cells, field.cells) >= 0.7
+    assert average_precision(masks.nuclei, field.nuclei) >= 0.7
+
+
+def test_one_slice_is_plain_2d(segmenter, field):
+    middle = field.image.shape[1] // 2
+    masks = segmenter.segment(field.image[:, middle : middle + 1], STAINS[: len(field.image)])
+    assert masks.cells.shape == (1, *field.image.shape[2:])
+    assert average_precision(masks.cells, field.cells[middle : middle + 1]) >= 0.6
+
+
+def test_empty_slices_above_and_below_change_nothing_but_the_depth(segmenter, field):
+    image = field.image[:, 4:8]
+    dark = np.repeat(image.min(axis=(1, 2, 3), keepdims=True), 2, axis=1) + np.zeros_like(image[:, :2])
+    padded = np.concatenate([dark, image, dark], axis=1).astype(np.uint16)
+    masks = segmenter.segment(padded, STAINS[: len(image)])
+    assert not masks.cells[[0, 1, -2, -1]].any()
+    assert masks.cells[2:-2].any()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 70, 90), (2, 1, 33, 17), (2, 2, 16, 300)])
+def test_constant_and_noisy_fields_are_empty(segmenter, shape):
+    constant = segmenter.segment(np.full(shape, 100, np.uint16), ["DNA", "ER"])
+    assert constant.cells.shape == shape[1:]
+    assert not constant.cells.any()
+    assert not constant.nuclei.any()
+    noise = np.random.default_rng(0).poisson(100, shape).astype(np.uint16)
+    assert not segmenter.segment(noise, ["DNA", "ER"]).cells.any()
+
+
+def test_batches_of_slices_and_tiles_give_what_whole_stacks_give(segmenter, field, monkeypatch):
+    image = field.image[:, 4:8]
+    whole = segmenter.segment(image, STAINS[: len(image)])
+    monkeypatch.setattr("gradcamo_assets.segmentation.segment._PIXELS", image.shape[2] * image.shape[3])
+    batched = segmenter.segment(image, STAINS[: len(image)])
+    np.testing.assert_array_equal(whole.cells, batched.cells)
+    np.testing.assert_array_equal(whole.nuclei, batched.nuclei)
+
+
+def test_values_that_are_no_numbers_are_refused(segmenter):
+    with pytest.raises(SegmentationError, match="no numbers"):
+        segmenter.segment(np.full((2, 1, 32, 32), np.nan), ["DNA", "ER"])
+
+
+def test_shapes_and_channels_that_do_not_fit_are_refused(segmenter):
+    for shape, channels, message in (
+        ((2, 32, 32), ["DNA", "ER"], "shape"),
+        ((2, 1, 32, 32), ["DNA"], "shape"),
+        ((2, 1, 0, 32), ["DNA", "ER"], "shape"),
+        ((1, 1, 32, 32), ["DNA"], "no cytoplasm stain"),
+        ((2, 1, 32, 32), ["w1", "w2"], "Set nucleus"),
+    ):
+        with pytest.raises(SegmentationError, match=message):
+            segmenter.segment(np.zeros(shape, np.uint16), channels)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network": "cyto3"},
+        {"network": "cpsam_v3"},
+        {"cytoplasm": ()},
+        {"cytoplasm": "ER"},
+        {"diameter": 0},
+        {"diameter": float("nan")},
+        {"stitch_threshold": 0},
+        {"flow_threshold": -1},
+        {"min_volume": -1},
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings):
+    with pytest.raises(SegmentationError, match=next(iter(settings))):
+        SegmenterConfig(**settings)
+
+
+@pytest.mark.parametrize("network", ["cpsam_v2", "cpsam", "cpdino", "cpdino-vitb"])
+def test_large_weights_are_never_downloaded(network, monkeypatch, tmp_path):
+    import cellpose.models
+
+    monkeypatch.setattr(cellpose.models, "MODEL_DIR", tmp_path)
+    monkeypatch.setattr(cellpose.utils, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(SegmentationError, match="Download them once"):
+        Segmenter(SegmenterConfig(network=network))
+
+
+def test_a_folder_of_weights_must_hold_both_and_a_file_must_be_cellposes(tmp_path):
+    with pytest.raises(SegmentationError, match="weights are missing"):
+        Segmenter(SegmenterConfig(network=str(tmp_path)))
+    (tmp_path / "mine").write_bytes(b"no weights")
+    with pytest.raises(SegmentationError, match="cannot load"):
+        Segmenter(SegmenterConfig(network=str(tmp_path / "mine"))).segment(
+            np.random.default_rng(0).integers(0, 99, (2, 1, 32, 32)), ["DNA", "ER"]
+        )
+
+
+def test_the_version_names_weights_and_parameters():
+    first, second = Segmenter().version, Segmenter(SegmenterConfig(diameter=40)).version
+    assert first["weights"].keys() == {"cells", "nuclei"}
+    assert first["cellpose"]
+    assert {name for name in first if first[name] != second[name]} == {"diameter"}
+
+
+@pytest.mark.parametrize(("voxel", "diameter"), [(1.0, 30), (0.5, 30), (0.6, 30), (0.1, 150), (1.5, 10), (0.001, 30)])
+def test_the_scale_follows_the_voxel_size(segmenter, voxel, diameter):
+    assert segmenter._diameter((1.0, voxel, voxel)) == pytest.approx(diameter)
+    assert Segmenter(SegmenterConfig(diameter=44))._diameter((1.0, voxel, voxel)) == 44
+
+
+def test_real_fields_of_a_screen(segmenter):
+    """Counts by eye: about 15 and 50 nuclei."""
+    folder = DATA / "jump_rab30_mini" / "jump_rab30_mini" / "images.zarr" / "images"
+    if not folder.exists():
+        pytest.skip(f"the real images are not here: {folder}")
+    import zarr
+
+    images = zarr.open_array(folder, mode="r")[:]
+    channels = ["AGP", "DNA", "ER", "Mito", "RNA"]
+    for image, fewest, most in zip(images, (12, 40), (19, 62), strict=True):
+        masks = Segmenter(SegmenterConfig(diameter=50, use_gpu=False)).segment(image[:, None], channels)
+        assert fewest <= masks.nuclei.max() <= most
+        assert cell_table(masks.cells, masks.nuclei)["nucleus_label"].is_not_null().mean() > 0.6
+
+
+def test_a_real_stack(segmenter):
+    path = DATA / "plantseg_rgb3d" / "tests" / "resources" / "rgb_3D.tif"
+    if not path.exists():
+        pytest.skip(f"the real stack is not here: {path}")
+    import tifffile
+
+    stack = tifffile.imread(path).transpose(1, 0, 2, 3)
+    masks = segmenter.segment(stack, ["nuclei", "cytoplasm"])
+    assert 4 <= masks.nuclei.max() <= 25
+    tall = cell_table(masks.nuclei, masks.nuclei).select("bbox_z0", "bbox_z1")
+    assert (tall["bbox_z1"] - tall["bbox_z0"]).median() >= 10

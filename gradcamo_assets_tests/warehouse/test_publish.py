@@ -1,0 +1,308 @@
+"""Publication disturbs no reader, a crash leaves the last good file, no row is lost, and it equals a rebuild."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from gradcamo_assets.common.errors import StoreError
+from gradcamo_assets.warehouse import Key, Lake, connect, publish, run_sql, violations
+from gradcamo_assets.warehouse.schema import COPIED_TABLES
+from gradcamo_assets.warehouse.schema_scores import QC_TABLES
+from gradcamo_assets_tests.warehouse import rows
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def python(code: str, *arguments: Path | str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+
+
+def count(database: Path) -> int:
+    return run_sql(database, "SELECT count(*) FROM scores").item()
+
+
+STORED = (*COPIED_TABLES, *(table.name for table in QC_TABLES))
+
+
+def contents(database: Path) -> dict[str, pl.DataFrame]:
+    names = (*STORED, "stale_scores", "model_comparison", "current_scores")
+    with connect(database) as connection:
+        return {name: pl.DataFrame(connection.table(name).to_arrow_table()) for name in names}
+
+
+def assert_equals_the_lake(lake: Lake, database: Path, fresh: Path) -> None:
+    """What was published step by step equals a new database, and its tables the lake's files."""
+    publish(lake, fresh)
+    anew = contents(fresh)
+    for name, table in contents(database).items():
+        assert_frame_equal(table, anew[name], abs_tol=1e-12, rel_tol=1e-12, check_row_order=False)
+        if name in COPIED_TABLES:
+            order = list(COPIED_TABLES[name].unique)
+            assert_frame_equal(table.sort(order), lake.read(name).sort(order), check_exact=True)
+
+
+def test_only_what_changed_is_replaced(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake"), tmp_path / "qc.duckdb"
+    first = publish(lake, database)
+    assert first.rebuilt and first.plates == ("P1", "P2")
+    assert database.stat().st_mode & 0o777 == 0o444
+    before = database.stat().st_ino, database.stat().st_mtime_ns
+    assert not publish(lake, database).published
+    assert (database.stat().st_ino, database.stat().st_mtime_ns) == before
+    rows.put(lake, np.random.default_rng(5), "P2", 1, 2)
+    second = publish(lake, database)
+    assert second.changed == (Key("scores", "P2", 1, "hepg2", 2),) and not second.rebuilt
+    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
+    assert violations(database) == []
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == [
+        "fresh.duckdb",
+        "lake",
+        "qc.duckdb",
+    ]
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["score", "resegment", "drop scores", "drop plate", "promote", "publish", "unscored"]),
+        st.sampled_from(["P1", "P2"]),
+        st.integers(1, 2),
+        st.integers(1, 2),
+    ),
+    min_size=2,
+    max_size=7,
+)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=OPERATIONS, seed=st.integers(0, 1000))
+def test_incremental_publication_equals_a_rebuild(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, str, int, int]], seed: int
+) -> None:
+    home, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(seed)
+    lake, database = Lake(home / "lake"), home / "qc.duckdb"
+    for minute, (what, plate, site, version) in enumerate(operations):
+        if what == "score":
+            rows.put(lake, rng, plate, site, version, n=25)
+        elif what == "resegment":
+            lake.write("cells", rows.cells(rng, plate, site, 25, masks=f"m{minute}"), plate=plate, site=site)
+        elif what == "drop scores":
+            lake.drop("scores", plate=plate, site=site)
+        elif what == "drop plate":
+            for table in ("cells", "scores"):
+                lake.drop(table, plate=plate)
+        elif what == "promote":
+            lake.append("promotions", rows.promotion(version, minute))
+            lake.append("models", rows.model(version))
+        elif what == "unscored":
+            keys = {"plate": plate, "site": site, "model_name": "hepg2", "model_version": version}
+            row = dict(zip(("Metadata_Plate", "Metadata_Site", *list(keys)[2:]), keys.values(), strict=True))
+            lake.write("unscored", rows.frame("unscored", [row | {"reason": "four channels"}]), **keys)  # type: ignore[arg-type]
+        else:
+            publish(lake, database)
+    publish(lake, database)
+    assert_equals_the_lake(lake, database, home / "fresh.duckdb")
+    assert violations(database) == []
+
+
+def test_changes_of_other_plates_may_wait(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake"), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    for plate in ("P1", "P2"):
+        rows.put(lake, np.random.default_rng(1), plate, 1, 3)
+    assert publish(lake, database, plates=["P1"]).plates == ("P1",)
+    plates = "SELECT DISTINCT Metadata_Plate FROM scores WHERE model_version = 3"
+    assert run_sql(database, plates)["Metadata_Plate"].to_list() == ["P1"]
+    assert publish(lake, database).plates == ("P2",)
+
+
+READER = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1], read_only=True)
+count = lambda: print(connection.execute("SELECT count(*), sum(hash(gradcamo)) FROM scores").fetchall(), flush=True)
+count()
+sys.stdin.readline()
+count()
+"""
+
+
+def test_a_reader_keeps_the_old_data_and_blocks_nobody(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    before = count(database)
+    reader = python(READER, database)
+    assert reader.stdout is not None
+    seen = reader.stdout.readline()
+    rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
+    assert publish(lake, database).published
+    out, error = reader.communicate("\n", timeout=60)
+    assert (out, error, reader.returncode) == (seen, "", 0)
+    assert count(database) > before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gradcamo_assets.warehouse import Lake, publish
+from gradcamo_assets.warehouse import database as db
+die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[3] == "filling":
+    db.record_facts = die
+else:
+    os.utime = die
+publish(Lake(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["filling", "renaming"])
+def test_a_killed_publisher_leaves_the_last_good_file(tmp_path: Path, moment: str) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    before, bytes_before = count(database), database.read_bytes()
+    rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
+    killed = python(KILLED, lake.root, database, moment)
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".qc.duckdb.*.tmp"))
+    assert database.read_bytes() == bytes_before and count(database) == before
+    assert publish(lake, database).published
+    assert count(database) > before
+    assert not list(tmp_path.glob(".qc.duckdb.*.tmp*"))
+
+
+SESSION = """
+import os, sys, duckdb
+os.chmod(sys.argv[1], 0o644)
+connection = duckdb.connect(sys.argv[1])
+connection.execute("CREATE TABLE mine AS SELECT range AS a FROM range(1000)")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_log_of_a_users_session_poisons_nothing(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    log = tmp_path / "qc.duckdb.wal"
+    python(SESSION, database).communicate(timeout=60)
+    assert log.exists()
+    left = log.read_bytes()
+    rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
+    publish(lake, database)
+    assert not log.exists()
+    after = count(database)
+    # A session that outlives the publication may still leave its log beside the new file.
+    log.write_bytes(left)
+    assert count(database) == after
+    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
+
+
+@pytest.mark.parametrize("damage", ["written to", "truncated", "no database", "another schema", "moved lake"])
+def test_a_file_that_cannot_be_built_upon_is_made_anew(tmp_path: Path, damage: str) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    database.chmod(0o644)
+    if damage == "truncated":
+        database.write_bytes(database.read_bytes()[:5000])
+    elif damage == "no database":
+        database.write_text("hello")
+    elif damage == "moved lake":
+        lake = Lake(lake.root.rename(tmp_path / "moved"))
+    else:
+        with duckdb.connect(database) as connection:
+            if damage == "written to":
+                connection.execute("DELETE FROM scores")
+            else:
+                connection.execute("DROP TABLE umap")
+    assert publish(lake, database).rebuilt
+    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
+
+
+MANY = """
+import sys
+from pathlib import Path
+import numpy as np
+from gradcamo_assets.warehouse import Lake, publish
+from gradcamo_assets_tests.warehouse import rows
+lake, plate = Lake(Path(sys.argv[1])), sys.argv[3]
+for site in (1, 2, 3):
+    rows.put(lake, np.random.default_rng(site), plate, site, 1, n=20)
+    publish(lake, Path(sys.argv[2]))
+"""
+
+
+def test_four_publishers_at_once_lose_no_row(tmp_path: Path) -> None:
+    lake, database = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb"
+    publishers = [python(MANY, lake.root, database, f"P{number}") for number in range(4)]
+    for publisher in publishers:
+        _, error = publisher.communicate(timeout=120)
+        assert publisher.returncode == 0, error
+    assert not publish(lake, database).published
+    assert run_sql(database, "SELECT DISTINCT Metadata_Plate, Metadata_Site FROM scores").height == 12
+    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
+
+
+def test_a_lake_file_replaced_in_between_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradcamo_assets.warehouse import database as db
+
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    original = db.replace_rows
+
+    def dropping(connection, table, changed, present, root):  # type: ignore[no-untyped-def]
+        if table.name == "scores":
+            lake.drop("scores", plate="P1", site=1, model_version=1)
+        original(connection, table, changed, present, root)
+
+    monkeypatch.setattr(db, "replace_rows", dropping)
+    publish(lake, database)
+    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
+
+
+def test_a_damaged_lake_file_leaves_the_old_database(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    before = count(database)
+    (lake.root / lake.keys("scores")[0].path).write_bytes(b"not parquet")
+    with pytest.raises(StoreError, match="lake's files of scores"):
+        publish(lake, database)
+    assert count(database) == before
+
+
+def test_embeddings_are_read_from_the_lake_wherever_the_reader_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, database = Lake(tmp_path / "it's a [lake]*"), tmp_path / "deep" / "qc.duckdb"
+    assert publish(lake, database).rebuilt
+    assert run_sql(database, "SELECT * FROM embeddings").is_empty()
+    found = rows.cells(np.random.default_rng(0), "P1", 1, 4)
+    keys = found.select(pl.col("^Metadata_.*$")).with_columns(model_name=pl.lit("m"), model_version=pl.lit(1))
+    for version, length in ((1, 3), (2, 5)):
+        frame = keys.with_columns(pl.lit(version).alias("model_version"), embedding=pl.lit(np.zeros(length).tolist()))
+        lake.write("embeddings", frame, plate="P1", site=1, model_version=version)
+    lengths = "SELECT model_version, any_value(len(embedding)) FROM embeddings GROUP BY ALL ORDER BY ALL"
+    monkeypatch.chdir("/")
+    assert run_sql(database, lengths).rows() == [(1, 3), (2, 5)]
+
+
+def test_publications_in_one_second_are_told_apart(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
+    for seed in range(3):
+        rows.put(lake, np.random.default_rng(seed), "P1", 1, 1)
+        publish(lake, database)
+    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")

@@ -1,0 +1,238 @@
+"""Asking: views, ready-made tables, what a reader may not do, and how answers are written."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+
+from gradcamo_assets.common.errors import StoreError
+from gradcamo_assets.warehouse import Lake, as_table, connect, publish, qc_table, render, run_sql, violations
+from gradcamo_assets_tests.warehouse import rows
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    publish(rows.filled(folder / "lake"), folder / "qc.duckdb")
+    return folder
+
+
+@pytest.fixture
+def database(home: Path) -> Path:
+    return home / "qc.duckdb"
+
+
+def test_every_table_view_and_column_is_commented(database: Path) -> None:
+    with duckdb.connect(database, read_only=True) as connection:
+        for what in ("duckdb_tables()", "duckdb_views()", "duckdb_columns()"):
+            sql = f"SELECT count(*), count(*) FILTER (coalesce(comment, '') = '') FROM {what} WHERE NOT internal"
+            n, bare = connection.execute(sql).fetchall()[0]
+            assert n >= 5 and bare == 0, what
+
+
+def test_scores_have_the_columns_of_the_contract_in_order(database: Path) -> None:
+    names = run_sql(database, "DESCRIBE scores")["column_name"].to_list()
+    assert names[9:] == [
+        "model_name", "model_version", "mask_version", "crop_version", "true_class", "predicted_class", "probability",
+        "logit", "logit_bias", "split", "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted",
+        "neighbour_share", "background_share", "neighbour_fraction", "looks_at", "evidence_target",
+        "evidence_neighbour", "evidence_background", "on_target", "null_reason", "run_id", "scored_at",
+    ]  # fmt: skip
+    assert names == run_sql(database, "DESCRIBE current_scores")["column_name"].to_list()
+
+
+def test_the_champion_follows_the_last_promotion(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    lake.append("promotions", rows.promotion(7, 0, "other"))
+
+    def champions() -> list[tuple]:
+        publish(lake, database)
+        return run_sql(database, "SELECT model_name, model_version FROM champions ORDER BY ALL").rows()
+
+    versions = "SELECT DISTINCT model_version FROM current_scores"
+    assert champions() == [("hepg2", 2), ("other", 7)]
+    assert run_sql(database, versions).rows() == [(2,)]
+    lake.append("promotions", rows.promotion(1, 10))
+    assert champions() == [("hepg2", 1), ("other", 7)]
+    assert run_sql(database, versions).rows() == [(1,)]
+    assert set(qc_table(database, "dose")["model_version"]) == {1}
+    assert set(qc_table(database, "dose", champion_only=False)["model_version"]) == {1, 2}
+    lake.append("promotions", rows.promotion(None, 11))
+    assert champions() == [("other", 7)]
+
+
+def test_stale_scores_say_what_waits_and_why(tmp_path: Path) -> None:
+    lake, database, rng = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb", np.random.default_rng(1)
+
+    def stale() -> list[tuple]:
+        publish(lake, database)
+        return run_sql(
+            database, "SELECT Metadata_Site, model_version, n_cells, reason FROM stale_scores ORDER BY ALL"
+        ).rows()
+
+    def kept(frame: pl.DataFrame) -> int:
+        return frame["qc_flag"].null_count()
+
+    assert stale() == []
+    lake.drop("scores", site=1, model_version=2)
+    one = kept(lake.read("cells", site=1))
+    assert stale() == [(1, 2, one, "never scored by the champion")]
+    again = lake.read("cells", site=2).with_columns(crop_version=pl.lit("c2"))
+    lake.write("cells", again, plate="P1", site=2)
+    assert stale()[1] == (2, 2, kept(again), "crops changed")
+    anew = rows.cells(rng, "P1", 2, 40, masks="m2", crops="c3")
+    lake.write("cells", anew, plate="P1", site=2)
+    assert stale()[1] == (2, 2, kept(anew), "masks changed")
+    lake.write("scores", rows.scores(rng, anew, 2), plate="P1", site=2, model_version=2)
+    unscored = {"Metadata_Plate": "P1", "Metadata_Site": 1, "model_name": "hepg2", "model_version": 2}
+    frame = rows.frame("unscored", [unscored | {"reason": "it wants five channels"}])
+    lake.write("unscored", frame, plate="P1", site=1, model_version=2)
+    assert stale() == [(1, 2, one, "it wants five channels")]
+    lake.append("promotions", rows.promotion(1, 20))
+    assert [row[:2] for row in stale()] == [(2, 1)]
+    uncut = anew.with_columns(crop_version=pl.lit(None, pl.String))
+    lake.write("cells", uncut, plate="P1", site=2)
+    assert stale() == []
+
+
+def test_model_comparison_equals_a_loop(home: Path, database: Path) -> None:
+    lake = Lake(home / "lake")
+    for row in qc_table(database, "model").iter_rows(named=True):
+        held = [r for r in lake.read("scores", model_version=row["model_version"]).to_dicts() if r["split"] != "train"]
+        for split in ("test", "unseen"):
+            right = [r["true_class"] == r["predicted_class"] for r in held if r["split"] == split]
+            assert row[f"accuracy_{split}"] == pytest.approx(np.mean(right))
+        values = [r["gradcamo"] for r in held if r["gradcamo"] is not None]
+        assert row["n_cells"] == len(held) and row["null_cells"] == len(held) - len(values)
+        assert row["median_gradcamo"] == pytest.approx(np.median(values))
+        assert row["looks_at_none"] == pytest.approx(sum(r["looks_at"] == "none" for r in held) / len(values))
+        assert row["is_champion"] == (row["model_version"] == 2)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1; SELECT 2",
+        "DELETE FROM scores",
+        "CREATE TABLE a (b INTEGER)",
+        "COPY scores TO 'scores.csv'",
+        "ATTACH 'other.duckdb'",
+        "SET enable_external_access = true",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM '/etc/hostname'",
+        "EXPLAIN ANALYZE DELETE FROM scores",
+        "SELECT * FROM nowhere",
+        "SELECT * FROM python_frame",
+        "SELEC",
+        "",
+    ],
+)
+def test_what_a_reader_may_not_do(database: Path, sql: str) -> None:
+    python_frame = pl.DataFrame({"a": [1]})
+    before = database.read_bytes()
+    with pytest.raises(StoreError):
+        run_sql(database, sql)
+    assert database.read_bytes() == before and len(python_frame) == 1
+
+
+def test_other_files_of_the_lake_are_closed_to_queries(home: Path, database: Path) -> None:
+    with pytest.raises(StoreError, match="failed"):
+        run_sql(database, f"SELECT * FROM '{home}/lake/wells/plate=P1.parquet'")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SHOW TABLES",
+        "DESCRIBE scores",
+        "SUMMARIZE wells",
+        "EXPLAIN FROM scores",
+        "VALUES (1)",
+        "PIVOT qc_by_dose ON Metadata_Dose USING sum(n_cells)",
+    ],
+)
+def test_what_a_reader_may_do(database: Path, sql: str) -> None:
+    assert len(run_sql(database, sql))
+
+
+def test_two_connections_of_one_process_live_side_by_side(database: Path) -> None:
+    with connect(database) as first, connect(database) as second:
+        sql = "SELECT count(*) FROM scores"
+        assert first.execute(sql).fetchall() == second.execute(sql).fetchall()
+
+
+def test_a_missing_or_foreign_database_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="gradcamo demo"):
+        connect(tmp_path / "qc.duckdb")
+    duckdb.connect(tmp_path / "other.duckdb").close()
+    with pytest.raises(StoreError, match="no QC database"):
+        connect(tmp_path / "other.duckdb")
+    (tmp_path / "text.duckdb").write_text("hello, this is no database at all")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        connect(tmp_path / "text.duckdb")
+
+
+def test_unknown_tables_and_formats_are_named(database: Path) -> None:
+    with pytest.raises(StoreError, match="dose,site"):
+        qc_table(database, "dose; DROP TABLE scores")
+    with pytest.raises(StoreError, match="xml"):
+        render(pl.DataFrame(), "xml")  # type: ignore[arg-type]
+
+
+def test_answers_survive_csv_json_and_parquet(database: Path, tmp_path: Path) -> None:
+    frame = qc_table(database, "dose,site")
+    for format, read in (("csv", pl.read_csv), ("json", pl.read_json), ("parquet", pl.read_parquet)):
+        render(frame, format, tmp_path / format)  # type: ignore[arg-type]
+        back = read(tmp_path / format)  # type: ignore[operator]
+        for name in ("Metadata_Dose", "n_cells", "median_gradcamo", "ci_low"):
+            assert back[name].to_list() == pytest.approx(frame[name].to_list(), nan_ok=True), (format, name)
+
+
+def test_nested_values_and_big_sums_can_be_written(database: Path) -> None:
+    frame = run_sql(database, "SELECT classes, metrics, metrics['accuracy'] AS a FROM models ORDER BY model_version")
+    out = io.StringIO()
+    render(frame, "csv", out)
+    assert json.loads(pl.read_csv(io.StringIO(out.getvalue()))["classes"][0]) == ["a", "b"]
+    assert frame["a"].to_list() == [0.1, 0.2]
+    out = io.StringIO()
+    render(run_sql(database, "SELECT sum(n_cells) AS n FROM qc_by_plate"), "json", out)
+    assert isinstance(json.loads(out.getvalue())[0]["n"], int)
+
+
+def test_the_terminal_table_is_aligned_and_fits_where_it_can(database: Path) -> None:
+    frame = qc_table(database, "site")
+    wide, narrow = as_table(frame, 1000).splitlines(), as_table(frame, 80).splitlines()
+    assert wide[0].split() == frame.columns
+    assert narrow[0].startswith("model_name: hepg2")
+    assert max(map(len, narrow)) < max(map(len, wide)) / 1.5
+    assert wide[-1] == f"({len(frame)} rows)"
+    assert as_table(pl.DataFrame(), 80)
+
+
+def test_broken_numbers_are_found(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    assert violations(database) == []
+    good = lake.read("scores")
+    value = pl.col("gradcamo")
+    broken = {
+        "exceeds": {"gradcamo_max": value - 0.01},
+        "three shares": {"background_share": pl.col("background_share") + 1e-3},
+        "evidence": {"evidence_target": pl.col("evidence_target") + 0.1},
+        "reason": {"null_reason": pl.lit(None, pl.String)},
+        "not kept": {"Metadata_CellID": pl.col("Metadata_CellID")},
+    }
+    flagged = lake.read("cells").with_columns(qc_flag=pl.lit("small"))
+    for word, change in broken.items():
+        lake.write("scores", good.with_columns(**change), plate="P1", site=1, model_version=1)
+        if word == "not kept":
+            lake.write("cells", flagged, plate="P1", site=1)
+        publish(lake, database)
+        assert [text for text in violations(database) if word in text], word
+        assert len(violations(database)) == 1
