@@ -43,12 +43,15 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
 
     Args:
         fields: stored fields. classes: ``Metadata_CellID`` to class index; cells it lacks are left out.
-        channels: stains in the order the encoder takes them.
+        channels: stains in the order the encoder takes them. memory: bytes of raw crops kept once read, so that later
+            epochs need no disk.
 
     Items: (C, z, y, x) float32, (z, y, x) uint8, class index.
     """
 
-    def __init__(self, fields: Sequence[CropField], classes: dict[str, int], channels: Sequence[str]):
+    def __init__(
+        self, fields: Sequence[CropField], classes: dict[str, int], channels: Sequence[str], memory: int = 2 << 30
+    ):
         self.fields = list(fields)
         self.orders = [channel_order(field, channels) for field in self.fields]
         self.items = [
@@ -57,6 +60,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
             for row, cell_id in enumerate(field.cell_ids)
             if cell_id in classes
         ]
+        self._free = memory
+        self._read: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def targets(self) -> np.ndarray:
@@ -69,6 +74,12 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor, int]:
         index, row, target = self.items[item]
         field, order = self.fields[index], self.orders[index]
-        image, labels = field.read(row)
+        found = self._read.get(item)
+        if found is None:
+            found = field.read(row)
+            if self._free > 0:
+                self._read[item] = found
+                self._free -= sum(array.nbytes for array in found)
+        image, labels = found
         center, scale = torch.from_numpy(field.center[order]), torch.from_numpy(field.scale[order])
         return standardise(torch.from_numpy(image[order])[None], center, scale)[0], torch.from_numpy(labels), target

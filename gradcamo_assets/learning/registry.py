@@ -6,6 +6,7 @@ alias (https://mlflow.org/docs/latest/ml/model-registry): ``champion`` scores ev
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -61,6 +62,7 @@ class ModelRegistry:
         """A client of this registry."""
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 

@@ -6,6 +6,7 @@ plane, small gain and offset per stain).
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -161,9 +162,9 @@ def train_encoder(
         empty = ", ".join(name for name, count in zip(classes, counts, strict=True) if not count)
         raise GradcamoError(f"no training crop of class {empty}", "Lower test_fraction, or leave the class out.")
     lightning.seed_everything(config.seed, verbose=False)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     channels = len(train.orders[0])
     model, layer = build_encoder(config.encoder, channels, len(classes))
-    model = model.to(memory_format=torch.channels_last_3d)
     steps_an_epoch = math.ceil(len(train) / config.batch_size)
     module = EncoderModule(model, config, steps_an_epoch * config.epochs)
     sampler = WeightedRandomSampler(

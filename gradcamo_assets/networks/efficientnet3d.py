@@ -7,7 +7,9 @@ first, depthwise ones later. What differs, and why:
 - early stages work in plane only and later ones factor (1, k, k) and (k, 1, 1): dense 3D kernels are slow on CPUs;
 - strided kernels are even and padded evenly, so that a voxel of the map sits at the centre of the pixels it stands for,
   as linear upsampling with align_corners=False assumes; odd kernels would shift the map by half its own stride;
-- there is no squeeze-excitation: a global gate writes the whole crop into every voxel of the map;
+- few layers follow the last stride and there is no squeeze-excitation: far pixels would be written into a voxel;
+- the last stage is told its distance from the crop's axis (after CoordConv, Liu et al., NeurIPS 2018): the target is in
+  the middle, and an encoder of local features could not tell it from its neighbours otherwise;
 - last activation > global average pooling > one linear layer, so that Grad-CAM has a closed form.
 
 With one slice the same network is a 2D one.
@@ -40,20 +42,12 @@ SIZES: dict[str, tuple[int, tuple[Stage, ...], int]] = {
     # stem width, stages, head width
     "small": (
         16,
-        (
-            Stage("fused", 16, 1, 2, (1, 1, 1)),
-            Stage("fused", 24, 1, 3, (1, 2, 2)),
-            Stage("factored", 48, 2, 3, (2, 2, 2)),
-        ),
+        (Stage("fused", 24, 1, 3, (1, 2, 2)), Stage("factored", 48, 1, 3, (2, 2, 2))),
         96,
     ),
     "base": (
         24,
-        (
-            Stage("fused", 24, 2, 2, (1, 1, 1)),
-            Stage("fused", 48, 3, 4, (1, 2, 2)),
-            Stage("factored", 96, 4, 4, (2, 2, 2)),
-        ),
+        (Stage("fused", 48, 2, 4, (1, 2, 2)), Stage("factored", 96, 2, 4, (2, 2, 2))),
         192,
     ),
 }
@@ -105,6 +99,16 @@ class Block(nn.Module):
         return x + out if self.residual else out
 
 
+class WithRadius(nn.Module):
+    """Appends one channel: the squared in-plane distance from the crop's axis, 1 at the middle of an edge."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) to (B, C + 1, Z, Y, X)."""
+        y, x_ = ((torch.arange(n, device=x.device) + 0.5) * (2 / n) - 1 for n in x.shape[-2:])
+        radius = (y[:, None] ** 2 + x_**2).to(x.dtype)
+        return torch.cat([x, radius.expand(len(x), 1, *x.shape[2:])], dim=1)
+
+
 class EfficientNet3D(nn.Module):
     """Crops to class logits.
 
@@ -125,6 +129,9 @@ class EfficientNet3D(nn.Module):
         layers = _normalised(EvenStridedConv(in_channels, stem, (1, 3, 3), (1, 2, 2)), stem, nn.SiLU(True))
         width = stem
         for stage in stages:
+            if stage is stages[-1]:
+                layers.append(WithRadius())
+                width += 1
             for index in range(stage.depth):
                 layers.append(Block(stage, width, stage.stride if index == 0 else (1, 1, 1)))
                 width = stage.width

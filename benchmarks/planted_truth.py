@@ -1,0 +1,100 @@
+"""Does the score name the place where the truth was planted? ``python -m benchmarks.planted_truth [--quick]``
+
+Four synthetic plates: the signature of the treatment in the target alone (``--labels cell``), in every cell of a well,
+in the background, in neighbours. The shipped encoder is trained on each, and asked on cells of wells it has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.pipeline import prepare, train_and_score
+from gradcamo_assets.crops import CropConfig
+from gradcamo_assets.learning.train import TrainingConfig
+from gradcamo_assets.plates import SyntheticPlate
+
+PLACES = {
+    # (labels, shortcut): where the truth is
+    ("cell", "none"): "target",
+    ("well", "background"): "background",
+    ("well", "neighbour"): "neighbour",
+    ("well", "none"): "target or neighbour",
+}
+
+
+def measure(labels: str, shortcut: str, seed: int, quick: bool, folder: Path) -> dict:
+    """Train and score one plate; figures of its held-out cells."""
+    size = {"wells": 12, "sites": 1, "cells": 8, "doses": 1} if quick else {}
+    plate = SyntheticPlate(name="truth", labels=labels, shortcut=shortcut, seed=seed, **size)  # type: ignore[arg-type]
+    prepared = prepare(plate, folder, CropConfig((12, 64, 64)))
+    training = TrainingConfig(epochs=8, seed=seed) if quick else TrainingConfig(seed=seed)
+    start = time.perf_counter()
+    cells, _ = train_and_score(prepared, training, folder)
+    held_out = cells.filter(pl.col("split") != "train")
+    right = held_out.filter(pl.col("predicted_class") == pl.col("treatment_class"))
+    looks = right["looks_at"]
+    return {
+        "cells": len(held_out),
+        "accuracy": len(right) / len(held_out),
+        "looks_at": {
+            place: float((looks == place).mean() or 0) for place in ("target", "neighbour", "background", "none")
+        },
+        "median_gradcamo": held_out["gradcamo"].median(),
+        "median_adjusted": held_out["gradcamo_adjusted"].median(),
+        "null": held_out["gradcamo"].null_count(),
+        "seconds": time.perf_counter() - start,
+        "adjusted": held_out["gradcamo_adjusted"].drop_nulls().to_numpy(),
+    }
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Probability that a cell of the first encoder scores above one of the second."""
+    from sklearn.metrics import roc_auc_score
+
+    truth = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
+    return float(roc_auc_score(truth, np.r_[positive, negative]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small plates, two of the four settings")
+    parser.add_argument("--seeds", type=int, default=1)
+    arguments = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+    settings = list(PLACES)[:2] if arguments.quick else list(PLACES)
+    print(f"{'truth in':20}{'seed':>5}{'cells':>7}{'accuracy':>10}{'target':>8}{'neighb.':>8}{'backgr.':>8}{'none':>6}"
+          f"{'score':>7}{'adjusted':>9}{'seconds':>9}")  # fmt: skip
+    results: dict[str, list] = {}
+    separations = []
+    for seed in range(arguments.seeds):
+        for labels, shortcut in settings:
+            with tempfile.TemporaryDirectory() as folder:
+                figures = measure(labels, shortcut, seed, arguments.quick, Path(folder))
+            looks = figures["looks_at"]
+            print(
+                f"{PLACES[labels, shortcut]:20}{seed:5}{figures['cells']:7}{figures['accuracy']:10.2f}"
+                f"{looks['target']:8.2f}{looks['neighbour']:8.2f}{looks['background']:8.2f}{looks['none']:6.2f}"
+                f"{figures['median_gradcamo']:7.2f}{figures['median_adjusted']:9.2f}{figures['seconds']:9.0f}",
+                flush=True,
+            )
+            results.setdefault(f"{labels}_{shortcut}", []).append(figures)
+        separations.append(auroc(results["cell_none"][-1]["adjusted"], results["well_background"][-1]["adjusted"]))
+    named = {"cell_none": "target", "well_background": "background", "well_neighbour": "neighbour"}
+    summary = {place: round(float(np.median([f["looks_at"][place] for f in results[key]])), 4)
+               for key, place in named.items() if key in results}  # fmt: skip
+    summary |= {
+        f"accuracy_{key}": round(float(np.median([f["accuracy"] for f in rows])), 4) for key, rows in results.items()
+    }
+    print(json.dumps({**summary, "auroc": round(float(np.median(separations)), 4), "seeds": arguments.seeds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Splits, training and the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.crops import write_crops
+from gradcamo_assets.learning.fit import fit_and_register
+from gradcamo_assets.learning.promotion import champion_moves, promote, record_champion, record_versions
+from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION, ModelRegistry
+from gradcamo_assets.learning.split import as_lists, split_wells
+from gradcamo_assets.learning.train import TrainingConfig
+from gradcamo_assets.networks.bundle import load_bundle
+from gradcamo_assets.warehouse import Lake
+
+
+def _cells(wells_of_class: dict[str, int]) -> pl.DataFrame:
+    rows = []
+    for name, wells in wells_of_class.items():
+        for _ in range(wells):
+            well = f"{chr(65 + len(rows) // 48 % 16)}{len(rows) // 2 % 24 + 1:02d}"
+            rows += [{"Metadata_Plate": "P", "Metadata_Well": well, "treatment_class": name}] * 2
+    return pl.DataFrame(
+        rows, schema={"Metadata_Plate": pl.String, "Metadata_Well": pl.String, "treatment_class": pl.String}
+    )
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 9), min_size=2), st.integers(0, 99))
+@settings(deadline=None)
+def test_parts_are_disjoint_and_every_class_is_trained(wells: dict[str, int], seed: int) -> None:
+    cells = _cells(wells)
+    split = split_wells(cells, seed=seed)
+    assert split["Metadata_Well"].is_unique().all()
+    assert set(split["Metadata_Well"]) == set(cells["Metadata_Well"])
+    parts = cells.join(split, on=["Metadata_Plate", "Metadata_Well"]).group_by("treatment_class").agg("split")
+    for name, found in parts.iter_rows():
+        assert "train" in found
+        assert ("test" in found) == (wells[name] > 1)
+        assert ("val" in found) == (wells[name] > 2)
+    assert split.equals(split_wells(cells.sample(fraction=1, shuffle=True, seed=1), seed=seed))
+    lists = as_lists(split)
+    assert sum(map(len, lists.values())) == len(split)
+    assert all(well.startswith("P/") for well in lists["train"])
+
+
+def test_one_class_cannot_train() -> None:
+    with pytest.raises(GradcamoError, match="1 treatment class"):
+        split_wells(_cells({"a": 4}))
+    with pytest.raises(GradcamoError, match="0 treatment class"):
+        split_wells(_cells({"a": 2}).with_columns(treatment_class=pl.lit(None, pl.String)))
+
+
+@pytest.fixture
+def plate(tmp_path: Path) -> tuple[pl.DataFrame, list[Path]]:
+    """Eight wells of two classes that differ in the brightness of a blob."""
+    rng, shape = np.random.default_rng(0), (2, 24, 24)
+    rows, paths = [], []
+    for index in range(8):
+        well, name = f"A{index + 1:02d}", "ab"[index % 2]
+        ids = [f"P/{well}/1/{i}" for i in range(10)]
+        labels = np.zeros((10, *shape), np.uint8)
+        labels[:, :, 8:16, 8:16] = 1
+        images = rng.poisson(100, (10, 2, *shape)) + (400 * (index % 2) * (labels == 1))[:, None]
+        paths.append(tmp_path / f"{well}.zarr")
+        write_crops(
+            paths[-1], iter(zip(images.astype(np.uint16), labels, strict=True)), cell_ids=ids, shape=shape,
+            channels=["DNA", "ER"], statistics={"center": [100.0] * 2, "scale": [100.0] * 2},
+            voxel_size=[1.0, 0.5, 0.5], provenance=Provenance(well, {}, "1"),
+        )  # fmt: skip
+        rows += [
+            {"Metadata_CellID": i, "Metadata_Plate": "P", "Metadata_Well": well, "treatment_class": name} for i in ids
+        ]
+    return pl.DataFrame(rows), paths
+
+
+def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Path]], tmp_path: Path) -> None:
+    cells, paths = plate
+    split = split_wells(cells)
+    registry, lake = ModelRegistry(tmp_path / "mlflow"), Lake(tmp_path / "lake")
+    assert registry.by_alias(CHAMPION) is None
+    assert registry.rows() == []
+    assert not record_champion(lake, registry, by="nobody")
+    lines: list[str] = []
+    config = TrainingConfig(epochs=6, batch_size=8)
+    fitted = fit_and_register(
+        cells, split, paths, config, registry, work=tmp_path, progress=False, report=lines.append, tags={"who": "test"}
+    )
+    assert len(lines) == 6
+    assert fitted.result.metrics["test_accuracy"] > 0.9
+    assert set(fitted.result.curves) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+    assert all(len(curve) == 6 for curve in fitted.result.curves.values())
+    assert registry.by_alias(CHALLENGER) == fitted.version
+    _, bundle = load_bundle(registry.fetch(fitted.version))
+    assert bundle.classes == ["a", "b"]
+    assert bundle.split == as_lists(split)
+    assert bundle.crop_shape == [2, 24, 24]
+
+    promote(lake, registry, fitted.version, by="test", reason="the first")
+    second = registry.register(fitted.result.model, bundle, parameters={}, metrics={"accuracy": 0.5}, curves={})
+    registry.promote(second.version)
+    assert record_champion(lake, registry, by="sensor")
+    assert not record_champion(lake, registry, by="sensor")
+    registry.promote(fitted.version.version)
+    assert record_champion(lake, registry, by="sensor")
+    moves = champion_moves(lake, registry.name)
+    assert moves.select("from_version", "to_version").rows() == [(None, 1), (1, 2), (2, 1)]
+    assert moves["promoted_by"].to_list() == ["test", "sensor", "sensor"]
+    assert record_versions(lake, registry) == 2
+    models = lake.read("models")
+    assert models["train_wells"][0].to_list() == bundle.split["train"]
+    assert models["aliases"].to_list() == [["champion"], ["challenger"]]
+
+    artifacts = next((tmp_path / "mlflow" / "artifacts").rglob("config.json")).parent
+    for name in ("config.json", "model.safetensors"):
+        assert not any(path.suffix in (".pkl", ".pt", ".pth") for path in artifacts.rglob("*")), name
+    third = registry.register(fitted.result.model, bundle, parameters={}, metrics={}, curves={})
+    Path(third.source.removeprefix("file://")).joinpath("config.json").write_text("{")
+    with pytest.raises(BundleError, match="cannot be read"):
+        registry.fetch(third)
+    assert len(registry.rows()) == 3
+
+
+def test_an_unreachable_registry_is_an_error_and_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    registry = ModelRegistry(tmp_path, uri="http://127.0.0.1:9")
+    with pytest.raises(Exception, match=r"127\.0\.0\.1"):
+        record_champion(Lake(tmp_path / "lake"), registry, by="sensor")
+
+
+def test_a_class_without_a_training_crop_is_named(plate: tuple[pl.DataFrame, list[Path]], tmp_path: Path) -> None:
+    cells, paths = plate
+    split = split_wells(cells).with_columns(
+        split=pl.when(pl.col("Metadata_Well").is_in(["A01", "A03", "A05", "A07"]))
+        .then(pl.lit("test"))
+        .otherwise("split")
+    )
+    with pytest.raises(GradcamoError, match="no training crop of class a"):
+        fit_and_register(
+            cells, split, paths, TrainingConfig(epochs=1), ModelRegistry(tmp_path / "m"), work=tmp_path, progress=False
+        )
+    with pytest.raises(GradcamoError, match="no crops"):
+        fit_and_register(cells, split, [], TrainingConfig(), ModelRegistry(tmp_path / "m"), work=tmp_path)

@@ -1,0 +1,181 @@
+"""The scoring pass against pytorch-grad-cam and against a brute-force upsample-and-sum, and the reconciliation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.crops import CropField, open_crops, write_crops
+from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
+from gradcamo_assets.networks.registry import build_encoder
+from gradcamo_assets.scoring.reconcile import partitions_to_score
+from gradcamo_assets.scoring.score import Scorer
+
+CHANNELS = ["DNA", "ER", "Mito"]
+SHAPE = (5, 40, 36)
+
+
+@pytest.fixture
+def field(tmp_path: Path) -> CropField:
+    """Eleven crops of blobs: a target in the middle, a neighbour in a corner of most."""
+    rng = np.random.default_rng()
+    images = rng.integers(100, 900, (11, 3, *SHAPE)).astype(np.uint16)
+    labels = np.zeros((11, *SHAPE), np.uint8)
+    for crop in range(11):
+        labels[crop, :, 12 : 20 + crop, 10:24] = 1
+        if crop % 3:
+            labels[crop, 1:, :9, : 3 * crop + 1] = 2
+    write_crops(
+        tmp_path / "crops.zarr", iter(zip(images, labels, strict=True)), cell_ids=[f"P/A01/1/{i}" for i in range(11)],
+        shape=SHAPE, channels=["Mito", "DNA", "ER"],
+        statistics={"center": [400.0, 300, 500], "scale": [200.0, 150, 99]},
+        voxel_size=[1.0, 0.5, 0.5], provenance=Provenance("", {}, "1"),
+    )  # fmt: skip
+    return open_crops(tmp_path / "crops.zarr")
+
+
+def make_bundle(folder: Path, encoder: str = "efficientnet3d-small", **changes: object) -> Path:
+    """A fresh random encoder, its BatchNorm statistics those of noise."""
+    model, layer = build_encoder(encoder, 3, 4)
+    with torch.no_grad():
+        for _ in range(20):
+            model.train()(torch.randn(8, 3, *SHAPE))
+    values = {
+        "encoder": encoder, "layer": layer, "classes": ["a", "b", "c", "d"], "channels": CHANNELS,
+        "crop_shape": list(SHAPE), "voxel_size": [1.0, 0.5, 0.5], "split": {"train": ["P/A01"]},
+    }  # fmt: skip
+    save_bundle(folder, model, BundleConfig(**{**values, **changes}))  # type: ignore[arg-type]
+    return folder
+
+
+def _inputs(field: CropField) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardised by hand, in the bundle's channel order."""
+    images, labels = field.read(slice(0, len(field)))
+    order = [field.channels.index(name) for name in CHANNELS]
+    columns = [(images[:, i].astype(float) - field.center[i]) / field.scale[i] for i in order]
+    return torch.from_numpy(np.stack(columns, 1)).float(), torch.from_numpy(labels)
+
+
+def test_parity_with_upsample_and_sum(field: CropField, tmp_path: Path) -> None:
+    scorer = Scorer(make_bundle(tmp_path / "bundle"), batch_size=4)
+    scored = scorer.score(field, keep_maps=3)
+    images, labels = _inputs(field)
+    model = scorer.model.float()
+    with torch.no_grad():
+        features = model.forward_features(images)
+        logits = model(images)
+    predicted = logits.argmax(1)
+    assert scored.scores["predicted_class"].to_list() == ["abcd"[k] for k in predicted]
+    np.testing.assert_allclose(scored.embeddings, features.mean((2, 3, 4)), rtol=1e-4, atol=1e-5)
+    assert len(scored.maps) >= 3
+    for row, values in enumerate(scored.scores.iter_rows(named=True)):
+        weight = model.head.weight[predicted[row]]
+        signed = torch.einsum("k,kzyx->zyx", weight, features[row])
+        cam = F.interpolate(signed.clamp_min(0)[None, None], SHAPE, mode="trilinear", align_corners=False)[
+            0, 0
+        ].double()
+        assert values["logit"] == pytest.approx(float(logits[row].max()), abs=1e-4)
+        evidence = sum(values[f"evidence_{where}"] for where in ("target", "neighbour", "background"))
+        assert evidence == pytest.approx(values["logit"] - values["logit_bias"], abs=1e-3)
+        if float(cam.sum()) == 0:
+            assert values["gradcamo"] is None
+            assert values["null_reason"] == "empty map"
+            continue
+        for where, column in ((1, "gradcamo"), (2, "neighbour_share"), (0, "background_share")):
+            assert values[column] == pytest.approx(
+                float(cam[labels[row] == where].sum() / cam.sum()), rel=1e-4, abs=1e-6
+            )
+        assert values["mask_fraction"] == pytest.approx(float((labels[row] == 1).double().mean()))
+        assert values["gradcamo"] <= values["gradcamo_max"] + 1e-12
+        assert values["on_target"] == (values["gradcamo"] > 0.5)
+
+
+def test_parity_with_pytorch_grad_cam(field: CropField, tmp_path: Path) -> None:
+    """The library's own map, before its min-max scaling and its spline, is our map up to a factor."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    scorer = Scorer(make_bundle(tmp_path / "bundle"))
+    maps = scorer.score(field, keep_maps=len(field)).maps
+    images, _ = _inputs(field)
+    model = scorer.model
+    predicted = model(images).argmax(1).tolist()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    with GradCAM(model, [model.activation]) as cam:
+        cam(images, [ClassifierOutputTarget(k) for k in predicted])
+        activations = cam.activations_and_grads.activations[0].numpy()
+        gradients = cam.activations_and_grads.gradients[0].numpy()
+        theirs = np.maximum(
+            cam.get_cam_image(images, model.activation, predicted, activations, gradients, eigen_smooth=False), 0
+        )
+    ours = maps
+    for a, b in zip(ours, theirs, strict=True):
+        if b.max() > 0:
+            np.testing.assert_allclose(a / a.max(), b / b.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["efficientnet3d-small", "monai-resnet18"])
+def test_the_size_of_a_batch_changes_nothing(field: CropField, tmp_path: Path, encoder: str) -> None:
+    if encoder == "monai-resnet18":
+        pytest.importorskip("monai")
+    bundle = make_bundle(tmp_path / "bundle", encoder) if encoder.startswith("eff") else _resnet(tmp_path / "bundle")
+    one, many = (Scorer(bundle, batch_size=size).score(field).scores for size in (3, 64))
+    for name in ("gradcamo", "gradcamo_adjusted", "neighbour_share", "logit"):
+        np.testing.assert_allclose(
+            one[name].fill_null(-9).to_numpy(), many[name].fill_null(-9).to_numpy(), rtol=1e-3, atol=1e-4
+        )
+
+
+def _resnet(folder: Path) -> Path:
+    """A foreign network whose explained layer is not followed by our head."""
+    model, layer = build_encoder("monai-resnet18", 3, 2)
+    config = BundleConfig("monai-resnet18", layer, ["a", "b"], CHANNELS, list(SHAPE), [1.0, 0.5, 0.5])
+    save_bundle(folder, model, config)
+    return folder
+
+
+def test_crops_that_do_not_fit_are_refused(field: CropField, tmp_path: Path) -> None:
+    for changes, reason in (
+        ({"crop_shape": [5, 40, 40]}, r"crops are \[5, 40, 36\]"),
+        ({"voxel_size": [1.0, 0.1, 0.1]}, "0.5 um in y"),
+        ({"channels": ["DNA", "ER", "AGP"]}, "lacks channel AGP"),
+    ):
+        scorer = Scorer(make_bundle(tmp_path / reason[:8], **changes))
+        with pytest.raises(BundleError, match=reason):
+            scorer.score(field)
+
+
+def test_a_field_without_crops_gives_no_rows(tmp_path: Path) -> None:
+    write_crops(
+        tmp_path / "empty.zarr", iter([]), cell_ids=[], shape=SHAPE, channels=CHANNELS,
+        statistics={"center": [0.0] * 3, "scale": [1.0] * 3}, voxel_size=[1.0, 0.5, 0.5],
+        provenance=Provenance("", {}, "1"),
+    )  # fmt: skip
+    scored = Scorer(make_bundle(tmp_path / "bundle")).score(open_crops(tmp_path / "empty.zarr"))
+    assert len(scored.scores) == 0
+    assert len(scored.embeddings) == 0
+
+
+PARTITIONS = st.dictionaries(
+    st.tuples(st.sampled_from("PQR"), st.integers(1, 3)), st.frozensets(st.sampled_from("abc"), max_size=2)
+)
+
+
+@given(PARTITIONS, PARTITIONS, st.frozensets(st.tuples(st.sampled_from("PQR"), st.integers(1, 3))))
+def test_what_is_to_be_scored(crops: dict, scored: dict, refused: frozenset) -> None:
+    todo = partitions_to_score(crops, scored, refused)
+    assert todo == sorted(set(todo))
+    for partition in crops:
+        wanted = bool(crops[partition]) and partition not in refused and scored.get(partition) != crops[partition]
+        assert (partition in todo) == wanted
+    after = {**scored, **{partition: crops[partition] for partition in todo}}
+    assert partitions_to_score(crops, after, refused) == []
