@@ -10,7 +10,8 @@ Here: whatever touches an ``nn.Module``. Not here: masks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -31,103 +32,67 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     Raises:
         ExplainError: where the model has no such layer.
     """
-    names = {module: name for name, module in model.named_modules()}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if layer is module or layer == name:
+            return name, module
     if isinstance(layer, nn.Module):
-        if layer in names:
-            return names[layer], layer
         raise ExplainError(
             f"the layer {type(layer).__name__} is no part of the model",
             "Pass a module of this very model (not of a copy of it), or its dotted name.",
         )
-    for module, name in names.items():
-        if name == layer:
-            return name, module
-    known = [name for name in names.values() if name and name.count(".") < 2]
+    known = [name for name, _ in model.named_modules() if name and name.count(".") < 2]
     raise ExplainError(
         f"the model has no layer {layer!r}",
         f"Pass a name from model.named_modules(), for example {', '.join(known[:12])}.",
     )
 
 
-class Hooked:
-    """Captures what layers put out while the context is open; leaves no hook behind.
+def captured(model: nn.Module, images: Tensor, layers: Mapping[str, nn.Module]) -> tuple[Any, dict[str, Tensor]]:
+    """One forward pass: what the model returns, and what the layers put out, by name, each (B, K, \\*grid).
 
-    The model goes on with a copy, so that a later in-place ReLU cannot change what was captured. Where a layer runs
-    several times in one forward, the last run counts.
+    Each activation begins a new autograd graph, unless it depends on another captured one or on a trained weight. The
+    model goes on with a copy of it, so that a later in-place ReLU cannot change it. Of several runs the last counts.
 
-    Args:
-        model: the network.
-        layers: modules of it or their dotted names.
-        leaves: cut the autograd graph at each captured activation and begin a new one there (a layer downstream of
-            another captured one stays connected to it). Under ``torch.no_grad`` this changes nothing.
+    Raises:
+        ExplainError: where a layer did not run, or put out something else than a tensor with the images' axes.
     """
+    outputs: dict[str, Any] = {}
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer], leaves: bool = False):
-        self._layers = dict(find_layer(model, layer) for layer in layers)
-        self._leaves = leaves
-        self._handles: list[Any] = []
-        self._captured: dict[str, Any] = {}
+    def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor) and not output.requires_grad:
+            output = output.detach().requires_grad_()
+        outputs[name] = output
+        return output.clone() if isinstance(output, Tensor) else None
 
-    def __enter__(self) -> Hooked:
-        for name, module in self._layers.items():
-            self._handles.append(module.register_forward_hook(self._keeper(name)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-
-    def _keeper(self, name: str) -> Callable[[nn.Module, Any, Any], Any]:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            if not isinstance(output, Tensor):
-                self._captured[name] = output
-                return None
-            if self._leaves and torch.is_grad_enabled() and not output.requires_grad:
-                output = output.detach().requires_grad_()
-            self._captured[name] = output
-            return output.clone()
-
-        return keep
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.activations()[name]
-
-    def activations(self, axes: int | None = None) -> dict[str, Tensor]:
-        """The activations by layer name, each (B, K, \\*grid).
-
-        Args:
-            axes: how many axes they must have (that of the images), or None.
-
-        Raises:
-            ExplainError: where a layer did not run, or put out something else than such a tensor.
-        """
-        for name in self._layers:
-            if name not in self._captured:
-                raise ExplainError(
-                    f"the layer {name!r} did not run in the forward pass",
-                    "Pass a layer that the model's forward calls.",
-                )
-            output = self._captured[name]
-            if not isinstance(output, Tensor) or (axes is not None and output.ndim != axes):
-                what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-                raise ExplainError(
-                    f"the layer {name!r} puts out {what}, no feature map",
-                    f"Pass a convolutional layer whose output is (B, K, *grid){f', {axes} axes' if axes else ''}.",
-                )
-        return {name: self._captured[name] for name in self._layers}
+    with ExitStack() as hooks:
+        for name, module in layers.items():
+            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
+        returned = model(images)
+    for name in layers:
+        if name not in outputs:
+            raise ExplainError(
+                f"the layer {name!r} did not run in the forward pass", "Pass a layer that the model's forward calls."
+            )
+        output = outputs[name]
+        if not isinstance(output, Tensor) or output.ndim != images.ndim:
+            what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ExplainError(
+                f"the layer {name!r} puts out {what}, no feature map",
+                f"Pass a convolutional layer whose output is (B, K, *grid), {images.ndim} axes.",
+            )
+    return returned, {name: outputs[name] for name in layers}
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Switch off ``requires_grad`` of all parameters, and restore each as it was."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
     try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in trained:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_()
 
 
 def logits_of(output: Any) -> Tensor:
@@ -169,59 +134,66 @@ def class_targets(target: Any, logits: Tensor) -> Tensor:
             f"target has shape {tuple(chosen.shape)} and type {chosen.dtype} for {len(logits)} samples",
             "Pass None, one integer class for all, one integer class a sample, or a callable on the output.",
         )
-    chosen = chosen.long().expand(len(logits))
-    if not isinstance(target, Tensor) and not bool(((chosen >= 0) & (chosen < logits.shape[1])).all()):
+    if bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
         raise ExplainError(
             f"target names a class outside 0 to {logits.shape[1] - 1}", "Pass class indices that the model's head has."
         )
-    return chosen
+    return chosen.long().expand(len(logits))
 
 
-def chosen_scalars(target: Any, output: Any) -> Tensor:
-    """The scalar that is explained, (B,): the logit of the target class, or what a callable makes of the output.
+def explained(target: Any, output: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What is explained of a model's output: scalars (B,), logits, and classes (B,).
+
+    The scalar is the logit of the target class, or what a callable makes of the output. With a callable the classes are
+    None, and the logits the scalars as one column where the output holds none.
 
     Raises:
-        ExplainError: where a callable does not return one value a sample.
+        ExplainError: for an unusable target, or where a callable does not return one value a sample.
     """
     if not callable(target):
         logits = logits_of(output)
-        return logits.gather(1, class_targets(target, logits)[:, None])[:, 0]
+        classes = class_targets(target, logits)
+        return logits.gather(1, classes[:, None])[:, 0], logits, classes
     scalars = target(output)
     if not isinstance(scalars, Tensor) or scalars.ndim != 1:
         what = tuple(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
         raise ExplainError(f"the target callable returned {what}", "Return one scalar a sample, a tensor (B,).")
-    return scalars
-
-
-def head_tolerance(dtype: torch.dtype) -> float:
-    """How far, relative to the largest logit, W mean(A) + b may lie from logits of this precision."""
-    return _TOLERANCE.get(dtype, 5e-2)
-
-
-def head_logits(activations: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """W mean(A) + b in float32 or better, (B, classes)."""
-    dtype = torch.promote_types(activations.dtype, torch.float32)
-    with torch.autocast(activations.device.type, enabled=False):
-        pooled = activations.to(dtype).flatten(2).mean(2)
-        return torch.nn.functional.linear(pooled, weight.to(dtype), None if bias is None else bias.to(dtype))
+    try:
+        return scalars, logits_of(output), None
+    except ExplainError:
+        return scalars, scalars[:, None], None
 
 
 def pooled_head(model: nn.Module, activations: Tensor, logits: Tensor) -> nn.Linear | None:
     """The linear layer that the activations feed through global average pooling, or None.
 
-    Found by its sizes, believed only where W mean(A) + b equals the logits of the whole batch.
+    Found by its sizes, believed only where W mean(A) + b equals the logits (B, classes) of the whole batch.
     """
-    if logits.ndim != 2:
-        return None
-    sizes = (activations.shape[1], logits.shape[1])
-    with torch.no_grad():
+    dtype = torch.promote_types(activations.dtype, torch.float32)
+    with torch.no_grad(), torch.autocast(activations.device.type, enabled=False):
+        pooled = activations.to(dtype).flatten(2).mean(2)
+        allowed = _TOLERANCE.get(logits.dtype, 5e-2) * logits.abs().max().clamp_min(1e-6)
         for module in model.modules():
-            if not isinstance(module, nn.Linear) or (module.in_features, module.out_features) != sizes:
-                continue
-            difference = (head_logits(activations, module.weight, module.bias) - logits).abs().max()
-            if bool(difference <= head_tolerance(logits.dtype) * logits.abs().max().clamp_min(1e-6)):
-                return module
+            if isinstance(module, nn.Linear) and module.weight.shape == (logits.shape[-1], pooled.shape[1]):
+                bias = None if module.bias is None else module.bias.to(dtype)
+                made = nn.functional.linear(pooled, module.weight.to(dtype), bias)
+                if bool((made - logits).abs().max() <= allowed):
+                    return module
     return None
+
+
+def signed_map(activations: Tensor, weight: Tensor) -> Tensor:
+    """The un-rectified CAM at such a head, w_y . A_i / n: (B, \\*grid); its sum over voxels is the logit less its bias.
+
+    Multiplied and added elementwise in float32 or better: a matrix product may run in TF32 or bfloat16.
+
+    Args:
+        activations: (B, K, *grid) that enter the pooling. weight: (B, K), the linear layer's row of each cell's class.
+    """
+    dtype = torch.promote_types(activations.dtype, torch.float32)
+    grid = activations.shape[2:]
+    scaled = weight.to(dtype) / grid.numel()
+    return (activations.to(dtype) * scaled.reshape(*scaled.shape, *(1,) * len(grid))).sum(1)
 
 
 def gradient_maps(scalars: Tensor, activations: Sequence[Tensor]) -> list[Tensor]:
@@ -229,7 +201,7 @@ def gradient_maps(scalars: Tensor, activations: Sequence[Tensor]) -> list[Tensor
 
     Args:
         scalars: (B,), of a graph that reaches the activations; in eval mode sample b depends on its own image only.
-        activations: each (B, K, *grid), captured with ``Hooked(..., leaves=True)``.
+        activations: each (B, K, *grid), from ``captured``.
 
     Raises:
         ExplainError: where the scalar does not depend on a layer.
@@ -244,7 +216,7 @@ def gradient_maps(scalars: Tensor, activations: Sequence[Tensor]) -> list[Tensor
                 "what is explained does not depend on the layer",
                 "Pass a layer between the image and the output, and a target that is differentiable.",
             )
-        alpha = gradient.float().flatten(2).mean(2) if gradient.dtype != torch.float64 else gradient.flatten(2).mean(2)
-        scaled = alpha.reshape(*alpha.shape, *(1,) * (values.ndim - 2)) * values.detach().to(alpha.dtype)
-        maps.append(scaled.sum(1).clamp_min(0))
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        total = gradient.to(dtype).flatten(2).sum(2)  # signed_map divides it by n: alpha.
+        maps.append(signed_map(values.detach(), total).clamp_min(0))
     return maps

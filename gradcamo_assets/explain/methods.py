@@ -14,35 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.common.errors import ExplainError
-from gradcamo_assets.explain.cam import chosen_scalars, frozen, logits_of
+from gradcamo_assets.explain.cam import explained, frozen, logits_of
 
 METHODS = {
-    "gradcam++": "GradCAMPlusPlus",
-    "xgradcam": "XGradCAM",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-    "gradcamelementwise": "GradCAMElementWise",
-    "eigencam": "EigenCAM",
-    "eigengradcam": "EigenGradCAM",
-    "segeigencam": "SegEigenCAM",
-    "kpcacam": "KPCA_CAM",
-    "shapleycam": "ShapleyCAM",
-    "finercam": "FinerCAM",
-    "fem": "FEM",
-    "randomcam": "RandomCAM",
-    "scorecam": "ScoreCAM",
-    "ablationcam": "AblationCAM",
-}
-"""Our name of each method that runs through pytorch-grad-cam, and its class there."""
+    name.lower().replace("plusplus", "++").replace("_", ""): name
+    for name in (
+        "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM", "GradCAMElementWise", "EigenCAM", "EigenGradCAM",
+        "SegEigenCAM", "KPCA_CAM", "ShapleyCAM", "FinerCAM", "FEM", "RandomCAM", "ScoreCAM", "AblationCAM",
+    )
+}  # fmt: skip
+"""Our name of each method that runs through pytorch-grad-cam, and its class there.
+
+FullGrad, RefineCAM and SESS are left out: they make full-resolution maps and none of the layer's own.
+"""
 
 FLAT_ONLY = frozenset({"scorecam", "ablationcam"})
 """Methods that pytorch-grad-cam 1.5.7 runs on 2D images only."""
-
-_UNSUPPORTED = {
-    "fullgrad": "FullGrad ignores the layer and sums maps of all biases at full resolution, in 2D only",
-    "refinecam": "RefineCAM multiplies maps at full resolution and has no map of the layer's own",
-    "sess": "SESS rescales the image and has no map of the layer's own",
-}
 
 
 def check_method(method: str, axes: int) -> None:
@@ -51,14 +38,11 @@ def check_method(method: str, axes: int) -> None:
     Raises:
         ExplainError: where it cannot; with those that can.
     """
-    if method == "gradcam":
-        return
     able = [name for name in ("gradcam", *METHODS) if axes == 2 or name not in FLAT_ONLY]
     if method not in able:
-        reason = _UNSUPPORTED.get(method, f"there is no method {method!r}")
-        if method in FLAT_ONLY:
-            reason = f"pytorch-grad-cam runs {METHODS[method]} on 2D images only"
-        raise ExplainError(reason, f"For {axes}D images choose one of {', '.join(able)}.")
+        what = f"pytorch-grad-cam runs {METHODS[method]} on 2D images only" if method in METHODS else ""
+        what = what or f"there is no method {method!r}"
+        raise ExplainError(what, f"For {axes}D images choose one of {', '.join(able)}.")
 
 
 class _Explained(nn.Module):
@@ -70,7 +54,7 @@ class _Explained(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.model(images)
-        return chosen_scalars(self.target, output)[:, None] if callable(self.target) else logits_of(output)
+        return explained(self.target, output)[0][:, None] if callable(self.target) else logits_of(output)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing: the weights are frozen, and clearing their gradients would be a side effect."""
@@ -84,11 +68,8 @@ def library_map(
     The library's own upsampling is left out: it is told that the image has the map's size.
 
     Args:
-        model, images, layer: as in ``gradcamo``.
-        grid: shape of the layer's map.
-        method: a key of ``METHODS``.
-        target: as in ``gradcamo``; looked at only where it is a callable.
-        classes: (B,) explained classes, else.
+        model, images, layer, target: as in ``gradcamo``; a target that is no callable is not looked at.
+        grid: shape of the layer's map. method: a key of ``METHODS``. classes: (B,) explained classes.
 
     Raises:
         ExplainError: for FinerCAM without classes to compare with, or where the library made no map.
@@ -96,13 +77,12 @@ def library_map(
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
 
-    explained = _Explained(model, target)
-    explained.eval()
+    wrapped = _Explained(model, target).eval()
     chosen = [0] * len(images) if callable(target) else classes.tolist()
     targets: list[Any] = [ClassifierOutputTarget(label) for label in chosen]
     if method == "finercam":
         with torch.no_grad():
-            logits = explained(images)
+            logits = wrapped(images)
         if logits.shape[1] < 2:
             raise ExplainError("FinerCAM compares classes and there is one only", "Choose another method.")
         nearest = (logits - logits.gather(1, classes[:, None])).abs().scatter(1, classes[:, None], -1).argsort(1)
@@ -113,7 +93,7 @@ def library_map(
         torch.enable_grad(),
         # ShapleyCAM differentiates twice, which at a linear head needs weights in the graph; it writes no gradients.
         nullcontext() if method == "shapleycam" else frozen(model),
-        getattr(pytorch_grad_cam, METHODS[method])(explained, [layer]) as cam,
+        getattr(pytorch_grad_cam, METHODS[method])(wrapped, [layer]) as cam,
     ):
         engine = getattr(cam, "base_cam", cam)
         image_of = engine.get_cam_image

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,60 +40,35 @@ def _axis_matrix(grid: int, crop: int, dtype: torch.dtype, device: torch.device)
         return rows.T.contiguous().to(device, dtype)
 
 
-def _working_dtype(device: torch.device) -> torch.dtype:
-    """float32 where its products are true float32 ones (relative error under 1e-6), else float64.
-
-    With a reduced matmul precision (TF32, bfloat16) the weights of U would be rounded to three digits.
-    """
-    return torch.float32 if torch.get_float32_matmul_precision() == "highest" or device.type == "mps" else torch.float64
-
-
-def _exact(values: Tensor) -> Tensor:
-    """The values in float64, on the CPU where the device has no float64."""
-    return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)
-
-
-def _project(mask: Tensor, grid: Sequence[int]) -> Tensor:
-    """U'M for a mask (B, *crop); the last axis goes first, since its product is the largest and needs no copy."""
-    dtype = torch.float64 if mask.dtype == torch.float64 else _working_dtype(mask.device)
-    with torch.autocast(mask.device.type, enabled=False):
-        values = mask.to(dtype)
-        for axis in range(len(grid), 0, -1):
-            size = values.shape[axis]
-            if size != grid[axis - 1]:
-                matrix = _axis_matrix(grid[axis - 1], size, dtype, values.device)
-                values = torch.movedim(torch.movedim(values, axis, -1) @ matrix, -1, axis)
-    return _exact(values)
-
-
-def project_mask(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """U'M: how much of each map voxel's upsampled footprint falls into the mask, in crop voxels.
+def project_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """U'M, (B, \\*grid) float64: how much of each map voxel's footprint lies in the mask, in crop voxels, to 1e-6.
 
     Args:
         mask: (B, *crop), bool, integer or float; 2D or 3D.
         grid: shape of the map, one size an axis of the crop; any sizes, 1 and finer than the crop included.
 
-    Returns:
-        (B, *grid), float64. Relative error under 1e-6 (the products run in float32 unless the mask is float64).
-
     Raises:
         ExplainError: where mask and grid differ in the number of axes.
     """
     if mask.ndim != len(grid) + 1:
-        raise ExplainError(
-            f"a mask of shape {tuple(mask.shape)} cannot be projected on a map of shape {tuple(grid)}",
-            "Pass a mask with a batch axis and as many further axes as the map has.",
-        )
-    return _project(mask, grid)
+        what = f"a mask of shape {tuple(mask.shape)} cannot be projected on a map of shape {tuple(grid)}"
+        raise ExplainError(what, "Pass a mask with a batch axis and as many further axes as the map has.")
+    # Twice as fast in float32, where its products are true ones: TF32 and bfloat16 would round U to three digits.
+    exact = mask.dtype == torch.float64 or torch.get_float32_matmul_precision() != "highest"
+    dtype = torch.float64 if exact else torch.float32
+    with torch.autocast(mask.device.type, enabled=False):
+        values = mask.to(dtype)
+        # The last axis first: its product is the largest, and needs no copy.
+        for axis in range(len(grid), 0, -1):
+            if values.shape[axis] != grid[axis - 1]:
+                matrix = _axis_matrix(grid[axis - 1], values.shape[axis], dtype, values.device)
+                values = torch.movedim(torch.movedim(values, axis, -1) @ matrix, -1, axis)
+    return values.to(torch.float64)
 
 
 def footprint(crop: Sequence[int], grid: Sequence[int], device: torch.device) -> Tensor:
     """U'1, (\\*grid) in float64: how many crop voxels each map voxel stands for. Sums to the voxels of the crop."""
-    device = torch.device("cpu") if device.type == "mps" else device
-    total = torch.ones((), dtype=torch.float64, device=device)
-    for size, cells in zip(crop, grid, strict=True):
-        total = total[..., None] * _axis_matrix(cells, size, torch.float64, device).sum(0)
-    return total
+    return project_mask(torch.ones(1, *crop, dtype=torch.float64, device=device), grid)[0]
 
 
 @dataclass(frozen=True)
@@ -100,8 +76,7 @@ class Regions:
     """Target, neighbours and background of B crops as a map of one resolution sees them.
 
     Attributes:
-        reach: (B, 3, *grid) float64, r_i of the three regions: the share of voxel i's footprint that lies in each.
-            They add to 1 at every voxel.
+        reach: (B, 3, *grid) float64, r_i: the share of voxel i's footprint that lies in each region; they add to 1.
         footprint: (*grid) float64, U'1.
         fraction: (B, 3) float64, share of the crop that each region fills.
         neighbours_known: False where no neighbour masks were given; their voxels then count as background.
@@ -121,50 +96,36 @@ def label_regions(labels: Tensor, grid: Sequence[int], neighbours_known: bool = 
         grid: shape of the map.
         neighbours_known: False where label 2 was never assigned.
     """
-    crop = tuple(labels.shape[1:])
-    area = footprint(crop, grid, labels.device)
-    dtype = _working_dtype(labels.device)
-    # Sums of ones in float32 are exact below 2**24; bytes turn into floats much faster than booleans do.
-    count = dtype if labels[0].numel() < 2**24 or labels.device.type == "mps" else torch.float64
+    area = footprint(labels.shape[1:], grid, labels.device)
     reach, fraction = [], []
     for label in (1, 2):
-        mask = (labels == label).view(torch.uint8).to(dtype)
+        mask = (labels == label).view(torch.uint8)  # Bytes turn into floats much faster than booleans do.
         # A voxel that the upsampler never reads (a map finer than its crop) belongs to no region but the background.
-        share = torch.where(area > 0, _project(mask, grid) / area.clamp_min(1e-300), 0)
+        share = torch.where(area > 0, project_mask(mask, grid) / area.clamp_min(1e-300), 0)
         reach.append(share.clamp(0, 1))
-        fraction.append(_exact(mask.flatten(1).sum(1, dtype=count)) / labels[0].numel())
-    for known, whole in ((reach, 1.0), (fraction, 1.0)):
-        known.append((whole - known[0] - known[1]).clamp_min(0))
+        fraction.append(mask.flatten(1).sum(1).to(torch.float64) / labels[0].numel())
+    for known in (reach, fraction):
+        known.append((1 - known[0] - known[1]).clamp_min(0))
     return Regions(torch.stack(reach, 1), area, torch.stack(fraction, 1), neighbours_known)
-
-
-def _binary(mask: Tensor, name: str) -> Tensor:
-    if mask.dtype == torch.bool:
-        return mask
-    inside = mask != 0
-    if not bool((inside.to(mask.dtype) == mask).all()):
-        raise ExplainError(
-            f"{name} hold other values than 0 and 1",
-            "Pass one binary mask a cell, for example labels == label.",
-        )
-    return inside
 
 
 def mask_labels(target: Tensor, neighbours: Tensor | None = None) -> Tensor:
     """One uint8 label crop from binary masks (B, *crop): 1 target, 2 neighbour, 0 background. The target wins.
 
     Raises:
-        ExplainError: where a mask holds other values than 0 and 1, or the two differ in shape.
+        ExplainError: where a mask holds other values than 0 and 1.
     """
-    labels = _binary(target, "target masks").to(torch.uint8)
-    if neighbours is None:
-        return labels
-    if neighbours.shape != target.shape:
-        raise ExplainError(
-            f"neighbour masks are {tuple(neighbours.shape)} and target masks {tuple(target.shape)}",
-            "Pass neighbour masks of the target masks' shape, one a cell, with all its neighbours in it.",
-        )
-    return torch.where(_binary(neighbours, "neighbour masks") & (labels == 0), 2, labels).to(torch.uint8)
+    labels = torch.zeros_like(target, dtype=torch.uint8)
+    for label, name, mask in ((2, "neighbour masks", neighbours), (1, "target masks", target)):
+        if mask is None:
+            continue
+        inside = mask != 0
+        if mask.dtype != torch.bool and not bool((inside == mask).all()):
+            raise ExplainError(
+                f"{name} hold other values than 0 and 1", "Pass one binary mask a cell, for example labels == label."
+            )
+        labels.masked_fill_(inside, label)
+    return labels
 
 
 @dataclass(frozen=True)
@@ -187,27 +148,19 @@ class Overlap:
     fractions: Tensor
     ceilings: Tensor
 
-    @property
-    def looks_at_names(self) -> list[str | None]:
-        return named(self.looks_at, LOOKS_AT)
 
-    @property
-    def null_reason_names(self) -> list[str | None]:
-        return named(self.null_reason, NULL_REASONS)
-
-
-def named(codes: Tensor, names: Sequence[str]) -> list[str | None]:
-    """Codes as their names, -1 as None."""
+def named(codes: Any, names: Sequence[str]) -> list[str | None]:
+    """Codes (a tensor or an array) as their names, -1 as None."""
     return [None if code < 0 else names[int(code)] for code in codes.tolist()]
 
 
-def overlap(cam: Tensor, target: Tensor, neighbours: Tensor | None = None) -> Overlap:
+def overlap(cam: Tensor, regions: Regions) -> Overlap:
     """Grad-CAMO of localisation maps (arXiv 2403.17615), with what chance and the map's resolution allow.
 
     ``gradcamo`` = <L, U'M> / <L, U'1>, the share of the upsampled map in the mask; a convex combination of
     r_i = (U'M)_i / (U'1)_i, hence ``gradcamo_max`` = max r. An adjusted share is (share - fraction) / (ceiling -
     fraction): 0 at chance, 1 at the ceiling. ``looks_at`` is the region with the highest adjusted share, ``none`` where
-    no region exceeds chance by 0.05.
+    no region exceeds chance by 0.05. Gradients flow to the map.
 
     NULL (NaN, -1) stands where there is no answer: every share of an empty map or mask; the adjusted score where the
     mask fills the crop or every map voxel sees the same part of it; and, where no neighbour masks are given,
@@ -216,23 +169,15 @@ def overlap(cam: Tensor, target: Tensor, neighbours: Tensor | None = None) -> Ov
 
     Args:
         cam: (B, *grid), not negative (negative values count as 0).
-        target, neighbours: (B, *crop) binary masks on the map's device; a voxel in both is target.
+        regions: the masks of the same cells, projected on the same grid.
 
     Raises:
-        ExplainError: for masks that are not binary or do not fit each other or the map.
+        ExplainError: where the two do not fit each other.
     """
-    if cam.ndim != target.ndim or len(cam) != len(target):
-        raise ExplainError(
-            f"maps are {tuple(cam.shape)} and target masks {tuple(target.shape)}",
-            "Pass one map and one mask a cell, both with a batch axis.",
-        )
-    labels = mask_labels(target, neighbours)
-    return region_overlap(cam, label_regions(labels, cam.shape[1:], neighbours is not None))
-
-
-def region_overlap(cam: Tensor, regions: Regions) -> Overlap:
-    """``overlap`` with masks that are projected already (for several maps of one resolution)."""
-    mass = (_exact(cam).clamp_min(0) * regions.footprint).flatten(1)
+    if cam.shape != regions.reach[:, 0].shape:
+        what = f"maps are {tuple(cam.shape)} and projected masks {tuple(regions.reach[:, 0].shape)}"
+        raise ExplainError(what, "Pass one map and one mask a cell, both with a batch axis and on one grid.")
+    mass = (cam.to(regions.footprint).clamp_min(0) * regions.footprint).flatten(1)
     total = mass.sum(1, keepdim=True)
     reach = regions.reach.flatten(2)
     ceilings = reach.amax(2).maximum(regions.fraction)
@@ -241,6 +186,21 @@ def region_overlap(cam: Tensor, regions: Regions) -> Overlap:
     weights = torch.where(there, mass / torch.where(there, total, 1), torch.nan)
     shares = torch.einsum("bn,bcn->bc", weights, reach).clamp_min(0).minimum(ceilings)
     return _columns(shares, regions.fraction, ceilings, finite[:, 0], regions.neighbours_known)
+
+
+def region_evidence(signed: Tensor, regions: Regions) -> dict[str, Tensor]:
+    """What speaks for (positive) or against the class by region, (B,) float64 each, in logits, by column.
+
+    A voxel whose footprint straddles regions is split as its footprint is, so the three add to the map's sum. Without
+    neighbour masks the neighbours' and the background's are NaN.
+
+    Args:
+        signed: (B, *grid), un-rectified.
+    """
+    parts = torch.einsum("bn,bcn->bc", signed.to(regions.reach).flatten(1), regions.reach.flatten(2))
+    if not regions.neighbours_known:
+        parts[:, 1:] = torch.nan
+    return {f"evidence_{name}": parts[:, index] for index, name in enumerate(LOOKS_AT[:3])}
 
 
 def mean_overlap(parts: Sequence[Overlap]) -> Overlap:

@@ -5,7 +5,6 @@ Here: the result and its packing. Not here: how any value is computed.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradcamo_assets.explain.overlap import LOOKS_AT, NULL_REASONS, Overlap
+from gradcamo_assets.explain.overlap import LOOKS_AT, NULL_REASONS, named
 
-_NAMES = {"looks_at": LOOKS_AT, "null_reason": NULL_REASONS}
 _CLASSES = ("target_class", "predicted_class")
 
 
@@ -75,12 +73,10 @@ class GradcamoResult:
         table: dict[str, list[Any]] = {}
         for name in COLUMNS:
             values = getattr(self, name)
-            if name in _CLASSES:
-                table[name] = [None if value < 0 else value for value in values.tolist()]
-            elif name in _NAMES:
-                table[name] = list(values)
-            else:
-                table[name] = [None if math.isnan(value) else value for value in values.tolist()]
+            if isinstance(values, np.ndarray):
+                null = values < 0 if name in _CLASSES else np.isnan(values)
+                values = [None if gone else value for gone, value in zip(null, values.tolist(), strict=True)]
+            table[name] = list(values)
         return table
 
 
@@ -89,37 +85,20 @@ COLUMNS: tuple[str, ...] = tuple(
 )
 """The per-cell columns of a result, in order."""
 
-_OVERLAP = (
-    "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted", "neighbour_share", "background_share",
-    "neighbour_fraction", "looks_at", "null_reason",
-)  # fmt: skip
 
-
-def overlap_columns(overlap: Overlap) -> dict[str, Tensor]:
-    """The overlap's columns by name, still on the device."""
-    return {name: getattr(overlap, name) for name in _OVERLAP}
-
-
-def pack(
-    columns: dict[str, Tensor], logits: Tensor, embedding: Tensor, cam: Tensor, extra: Tensor | None = None
-) -> tuple[GradcamoResult, np.ndarray]:
+def pack(columns: dict[str, Tensor], logits: Tensor, embedding: Tensor, cam: Tensor) -> GradcamoResult:
     """Bring columns (B,) to the host in one transfer; those that are missing are NULL.
 
     Args:
-        columns: by name; codes and classes as integers.
+        columns: by name; codes and classes as integers. Further ones are left out.
         logits, embedding, cam: stay where they are.
-        extra: (B,) a further column, handed back beside the result.
     """
-    null = torch.full((len(logits),), torch.nan, dtype=torch.float64)
     device = columns["gradcamo"].device
+    null = torch.full((len(logits),), torch.nan)
     given = [columns.get(name, null).detach().to(device, torch.float64) for name in COLUMNS]
-    given.append((null if extra is None else extra).detach().to(device, torch.float64))
-    host = dict(zip((*COLUMNS, ""), torch.stack(given).cpu().numpy(), strict=True))
-    rest = host.pop("")
-    values: dict[str, Any] = dict(host)
+    values: dict[str, Any] = dict(zip(COLUMNS, torch.stack(given).cpu().numpy(), strict=True))
     for name in _CLASSES:
-        values[name] = np.nan_to_num(host[name], nan=-1).astype(np.int64)
-    for name, meanings in _NAMES.items():
-        codes = np.nan_to_num(host[name], nan=-1).astype(np.int64)
-        values[name] = [None if code < 0 else meanings[code] for code in codes.tolist()]
-    return GradcamoResult(**values, logits=logits.detach(), embedding=embedding, cam=cam.detach()), rest
+        values[name] = np.nan_to_num(values[name], nan=-1).astype(np.int64)
+    values["looks_at"] = named(values["looks_at"], LOOKS_AT)
+    values["null_reason"] = named(values["null_reason"], NULL_REASONS)
+    return GradcamoResult(**values, logits=logits.detach(), embedding=embedding, cam=cam.detach())

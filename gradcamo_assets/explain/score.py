@@ -1,7 +1,7 @@
-"""The score: one call for any network, and the fast entry for a loop that has activations and logits already.
+"""The score: one call for any network.
 
 Here: what goes in is checked, maps and masks are brought together, columns come out. Not here: how maps are made
-(``cam``, ``methods``) and how they are measured (``overlap``, ``evidence``).
+(``cam``, ``methods``) and how they are measured (``overlap``).
 """
 
 from __future__ import annotations
@@ -14,31 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.common.errors import ExplainError
-from gradcamo_assets.explain.cam import (
-    Hooked,
-    Layer,
-    Target,
-    chosen_scalars,
-    class_targets,
-    find_layer,
-    frozen,
-    gradient_maps,
-    head_logits,
-    head_tolerance,
-    logits_of,
-    pooled_head,
-)
-from gradcamo_assets.explain.evidence import region_evidence, signed_map
-from gradcamo_assets.explain.methods import check_method, library_map, resampled_maps
-from gradcamo_assets.explain.overlap import (
-    Overlap,
-    footprint,
-    label_regions,
-    mask_labels,
-    mean_overlap,
-    region_overlap,
-)
-from gradcamo_assets.explain.result import GradcamoResult, overlap_columns, pack
+from gradcamo_assets.explain import cam, methods, overlap
+from gradcamo_assets.explain.cam import Layer, Target
+from gradcamo_assets.explain.overlap import Overlap
+from gradcamo_assets.explain.result import GradcamoResult, pack
 
 DEFINITIONS = ("linear", "pytorch_grad_cam")
 
@@ -77,145 +56,72 @@ def gradcamo(
             mode, a layer that does not exist or does not run, or a method that cannot do it.
     """
     images, labels, neighbours_known = _checked(model, images, target_masks, neighbour_masks)
-    check_method(method, images.ndim - 2)
+    methods.check_method(method, images.ndim - 2)
     if definition not in DEFINITIONS:
         raise ExplainError(f"there is no definition {definition!r}", f"Choose one of {', '.join(DEFINITIONS)}.")
-    chosen = [layer] if isinstance(layer, nn.Module | str) else list(layer)
-    if not chosen:
+    modules = dict(cam.find_layer(model, one) for one in ([layer] if isinstance(layer, nn.Module | str) else layer))
+    if not modules:
         raise ExplainError("no layer was given", "Pass a module of the model, its dotted name, or a list of them.")
-    modules = dict(find_layer(model, one) for one in chosen)
 
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model), Hooked(model, chosen, leaves=True) as hooked:
-        output = model(images)
-        activations = hooked.activations(images.ndim)
-        scalars = chosen_scalars(target, output)
+    maps: dict[str, Tensor] = {}
+    heads: dict[str, nn.Linear] = {}
+    with torch.inference_mode(False), torch.enable_grad(), cam.frozen(model):
+        output, activations = cam.captured(model, images, modules)
+        scalars, logits, classes = cam.explained(target, output)
         if len(scalars) != len(images):
             raise ExplainError(f"{len(scalars)} outputs came of {len(images)} images", "Return one row a sample.")
-        logits, classes = _prediction(target, output, scalars)
-        heads = {
-            name: None if classes is None or method != "gradcam" else pooled_head(model, values, logits)
-            for name, values in activations.items()
-        }
-        maps: dict[str, Tensor] = {}
-        signed: dict[str, Tensor] = {}
         if method == "gradcam":
-            rest = [name for name, head in heads.items() if head is None]
-            maps = dict(zip(rest, gradient_maps(scalars, [activations[name] for name in rest]), strict=True))
-            for name, head in heads.items():
+            for name, values in activations.items():
+                head = None if classes is None else cam.pooled_head(model, values, logits)
                 if head is not None:
-                    signed[name] = signed_map(activations[name], head.weight[classes]).detach()
-                    maps[name] = signed[name].clamp_min(0)
-
+                    heads[name] = head
+            rest = [name for name in activations if name not in heads]
+            maps = dict(zip(rest, cam.gradient_maps(scalars, [activations[name] for name in rest]), strict=True))
     if method != "gradcam":
         for name, module in modules.items():
             grid = activations[name].shape[2:]
-            maps[name] = library_map(model, images, module, grid, method, target, classes)
+            maps[name] = methods.library_map(model, images, module, grid, method, target, classes)
 
     common = _class_columns(logits, classes, scalars)
     results: dict[str, GradcamoResult] = {}
     overlaps: list[Overlap] = []
+    linear = definition == "linear"
     for name, values in activations.items():
-        regions = label_regions(labels, values.shape[2:], neighbours_known)
-        overlaps.append(region_overlap(maps[name], regions))
         columns = dict(common)
-        if name in signed:
-            columns |= _evidence_columns(signed[name], regions)
-            bias = heads[name].bias  # type: ignore[union-attr]
+        regions = overlap.label_regions(labels, values.shape[2:], neighbours_known)
+        if name in heads:
+            signed = cam.signed_map(values.detach(), heads[name].weight.detach()[classes])
+            maps[name] = signed.clamp_min(0)
+            bias = heads[name].bias
             columns["logit_bias"] = torch.zeros_like(scalars) if bias is None else bias[classes]
-        measured = overlaps[-1]
-        if definition == "pytorch_grad_cam":
-            measured = _library_overlap([maps[name]], labels, neighbours_known)
+            columns |= overlap.region_evidence(signed, regions)
+        overlaps.append(overlap.overlap(maps[name], regions))
+        columns |= vars(overlaps[-1] if linear else _library_overlap([maps[name]], labels, neighbours_known))
         embedding = values.detach().float().flatten(2).mean(2)
-        columns |= overlap_columns(measured)
-        results[name] = pack(columns, logits, embedding, maps[name])[0]
+        results[name] = pack(columns, logits, embedding, maps[name])
     if len(results) == 1:
         return next(iter(results.values()))
     ordered = [maps[name] for name in activations]
-    if definition == "pytorch_grad_cam":
-        measured = _library_overlap(ordered, labels, neighbours_known)
-    else:
-        measured = mean_overlap(overlaps)
-    mean = pack(common | overlap_columns(measured), logits, embedding, _mean_map(ordered, labels.shape[1:]))[0]
+    measured = overlap.mean_overlap(overlaps) if linear else _library_overlap(ordered, labels, neighbours_known)
+    mean = pack(common | vars(measured), logits, embedding, _mean_map(ordered, labels.shape[1:]))
     return replace(mean, layers=results)
 
 
-def score_maps(
-    activations: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    logits: Tensor | None,
-    labels: Tensor,
-    target: Target = None,
-) -> GradcamoResult:
-    """The score at a head of global average pooling and one linear layer, from one forward that was run already.
-
-    All on the device of ``activations``, without a loop over cells; the columns come to the host in one transfer.
-
-    Args:
-        activations: (B, K, *grid) that enter the pooling, any float type.
-        weight, bias: the linear layer's (classes, K) and (classes,) or None.
-        logits: (B, classes) from the model. None: W mean(A) + b in float32, so that under bfloat16 too the evidence
-            adds up to the last digit.
-        labels: (B, *crop) uint8: 0 background, 1 target cell, 2 neighbours.
-        target: None (predicted class), a class for all, or one a sample.
-
-    Raises:
-        ExplainError: for shapes that do not fit, a callable target, or logits that this head did not make.
-    """
-    grid = activations.shape[2:]
-    shapes = (activations.shape[:1], grid, weight.shape[1:])
-    if (
-        not len(activations)
-        or labels.ndim != len(grid) + 1
-        or shapes != (labels.shape[:1], grid, activations.shape[1:2])
-    ):
-        raise ExplainError(
-            f"activations {tuple(activations.shape)}, weight {tuple(weight.shape)} and labels {tuple(labels.shape)} "
-            "do not fit each other",
-            "Pass activations (B, K, *grid), weight (classes, K) and labels (B, *crop), with at least one cell.",
-        )
-    if callable(target):
-        raise ExplainError("a callable target has no closed form", "Call gradcamo, or pass a class.")
-    with torch.no_grad():
-        expected = head_logits(activations, weight, bias)
-        logits = expected if logits is None else logits
-        classes = class_targets(target, logits)
-        signed = signed_map(activations, weight[classes])
-        cam = signed.clamp_min(0)
-        regions = label_regions(labels.to(activations.device), grid)
-        scalars = logits.gather(1, classes[:, None])[:, 0]
-        columns = _class_columns(logits, classes, scalars) | _evidence_columns(signed, regions)
-        columns["logit_bias"] = torch.zeros_like(scalars) if bias is None else bias[classes]
-        columns |= overlap_columns(region_overlap(cam, regions))
-        off = (expected - logits).abs().max() / logits.abs().max().clamp_min(1e-6)
-        embedding = activations.float().flatten(2).mean(2)
-        result, off_host = pack(columns, logits, embedding, cam, off.expand(len(logits)))
-    precision = min(activations.dtype, logits.dtype, key=lambda dtype: dtype.itemsize)
-    if off_host[0] > head_tolerance(precision):
-        raise ExplainError(
-            f"the logits are not W mean(A) + b: they differ by {off_host[0]:.2g} of the largest",
-            "Pass the activations that enter the pooling and the linear layer after it; or call gradcamo.",
-        )
-    return result
-
-
 def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, Tensor, bool]:
-    """Images and labels on the model's device, and whether neighbours are known."""
+    """Images on the model's device, labels, and whether neighbours are known."""
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ExplainError(
             f"the network is in training mode ({training[0]})",
             "Call model.eval() first: dropout and batch statistics make scores depend on chance and on the batch.",
         )
+    images = torch.as_tensor(images).detach()
     weight = next(model.parameters(), None)
-    device = None if weight is None else weight.device
-    images = torch.as_tensor(images, device=device).detach()
-    if weight is not None and images.dtype != weight.dtype:
-        images = images.to(weight.dtype)
+    if weight is not None:
+        images = images.to(weight.device, weight.dtype)
     if images.ndim not in (4, 5) or not images.numel():
         raise ExplainError(
-            f"images have shape {tuple(images.shape)}",
-            "Pass (B, C, Y, X) or (B, C, Z, Y, X) with at least one image.",
+            f"images have shape {tuple(images.shape)}", "Pass (B, C, Y, X) or (B, C, Z, Y, X) with at least one image."
         )
     finite = torch.isfinite(images.flatten(1)).all(1)
     if not bool(finite.all()):
@@ -225,9 +131,9 @@ def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: 
             "Leave these cells out or repair their crops; no score can be computed from them.",
         )
     expected = (len(images), *images.shape[2:])
-    masks = []
+    masks: list[Tensor] = []
     for name, mask in (("target_masks", target_masks), ("neighbour_masks", neighbour_masks)):
-        if mask is None and name == "neighbour_masks":
+        if mask is None and masks:
             continue
         mask = torch.as_tensor(mask, device=images.device)
         if tuple(mask.shape) != expected:
@@ -236,19 +142,9 @@ def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: 
                 f"Pass masks of shape {expected}: one a cell, without a channel axis, at the images' resolution.",
             )
         masks.append(mask)
-    return images, mask_labels(*masks), len(masks) == 2
-
-
-def _prediction(target: Any, output: Any, scalars: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits (the scalars as one column where a callable explains another kind of output) and the explained classes."""
-    if not callable(target):
-        logits = logits_of(output)
-        return logits, class_targets(target, logits)
-    try:
-        logits = logits_of(output)
-    except ExplainError:
-        return scalars[:, None], None
-    return logits, None
+    labels = overlap.mask_labels(*masks)
+    # Apple's GPUs have no float64, in which shares are computed.
+    return images, labels.cpu() if labels.device.type == "mps" else labels, len(masks) == 2
 
 
 def _class_columns(logits: Tensor, classes: Tensor | None, scalars: Tensor) -> dict[str, Tensor]:
@@ -262,19 +158,11 @@ def _class_columns(logits: Tensor, classes: Tensor | None, scalars: Tensor) -> d
     return columns
 
 
-def _evidence_columns(signed: Tensor, regions: Any) -> dict[str, Tensor]:
-    parts = region_evidence(signed, regions)
-    return {
-        "evidence_target": parts.target,
-        "evidence_neighbour": parts.neighbour,
-        "evidence_background": parts.background,
-    }
-
-
 def _library_overlap(maps: Sequence[Tensor], labels: Tensor, neighbours_known: bool) -> Overlap:
     """The overlap at full resolution, where U is the identity: no ceiling but 1 exists, so what needs one is NULL."""
     crop = labels.shape[1:]
-    measured = region_overlap(resampled_maps(maps, crop), label_regions(labels, crop, neighbours_known))
+    regions = overlap.label_regions(labels, crop, neighbours_known)
+    measured = overlap.overlap(methods.resampled_maps(maps, crop), regions)
     null = torch.full_like(measured.gradcamo, torch.nan)
     return replace(measured, gradcamo_max=null, gradcamo_adjusted=null, looks_at=torch.full_like(measured.looks_at, -1))
 
@@ -285,9 +173,8 @@ def _mean_map(maps: Sequence[Tensor], crop: Sequence[int]) -> Tensor:
     mode = "bilinear" if len(finest) == 2 else "trilinear"
     total = torch.zeros((), device=maps[0].device)
     for values in maps:
-        mass = (values * footprint(crop, values.shape[1:], values.device).to(values)).flatten(1).sum(1)
-        scaled = values / mass.clamp_min(torch.finfo(values.dtype).tiny).reshape(-1, *(1,) * len(finest))
-        if values.shape[1:] != finest:
-            scaled = torch.nn.functional.interpolate(scaled[:, None], size=finest, mode=mode)[:, 0]
-        total = total + scaled / len(maps)
+        area = overlap.footprint(crop, values.shape[1:], torch.device("cpu")).to(values)
+        mass = (values * area).flatten(1).sum(1).clamp_min(torch.finfo(values.dtype).tiny)
+        scaled = values / mass.reshape(-1, *(1,) * len(finest))
+        total = total + torch.nn.functional.interpolate(scaled[:, None], size=finest, mode=mode)[:, 0] / len(maps)
     return total

@@ -7,7 +7,7 @@ import dagster as dg
 from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.learning.promotion import champion_moves, record_champion, record_versions
 from gradcamo_assets.learning.registry import CHAMPION
-from gradcamo_assets.orchestration.partitions import PLATE_SITES, PLATES, plate_site_key
+from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
 from gradcamo_assets.orchestration.reconcile import partitions_without_crops, record_refusals, scoring_state
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.plates import InboxState, known_plates, list_inbox, plates_to_ingest
@@ -18,13 +18,11 @@ _RUNNING_SENSOR, _RUNNING_SCHEDULE = dg.DefaultSensorStatus.RUNNING, dg.DefaultS
 ingest_plates = dg.define_asset_job(
     "ingest_plates",
     selection=["plate_images"],
-    partitions_def=PLATES,
     description="Take a plate in from the inbox: check it, copy it, measure its intensities.",
 )
 process_fields = dg.define_asset_job(
     "process_fields",
     selection=["masks", "cells", "crops"],
-    partitions_def=PLATE_SITES,
     description="Segment the fields of a plate x site, tabulate their cells and cut them out.",
 )
 train_model = dg.define_asset_job(
@@ -35,7 +33,6 @@ train_model = dg.define_asset_job(
 rescore = dg.define_asset_job(
     "rescore",
     selection=["embeddings", "gradcamo_scores"],
-    partitions_def=PLATE_SITES,
     description="Embed and score a plate x site with the champion of the moment.",
 )
 refresh_qc = dg.define_asset_job(
@@ -43,7 +40,12 @@ refresh_qc = dg.define_asset_job(
     selection=["qc_database", "profiles", "umap", "replicability", "confounder_audit"],
     description="Publish the QC database, and make profiles and what is read from them anew.",
 )
-JOBS = [ingest_plates, process_fields, train_model, rescore, refresh_qc]
+report_plates = dg.define_asset_job(
+    "report_plates",
+    selection=["qc_report"],
+    description="Write the report of a plate from the published QC database.",
+)
+JOBS = [ingest_plates, process_fields, train_model, rescore, refresh_qc, report_plates]
 
 
 def _inbox(platform: Platform) -> tuple[InboxState, dict[str, str]]:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import dagster as dg
-
 from gradcamo_assets.common import GradcamoError, Home
 from gradcamo_assets.learning.registry import CHAMPION
 from gradcamo_assets.orchestration.build import build_definitions
@@ -89,7 +87,7 @@ def run_demo(home: Home, config: SyntheticPlate) -> None:
     with _stage("profiles, map and QC database"):
         run("refresh_qc")
     with _stage("the report"):
-        run_report(definitions, instance, config.name)
+        run("report_plates", config.name)
     print(f"\nWhere does {champion} look? Cells it was trained on are left out.\n")
     render(qc_table(home.database, by="dose,site"))
     print(NEXT.format(report=home.reports / f"{config.name}.html"))
@@ -103,13 +101,6 @@ Next:
   .venv/bin/gradcamo demo --shortcut background     an encoder that cheats, and the score that says so
   {report}
 """
-
-
-def run_report(definitions: dg.Definitions, instance: dg.DagsterInstance, plate: str) -> None:
-    """Materialise one plate's report."""
-    job = dg.define_asset_job("report", selection=["qc_report"], partitions_def=PLATES)
-    resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def("report")
-    resolved.execute_in_process(instance=instance, partition_key=plate, run_config=QUIET)
 
 
 def demo_plate(shortcut: str, labels: str, seed: int) -> SyntheticPlate:

@@ -18,8 +18,8 @@ class Platform(dg.ConfigurableResource):
 
     @property
     def home(self) -> Home:
-        """The folders."""
-        return (Home(Path(self.root).absolute()) if self.root else Home.from_environment()).create()
+        """The folders. They are not made here: an inbox that is out of reach must not turn into an empty one."""
+        return Home(Path(self.root).absolute()) if self.root else Home.from_environment()
 
     @property
     def lake(self) -> Lake:

@@ -3,17 +3,15 @@
 Polars frames and arrays in and out. Pictures of the results belong in ``figures``, tables on disk in ``warehouse``.
 """
 
-from gradcamo_assets.profiling.aggregate import sphered_profiles, well_profiles
+from gradcamo_assets.profiling.aggregate import sphere, sphered_profiles, well_profiles
 from gradcamo_assets.profiling.confounders import confounder_audit
 from gradcamo_assets.profiling.replicability import replicate_map
-from gradcamo_assets.profiling.sphering import Sphering, fit_sphering
 from gradcamo_assets.profiling.umap import umap_embedding
 
 __all__ = [
-    "Sphering",
     "confounder_audit",
-    "fit_sphering",
     "replicate_map",
+    "sphere",
     "sphered_profiles",
     "umap_embedding",
     "well_profiles",

@@ -6,7 +6,6 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.profiling.sphering import fit_sphering
 
 MODEL = ["model_name", "model_version"]
 TREATMENT = ["Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit"]
@@ -19,8 +18,6 @@ def vectors(column: pl.Series) -> np.ndarray:
     Raises:
         GradcamoError: where the vectors differ in length or hold values that are not finite.
     """
-    if column.is_empty():
-        return np.empty((0, 0), np.float32)
     lengths = column.list.len().unique().to_list()
     if len(lengths) != 1 or not lengths[0]:
         raise GradcamoError(
@@ -51,13 +48,44 @@ def well_profiles(embeddings: pl.DataFrame) -> pl.DataFrame:
     """
     rows = []
     for key, group in embeddings.drop_nulls("embedding").group_by(_WELL, maintain_order=True):
-        x, sites = vectors(group["embedding"]), group["Metadata_Site"].to_numpy()
-        medians = [np.median(x[sites == site].astype(np.float64), axis=0) for site in np.unique(sites)]
+        x, sites = vectors(group["embedding"]).astype(np.float64), group["Metadata_Site"].to_numpy()
+        medians = [np.median(x[sites == site], axis=0) for site in np.unique(sites)]
         rows.append((*key, len(x), np.mean(medians, axis=0).tolist()))
     schema = {name: embeddings.schema[name] for name in _WELL}
     return pl.DataFrame(rows, {**schema, "n_cells": pl.Int64(), "profile": pl.List(pl.Float32())}, orient="row").sort(
         [*MODEL, "Metadata_Plate", "Metadata_Well", *TREATMENT]
     )
+
+
+def sphere(x: np.ndarray, controls: np.ndarray, regularisation: float = 1e-2) -> np.ndarray:
+    """Profiles x (n, d) under the linear map by which controls (n_wells, d) vary alike in every direction, float64.
+
+    As DeepProfiler's experiments do (Moshkov et al. 2024): with mu and C = V diag(s) V' the mean and covariance of the
+    control wells, (x - mu) V diag(1 / sqrt(s + lambda)) V'. Here lambda = ``regularisation`` x max(s), as embeddings
+    have no natural scale, and the mean of s would shrink with the number of empty directions (there are always some
+    where wells are fewer than dimensions). A direction that no control varies in is stretched 1 / sqrt(regularisation)
+    times as much as the widest one at most. Controls that are all the same give centring alone.
+
+    Raises:
+        GradcamoError: for fewer than two wells, values that are not finite, or a regularisation that is not positive.
+    """
+    controls = np.asarray(controls, np.float64)
+    if len(controls) < 2:
+        raise GradcamoError(
+            f"sphering needs at least 2 control wells, but the controls have shape {controls.shape}",
+            "Mark the control wells as 'negcon' in the plate map, or fit on the controls of several plates.",
+        )
+    if not np.isfinite(controls).all():
+        raise GradcamoError("a control profile has values that are not finite", "Rescore the wells with a sound model.")
+    if not 0 < regularisation < np.inf:
+        raise GradcamoError(f"the regularisation is {regularisation}", "Give a positive number, for example 0.01.")
+    centred = np.asarray(x, np.float64) - controls.mean(axis=0)
+    spectrum, directions = np.linalg.eigh(np.atleast_2d(np.cov(controls, rowvar=False)))
+    spectrum = spectrum.clip(min=0)
+    # Equal rows leave rounding noise in the spectrum, which must not be stretched to unit variance.
+    if spectrum.max() <= (np.finfo(np.float64).eps * np.abs(controls).max()) ** 2:
+        return centred
+    return centred @ (directions / np.sqrt(spectrum + regularisation * spectrum.max())) @ directions.T
 
 
 def sphered_profiles(embeddings: pl.DataFrame, regularisation: float = 1e-2) -> tuple[pl.DataFrame, list[str]]:
@@ -71,19 +99,14 @@ def sphered_profiles(embeddings: pl.DataFrame, regularisation: float = 1e-2) -> 
     """
     profiles, notes, parts = well_profiles(embeddings), [], []
     is_control = pl.col("Metadata_pert_type") == "negcon"
-    for (name, version), model in profiles.group_by(MODEL, maintain_order=True):
-        for (plate,), wells in model.group_by(["Metadata_Plate"], maintain_order=True):
-            controls, where = wells.filter(is_control), f"{name} version {version}, plate {plate}"
-            if controls.height < 2:
-                controls = model.filter(is_control)
-                notes.append(
-                    f"{where}: fewer than two control wells; sphered on the {controls.height} of all plates."
-                    if controls.height >= 2
-                    else f"{where}: fewer than two control wells on all plates; profiles are not sphered."
-                )
-            if controls.height >= 2:
-                sphering = fit_sphering(vectors(controls["profile"]), regularisation)
-                sphered = sphering.transform(vectors(wells["profile"])).astype(np.float32)
-                wells = wells.with_columns(pl.Series("profile", sphered.tolist(), dtype=pl.List(pl.Float32())))
-            parts.append(wells)
+    for (name, version, plate), wells in profiles.group_by([*MODEL, "Metadata_Plate"], maintain_order=True):
+        controls = wells.filter(is_control)
+        if len(controls) < 2:
+            controls = profiles.filter(is_control, model_name=name, model_version=version)
+            outcome = "not sphered" if len(controls) < 2 else f"sphered on the {len(controls)} of all plates"
+            notes.append(f"{name} version {version}, plate {plate}: fewer than two control wells; {outcome}.")
+        if len(controls) >= 2:
+            sphered = sphere(vectors(wells["profile"]), vectors(controls["profile"]), regularisation)
+            wells = wells.with_columns(pl.Series("profile", sphered.astype(np.float32)).arr.to_list())
+        parts.append(wells)
     return pl.concat(parts) if parts else profiles, notes

@@ -23,31 +23,24 @@ def replicate_map(profiles: pl.DataFrame, seed: int = 0, null_size: int = 2000) 
     """
     from copairs.map import average_precision, mean_average_precision
 
-    schema = {name: profiles.schema[name] for name in [*MODEL, *TREATMENT]}
-    parts = [
-        pl.DataFrame(
-            schema={**schema, "mean_average_precision": pl.Float64, "p_value": pl.Float64, "n_wells": pl.Int64}
-        )
-    ]
+    empty = profiles.clear().select(
+        *MODEL, *TREATMENT, mean_average_precision=pl.lit(0.0), p_value=pl.lit(0.0), n_wells=pl.lit(0, pl.Int64)
+    )
+    parts = [empty]
+    # copairs takes no nulls, and controls may have no unit: treatments go in as numbers.
+    profiles = profiles.with_columns(pl.struct(TREATMENT).rank("dense").cast(pl.Int64).alias("treatment"))
     for _, wells in profiles.group_by(MODEL, maintain_order=True):
-        # copairs takes no nulls, and controls may have no unit: treatments go in as numbers.
-        treatments = wells.group_by([*MODEL, *TREATMENT], maintain_order=True).agg(
-            pl.len().cast(pl.Int64).alias("n_wells")
-        )
-        treatments = treatments.with_row_index("treatment")
-        if treatments.height < 2 or treatments["n_wells"].max() < 2:  # type: ignore[operator]
+        treatments = wells.group_by(["treatment", *MODEL, *TREATMENT], maintain_order=True).agg(n_wells=pl.len())
+        if treatments.height < 2 or treatments.height == wells.height:
             continue
-        numbers = wells.join(treatments, on=[*MODEL, *TREATMENT], nulls_equal=True, maintain_order="left")
         precision = average_precision(
-            numbers.select(pl.col("treatment").cast(pl.Int64)).to_pandas(), vectors(wells["profile"]),
+            wells.select("treatment").to_pandas(), vectors(wells["profile"]),
             pos_sameby=["treatment"], pos_diffby=[], neg_sameby=[], neg_diffby=["treatment"], progress_bar=False,
         )  # fmt: skip
         scores = mean_average_precision(
             precision, ["treatment"], null_size=null_size, threshold=0.05, seed=seed, progress_bar=False
         )
-        found = pl.from_pandas(scores[["treatment", "mean_average_precision", "p_value"]])
-        found = found.with_columns(pl.col("treatment").cast(treatments.schema["treatment"]))
-        parts.append(
-            treatments.join(found, on="treatment", maintain_order="left").select(parts[0].columns).drop_nulls("p_value")
-        )
+        found = pl.from_pandas(scores[["treatment", "mean_average_precision", "p_value"]]).drop_nulls("p_value")
+        treatments = treatments.join(found, "treatment", maintain_order="left")
+        parts.append(treatments.select(empty.columns).cast(empty.schema))
     return pl.concat(parts)

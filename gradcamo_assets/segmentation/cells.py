@@ -11,24 +11,14 @@ from scipy import ndimage as ndi
 
 from gradcamo_assets.segmentation.masks import overlaps
 
-CELL_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+CELL_SCHEMA: dict[str, type[pl.DataType]] = {
     "label": pl.Int32,
-    "centroid_z": pl.Float64,
-    "centroid_y": pl.Float64,
-    "centroid_x": pl.Float64,
-    "bbox_z0": pl.Int32,
-    "bbox_z1": pl.Int32,
-    "bbox_y0": pl.Int32,
-    "bbox_y1": pl.Int32,
-    "bbox_x0": pl.Int32,
-    "bbox_x1": pl.Int32,
+    **dict.fromkeys(("centroid_z", "centroid_y", "centroid_x"), pl.Float64),
+    **dict.fromkeys(("bbox_z0", "bbox_z1", "bbox_y0", "bbox_y1", "bbox_x0", "bbox_x1"), pl.Int32),
     "volume_voxels": pl.Int64,
-    "touches_xy_border": pl.Boolean,
-    "touches_z_border": pl.Boolean,
-    "nucleus_label": pl.Int32,
-    "n_nuclei": pl.Int32,
+    **dict.fromkeys(("touches_xy_border", "touches_z_border"), pl.Boolean),
+    **dict.fromkeys(("nucleus_label", "n_nuclei"), pl.Int32),
 }
-
 _MATCH_SCHEMA = {"label": pl.Int32, "true_label": pl.Int32, "overlap": pl.Float64, "iou": pl.Float64}
 
 
@@ -99,9 +89,8 @@ def match_labels(predicted: np.ndarray, truth: np.ndarray) -> pl.DataFrame:
     return (
         sizes.join(best, on="label", how="left")
         .join(true_sizes, on="true_label", how="left")
-        .with_columns(
-            overlap=(pl.col("shared") / pl.col("size")).fill_null(0.0), iou=(pl.col("shared") / union).fill_null(0.0)
-        )
+        .with_columns(overlap=pl.col("shared") / pl.col("size"), iou=pl.col("shared") / union)
+        .with_columns(pl.col("overlap", "iou").fill_null(0.0))
         .sort("label")
         .select([pl.col(name).cast(kind) for name, kind in _MATCH_SCHEMA.items()])
     )

@@ -5,7 +5,6 @@ Here: the architecture, and reading its weights. Not here: training it (``train`
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,23 +19,17 @@ from gradcamo_assets.common.errors import SegmentationError
 INPUTS = {"cells": 2, "nuclei": 1}
 """Input channels of the two sets of weights: (cytoplasm, nucleus) and (nucleus)."""
 
-DIAMETER = 30.0
-"""Diameter of a cell, in pixels, at which both sets of weights work best."""
 
-_WEIGHTS = Path(__file__).parent / "weights"
-
-
-class _Conv(nn.Sequential):
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-        )
+def _conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
 
 
 class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.first, self.second = _Conv(inputs, outputs), _Conv(outputs, outputs)
+        self.first, self.second = _conv(inputs, outputs), _conv(outputs, outputs)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,17 +50,9 @@ class CompactNetwork(nn.Module):
         self.inputs = inputs
         self.down = nn.ModuleList(_Block(a, b) for a, b in zip((inputs, *widths[:-1]), widths, strict=True))
         pairs = list(pairwise(widths))
-        self.reduce = nn.ModuleList(_Conv(wide, narrow) for narrow, wide in pairs)
-        self.up = nn.ModuleList(_Conv(narrow, narrow) for narrow, _ in pairs)
+        self.reduce = nn.ModuleList(_conv(wide, narrow) for narrow, wide in pairs)
+        self.up = nn.ModuleList(_conv(narrow, narrow) for narrow, _ in pairs)
         self.head = nn.Conv2d(widths[0], 3, 1)
-
-    @property
-    def device(self) -> torch.device:
-        return self.head.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.head.weight.dtype
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = x[:, : self.inputs].contiguous(memory_format=torch.channels_last)
@@ -83,37 +68,17 @@ class CompactNetwork(nn.Module):
         """The same network, in eval mode, with every batch normalisation folded into its convolution."""
         self.eval()
         for module in self.modules():
-            if isinstance(module, _Conv) and isinstance(module[1], nn.BatchNorm2d):
+            if isinstance(module, nn.Sequential) and isinstance(module[1], nn.BatchNorm2d):
                 module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
         return self.to(memory_format=torch.channels_last)
 
 
-def weights_path(which: str) -> Path:
-    """The shipped weights of the ``cells`` or the ``nuclei`` network."""
-    return _WEIGHTS / f"{which}.safetensors"
-
-
-def weights_digest(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a weights file.
-
-    Raises:
-        SegmentationError: where the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise SegmentationError(
-            f"the weights cannot be read: {error}", "Install the package anew.", path=path
-        ) from error
-
-
-def load_network(which: str, path: Path | None = None, device: torch.device | str = "cpu") -> CompactNetwork:
+def load_network(which: str, path: Path, device: torch.device | str = "cpu") -> CompactNetwork:
     """The compact network with its weights, ready to run.
 
     Args:
         which: ``cells`` or ``nuclei``.
-        path: weights made by ``train``; None means the shipped ones.
+        path: weights made by ``train``.
 
     Raises:
         SegmentationError: where the weights are missing or do not fit.
@@ -121,7 +86,6 @@ def load_network(which: str, path: Path | None = None, device: torch.device | st
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = path or weights_path(which)
     network = CompactNetwork(INPUTS[which])
     try:
         network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
@@ -131,4 +95,7 @@ def load_network(which: str, path: Path | None = None, device: torch.device | st
             f"Install the package anew, or train them: python -m gradcamo_assets.segmentation.train --which {which}.",
             path=path,
         ) from error
-    return network.fused().to(device)
+    network = network.fused().to(device)
+    # Cellpose asks any network for these.
+    network.device, network.dtype = network.head.weight.device, network.head.weight.dtype
+    return network

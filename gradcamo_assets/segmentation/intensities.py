@@ -53,49 +53,38 @@ def find_channels(
     return nuclear, tuple(others)
 
 
-def _range(stack: np.ndarray) -> tuple[float, float]:
-    """What becomes 0, and the range that becomes 1 (0 for a constant stack)."""
+def _range(stack: np.ndarray) -> tuple[np.float32, np.float32]:
+    """What becomes 0, and the range that becomes 1 (infinite for a constant stack)."""
     if not np.issubdtype(stack.dtype, np.integer) and not np.isfinite(stack).all():
         raise SegmentationError("the image holds values that are no numbers", "Read or export this field anew.")
-    if not stack.size:
-        raise SegmentationError("the image is empty", "Read or export this field anew.")
-    low, middle, high = np.percentile(stack.ravel()[:: max(1, stack.size // _SAMPLES)], [1.0, 50.0, 99.7])
-    rows = stack.reshape(-1, stack.shape[-1])[:: max(1, stack.size // _SAMPLES)].astype(np.float32)
+    step = max(1, stack.size // _SAMPLES)
+    low, middle, high = np.percentile(stack.ravel()[::step], [1.0, 50.0, 99.7])
+    rows = stack.reshape(-1, stack.shape[-1])[::step].astype(np.float32)
     noise = float(np.median(np.abs(np.diff(rows, axis=1)))) / 0.954 if rows.shape[-1] > 1 else 0.0
     if high - low < 12 * noise:
-        return float(middle), 12 * noise
-    return float(low), float(high - low)
-
-
-def _scaled(image: np.ndarray, low: float, scale: float) -> np.ndarray:
-    if scale <= 0:
-        return np.zeros(image.shape, np.float32)
-    return np.clip((image.astype(np.float32) - np.float32(low)) / np.float32(scale), -0.5, 3.0)
-
-
-def normalised(stack: np.ndarray) -> np.ndarray:
-    """The stack with its 1st percentile at 0 and its 99.7th at 1, clipped to -0.5 and 3, float32.
-
-    The percentiles are those of the whole stack, so that an empty slice stays dark. A stack that holds nothing but
-    noise is not blown up: where the range is below 12 standard deviations of the noise (read from the differences of
-    neighbouring pixels, by median absolute deviation), it is set to that, and the median becomes 0.
-    A constant stack gives zeros.
-
-    Raises:
-        SegmentationError: where the stack is empty or holds values that are no finite numbers.
-    """
-    return _scaled(stack, *_range(stack))
+        return np.float32(middle), np.float32(12 * noise)
+    return np.float32(low), np.float32(high - low or np.inf)
 
 
 def combined(stacks: Sequence[np.ndarray]) -> np.ndarray:
-    """One image (Z, Y, X) of several stains: the median of the normalised stacks, the mean of two.
+    """One image of stains of one shape, float32: the median of the normalised stacks, the mean of two.
+
+    Normalised: the 1st percentile at 0 and the 99.7th at 1, clipped to -0.5 and 3. The percentiles are those of the
+    whole stack, so that an empty slice stays dark. A stack that holds nothing but noise is not blown up: where the
+    range is below 12 standard deviations of the noise (read from the differences of neighbouring pixels, by median
+    absolute deviation), it is set to that, and the median becomes 0. A constant stack gives zeros.
 
     The median is what keeps one stain with a bright or granular background from hiding the cells in the others.
     Works slice by slice: a field of tall stacks does not fit in memory several times.
+
+    Raises:
+        SegmentationError: where a stack holds values that are no finite numbers.
     """
     ranges = [_range(stack) for stack in stacks]
     out = np.empty(stacks[0].shape, np.float32)
     for z in range(len(out)):
-        parts = [_scaled(stack[z], *chosen) for stack, chosen in zip(stacks, ranges, strict=True)]
-        out[z] = parts[0] if len(parts) == 1 else np.median(np.stack(parts), axis=0)
+        parts = [
+            (stack[z].astype(np.float32) - low) / scale for stack, (low, scale) in zip(stacks, ranges, strict=True)
+        ]
+        out[z] = np.median(np.clip(parts, -0.5, 3.0), axis=0)
     return out

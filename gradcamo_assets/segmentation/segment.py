@@ -6,10 +6,10 @@ what becomes of channels (``intensities``), stitching (``masks``).
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,18 @@ from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.segmentation import intensities
 from gradcamo_assets.segmentation.masks import Masks, consistent, stitched, without_specks
 
+SHIPPED = Path(__file__).parent / "weights"
+"""Folder of the compact network's weights."""
+
 BUILT_IN = ("cpsam_v2", "cpsam", "cpdino", "cpdino-vitb")
 """Cellpose's own networks, by name; the weights of over 1 GB are never downloaded here."""
 
 NOMINAL_WIDTH = 15.0
 """Width of a cell in micrometres that is assumed where no diameter is set."""
 
-_DIAMETER = 30.0
+DIAMETER = 30.0
+"""Width of a cell, in pixels, at which both shipped sets of weights work best."""
+
 _STEPS = 60
 _PIXELS = 4_000_000
 _TILE = 512
@@ -49,7 +54,6 @@ class SegmenterConfig:
         flow_threshold: highest flow error of an object in a slice; 0 keeps all.
         cellprob_threshold: least logit of a pixel inside an object; lower gives larger and more objects.
         min_volume: fewest voxels of a cell; of a nucleus a quarter of that.
-        use_gpu: None takes a GPU where there is one; True insists on it.
 
     Raises:
         SegmentationError: for a value that cannot be meant.
@@ -63,29 +67,21 @@ class SegmenterConfig:
     flow_threshold: float = 0.4
     cellprob_threshold: float = 0.0
     min_volume: int = 100
-    use_gpu: bool | None = None
 
     def __post_init__(self) -> None:
-        checks = {
-            "network": self.network == "compact" or self.network in BUILT_IN or Path(self.network).exists(),
-            "cytoplasm": self.cytoplasm is None or (not isinstance(self.cytoplasm, str) and len(self.cytoplasm) > 0),
-            "diameter": self.diameter is None or 4 <= self.diameter <= 2000,
-            "stitch_threshold": 0 < self.stitch_threshold <= 1,
-            "flow_threshold": 0 <= self.flow_threshold <= 4,
-            "cellprob_threshold": -20 <= self.cellprob_threshold <= 20,
-            "min_volume": self.min_volume >= 0,
-        }
-        remedies = {
-            "network": f"Use 'compact', one of {', '.join(BUILT_IN)}, or the path of existing weights.",
-            "cytoplasm": "Give a tuple of channel names, or None for all that are not the nucleus.",
-            "diameter": "Give the width of a cell in pixels, 4 to 2000, or None.",
-            "stitch_threshold": "Give a number above 0, at most 1.",
-        }
-        for name, right in checks.items():
+        known = self.network in ("compact", *BUILT_IN) or Path(self.network).exists()
+        stains = self.cytoplasm is None or (not isinstance(self.cytoplasm, str) and len(self.cytoplasm) > 0)
+        for name, right, remedy in (
+            ("network", known, f"Use 'compact', one of {', '.join(BUILT_IN)}, or the path of existing weights"),
+            ("cytoplasm", stains, "Give a tuple of channel names, or None for all that are not the nucleus"),
+            ("diameter", self.diameter is None or 4 <= self.diameter <= 2000, "Give 4 to 2000 pixels, or None"),
+            ("stitch_threshold", 0 < self.stitch_threshold <= 1, "Give a number above 0, at most 1"),
+            ("flow_threshold", 0 <= self.flow_threshold <= 4, "Give a number from 0 to 4"),
+            ("cellprob_threshold", -20 <= self.cellprob_threshold <= 20, "Give a number from -20 to 20"),
+            ("min_volume", self.min_volume >= 0, "Give a number of voxels"),
+        ):
             if not right:
-                raise SegmentationError(
-                    f"{name} cannot be {getattr(self, name)!r}", remedies.get(name, "Use a value near the default.")
-                )
+                raise SegmentationError(f"{name} cannot be {getattr(self, name)!r}", f"{remedy}.")
 
 
 class Segmenter:
@@ -102,14 +98,18 @@ class Segmenter:
     @cached_property
     def version(self) -> dict[str, Any]:
         """What determines the masks: Cellpose's version, the weights' digests, the parameters. JSON values only."""
-        from gradcamo_assets.segmentation.compact import weights_digest
-
-        parameters = {name: value for name, value in asdict(self.config).items() if name != "use_gpu"}
-        if parameters["cytoplasm"] is not None:
-            parameters["cytoplasm"] = list(parameters["cytoplasm"])
-        parameters["network"] = Path(self.config.network).name
-        digests = {which: weights_digest(path) for which, path in self._weights.items()}
-        return {**parameters, "cellpose": importlib.metadata.version("cellpose"), "weights": digests, "method": 1}
+        digests = {}
+        for which, path in self._weights.items():
+            with path.open("rb") as file:  # Up to 1 GB.
+                digests[which] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return {
+            **asdict(self.config),
+            "cytoplasm": self.config.cytoplasm and list(self.config.cytoplasm),
+            "network": Path(self.config.network).name,
+            "cellpose": importlib.metadata.version("cellpose"),
+            "weights": digests,
+            "method": 1,
+        }
 
     def segment(
         self, image: np.ndarray, channels: Sequence[str], voxel_size: Sequence[float] = (1.0, 1.0, 1.0)
@@ -146,45 +146,47 @@ class Segmenter:
     def _diameter(self, voxel_size: Sequence[float]) -> float:
         if self.config.diameter is not None:
             return self.config.diameter
-        across = float(np.mean(voxel_size[-2:]))
-        if tuple(voxel_size) == (1.0, 1.0, 1.0) or not 8 <= NOMINAL_WIDTH / max(across, 1e-9) <= 200:
-            return _DIAMETER
-        guessed = NOMINAL_WIDTH / across
-        return _DIAMETER if 0.75 <= guessed / _DIAMETER <= 4 / 3 else guessed
+        guessed = NOMINAL_WIDTH / max(float(np.mean(voxel_size[-2:])), 1e-9)
+        implausible = tuple(voxel_size) == (1.0, 1.0, 1.0) or not 8 <= guessed <= 200
+        return DIAMETER if implausible or 0.75 <= guessed / DIAMETER <= 4 / 3 else guessed
 
     def _objects(self, which: str, inputs: list[np.ndarray], diameter: float, least: int) -> np.ndarray:
         """Labels (Z, Y, X) uint32 of one kind, from its input images, a batch of slices at a time."""
-        depth, height, width = inputs[0].shape
-        planes = np.zeros((depth, height, width), np.uint32)
-        batch = max(1, _PIXELS // (height * width))
-        for start in range(0, depth, batch):
-            stop = min(depth, start + batch)
-            if max(float(part[start:stop].max()) for part in inputs) <= 0:
-                continue
-            slices = np.zeros((stop - start, 3, height, width), np.float32)
-            for index, part in enumerate(inputs):
-                slices[:, index] = part[start:stop]
-            planes[start:stop] = self._planes(which, slices, diameter)
+        planes = np.zeros(inputs[0].shape, np.uint32)
+        batch = max(1, _PIXELS // planes[0].size)
+        for start in range(0, len(planes), batch):
+            parts = [part[start : start + batch] for part in inputs]
+            if max(float(part.max()) for part in parts) > 0:
+                slices = np.stack((*parts, *[np.zeros_like(parts[0])] * (3 - len(parts))), axis=1)
+                planes[start : start + batch] = self._planes(which, slices, diameter)
         return without_specks(stitched(planes, self.config.stitch_threshold), least)
 
     def _planes(self, which: str, slices: np.ndarray, diameter: float) -> np.ndarray:
-        """Each slice (Z, 3, Y, X) by itself, through Cellpose."""
+        """Each slice (Z, 3, Y, X), of the three channels that Cellpose wants, by itself."""
+        import torch
+
         engine, (depth, _, height, width) = self._engines[which], slices.shape
         compact = engine.backbone == "compact"
-        scaled = _DIAMETER / diameter * max(height, width)
-        with _one_thread(compact and engine.device.type == "cpu"):
+        scaled = DIAMETER / diameter * max(height, width)
+        threads = torch.get_num_threads()
+        if compact and engine.device.type == "cpu":
+            # The dynamics are hundreds of small steps, which many threads on busy cores slow tenfold.
+            torch.set_num_threads(1)
+        try:
             masks, flows, _ = engine.eval(
                 slices,
                 channel_axis=1,
                 normalize=False,
-                diameter=None if diameter == _DIAMETER else diameter,
+                diameter=None if diameter == DIAMETER else diameter,
                 flow_threshold=0.0 if compact else self.config.flow_threshold,
                 cellprob_threshold=self.config.cellprob_threshold,
                 min_size=-1,
-                niter=max(20, round(_STEPS * diameter / _DIAMETER)) if compact else None,
+                niter=max(20, round(_STEPS * diameter / DIAMETER)) if compact else None,
                 # Cellpose pads an image by 16 pixels: a tile of just that size makes one tile of the whole slice.
                 bsize=int(min(_TILE, 16 * np.ceil(scaled / 16) + 16)) if compact else None,
             )
+        finally:
+            torch.set_num_threads(threads)
         planes = masks.reshape(depth, height, width)
         if compact and self.config.flow_threshold > 0:
             planes = consistent(planes, flows[1].reshape(2, depth, height, width) / 5, self.config.flow_threshold)
@@ -197,13 +199,10 @@ class Segmenter:
 
         from gradcamo_assets.segmentation.compact import load_network
 
-        has_gpu = torch.cuda.is_available()
-        if self.config.use_gpu and not has_gpu:
-            raise SegmentationError("there is no GPU", "Set use_gpu to None or False, or install CUDA's driver.")
         # Cellpose warns at every stack that its own stitching is off, and at every slice without cells.
         for part in ("models", "dynamics"):
             logging.getLogger(f"cellpose.{part}").setLevel(logging.ERROR)
-        device = torch.device("cuda" if has_gpu and self.config.use_gpu is not False else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._weights["cells"].suffix != ".safetensors":
             path = self._weights["cells"]
             try:
@@ -221,19 +220,6 @@ class Segmenter:
             engine.backbone, engine.pretrained_model = "compact", str(path)
             engines[which] = engine
         return engines
-
-
-@contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """Torch on one thread: the dynamics are hundreds of small steps, which many threads on busy cores slow tenfold."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _weights(network: str) -> dict[str, Path]:
@@ -254,10 +240,8 @@ def _weights(network: str) -> dict[str, Path]:
                 path=path,
             )
         return {"cells": path, "nuclei": path}
-    folder = Path(__file__).parent / "weights" if network == "compact" else Path(network)
-    if folder.is_file():
-        return {"cells": folder, "nuclei": folder}
-    found = {which: folder / f"{which}.safetensors" for which in ("cells", "nuclei")}
+    given = SHIPPED if network == "compact" else Path(network)
+    found = {which: given if given.is_file() else given / f"{which}.safetensors" for which in ("cells", "nuclei")}
     for path in found.values():
         if not path.is_file():
             raise SegmentationError("weights are missing", "Train them, or install the package anew.", path=path)

@@ -16,7 +16,6 @@ from gradcamo_assets.common.files import replaced_folder
 from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.segmentation.masks import Masks
 
-_VERSION = "0.5"
 _KINDS = ("cells", "nuclei")
 _CHUNK_VOXELS = 2**20
 
@@ -39,34 +38,26 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provena
             "Give cells and nuclei (Z, Y, X) of one shape.",
             path=folder,
         )
+    scale = {"type": "scale", "scale": [float(step) for step in voxel_size]}
+    multiscale = {
+        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"],
+        "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
+    }
+    depth, height, width = masks.cells.shape
+    slices = int(np.clip(_CHUNK_VOXELS // max(1, height * width), 1, max(1, depth)))
     with replaced_folder(folder) as temporary:
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
-        labels = root.create_group("labels", attributes={"ome": {"version": _VERSION, "labels": list(_KINDS)}})
+        labels = root.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(_KINDS)}})
         for kind in _KINDS:
-            values = getattr(masks, kind).astype(np.uint32, copy=False)
-            depth, height, width = values.shape
-            slices = int(np.clip(_CHUNK_VOXELS // max(1, height * width), 1, max(1, depth)))
-            array = labels.create_group(kind, attributes={"ome": _image_metadata(kind, voxel_size)}).create_array(
+            image = {"version": "0.5", "multiscales": [{"name": kind, **multiscale}], "image-label": {}}
+            labels.create_group(kind, attributes={"ome": image}).create_array(
                 "0",
-                shape=values.shape,
-                dtype="uint32",
+                data=getattr(masks, kind).astype(np.uint32, copy=False),
                 chunks=(slices, height, width),
                 compressors=BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle),
                 dimension_names=("z", "y", "x"),
             )
-            array[:] = values
         provenance.write(temporary)
-
-
-def _image_metadata(kind: str, voxel_size: Sequence[float]) -> dict[str, object]:
-    scale = {"type": "scale", "scale": [float(step) for step in voxel_size]}
-    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
-    datasets = [{"path": "0", "coordinateTransformations": [scale]}]
-    return {
-        "version": _VERSION,
-        "multiscales": [{"name": kind, "axes": axes, "datasets": datasets}],
-        "image-label": {},
-    }
 
 
 def read_masks(folder: Path) -> Masks:

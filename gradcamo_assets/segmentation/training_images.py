@@ -6,12 +6,13 @@ here: plates; the synthetic plates that the package writes are made independentl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage as ndi
 
-from gradcamo_assets.segmentation.compact import DIAMETER
+from gradcamo_assets.segmentation.segment import DIAMETER
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,11 @@ class TrainingImage:
     nuclei: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Layout:
-    cells: np.ndarray
-    nuclei: np.ndarray
-    depth: np.ndarray
-    nucleus_depth: np.ndarray
-    grazed: np.ndarray
-
-
 def training_image(seed: int, size: int = 192) -> TrainingImage:
     """One image; equal seeds give equal images. Cells measure about 18 to 48 pixels, around ``DIAMETER``."""
     rng = np.random.default_rng(seed)
-    layout = _layout(rng, size)
-    cytoplasm, nucleus = _stain_cytoplasm(rng, layout), _stain_nucleus(rng, layout)
+    cells, nuclei, grazed = _layout(rng, size)
+    cytoplasm, nucleus = _stain_cytoplasm(rng, cells, nuclei, grazed), _stain_nucleus(rng, nuclei)
     ghosts = _ghosts(rng, size)
     cytoplasm, nucleus = (
         cytoplasm + rng.uniform(0, 0.25) * (rng.random() < 0.5) * nucleus + ghosts[0],
@@ -45,7 +37,7 @@ def training_image(seed: int, size: int = 192) -> TrainingImage:
     )
     cytoplasm += _haze(rng, size, likely=0.5, most=0.9)
     nucleus += _haze(rng, size, likely=0.25, most=0.35)
-    return TrainingImage(_camera(rng, cytoplasm), _camera(rng, nucleus), layout.cells, layout.nuclei)
+    return TrainingImage(_camera(rng, cytoplasm), _camera(rng, nucleus), cells, nuclei)
 
 
 def _smooth(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
@@ -53,9 +45,7 @@ def _smooth(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
     return noise / (noise.std() + 1e-6)
 
 
-def _centres(
-    rng: np.random.Generator, size: int, radii: np.ndarray, spacing: float
-) -> list[tuple[float, float, float]]:
+def _centres(rng: np.random.Generator, size: int, radii: np.ndarray, spacing: float) -> list[tuple[float, ...]]:
     """Random centres (y, x, radius), no two nearer than ``spacing`` times their radii's sum; clustered in a third."""
     candidates = rng.uniform(-8, size + 8, (len(radii), 2))
     if rng.random() < 0.35:
@@ -71,7 +61,7 @@ def _centres(
 def _reach(
     rng: np.random.Generator,
     size: int,
-    centre: tuple[float, float],
+    centre: Sequence[float],
     radius: float,
     stretch: float,
     wobble: float,
@@ -95,7 +85,8 @@ def _reach(
     return window, np.hypot(along, across) / (radius * np.clip(outline, 0.35, 1.9))
 
 
-def _layout(rng: np.random.Generator, size: int) -> _Layout:
+def _layout(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks of cells and nuclei (Y, X), and which cells, by label, are only grazed by the plane."""
     cells, nuclei = np.zeros((size, size), np.int32), np.zeros((size, size), np.int32)
     nearest = np.full((size, size), np.inf)
     kind = rng.choice(["sparse", "crowded", "confluent", "empty"], p=[0.38, 0.38, 0.2, 0.04])
@@ -128,17 +119,11 @@ def _layout(rng: np.random.Generator, size: int) -> _Layout:
         if place is None or (grazed[label] and rng.random() < 0.7) or rng.random() < 0.1:
             continue
         _add_nuclei(rng, cells, nuclei, label, place, share)
-    nuclei = _connected(nuclei, 16)
-    return _Layout(cells, nuclei, _depth(cells), _depth(nuclei), grazed)
+    return cells, _connected(nuclei, 16), grazed
 
 
 def _add_nuclei(
-    rng: np.random.Generator,
-    cells: np.ndarray,
-    nuclei: np.ndarray,
-    label: int,
-    place: tuple[slice, slice],
-    share: float,
+    rng: np.random.Generator, cells: np.ndarray, nuclei: np.ndarray, label: int, place: tuple[slice, ...], share: float
 ) -> None:
     inside = np.argwhere(cells[place] == label)
     middle = inside.mean(0) + np.array([place[0].start, place[1].start])
@@ -159,11 +144,9 @@ def _add_nuclei(
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:
-    edges = np.zeros(labels.shape, bool)
-    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    edges[1:] |= down
-    edges[:, 1:] |= right
-    return edges & (labels > 0)
+    above, left = np.roll(labels, 1, 0), np.roll(labels, 1, 1)
+    above[0], left[:, 0] = labels[0], labels[:, 0]
+    return ((labels != above) | (labels != left)) & (labels > 0)
 
 
 def _depth(labels: np.ndarray) -> np.ndarray:
@@ -190,14 +173,13 @@ def _amplitudes(rng: np.random.Generator, count: int) -> np.ndarray:
     return values
 
 
-def _stain_cytoplasm(rng: np.random.Generator, layout: _Layout) -> np.ndarray:
+def _stain_cytoplasm(rng: np.random.Generator, cells: np.ndarray, nuclei: np.ndarray, grazed: np.ndarray) -> np.ndarray:
     """A random mixture of stains: flat, domed, at the rim, around the nucleus, granular; nuclei darker or brighter."""
-    cells, depth, size = layout.cells, layout.depth, len(layout.cells)
-    bright = _amplitudes(rng, max(int(cells.max()), len(layout.grazed) - 1))
-    grazed = np.flatnonzero(layout.grazed)
-    bright[grazed] *= rng.uniform(0.25, 0.9, len(grazed))
-    around = np.exp(-ndi.distance_transform_edt(layout.nuclei == 0) / rng.uniform(3, 10))
-    image = np.zeros((size, size), np.float32)
+    depth = _depth(cells)
+    bright = _amplitudes(rng, len(grazed) - 1)
+    bright[grazed] *= rng.uniform(0.25, 0.9, grazed.sum())
+    around = np.exp(-ndi.distance_transform_edt(nuclei == 0) / rng.uniform(3, 10))
+    image = np.zeros(cells.shape, np.float32)
     for _ in range(rng.integers(1, 4)):
         kind = rng.integers(4)
         stain = (
@@ -206,23 +188,22 @@ def _stain_cytoplasm(rng: np.random.Generator, layout: _Layout) -> np.ndarray:
             rng.uniform(0.1, 0.5) + np.exp(-depth / rng.uniform(1, 4)),
             rng.uniform(0.1, 0.5) + around,
         )[kind]
-        texture = _smooth(rng, size, rng.uniform(0.6, 3))
+        texture = _smooth(rng, len(cells), rng.uniform(0.6, 3))
         stain = stain * np.clip(1 + rng.uniform(0, 0.6) * texture, 0, None)
         if rng.random() < 0.25:
             stain = stain * (rng.uniform(0.2, 0.7) + np.clip(texture - rng.uniform(0.3, 1.2), 0, None))
         inside = rng.uniform(0, 0.6) if rng.random() < 0.5 else rng.uniform(0.8, 1.8)
-        image += stain * np.where(layout.nuclei > 0, inside, 1)
+        image += stain * np.where(nuclei > 0, inside, 1)
     return (image / (np.percentile(image[cells > 0], 80) + 1e-6) if cells.any() else image) * bright[cells]
 
 
-def _stain_nucleus(rng: np.random.Generator, layout: _Layout) -> np.ndarray:
-    nuclei, size = layout.nuclei, len(layout.nuclei)
+def _stain_nucleus(rng: np.random.Generator, nuclei: np.ndarray) -> np.ndarray:
     bright = _amplitudes(rng, int(nuclei.max()))
-    texture = _smooth(rng, size, rng.uniform(0.7, 2.5))
+    texture = _smooth(rng, len(nuclei), rng.uniform(0.7, 2.5))
     image = np.clip(1 + rng.uniform(0, 0.45) * texture, 0.1, None)
     if rng.random() < 0.3:
         image += rng.uniform(0.5, 2) * np.clip(texture - 1.3, 0, None)
-    return image * np.clip(layout.nucleus_depth / rng.uniform(1, 6), 0.3, 1) * bright[nuclei]
+    return image * np.clip(_depth(nuclei) / rng.uniform(1, 6), 0.3, 1) * bright[nuclei]
 
 
 def _ghosts(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

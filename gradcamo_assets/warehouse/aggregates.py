@@ -9,16 +9,10 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.common.provenance import digest
-from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES
+from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES, REGIONS
 
 RESAMPLES = 2000
 MIN_WELLS = 3
-
-# The scores' columns that an aggregate reads.
-INPUTS = (
-    "Metadata_Plate", "Metadata_Well", "Metadata_Site", "Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit",
-    "Metadata_CellID", "model_name", "model_version", "split", "gradcamo", "gradcamo_adjusted", "looks_at", "on_target",
-)  # fmt: skip
 
 _SCHEMAS = {table.name: table.polars for table in QC_TABLES}
 
@@ -47,7 +41,7 @@ def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
     """The rows of ``qc_by_<by>`` for some scores.
 
     Args:
-        scores: at least the columns ``INPUTS`` of the table ``scores``.
+        scores: rows of the table ``scores``.
         by: ``dose``, ``site``, ``dose_site``, ``well`` or ``plate``.
 
     Returns:
@@ -67,7 +61,7 @@ def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
         q75_gradcamo=score.quantile(0.75, "linear"),
         on_target_fraction=pl.col("on_target").filter(score.is_not_null()).mean(),
         median_adjusted=pl.col("gradcamo_adjusted").median(),
-        **{f"looks_at_{region}": (looks == region).mean() for region in ("target", "neighbour", "background", "none")},
+        **{f"looks_at_{region}": (looks == region).mean() for region in REGIONS},
         null_cells=score.is_null().sum().cast(pl.Int64),
     )
     rows = rows.join(_intervals(kept, groups), on=groups, how="left", nulls_equal=True)
@@ -79,7 +73,7 @@ def _intervals(kept: pl.DataFrame, groups: list[str]) -> pl.DataFrame:
     """``ci_low`` and ``ci_high`` of every group. The seed is the group's own name, so that no order matters."""
     scored = kept.filter(pl.col("gradcamo").is_not_null() & pl.col("on_target").is_not_null())
     wells = (
-        scored.group_by([*groups, "Metadata_Well"] if "Metadata_Well" not in groups else groups)
+        scored.group_by(list(dict.fromkeys([*groups, "Metadata_Well"])))
         .agg(hits=pl.col("on_target").sum(), cells=pl.len())
         .sort("Metadata_Well")
         .group_by(groups, maintain_order=True)

@@ -12,12 +12,10 @@ from gradcamo_assets.warehouse.columns import Column, Table
 
 def _fits(have: Any, want: Any) -> bool:
     """Whether one type may stand for another: same family, so that only precision can be lost, never meaning."""
-    if have == want or have == pl.Null:
+    if have in (want, pl.Null):
         return True
     if isinstance(want, pl.List):
         return isinstance(have, pl.List | pl.Array) and _fits(have.inner, want.inner)
-    if isinstance(want, pl.Map):
-        return isinstance(have, pl.Map) and _fits(have.key, want.key) and _fits(have.value, want.value)
     if want.is_float():
         return have.is_numeric()
     if want.is_integer():
@@ -32,7 +30,7 @@ def _cast(column: Column, have: Any) -> pl.Expr:
     if isinstance(have, pl.Datetime) and have.time_zone:
         value = value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     value = value.cast(column.dtype)
-    return value.fill_nan(None) if column.dtype in (pl.Float32, pl.Float64) else value
+    return value.fill_nan(None) if column.dtype == pl.Float64 else value
 
 
 def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
@@ -45,49 +43,40 @@ def conform(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
         StoreError: naming unknown or missing columns, columns of a wrong type, NULLs or values that a column does not
             take, or a row that stands twice.
     """
-    have, want = set(frame.columns), set(table.names)
+    have, want = frame.schema, table.polars
     problems = []
-    if unknown := [name for name in frame.columns if name not in want]:
+    if unknown := [name for name in have if name not in want]:
         problems.append(f"unknown columns {', '.join(unknown)}")
-    if missing := [name for name in table.names if name not in have]:
+    if missing := [name for name in want if name not in have]:
         problems.append(f"missing columns {', '.join(missing)}")
-    if wrong := [
-        f"{column.name} is {frame.schema[column.name]} where {column.dtype} is wanted"
-        for column in table.columns
-        if column.name in have and not _fits(frame.schema[column.name], column.dtype)
-    ]:
-        problems.append("wrong types: " + ", ".join(wrong))
-    _refuse(table, problems)
-    try:
-        result = frame.select(_cast(column, frame.schema[column.name]) for column in table.columns)
-    except pl.exceptions.PolarsError as error:
-        _refuse(table, [f"a value does not fit its column: {error}"])
-        raise
-    _refuse(table, [*_bad_values(table, result), *_duplicates(table, result)])
-    return result
-
-
-def _bad_values(table: Table, frame: pl.DataFrame) -> list[str]:
-    problems = []
-    for column in table.columns:
-        values = frame[column.name]
-        if not column.nullable and values.null_count():
-            problems.append(f"{column.name} is NULL in {values.null_count()} rows")
-        if column.allowed and (odd := sorted(set(values.drop_nulls().unique()) - set(column.allowed))):
-            problems.append(f"{column.name} holds {', '.join(odd)}, where only {', '.join(column.allowed)} are known")
-    return problems
-
-
-def _duplicates(table: Table, frame: pl.DataFrame) -> list[str]:
-    if not table.unique:
-        return []
-    twice = frame.filter(frame.select(table.unique).is_duplicated()).select(table.unique)
-    return [f"{len(twice)} rows share {', '.join(table.unique)}, such as {twice.row(0)}"] if len(twice) else []
-
-
-def _refuse(table: Table, problems: list[str]) -> None:
+    problems += [
+        f"{name} is {have[name]} where {dtype} is wanted"
+        for name, dtype in want.items()
+        if name in have and not _fits(have[name], dtype)
+    ]
+    if not problems:
+        try:
+            frame = frame.select(_cast(column, have[column.name]) for column in table.columns)
+            problems = _bad_rows(table, frame)
+        except pl.exceptions.PolarsError as error:
+            problems = [f"a value does not fit its column: {error}"]
     if problems:
         raise StoreError(
             f"the rows do not fit the table {table.name}: {'; '.join(problems)}",
             "Write exactly the columns that the warehouse's schema lists for it.",
         )
+    return frame
+
+
+def _bad_rows(table: Table, frame: pl.DataFrame) -> list[str]:
+    problems = []
+    for column in table.columns:
+        values = frame[column.name]
+        if not column.nullable and values.null_count():
+            problems.append(f"{column.name} is NULL in {values.null_count()} rows")
+        if column.allowed and (odd := sorted(set(values.drop_nulls()) - set(column.allowed))):
+            problems.append(f"{column.name} holds {', '.join(odd)}, where only {', '.join(column.allowed)} are known")
+    names = frame.select(table.unique)
+    if len(twice := names.filter(names.is_duplicated())):
+        problems.append(f"{len(twice)} rows share {', '.join(table.unique)}, such as {twice.row(0)}")
+    return problems

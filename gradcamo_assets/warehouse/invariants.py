@@ -6,29 +6,28 @@ from contextlib import closing
 from pathlib import Path
 
 from gradcamo_assets.warehouse.queries import connect
-from gradcamo_assets.warehouse.schema import DATABASE_TABLES
-from gradcamo_assets.warehouse.schema_scores import QC_GROUPS
+from gradcamo_assets.warehouse.schema import COPIED_TABLES
+from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES
 
-# What is wrong, and the query that counts where it is.
-_CHECKS = {
-    "scores whose gradcamo is outside 0 to 1": "SELECT count(*) FROM scores WHERE NOT gradcamo BETWEEN 0 AND 1",
-    "scores whose gradcamo exceeds gradcamo_max": ("SELECT count(*) FROM scores WHERE gradcamo > gradcamo_max + 1e-9"),
+# What is wrong, and from where the rows come that are.
+_WRONG = {
+    "scores whose gradcamo is outside 0 to 1": "scores WHERE NOT gradcamo BETWEEN 0 AND 1",
+    "scores whose gradcamo exceeds gradcamo_max": "scores WHERE gradcamo > gradcamo_max + 1e-9",
     "scores whose three shares do not add to 1": (
-        "SELECT count(*) FROM scores WHERE abs(gradcamo + neighbour_share + background_share - 1) > 1e-5"
+        "scores WHERE abs(gradcamo + neighbour_share + background_share - 1) > 1e-5"
     ),
     "scores whose evidence does not add to the logit less its bias": (
-        "SELECT count(*) FROM scores WHERE abs(evidence_target + evidence_neighbour + evidence_background "
-        "- (logit - logit_bias)) > 1e-3 * greatest(1, abs(logit - logit_bias))"
+        "scores WHERE abs(evidence_target + evidence_neighbour + evidence_background - (logit - logit_bias)) "
+        "> 1e-3 * greatest(1, abs(logit - logit_bias))"
     ),
     "scores that are NULL without a reason, or have one and are not": (
-        "SELECT count(*) FROM scores WHERE (gradcamo IS NULL) <> (null_reason IS NOT NULL)"
+        "scores WHERE (gradcamo IS NULL) <> (null_reason IS NOT NULL)"
     ),
     "scores of cells that are not kept": (
-        "SELECT count(*) FROM scores JOIN cells USING (Metadata_CellID, mask_version) WHERE qc_flag IS NOT NULL"
+        "scores JOIN cells USING (Metadata_CellID, mask_version) WHERE qc_flag IS NOT NULL"
     ),
     "cells whose Metadata_CellID is not <plate>/<well>/<site>/<label>": (
-        "SELECT count(*) FROM cells WHERE Metadata_CellID <> "
-        "concat_ws('/', Metadata_Plate, Metadata_Well, Metadata_Site, label)"
+        "cells WHERE Metadata_CellID <> concat_ws('/', Metadata_Plate, Metadata_Well, Metadata_Site, label)"
     ),
 }
 
@@ -39,18 +38,16 @@ def violations(database: Path) -> list[str]:
     Raises:
         StoreError: where the database cannot be read.
     """
-    checks = dict(_CHECKS)
-    for table in DATABASE_TABLES:
-        if table.unique:
-            columns = ", ".join(table.unique)
-            checks[f"rows of {table.name} that share {columns} with another"] = (
-                f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {table.name} GROUP BY {columns} "
-                "HAVING n > 1)"
-            )
+    checks = {what: f"SELECT count(*) FROM {rows}" for what, rows in _WRONG.items()}
+    for table in (*COPIED_TABLES.values(), *QC_TABLES):
+        columns = ", ".join(table.unique)
+        checks[f"rows of {table.name} that share {columns} with another"] = (
+            f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {table.name} GROUP BY {columns} HAVING n > 1)"
+        )
     for by in QC_GROUPS:
         checks[f"cells by which qc_by_{by} and scores differ"] = (
-            "SELECT abs((SELECT coalesce(sum(n_cells), 0) FROM "
-            f"qc_by_{by}) - (SELECT count(*) FROM scores WHERE split <> 'train'))"
+            f"SELECT abs((SELECT coalesce(sum(n_cells), 0) FROM qc_by_{by}) - count(*)) FROM scores "
+            "WHERE split <> 'train'"
         )
     with closing(connect(database)) as connection:
         counts = {what: connection.execute(sql).fetchall()[0][0] for what, sql in checks.items()}

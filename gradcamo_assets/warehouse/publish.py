@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import uuid
-from collections.abc import Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +26,15 @@ from gradcamo_assets.warehouse.schema import COPIED_TABLES
 _WAIT_SECONDS = 1800.0
 _ATTEMPTS = 10
 _NANOSECONDS = 1_000_000_000
-# A file that is mostly holes is written anew; below this size nobody minds.
-_HOLES_MATTER_ABOVE_BLOCKS = 400
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What one publication did. ``changed``: the lake files whose rows were replaced or taken out."""
+    """What one publication did. ``changed``: the lake files whose rows were replaced or taken out.
 
-    database: Path
+    Nothing changed and not rebuilt: the old file stays where it is.
+    """
+
     changed: tuple[Key, ...]
     rebuilt: bool
     seconds: float
@@ -46,41 +44,28 @@ class Publication:
         """The plates touched, sorted."""
         return tuple(sorted({key.plate for key in self.changed if key.plate}))
 
-    @property
-    def published(self) -> bool:
-        """Whether a new file took the old one's place; False: nothing had changed."""
-        return self.rebuilt or bool(self.changed)
-
 
 class _LakeMoved(Exception):
     """A lake file was replaced or removed while it was read."""
 
 
-def publish(lake: Lake, database: Path, plates: Collection[str] | None = None) -> Publication:
+def publish(lake: Lake, database: Path) -> Publication:
     """Bring the QC database up to the lake.
 
     Args:
         lake: the source of truth.
         database: the file to publish; made where it is missing, made anew from the lake where it is damaged, of another
             schema, of another lake, or was written to by anybody else.
-        plates: leave changes of other plates for the next publication; None takes every change. What belongs to no
-            plate (models, promotions) is always taken.
 
     Raises:
         StoreError: where another publisher does not finish within half an hour, or a lake file cannot be read.
     """
     database = database.absolute()
-    database.parent.mkdir(parents=True, exist_ok=True)
-    lake.root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(database.with_name(f".{database.name}.lock"), timeout=_WAIT_SECONDS):
-            for leftover in database.parent.glob(f".{database.name}.*.tmp*"):
-                leftover.unlink(missing_ok=True)
             for _ in range(_ATTEMPTS):
-                try:
-                    return _publish(lake, database, plates)
-                except _LakeMoved:
-                    continue
+                with suppress(_LakeMoved):
+                    return _publish(lake, database)
     except Timeout as error:
         raise StoreError(
             "another publisher has not finished", "End the run that hangs, then publish again.", path=database
@@ -88,49 +73,41 @@ def publish(lake: Lake, database: Path, plates: Collection[str] | None = None) -
     raise StoreError("the lake changes faster than it can be read", "Publish again later.", path=lake.root)
 
 
-def _publish(lake: Lake, database: Path, plates: Collection[str] | None) -> Publication:
+def _publish(lake: Lake, database: Path) -> Publication:
     started = time.perf_counter()
     # Signatures before contents: a file replaced in between is then read once too often, never once too seldom.
-    files = {key: signature for table in COPIED_TABLES for key, path in lake.files(table) if (signature := _sign(path))}
-    work = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}.tmp")
+    keys = (key for table in COPIED_TABLES for key in lake.keys(table))
+    files = {key.path: signature for key in keys if (signature := _sign(lake.root / key.path))}
+    work = database.with_name(f".{database.name}.next.tmp")
+    _remove(work)
     try:
         recorded = _copy(database, work, lake)
         rebuilt = recorded is None
         recorded = recorded or {}
-        changed = [
-            key
-            for key in sorted(files.keys() | recorded.keys(), key=lambda key: key.path)
-            if files.get(key) != recorded.get(key)
-            and (plates is None or rebuilt or key.plate is None or key.plate in plates)
-        ]
+        paths = sorted(path for path in files.keys() | recorded if files.get(path) != recorded.get(path))
+        changed = tuple(key for path in paths if (key := Key.of_path(path)))
         if changed or rebuilt:
-            now = {**recorded, **{key: files.get(key) for key in changed}}
-            _fill(work, lake, changed, {key: signature for key, signature in now.items() if signature}, rebuilt)
+            _fill(work, lake, changed, files, rebuilt)
             # Before the rename, or a reader in between would find the new file with another's log.
             _log_of(database).unlink(missing_ok=True)
             work.replace(database)
     finally:
-        for leftover in (work, _log_of(work)):
-            leftover.unlink(missing_ok=True)
-    return Publication(database, tuple(changed), rebuilt, time.perf_counter() - started)
+        _remove(work)
+    return Publication(changed, rebuilt, time.perf_counter() - started)
 
 
-def _copy(database: Path, work: Path, lake: Lake) -> dict[Key, str] | None:
+def _copy(database: Path, work: Path, lake: Lake) -> dict[str, str] | None:
     """Copy the published file, without a log that somebody's session left, and read which lake files it holds.
 
     None, and no copy, where it cannot be built upon.
     """
-    try:
+    with suppress(OSError, duckdb.Error):
         modified = database.stat().st_mtime_ns
         shutil.copyfile(database, work)
         with closing(duckdb.connect(work, read_only=True)) as connection:
-            facts = db.facts(connection)
-            _, _, _, total, _, free, *_ = connection.execute("PRAGMA database_size").fetchall()[0]
-            wasteful = total > _HOLES_MATTER_ABOVE_BLOCKS and 2 * free > total
-            if facts == _facts(lake, modified) and not wasteful:
-                return db.recorded_files(connection)
-    except (OSError, duckdb.Error):
-        pass
+            recorded = db.recorded(connection)
+        if all(recorded.pop(name, None) == value for name, value in _facts(lake, modified).items()):
+            return recorded
     work.unlink(missing_ok=True)
     return None
 
@@ -140,22 +117,18 @@ def _facts(lake: Lake, modified: int) -> dict[str, str]:
     return {"schema": db.schema_version(), "lake": str(lake.root.absolute()), "modified_ns": str(modified)}
 
 
-def _fill(work: Path, lake: Lake, changed: list[Key], now: dict[Key, str], new: bool) -> None:
+def _fill(work: Path, lake: Lake, changed: tuple[Key, ...], files: dict[str, str], new: bool) -> None:
     """Change the copy in one transaction, then close it: whole, without a log, read-only."""
     modified = time.time_ns() // _NANOSECONDS * _NANOSECONDS
-    if not new:
-        work.chmod(0o644)
     with closing(duckdb.connect(work)) as connection:
         connection.execute("BEGIN")
         if new:
-            db.create_tables(connection)
-            db.create_views(connection, lake)
+            db.create(connection, lake.root)
         for name, table in COPIED_TABLES.items():
             if touched := [key for key in changed if key.table == name]:
-                _replace(connection, lake, table, touched, now)
-        db.refresh_aggregates(connection, db.groups_of(changed))
-        db.record_files(connection, {key.path: signature for key, signature in now.items()})
-        db.record_facts(connection, _facts(lake, modified))
+                _replace(connection, lake, table, touched, files)
+        db.refresh_aggregates(connection, changed)
+        db.record(connection, {**files, **_facts(lake, modified)})
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT")
     work.chmod(0o444)
@@ -163,13 +136,13 @@ def _fill(work: Path, lake: Lake, changed: list[Key], now: dict[Key, str], new: 
 
 
 def _replace(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, touched: list[Key], now: dict[Key, str]
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, touched: list[Key], files: dict[str, str]
 ) -> None:
-    present = [key for key in touched if key in now]
+    present = [key for key in touched if key.path in files]
     try:
         db.replace_rows(connection, table, touched, present, lake.root)
     except duckdb.Error as error:
-        if any(_sign(lake.root / key.path) != now[key] for key in present):
+        if any(_sign(lake.root / key.path) != files[key.path] for key in present):
             raise _LakeMoved from error
         raise StoreError(
             f"the lake's files of {table.name} cannot be read: {error}",
@@ -180,12 +153,16 @@ def _replace(
 
 def _sign(path: Path) -> str | None:
     """Inode, size and modification time: a lake file is only ever replaced whole. None where it is gone."""
-    try:
+    with suppress(OSError):
         stat = path.stat()
-    except OSError:
-        return None
-    return f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+        return f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+    return None
 
 
 def _log_of(database: Path) -> Path:
     return database.with_name(f"{database.name}.wal")
+
+
+def _remove(database: Path) -> None:
+    for path in (database, _log_of(database)):
+        path.unlink(missing_ok=True)

@@ -6,13 +6,14 @@ How an answer is printed or written is in ``render``.
 from __future__ import annotations
 
 import glob
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
 import polars as pl
 
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.warehouse.database import facts, quoted
+from gradcamo_assets.warehouse.database import quoted, recorded
 from gradcamo_assets.warehouse.schema_scores import QC_GROUPS
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI}
@@ -30,24 +31,18 @@ def connect(database: Path) -> duckdb.DuckDBPyConnection:
         raise StoreError("there is no QC database yet", "Run the pipeline, or `gradcamo demo`, first.", path=database)
     try:
         connection = _open(database)
-    except duckdb.Error as error:
-        raise StoreError(
-            f"the QC database cannot be opened: {error}",
-            "Delete it and publish again: it is made anew from the lake.",
-            path=database,
-        ) from error
-    try:
         if connection.execute("SELECT current_setting('enable_external_access')").fetchall()[0][0]:
-            lake = facts(connection)["lake"]
+            lake = recorded(connection)["lake"]
             # DuckDB compares the folder once as the view's pattern spells it, once as the files are found.
             allowed = ", ".join(quoted(f"{folder}/embeddings") for folder in (lake, glob.escape(lake)))
             connection.execute(f"SET allowed_directories = [{allowed}]")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET python_enable_replacements = false")
     except (duckdb.Error, KeyError) as error:
-        connection.close()
         raise StoreError(
-            f"this is no QC database: {error}", "Point to the file that the pipeline publishes.", path=database
+            f"this is no QC database, or one that cannot be opened: {error}",
+            "Delete it and publish again: it is made anew from the lake.",
+            path=database,
         ) from error
     return connection
 
@@ -70,21 +65,19 @@ def run_sql(database: Path, sql: str, parameters: dict[str, object] | None = Non
     Raises:
         StoreError: for several statements, for one that is none of a reader's, and for DuckDB's own errors.
     """
-    connection = connect(database)
-    try:
-        statements = connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type not in _READING:
+    with closing(connect(database)) as connection:
+        try:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type not in _READING:
+                raise StoreError(
+                    "only one reading statement is answered",
+                    "Ask one SELECT, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN; the lake is where rows change.",
+                )
+            frame = connection.sql(statements[0], params=parameters).pl()
+        except (duckdb.Error, pl.exceptions.PolarsError) as error:
             raise StoreError(
-                "only one reading statement is answered",
-                "Ask one SELECT, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN at a time; the lake is where rows change.",
-            )
-        frame = pl.DataFrame(connection.sql(statements[0], params=parameters).to_arrow_table())
-    except duckdb.Error as error:
-        raise StoreError(
-            f"the query failed: {error}", "`SHOW TABLES` and `DESCRIBE scores` say what can be asked."
-        ) from error
-    finally:
-        connection.close()
+                f"the query failed: {error}", "`SHOW TABLES` and `DESCRIBE scores` say what can be asked."
+            ) from error
     return frame.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
 
 

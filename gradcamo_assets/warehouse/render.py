@@ -1,117 +1,75 @@
-"""Answers as text or files: a table for the terminal, CSV, JSON, Parquet."""
+"""Answers on standard output: a table for the terminal, CSV, JSON, Parquet."""
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from decimal import Decimal
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import polars as pl
 import polars.selectors as cs
 
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.warehouse.columns import KEY_COLUMNS
 
 Format = Literal["table", "csv", "json", "parquet"]
-_LONGEST_CELL = 60
 
 
-def render(frame: pl.DataFrame, format: Format = "table", out: Path | IO[Any] | None = None) -> None:
-    """Write a frame.
+def render(frame: pl.DataFrame, format: Format = "table") -> None:
+    """Write a frame to standard output.
 
     Args:
-        format: ``table`` is for people: four digits, columns that say the same in every row stand above a table that
-            would be too wide. ``csv`` and ``json`` (an array of objects) keep every digit, and nested values as JSON.
-        out: a path (written whole or not at all), a text or binary stream, or None for standard output.
+        format: ``table`` is for people, see ``as_table``. ``csv`` and ``json`` (an array of objects) keep every digit,
+            and nested values as JSON.
 
     Raises:
         StoreError: for another format.
     """
     if format == "table":
-        content = as_table(frame, shutil.get_terminal_size((100, 24)).columns).encode()
+        sys.stdout.write(as_table(frame, shutil.get_terminal_size((100, 24)).columns))
     elif format == "csv":
-        content = _flat(frame).write_csv().encode()
+        nested = [column for column in frame.iter_columns() if column.dtype.is_nested()]
+        texts = [pl.Series(c.name, [None if v is None else _json(v) for v in c.to_list()], pl.String) for c in nested]
+        sys.stdout.write(frame.with_columns(texts).write_csv())
     elif format == "json":
-        rows = frame.with_columns(cs.float().fill_nan(None)).to_dicts()
-        content = (json.dumps(rows, default=_plain, indent=1) + "\n").encode()
+        sys.stdout.write(_json(frame.with_columns(cs.float().fill_nan(None)).to_dicts(), indent=1) + "\n")
     elif format == "parquet":
-        content = _parquet(frame)
+        frame.write_parquet(sys.stdout.buffer)
     else:
         raise StoreError(f"there is no format {format!r}", "Choose table, csv, json or parquet.")
-    if isinstance(out, Path):
-        with replaced_file(out) as temporary:
-            temporary.write_bytes(content)
-        return
-    stream: Any = out or sys.stdout
-    if hasattr(stream, "encoding") and format != "parquet":
-        stream.write(content.decode())
-    else:
-        getattr(stream, "buffer", stream).write(content)
 
 
-def _plain(value: Any) -> float | str:
-    return float(value) if isinstance(value, Decimal) else str(value)
-
-
-def _parquet(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    return buffer.getvalue()
-
-
-def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Nested values as JSON text, since CSV has none."""
-    return frame.with_columns(
-        pl.Series(column.name, [None if v is None else json.dumps(v, default=_plain) for v in column.to_list()])
-        for column in frame.iter_columns()
-        if column.dtype.is_nested()
-    )
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, default=lambda v: float(v) if isinstance(v, Decimal) else str(v), indent=indent)
 
 
 def as_table(frame: pl.DataFrame, width: int) -> str:
-    """A frame as lines of text for people, ``width`` characters wide where that can be had."""
-    names = frame.columns
-    columns = {name: [_text(value) for value in frame[name].to_list()] for name in names}
-    head: list[str] = []
-    if len(frame) > 1 and _width(columns, {name: [name] for name in names}) > width:
-        text = {n for n in names if frame.schema[n] == pl.String} | set(KEY_COLUMNS.values())
-        alike = [n for n in names if n in text and len(set(columns[n])) == 1]
-        head = [f"{name}: {columns.pop(name)[0]}" for name in alike if len(columns) > 1]
-    titles = {name: [name] for name in columns}
-    if _width(columns, titles) > width:
-        titles = {name: name.removeprefix("Metadata_").replace("_", "_ ").split() for name in columns}
-    depth = max((len(title) for title in titles.values()), default=0)
-    right = {name for name in columns if frame.schema[name].is_numeric()}
-    widths = {name: max(map(len, [*titles[name], *columns[name]])) for name in columns}
+    """A frame as lines of text for people, with four digits of every number.
 
-    def line(cells: Sequence[str]) -> str:
-        pairs = zip(columns, cells, strict=True)
-        return "  ".join(c.rjust(widths[n]) if n in right else c.ljust(widths[n]) for n, c in pairs).rstrip()
-
-    padded = [[""] * (depth - len(title)) + title for title in titles.values()]
-    lines = [*head, *(line(cells) for cells in zip(*padded, strict=True))]
-    lines.append("  ".join("─" * widths[name] for name in columns))
-    lines += [line(cells) for cells in zip(*columns.values(), strict=True)]
-    lines.append(f"({len(frame)} row{'' if len(frame) == 1 else 's'})")
-    return "\n".join(lines) + "\n"
+    Where that is wider than ``width`` characters, text and keys that say the same in every row stand above the table,
+    and the column names are broken at their underscores.
+    """
+    lines, head = _aligned(frame), ""
+    if max(map(len, lines), default=0) > width:
+        names = set(frame.select(cs.string()).columns) | set(frame.columns) & set(KEY_COLUMNS.values())
+        alike = [name for name in frame.columns if name in names and len(frame) > 1 and frame[name].n_unique() == 1]
+        head = "".join(f"{name}: {frame[name][0]}\n" for name in alike)
+        lines = _aligned(frame.drop(alike).rename(lambda name: name.replace("_", "_\n")))
+    return head + "\n".join(lines) + f"\n({len(frame)} row{'' if len(frame) == 1 else 's'})\n"
 
 
-def _width(columns: dict[str, list[str]], titles: dict[str, list[str]]) -> int:
-    return sum(2 + max(map(len, [*titles[name], *columns[name]])) for name in columns) - 2
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | dict):
-        value = json.dumps(value, default=_plain)
-    text = " ".join(str(value).split())
-    return text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 1] + "…"
+def _aligned(frame: pl.DataFrame) -> list[str]:
+    with pl.Config(
+        tbl_formatting="NOTHING",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_cell_numeric_alignment="RIGHT",
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=60_000,
+        fmt_str_lengths=60,
+        fmt_table_cell_list_len=-1,
+    ):
+        return str(frame.with_columns(cs.float().round_sig_figs(4))).splitlines()

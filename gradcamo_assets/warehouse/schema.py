@@ -1,55 +1,208 @@
-"""The tables of the lake and of the QC database, as data. What a column means is written once, in ``schema_*``."""
+"""The tables of the lake and of the QC database, as data. What a column means is written once, here or beside."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from gradcamo_assets.common.errors import StoreError
+from gradcamo_assets.warehouse import columns as c
 from gradcamo_assets.warehouse.columns import Column, Table
-from gradcamo_assets.warehouse.schema_models import (
-    CONFOUNDER_AUDIT,
-    EMBEDDINGS,
-    MODELS,
-    PROFILES,
-    PROMOTIONS,
-    REPLICABILITY,
-    UMAP,
-    UNSCORED,
-)
-from gradcamo_assets.warehouse.schema_plates import CELLS, FIELDS, PLATES, WELLS
 from gradcamo_assets.warehouse.schema_scores import QC_TABLES, SCORES
 
-LAKE_TABLES: dict[str, Table] = {
-    table.name: table
-    for table in (
-        PLATES, WELLS, FIELDS, CELLS, MODELS, SCORES, PROMOTIONS, UNSCORED,
-        EMBEDDINGS, PROFILES, UMAP, REPLICABILITY, CONFOUNDER_AUDIT,
-    )
-}  # fmt: skip
+_TABLES = (
+    Table(
+        "plates",
+        "One row a plate: where it came from, its shape, voxel size and channels",
+        (
+            c.PLATE,
+            Column("source_path", pl.String, "Where the plate was found when it was taken in"),
+            Column("format", pl.String, "File format it arrived in"),
+            Column("n_wells", pl.Int32, "Wells with images"),
+            Column("n_fields", pl.Int32, "Fields with images"),
+            Column("n_channels", pl.Int32, "Channels of a field"),
+            *(Column(f"size_{axis}", pl.Int32, f"Length of a field along {axis}, voxels") for axis in "zyx"),
+            *(Column(f"voxel_{axis}_um", pl.Float64, f"Length of a voxel along {axis}, micrometres") for axis in "zyx"),
+            Column("channels", c.TEXTS, "Channel names in order"),
+            Column("intensity_center", c.NUMBERS, "Robust centre of the raw intensities, one a channel"),
+            Column("intensity_scale", c.NUMBERS, "Robust scale of the raw intensities, one a channel"),
+            Column("ingested_at", c.TIME, "When the plate was taken in, UTC"),
+        ),
+        keys=("plate",),
+        unique=("Metadata_Plate",),
+    ),
+    Table(
+        "wells",
+        "One row a well: the plate map",
+        (c.PLATE, c.WELL, *c.TREATMENT),
+        keys=("plate",),
+        unique=("Metadata_Plate", "Metadata_Well"),
+    ),
+    Table(
+        "fields",
+        "One row a field (one well at one site): where its images are, focus and intensity QC",
+        (
+            c.PLATE,
+            c.WELL,
+            c.SITE,
+            Column("path", pl.String, "Path of the field's images within the plate"),
+            Column("qc_flag", pl.String, "Why the field is not used; NULL: it is used"),
+            Column("focus_slice", pl.Int32, "Sharpest slice, from 0"),
+            Column("focus_score", pl.Float64, "Sharpness of the sharpest slice; compare within a plate"),
+            Column("saturation", pl.Float64, "Share of voxels at the top of the intensity range"),
+            Column("intensity_p1", c.NUMBERS, "First percentile of the raw intensities, one a channel"),
+            Column("intensity_median", c.NUMBERS, "Median raw intensity, one a channel"),
+            Column("intensity_p99", c.NUMBERS, "99th percentile of the raw intensities, one a channel"),
+        ),
+        keys=("plate", "site"),
+        unique=("Metadata_Plate", "Metadata_Well", "Metadata_Site"),
+    ),
+    Table(
+        "cells",
+        "One row a segmented cell",
+        (
+            *c.CELL,
+            Column("label", pl.Int32, "Label of the cell in the field's mask", nullable=False),
+            *(Column(f"centroid_{axis}", pl.Float64, f"Centroid along {axis}, voxels") for axis in "zyx"),
+            *(
+                Column(f"bbox_{axis}{end}", pl.Int32, f"{text} of the bounding box along {axis}, voxels")
+                for axis in "zyx"
+                for end, text in enumerate(("First index", "One past the last index"))
+            ),
+            Column("volume_voxels", pl.Int64, "Volume, voxels"),
+            Column("volume_um3", pl.Float64, "Volume, cubic micrometres"),
+            Column("touches_xy_border", pl.Boolean, "Whether the cell touches a side of the field"),
+            Column("touches_z_border", pl.Boolean, "Whether the cell touches the first or the last slice"),
+            Column("nucleus_label", pl.Int32, "Label of the cell's nucleus; NULL where none was found"),
+            Column("n_nuclei", pl.Int32, "Nuclei inside the cell"),
+            Column("crop_index", pl.Int32, "Index of the cell's crop in its crop array; NULL where none was kept"),
+            Column("qc_flag", pl.String, "Why the cell is not scored; NULL: it is kept"),
+            *c.MADE_FROM,
+            Column("treatment_class", pl.String, "Class the encoder learns: compound x dose, controls are one class"),
+        ),
+        keys=("plate", "site"),
+        unique=("Metadata_CellID",),
+    ),
+    Table(
+        "models",
+        "One row a registered model version",
+        (
+            *c.MODEL,
+            Column("run_id", pl.String, "MLflow run that trained it"),
+            Column("architecture", pl.String, "Encoder, by its name in the registry"),
+            Column("layer", pl.String, "Layer whose maps are scored"),
+            Column("classes", c.TEXTS, "Classes in the order of the logits"),
+            Column("train_plates", c.TEXTS, "Plates it was trained on"),
+            Column("train_wells", c.TEXTS, "Wells it was trained on, as plate/well"),
+            Column("metrics", pl.Map(pl.String, pl.Float64), "Metrics of the run: metrics['accuracy']"),
+            Column("aliases", c.TEXTS, "Aliases it holds now; their moves are in promotions"),
+            Column("created_at", c.TIME, "When the version was registered, UTC"),
+        ),
+        unique=c.MODEL_KEYS,
+    ),
+    SCORES,
+    Table(
+        "promotions",
+        "One row a move of an alias (MLflow keeps only the present)",
+        (
+            c.MODEL[0],
+            Column("alias", pl.String, "Alias that moved: champion, challenger", nullable=False),
+            Column("from_version", pl.Int32, "Version that held the alias before; NULL: none did"),
+            Column("to_version", pl.Int32, "Version that holds it after; NULL: the alias was taken away"),
+            Column("promoted_at", c.TIME, "When the move was made or first seen, UTC", nullable=False),
+            Column("promoted_by", pl.String, "Who or what moved it"),
+            Column("reason", pl.String, "Why"),
+        ),
+        unique=("model_name", "alias", "promoted_at", "to_version"),
+    ),
+    Table(
+        "unscored",
+        "One row a plate x site that a model version leaves unscored, with the reason",
+        (c.PLATE, c.SITE, *c.MODEL, Column("reason", pl.String, "Why it is left unscored", nullable=False)),
+        keys=("plate", "site", *c.MODEL_KEYS),
+        unique=("Metadata_Plate", "Metadata_Site", *c.MODEL_KEYS),
+    ),
+    Table(
+        "embeddings",
+        "One row a cell x model version: the encoder's activations, read from the Parquet lake",
+        (
+            *c.CELL,
+            *c.MODEL,
+            Column("embedding", pl.List(pl.Float32), "Pooled activations; lengths differ between versions"),
+        ),
+        keys=("plate", "site", *c.MODEL_KEYS),
+        unique=("Metadata_CellID", *c.MODEL_KEYS),
+    ),
+    Table(
+        "profiles",
+        "One row a well x model version: embeddings aggregated to wells, then sphered on control wells",
+        (
+            c.PLATE,
+            c.WELL,
+            *c.TREATMENT,
+            *c.MODEL,
+            Column("n_cells", pl.Int32, "Cells aggregated"),
+            Column("profile", pl.List(pl.Float32), "Sphered profile"),
+        ),
+        keys=("plate", *c.MODEL_KEYS),
+        unique=("Metadata_Plate", "Metadata_Well", *c.MODEL_KEYS, *c.DOSE_NAMES),
+    ),
+    Table(
+        "umap",
+        "One row a cell x model version: its place on the two-dimensional map",
+        (
+            *c.CELL,
+            *c.MODEL,
+            Column("umap_x", pl.Float64, "First coordinate, no unit"),
+            Column("umap_y", pl.Float64, "Second coordinate, no unit"),
+        ),
+        keys=c.MODEL_KEYS,
+        unique=("Metadata_CellID", *c.MODEL_KEYS),
+    ),
+    Table(
+        "replicability",
+        "One row a treatment x model version: do replicates find each other among controls",
+        (
+            *c.MODEL,
+            *c.DOSE,
+            Column("mean_average_precision", pl.Float64, "Mean average precision of retrieving replicate wells"),
+            Column("p_value", pl.Float64, "Permutation p value of the mean average precision"),
+            Column("n_wells", pl.Int32, "Replicate wells"),
+        ),
+        keys=c.MODEL_KEYS,
+        unique=(*c.MODEL_KEYS, *c.DOSE_NAMES),
+    ),
+    Table(
+        "confounder_audit",
+        "One row a probe x model version: what a simple classifier reads from a representation, beside chance",
+        (
+            *c.MODEL,
+            Column("Metadata_Plate", pl.String, "Plate; NULL: all plates together"),
+            Column("target", pl.String, "What is predicted: dose, site, well_row, plate", nullable=False),
+            Column("representation", pl.String, "What it is predicted from: embedding, cell_count", nullable=False),
+            Column("score", pl.Float64, "Cross-validated score of the probe"),
+            Column("chance", pl.Float64, "Score of guessing"),
+            Column("n", pl.Int32, "Samples the probe saw"),
+        ),
+        keys=c.MODEL_KEYS,
+        unique=(*c.MODEL_KEYS, "Metadata_Plate", "target", "representation"),
+    ),
+)
+
+LAKE_TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 
 # Embeddings are as large as everything else together: the database reads them where they are.
 COPIED_TABLES: dict[str, Table] = {name: table for name, table in LAKE_TABLES.items() if name != "embeddings"}
 
-BOOKKEEPING = (
-    Table(
-        "publication.files",
-        "One row a lake file that this database holds; a file that differs from its row is published next",
-        (
-            Column("path", pl.String, "Path within the lake", nullable=False),
-            Column("signature", pl.String, "Inode, size and modification time when it was read", nullable=False),
-        ),
-    ),
-    Table(
-        "publication.facts",
-        "What this database was published from",
-        (
-            Column("name", pl.String, "Name of the fact", nullable=False),
-            Column("value", pl.String, "Its value", nullable=False),
-        ),
+RECORD = Table(
+    "publication.record",
+    "What this database was published from: a lake file that differs from its row is published next",
+    (
+        Column("name", pl.String, "Path of a lake file, or schema, lake, modified_ns", nullable=False),
+        Column("value", pl.String, "Its inode, size and modification time when it was read", nullable=False),
     ),
 )
 
-DATABASE_TABLES: tuple[Table, ...] = (*COPIED_TABLES.values(), *QC_TABLES, *BOOKKEEPING)
+DATABASE_TABLES: tuple[Table, ...] = (*COPIED_TABLES.values(), *QC_TABLES, RECORD)
 
 
 def lake_table(name: str) -> Table:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 
-from gradcamo_assets.warehouse.columns import (
-    CELL_KEYS,
-    CROP_VERSION,
-    MASK_VERSION,
-    MODEL,
-    PLATE,
-    SITE,
-    TIME,
-    TREATMENT,
-    WELL,
-    Column,
-    Table,
-)
+from gradcamo_assets.warehouse import columns as c
+from gradcamo_assets.warehouse.columns import Column, Table
+
+SPLITS = ("train", "val", "test", "unseen")
+REGIONS = ("target", "neighbour", "background", "none")
 
 
 def _number(name: str, comment: str) -> Column:
@@ -27,22 +21,15 @@ SCORES = Table(
     "scores",
     "One row a cell x model version: where the encoder looked (Grad-CAM map of the predicted class)",
     (
-        *CELL_KEYS,
-        *MODEL,
-        Column(MASK_VERSION.name, pl.String, MASK_VERSION.comment, nullable=False),
-        Column(CROP_VERSION.name, pl.String, CROP_VERSION.comment, nullable=False),
+        *c.CELL,
+        *c.MODEL,
+        *(replace(column, nullable=False) for column in c.MADE_FROM),
         Column("true_class", pl.String, "Class of the cell's treatment"),
         Column("predicted_class", pl.String, "Class with the highest logit; the map explains this class"),
         _number("probability", "Softmax probability of the predicted class"),
         _number("logit", "Logit of the predicted class"),
         _number("logit_bias", "Bias of the predicted class in the last layer; NULL without such a head"),
-        Column(
-            "split",
-            pl.String,
-            "What the cell was to the model: train, val, test, or unseen (a plate that it was not trained on)",
-            nullable=False,
-            allowed=("train", "val", "test", "unseen"),
-        ),
+        Column("split", pl.String, "What the cell was to the model; unseen: of a plate not trained on", False, SPLITS),
         _number("gradcamo", "Grad-CAMO score: share of the map inside the cell's mask"),
         _number("mask_fraction", "Share of the crop that the mask fills: the score of looking nowhere in particular"),
         _number("gradcamo_max", "Highest score that this map's resolution allows for this mask"),
@@ -50,24 +37,20 @@ SCORES = Table(
         _number("neighbour_share", "Share of the map on other cells; NULL where their masks were not given"),
         _number("background_share", "Share of the map on no cell"),
         _number("neighbour_fraction", "Share of the crop that other cells fill"),
-        Column(
-            "looks_at",
-            pl.String,
-            "Region with the highest adjusted share; none if no region exceeds chance by 0.05",
-            allowed=("target", "neighbour", "background", "none"),
-        ),
+        Column("looks_at", pl.String, "Region of the highest adjusted share; none: all below 0.05", allowed=REGIONS),
         _number("evidence_target", "Signed part of the logit that comes from the cell"),
         _number("evidence_neighbour", "Signed part of the logit that comes from other cells"),
         _number("evidence_background", "Signed part of the logit that comes from the background"),
         Column("on_target", pl.Boolean, "Whether gradcamo exceeds the threshold, 0.5 unless configured"),
         Column("null_reason", pl.String, "Why there is no score; NULL: there is one"),
         Column("run_id", pl.String, "Run that computed the row"),
-        Column("scored_at", TIME, "When the row was computed, UTC"),
+        Column("scored_at", c.TIME, "When the row was computed, UTC"),
     ),
-    keys=("plate", "site", "model_name", "model_version"),
-    unique=("Metadata_CellID", "model_name", "model_version"),
+    keys=("plate", "site", *c.MODEL_KEYS),
+    unique=("Metadata_CellID", *c.MODEL_KEYS),
 )
 
+_INTERVAL = "end of the 95% interval of on_target_fraction, bootstrap over wells; NULL below 3 wells"
 MEASURES = (
     Column("n_cells", pl.Int64, "Cells scored, those of split train left out", nullable=False),
     Column("n_wells", pl.Int64, "Wells they lie in", nullable=False),
@@ -76,8 +59,8 @@ MEASURES = (
     _number("q25_gradcamo", "Lower quartile of the score, linear interpolation"),
     _number("q75_gradcamo", "Upper quartile of the score, linear interpolation"),
     _number("on_target_fraction", "Share of cells whose score exceeds the threshold"),
-    _number("ci_low", "Lower end of the 95% interval of on_target_fraction, bootstrap over wells; NULL below 3 wells"),
-    _number("ci_high", "Upper end of the 95% interval of on_target_fraction, bootstrap over wells; NULL below 3 wells"),
+    _number("ci_low", f"Lower {_INTERVAL}"),
+    _number("ci_high", f"Upper {_INTERVAL}"),
     _number("median_adjusted", "Median adjusted score: 0 chance, 1 the best the map allows"),
     _number("looks_at_target", "Share of cells whose map looks at the cell itself"),
     _number("looks_at_neighbour", "Share of cells whose map looks at other cells"),
@@ -87,23 +70,21 @@ MEASURES = (
 )
 
 QC_GROUPS: dict[str, tuple[Column, ...]] = {
-    "dose": TREATMENT[:3],
-    "site": (SITE,),
-    "dose_site": (*TREATMENT[:3], SITE),
-    "well": (WELL,),
+    "dose": c.DOSE,
+    "site": (c.SITE,),
+    "dose_site": (*c.DOSE, c.SITE),
+    "well": (c.WELL,),
     "plate": (),
 }
 
 
 def _qc_table(by: str, groups: tuple[Column, ...]) -> Table:
-    what = {"dose": "compound x dose", "dose_site": "compound x dose x site"}.get(by, by)
-    row = f"{what} x plate x model version" if groups else "plate x model version"
+    what = {"dose": "compound x dose x ", "dose_site": "compound x dose x site x ", "plate": ""}.get(by, f"{by} x ")
     return Table(
         f"qc_by_{by}",
-        f"One row a {row}: how far the scores can be trusted",
-        (*groups, *MODEL, PLATE, *MEASURES),
-        keys=("plate", "model_name", "model_version"),
-        unique=(*(column.name for column in groups), "model_name", "model_version", "Metadata_Plate"),
+        f"One row a {what}plate x model version: how far the scores can be trusted",
+        (*groups, *c.MODEL, c.PLATE, *MEASURES),
+        unique=(*(column.name for column in groups), *c.MODEL_KEYS, "Metadata_Plate"),
     )
 
 

@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from gradcamo_assets.common.errors import ExplainError
-from gradcamo_assets.explain.evidence import evidence, signed_map
-from gradcamo_assets.explain.overlap import label_regions, mask_labels, mean_overlap, overlap, project_mask
+from gradcamo_assets.explain import LOOKS_AT, NULL_REASONS
+from gradcamo_assets.explain.cam import signed_map
+from gradcamo_assets.explain.overlap import (
+    Overlap,
+    label_regions,
+    mask_labels,
+    mean_overlap,
+    named,
+    project_mask,
+    region_evidence,
+)
+from gradcamo_assets.explain.overlap import overlap as overlap_of_regions
 from gradcamo_assets_tests.explain.nets import MODES, brute_share
 
 sizes = st.integers(2, 3).flatmap(
@@ -22,6 +32,19 @@ sizes = st.integers(2, 3).flatmap(
     )
 )
 quick = settings(max_examples=40, deadline=None)
+
+
+def overlap(cam: torch.Tensor, target: torch.Tensor, neighbours: torch.Tensor | None = None) -> Overlap:
+    regions = label_regions(mask_labels(target, neighbours), cam.shape[1:], neighbours is not None)
+    return overlap_of_regions(cam, regions)
+
+
+def looks_at(got: Overlap) -> list[str | None]:
+    return named(got.looks_at, LOOKS_AT)
+
+
+def null_reasons(got: Overlap) -> list[str | None]:
+    return named(got.null_reason, NULL_REASONS)
 
 
 def drawn(seed: int, batch: int, crop: tuple[int, ...], grid: tuple[int, ...]):
@@ -124,7 +147,7 @@ def test_a_hand_worked_crop():
     assert got.gradcamo.tolist() == pytest.approx([near * near, far * far, near * far, 0.25], abs=1e-6)
     assert got.gradcamo_max.tolist() == pytest.approx([near * near] * 4, abs=1e-6)
     assert got.gradcamo_adjusted[0] == pytest.approx(1) and got.gradcamo_adjusted[3] == pytest.approx(0, abs=1e-6)
-    assert got.looks_at_names == ["target", "background", "background", "none"]
+    assert looks_at(got) == ["target", "background", "background", "none"]
 
 
 def test_looks_at_names_the_region_and_leaves_out_what_is_not_there():
@@ -135,7 +158,7 @@ def test_looks_at_names_the_region_and_leaves_out_what_is_not_there():
     cam = torch.zeros(2, 6, 6)
     cam[:, 5, 5] = 1
     got = overlap(cam, target, neighbours)
-    assert got.looks_at_names == ["neighbour", "background"]
+    assert looks_at(got) == ["neighbour", "background"]
     assert got.neighbour_share.tolist() == [pytest.approx(1), 0]
     assert got.neighbour_fraction.tolist() == pytest.approx([16 / 144, 0])
 
@@ -145,7 +168,7 @@ def test_without_neighbour_masks_nothing_is_said_about_neighbours():
     got = overlap(cam, target)
     for column in (got.neighbour_share, got.background_share, got.neighbour_fraction):
         assert bool(torch.isnan(column).all())
-    assert got.looks_at_names == [None] * 3 and got.null_reason_names == [None] * 3
+    assert looks_at(got) == [None] * 3 and null_reasons(got) == [None] * 3
     torch.testing.assert_close(got.gradcamo, overlap(cam, target, torch.zeros_like(target)).gradcamo)
 
 
@@ -159,11 +182,11 @@ def test_what_cannot_be_answered_is_null_with_a_reason():
     cam[3, 1, 1] = torch.nan
     got = overlap(cam, target, torch.zeros_like(target))
     reasons = ["empty map", "empty mask", "mask fills the crop", "map is not finite", None]
-    assert got.null_reason_names == reasons
+    assert null_reasons(got) == reasons
     assert torch.isnan(got.gradcamo).tolist() == [True, True, False, True, False]
     assert torch.isnan(got.gradcamo_adjusted).tolist() == [True, True, True, True, False]
     assert got.gradcamo[2] == 1 and got.background_share[2] == 0 and got.gradcamo_max[2] == 1
-    assert [name is None for name in got.looks_at_names] == [True, True, True, True, False]
+    assert [name is None for name in looks_at(got)] == [True, True, True, True, False]
     assert got.mask_fraction.tolist() == pytest.approx([1 / 9, 0, 1, 1 / 9, 1 / 9])
 
 
@@ -172,7 +195,7 @@ def test_a_map_of_one_voxel_has_a_score_but_no_adjusted_one():
     target[:, 2:4, 2:5, 1:6] = True
     got = overlap(torch.ones(1, 1, 1, 1), target, torch.zeros_like(target))
     assert got.gradcamo[0] == pytest.approx(30 / 567) and torch.isnan(got.gradcamo_adjusted[0])
-    assert got.null_reason_names == ["map too coarse for the mask"] and got.looks_at_names == [None]
+    assert null_reasons(got) == ["map too coarse for the mask"] and looks_at(got) == [None]
 
 
 def test_the_designs_coarse_map_cannot_reach_a_half():
@@ -212,9 +235,10 @@ def test_evidence_adds_up_and_follows_the_signed_upsampled_map(shapes, seed, cha
     _, target, neighbours = drawn(seed, 2, crop, grid)
     torch.manual_seed(seed)
     activations, weight = torch.randn(2, channels, *grid), torch.randn(2, channels)
-    parts = evidence(activations, weight, target, neighbours)
+    signed = signed_map(activations, weight)
+    parts = region_evidence(signed, label_regions(mask_labels(target, neighbours), grid))
     pooled = (activations.double().flatten(2).mean(2) * weight).sum(1)
-    torch.testing.assert_close(parts.target + parts.neighbour + parts.background, pooled, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sum(parts.values()), pooled, rtol=1e-5, atol=1e-5)
     # r_i by brute force: what part of each voxel's own upsampled footprint lies in the target.
     units = torch.eye(math.prod(grid), dtype=torch.float64).reshape(-1, 1, *grid)
     footprints = functional.interpolate(units, size=crop, mode=MODES[len(crop)], align_corners=False).flatten(1)
@@ -222,8 +246,8 @@ def test_evidence_adds_up_and_follows_the_signed_upsampled_map(shapes, seed, cha
     reach = torch.where(
         (whole > 0)[:, None], footprints @ target.flatten(1).double().T / whole.clamp_min(1e-9)[:, None], 0
     )
-    expected = (signed_map(activations, weight).double().flatten(1) * reach.T).sum(1)
-    torch.testing.assert_close(parts.target, expected, rtol=1e-5, atol=1e-5)
+    expected = (signed.double().flatten(1) * reach.T).sum(1)
+    torch.testing.assert_close(parts["evidence_target"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_masks_become_labels_in_which_the_target_wins():
@@ -239,10 +263,9 @@ def test_masks_become_labels_in_which_the_target_wins():
     [
         (lambda: mask_labels(torch.tensor([[[0, 3]]])), "binary"),
         (lambda: mask_labels(torch.tensor([[[0.0, 0.3]]])), "binary"),
-        (lambda: mask_labels(torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)), "shape"),
         (lambda: project_mask(torch.zeros(1, 4, 4), (2, 2, 2)), "axes"),
         (lambda: overlap(torch.zeros(2, 3, 3), torch.zeros(1, 9, 9)), "one mask a cell"),
-        (lambda: evidence(torch.zeros(1, 2, 3, 3), torch.zeros(2, 2), torch.zeros(1, 9, 9)), "weights"),
+        (lambda: mask_labels(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 2)), "neighbour masks"),
     ],
 )
 def test_wrong_masks_are_named(call, word):

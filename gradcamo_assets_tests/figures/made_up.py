@@ -87,11 +87,10 @@ def every_figure() -> dict[str, Figure]:
         "crops_2d": figures.crops_with_maps(*crops(3, depth=1)),
         "overlay": figures.segmentation_overlay(field, cells, nuclei, (1.0, 0.3, 0.3), "P1, B02, site 1"),
         "umap": figures.umap_scatter(table),
-        "umap_wells": figures.umap_scatter(table.select(*by, "umap_x", "umap_y").head(40)),
         "distributions": figures.score_distributions(table),
         "intervals": figures.on_target_intervals(intervals),
         "curves": figures.training_curves(history),
-        "plate": figures.plate_heat_map(wells, "gradcamo", "Median Grad-CAMO", title="Plate P1"),
+        "plate": figures.plate_heat_map(wells, "gradcamo", "Median Grad-CAMO"),
         "plate_384": figures.plate_heat_map(
             pl.DataFrame({"Metadata_Well": ["A01", "P24"], "n": [3, None]}), "n", "Cells", limits=None
         ),

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from gradcamo_assets.common.errors import SegmentationError
-from gradcamo_assets.segmentation.intensities import combined, find_channels, normalised
+from gradcamo_assets.segmentation.intensities import combined, find_channels
+
+
+def normalised(stack: np.ndarray) -> np.ndarray:
+    return combined([stack])
 
 
 @pytest.mark.parametrize(

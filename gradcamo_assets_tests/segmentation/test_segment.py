@@ -13,7 +13,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter(SegmenterConfig(use_gpu=False))
+    return Segmenter(SegmenterConfig())
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_real_fields_of_a_screen(segmenter):
     images = zarr.open_array(folder, mode="r")[:]
     channels = ["AGP", "DNA", "ER", "Mito", "RNA"]
     for image, fewest, most in zip(images, (12, 40), (19, 62), strict=True):
-        masks = Segmenter(SegmenterConfig(diameter=50, use_gpu=False)).segment(image[:, None], channels)
+        masks = Segmenter(SegmenterConfig(diameter=50)).segment(image[:, None], channels)
         assert fewest <= masks.nuclei.max() <= most
         assert cell_table(masks.cells, masks.nuclei)["nucleus_label"].is_not_null().mean() > 0.6
 

@@ -128,7 +128,7 @@ def put(lake: Lake, rng: np.random.Generator, plate: str, site: int, version: in
     if found.is_empty():
         found = cells(rng, plate, site, n)
         lake.write("cells", found, plate=plate, site=site)
-    lake.write("scores", scores(rng, found, version), plate=plate, site=site, model_version=version)
+    lake.write("scores", scores(rng, found, version), plate=plate, site=site, model_name="hepg2", model_version=version)
 
 
 def filled(root: Path, seed: int = 0, plates: int = 2, sites: int = 2, versions: int = 2) -> Lake:

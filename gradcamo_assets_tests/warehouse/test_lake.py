@@ -38,13 +38,12 @@ def test_what_is_written_is_read_under_its_key_only(lake: Lake, found: pl.DataFr
     assert_frame_equal(lake.read("cells"), other)
 
 
-def test_a_model_name_is_read_off_the_rows(lake: Lake, found: pl.DataFrame) -> None:
+def test_no_rows_can_be_written(lake: Lake, found: pl.DataFrame) -> None:
     scores = rows.scores(np.random.default_rng(0), found, 3)
-    lake.write("scores", scores, plate="P1", site=1, model_version=3)
-    assert lake.keys("scores") == [Key("scores", "P1", 1, "hepg2", 3)]
     with pytest.raises(StoreError, match="model_name"):
-        lake.write("scores", scores.clear(), plate="P1", site=1, model_version=3)
+        lake.write("scores", scores, plate="P1", site=1, model_version=3)
     lake.write("scores", scores.clear(), plate="P1", site=1, model_name="hepg2", model_version=3)
+    assert lake.keys("scores") == [Key("scores", "P1", 1, "hepg2", 3)]
     assert lake.read("scores").is_empty()
 
 
@@ -81,7 +80,7 @@ def test_rows_must_lie_in_their_key(lake: Lake, found: pl.DataFrame) -> None:
     with pytest.raises(StoreError, match="not filed by model_version"):
         lake.write("cells", found, plate="P1", site=1, model_version=1)
     with pytest.raises(StoreError, match="whole number"):
-        lake.write("cells", found, plate="P1", site="../1")  # type: ignore[arg-type]
+        lake.write("cells", found, plate="P1", site="../1")
     with pytest.raises(PlateError):
         lake.write("cells", found, plate="../P1", site=1)
     with pytest.raises(PlateError):
@@ -102,7 +101,8 @@ def test_types_of_one_family_are_taken(lake: Lake, found: pl.DataFrame) -> None:
         neighbour_fraction=pl.lit(float("nan")),
         scored_at=pl.lit(datetime(2026, 1, 1, 12, tzinfo=zone)),
     )
-    lake.write("scores", scores.select(reversed(scores.columns)), plate="P1", site=np.int64(1), model_version=1)  # type: ignore[arg-type]
+    backwards = scores.select(reversed(scores.columns))
+    lake.write("scores", backwards, plate="P1", site=np.int64(1), model_name="hepg2", model_version=1)
     read = lake.read("scores")
     assert dict(read.schema) == LAKE_TABLES["scores"].polars
     assert read["scored_at"][0] == datetime(2026, 1, 1, 10)
@@ -112,7 +112,8 @@ def test_types_of_one_family_are_taken(lake: Lake, found: pl.DataFrame) -> None:
 def test_a_fixed_length_array_becomes_a_list(lake: Lake, found: pl.DataFrame) -> None:
     keys = found.select(pl.col("^Metadata_.*$")).with_columns(model_name=pl.lit("m"), model_version=pl.lit(1))
     vectors = np.random.default_rng(0).normal(size=(len(keys), 7))
-    lake.write("embeddings", keys.with_columns(embedding=pl.Series(vectors)), plate="P1", site=1, model_version=1)
+    frame = keys.with_columns(embedding=pl.Series(vectors))
+    lake.write("embeddings", frame, plate="P1", site=1, model_name="m", model_version=1)
     assert lake.read("embeddings").schema["embedding"] == pl.List(pl.Float32)
 
 

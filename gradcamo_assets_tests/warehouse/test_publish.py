@@ -65,7 +65,7 @@ def test_only_what_changed_is_replaced(tmp_path: Path) -> None:
     assert first.rebuilt and first.plates == ("P1", "P2")
     assert database.stat().st_mode & 0o777 == 0o444
     before = database.stat().st_ino, database.stat().st_mtime_ns
-    assert not publish(lake, database).published
+    assert not publish(lake, database).changed
     assert (database.stat().st_ino, database.stat().st_mtime_ns) == before
     rows.put(lake, np.random.default_rng(5), "P2", 1, 2)
     second = publish(lake, database)
@@ -122,17 +122,6 @@ def test_incremental_publication_equals_a_rebuild(
     assert violations(database) == []
 
 
-def test_changes_of_other_plates_may_wait(tmp_path: Path) -> None:
-    lake, database = rows.filled(tmp_path / "lake"), tmp_path / "qc.duckdb"
-    publish(lake, database)
-    for plate in ("P1", "P2"):
-        rows.put(lake, np.random.default_rng(1), plate, 1, 3)
-    assert publish(lake, database, plates=["P1"]).plates == ("P1",)
-    plates = "SELECT DISTINCT Metadata_Plate FROM scores WHERE model_version = 3"
-    assert run_sql(database, plates)["Metadata_Plate"].to_list() == ["P1"]
-    assert publish(lake, database).plates == ("P2",)
-
-
 READER = """
 import sys, duckdb
 connection = duckdb.connect(sys.argv[1], read_only=True)
@@ -151,7 +140,7 @@ def test_a_reader_keeps_the_old_data_and_blocks_nobody(tmp_path: Path) -> None:
     assert reader.stdout is not None
     seen = reader.stdout.readline()
     rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
-    assert publish(lake, database).published
+    assert publish(lake, database).changed
     out, error = reader.communicate("\n", timeout=60)
     assert (out, error, reader.returncode) == (seen, "", 0)
     assert count(database) > before
@@ -164,7 +153,7 @@ from gradcamo_assets.warehouse import Lake, publish
 from gradcamo_assets.warehouse import database as db
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "filling":
-    db.record_facts = die
+    db.record = die
 else:
     os.utime = die
 publish(Lake(Path(sys.argv[1])), Path(sys.argv[2]))
@@ -182,7 +171,7 @@ def test_a_killed_publisher_leaves_the_last_good_file(tmp_path: Path, moment: st
     assert killed.returncode == -signal.SIGKILL
     assert list(tmp_path.glob(".qc.duckdb.*.tmp"))
     assert database.read_bytes() == bytes_before and count(database) == before
-    assert publish(lake, database).published
+    assert publish(lake, database).changed
     assert count(database) > before
     assert not list(tmp_path.glob(".qc.duckdb.*.tmp*"))
 
@@ -253,7 +242,7 @@ def test_four_publishers_at_once_lose_no_row(tmp_path: Path) -> None:
     for publisher in publishers:
         _, error = publisher.communicate(timeout=120)
         assert publisher.returncode == 0, error
-    assert not publish(lake, database).published
+    assert not publish(lake, database).changed
     assert run_sql(database, "SELECT DISTINCT Metadata_Plate, Metadata_Site FROM scores").height == 12
     assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
 
@@ -294,7 +283,7 @@ def test_embeddings_are_read_from_the_lake_wherever_the_reader_is(
     keys = found.select(pl.col("^Metadata_.*$")).with_columns(model_name=pl.lit("m"), model_version=pl.lit(1))
     for version, length in ((1, 3), (2, 5)):
         frame = keys.with_columns(pl.lit(version).alias("model_version"), embedding=pl.lit(np.zeros(length).tolist()))
-        lake.write("embeddings", frame, plate="P1", site=1, model_version=version)
+        lake.write("embeddings", frame, plate="P1", site=1, model_name="m", model_version=version)
     lengths = "SELECT model_version, any_value(len(embedding)) FROM embeddings GROUP BY ALL ORDER BY ALL"
     monkeypatch.chdir("/")
     assert run_sql(database, lengths).rows() == [(1, 3), (2, 5)]

@@ -89,10 +89,10 @@ def test_stale_scores_say_what_waits_and_why(tmp_path: Path) -> None:
     anew = rows.cells(rng, "P1", 2, 40, masks="m2", crops="c3")
     lake.write("cells", anew, plate="P1", site=2)
     assert stale()[1] == (2, 2, kept(anew), "masks changed")
-    lake.write("scores", rows.scores(rng, anew, 2), plate="P1", site=2, model_version=2)
+    lake.write("scores", rows.scores(rng, anew, 2), plate="P1", site=2, model_name="hepg2", model_version=2)
     unscored = {"Metadata_Plate": "P1", "Metadata_Site": 1, "model_name": "hepg2", "model_version": 2}
     frame = rows.frame("unscored", [unscored | {"reason": "it wants five channels"}])
-    lake.write("unscored", frame, plate="P1", site=1, model_version=2)
+    lake.write("unscored", frame, plate="P1", site=1, model_name="hepg2", model_version=2)
     assert stale() == [(1, 2, one, "it wants five channels")]
     lake.append("promotions", rows.promotion(1, 20))
     assert [row[:2] for row in stale()] == [(2, 1)]
@@ -185,24 +185,22 @@ def test_unknown_tables_and_formats_are_named(database: Path) -> None:
         render(pl.DataFrame(), "xml")  # type: ignore[arg-type]
 
 
-def test_answers_survive_csv_json_and_parquet(database: Path, tmp_path: Path) -> None:
+def test_answers_survive_csv_json_and_parquet(database: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     frame = qc_table(database, "dose,site")
     for format, read in (("csv", pl.read_csv), ("json", pl.read_json), ("parquet", pl.read_parquet)):
-        render(frame, format, tmp_path / format)  # type: ignore[arg-type]
-        back = read(tmp_path / format)  # type: ignore[operator]
+        render(frame, format)  # type: ignore[arg-type]
+        back = read(io.BytesIO(capsysbinary.readouterr().out))  # type: ignore[operator]
         for name in ("Metadata_Dose", "n_cells", "median_gradcamo", "ci_low"):
             assert back[name].to_list() == pytest.approx(frame[name].to_list(), nan_ok=True), (format, name)
 
 
-def test_nested_values_and_big_sums_can_be_written(database: Path) -> None:
+def test_nested_values_and_big_sums_can_be_written(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = run_sql(database, "SELECT classes, metrics, metrics['accuracy'] AS a FROM models ORDER BY model_version")
-    out = io.StringIO()
-    render(frame, "csv", out)
-    assert json.loads(pl.read_csv(io.StringIO(out.getvalue()))["classes"][0]) == ["a", "b"]
+    render(frame, "csv")
+    assert json.loads(pl.read_csv(io.StringIO(capsys.readouterr().out))["classes"][0]) == ["a", "b"]
     assert frame["a"].to_list() == [0.1, 0.2]
-    out = io.StringIO()
-    render(run_sql(database, "SELECT sum(n_cells) AS n FROM qc_by_plate"), "json", out)
-    assert isinstance(json.loads(out.getvalue())[0]["n"], int)
+    render(run_sql(database, "SELECT sum(n_cells) AS n FROM qc_by_plate"), "json")
+    assert isinstance(json.loads(capsys.readouterr().out)[0]["n"], int)
 
 
 def test_the_terminal_table_is_aligned_and_fits_where_it_can(database: Path) -> None:
@@ -230,7 +228,7 @@ def test_broken_numbers_are_found(tmp_path: Path) -> None:
     }
     flagged = lake.read("cells").with_columns(qc_flag=pl.lit("small"))
     for word, change in broken.items():
-        lake.write("scores", good.with_columns(**change), plate="P1", site=1, model_version=1)
+        lake.write("scores", good.with_columns(**change), plate="P1", site=1, model_name="hepg2", model_version=1)
         if word == "not kept":
             lake.write("cells", flagged, plate="P1", site=1)
         publish(lake, database)

@@ -50,7 +50,9 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     flag_fields(platform.lake, plate_name, site, "not segmented", outcome.failed)
     shown = next(field for field in fields if field.well in outcome.done)
     example = read_masks(mask_folder(home, shown))
-    overlay = segmentation_overlay(read_field(plate, shown), example.cells, example.nuclei, title=shown.path)
+    overlay = segmentation_overlay(
+        read_field(plate, shown), example.cells, example.nuclei, plate.voxel_size, shown.path
+    )
     return dg.MaterializeResult(
         metadata={
             "fields": len(outcome.done),

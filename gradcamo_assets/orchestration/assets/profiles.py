@@ -7,6 +7,7 @@ from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.figures import to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import CHAMPION, ModelVersion
 from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.warehouse import publish
 
 _AUTOMATIC = dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
 """A plain eager table would wait for ever for plate x site pairs that do not exist."""
@@ -31,6 +32,11 @@ def _embeddings(platform: Platform, champion: ModelVersion) -> pl.DataFrame:
     return frame
 
 
+def _publish(platform: Platform) -> None:
+    """The QC database waits for none of these, so each adds itself."""
+    publish(platform.lake, platform.home.database)
+
+
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"polars"}, automation_condition=_AUTOMATIC)
 def profiles(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Well profiles: median over the cells of a site, mean over sites, sphered on the plate's control wells."""
@@ -42,6 +48,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materi
         context.log.warning(note)
     for (plate,), part in frame.group_by("Metadata_Plate"):
         platform.lake.write("profiles", part, plate=str(plate), **_keys(champion))
+    _publish(platform)
     return dg.MaterializeResult(
         metadata={"profiles": len(frame), "model_version": champion.version, "notes": " ".join(notes) or "none"}
     )
@@ -62,6 +69,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materializ
         umap_x=pl.Series(coordinates[:, 0], dtype=pl.Float64), umap_y=pl.Series(coordinates[:, 1], dtype=pl.Float64)
     )
     platform.lake.write("umap", table, **_keys(champion))
+    _publish(platform)
     scores = platform.lake.read("scores", **_keys(champion)).select("Metadata_CellID", "gradcamo")
     figure = umap_scatter(table.join(scores, on="Metadata_CellID", how="left"))
     return dg.MaterializeResult(
@@ -81,6 +89,7 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
     champion = _champion(platform)
     table = replicate_map(platform.lake.read("profiles", **_keys(champion)))
     platform.lake.write("replicability", table, **_keys(champion))
+    _publish(platform)
     mean = table["mean_average_precision"].mean()
     return dg.MaterializeResult(
         metadata={
@@ -99,6 +108,7 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     champion = _champion(platform)
     table = audit(_embeddings(platform, champion))
     platform.lake.write("confounder_audit", table, **_keys(champion))
+    _publish(platform)
     found = table.filter(representation="embedding").select("target", "score")
     return dg.MaterializeResult(
         metadata={"model_version": champion.version, **{f"probe_{name}": float(v) for name, v in found.iter_rows()}}

@@ -1,0 +1,109 @@
+"""A platform in a temporary folder, jobs run in process, and one small plate led to its crops for all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from gradcamo_assets.common import Home
+from gradcamo_assets.orchestration.build import build_definitions
+from gradcamo_assets.orchestration.demo import QUIET
+from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
+from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.plates import SyntheticPlate, load_plate, write_synthetic_plate
+
+SETTINGS = "[crops]\nshape = [6, 48, 48]\nkeep_border = true\n[training]\nepochs = 3\nbatch_size = 8\n"
+TINY = SyntheticPlate(name="tiny", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
+
+
+@dataclass
+class Bench:
+    """A platform with an instance of its own."""
+
+    platform: Platform
+    instance: dg.DagsterInstance
+
+    def __post_init__(self) -> None:
+        self.definitions = build_definitions(self.platform)
+
+    @property
+    def home(self) -> Home:
+        return self.platform.home
+
+    def run(self, job: str, partition: str | None = None, **kwargs: object) -> dg.ExecuteInProcessResult:
+        """Run a job in process; a failure is returned, not raised."""
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance, partition_key=partition, raise_on_error=False, run_config={**QUIET, **kwargs}
+        )
+
+    def ingest(self, name: str) -> dg.ExecuteInProcessResult:
+        """Take a plate in from the inbox."""
+        self.instance.add_dynamic_partitions(str(PLATES.name), [name])
+        return self.run("ingest_plates", name)
+
+    def process(self, name: str) -> list[dg.ExecuteInProcessResult]:
+        """Segment and crop every site of a plate."""
+        sites = sorted({field.site for field in load_plate(self.home.plates, name).fields})
+        return [self.run("process_fields", plate_site_key(name, site)) for site in sites]
+
+    def checks(self, result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+        """Check evaluations of a run by name."""
+        return {check.check_name: check for check in result.get_asset_check_evaluations()}
+
+    def copy(self, folder: Path) -> Bench:
+        """The same state in another folder, with an instance that knows the same partitions."""
+        shutil.copytree(self.home.root, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / "dagster")
+        Home(folder).create()
+        other = Bench(Platform(root=str(folder)), dg.DagsterInstance.local_temp(str(folder / "dagster")))
+        for dimension in ("plates", "sites"):
+            other.instance.add_dynamic_partitions(dimension, self.instance.get_dynamic_partitions(dimension))
+        return other
+
+
+def make_bench(folder: Path) -> Bench:
+    """A fresh platform with small crops and short training."""
+    Home(folder).create()
+    bench = Bench(Platform(root=str(folder)), dg.DagsterInstance.local_temp(str(folder / "dagster")))
+    bench.home.settings_file.write_text(SETTINGS)
+    return bench
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """An empty platform."""
+    return make_bench(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One tiny plate led from the inbox to ``qc.duckdb``. Tests read it; those that write take a ``copy``."""
+    os.environ["TQDM_DISABLE"] = "1"
+    bench = make_bench(tmp_path_factory.mktemp("scored"))
+    write_synthetic_plate(bench.home.inbox, TINY)
+    results = [bench.ingest("tiny"), *bench.process("tiny"), bench.run("train_model")]
+    results += [bench.run("rescore", plate_site_key("tiny", site)) for site in (1, 2)]
+    results.append(bench.run("refresh_qc"))
+    assert all(result.success for result in results)
+    yield bench
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real microscope images, kept beside the repository and never in it."""
+    folder = Path(__file__).parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real images of shared/data are not on this machine")
+    return folder

@@ -1,0 +1,190 @@
+"""The inbox, the night, promotions and rollbacks: what is requested, and that it is requested once."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.learning.registry import ModelVersion
+from gradcamo_assets.networks.bundle import load_bundle
+from gradcamo_assets.orchestration.automation import champion_model_sensor, inbox_sensor, nightly_ingest
+from gradcamo_assets.orchestration.partitions import plate_site_key
+from gradcamo_assets.plates import write_synthetic_plate
+from gradcamo_assets.warehouse import run_sql
+from gradcamo_assets_tests.orchestration.conftest import TINY, Bench
+
+
+def tick(bench: Bench, sensor: dg.SensorDefinition, cursor: str | None = None) -> dg.SensorResult:
+    """One evaluation of a sensor."""
+    with dg.build_sensor_context(
+        instance=bench.instance, cursor=cursor, resources={"platform": bench.platform}, definitions=bench.definitions
+    ) as context:
+        result = sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+def requested(result: dg.SensorResult) -> list[tuple[str | None, str | None]]:
+    """Job and partition of each request."""
+    return [(request.job_name, request.partition_key) for request in result.run_requests or []]
+
+
+def another_version(bench: Bench, promote: bool = True) -> ModelVersion:
+    """Register the champion's weights once more, as the next version."""
+    registry = bench.platform.registry
+    champion = registry.by_alias()
+    assert champion is not None
+    model, config = load_bundle(registry.fetch(champion))
+    version = registry.register(model, config, parameters={}, metrics={}, curves={})
+    if promote:
+        registry.promote(version.version)
+    return version
+
+
+def test_a_plate_is_taken_in_once_it_has_stopped_changing(bench: Bench) -> None:
+    assert requested(tick(bench, inbox_sensor)) == []
+    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    first = tick(bench, inbox_sensor)
+    assert requested(first) == []
+    assert "stops changing" in str(first.skip_reason)
+    (plate / "growing").write_text("x")
+    second = tick(bench, inbox_sensor, first.cursor)
+    assert requested(second) == []
+    third = tick(bench, inbox_sensor, second.cursor)
+    assert requested(third) == [("ingest_plates", "tiny")]
+    assert [r.partition_keys for r in third.dynamic_partitions_requests or []] == [["tiny"]]
+
+
+def test_ingested_plates_ask_for_their_fields_and_for_no_site_that_is_not_there(bench: Bench) -> None:
+    write_synthetic_plate(bench.home.inbox, TINY)
+    assert bench.ingest("tiny").success
+    bench.instance.add_dynamic_partitions("sites", ["7"])
+    wanted = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
+    assert requested(tick(bench, inbox_sensor)) == wanted
+    refused = bench.run("process_fields", plate_site_key("tiny", 7))
+    assert not refused.success
+    assert bench.run("process_fields", plate_site_key("tiny", 1)).success
+    assert requested(tick(bench, inbox_sensor)) == wanted[1:]
+
+
+def test_the_night_is_a_reconciliation(bench: Bench) -> None:
+    def night() -> list[dg.RunRequest] | dg.SkipReason:
+        with dg.build_schedule_context(
+            instance=bench.instance,
+            scheduled_execution_time=datetime(2026, 1, 2, 2),
+            resources={"platform": bench.platform},
+        ) as context:
+            return nightly_ingest(context)  # type: ignore[return-value]
+
+    assert isinstance(night(), dg.SkipReason)
+    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    shutil.copytree(plate, plate.with_name("other.zarr"))
+    shutil.copytree(plate, plate.with_name("other.ome.zarr"))
+    requests = night()
+    assert isinstance(requests, list)
+    assert [request.partition_key for request in requests] == ["tiny"]
+    assert bench.ingest("tiny").success
+    skipped = night()
+    assert isinstance(skipped, dg.SkipReason)
+    assert "other.ome.zarr" in str(skipped.skip_message)
+    shutil.rmtree(bench.home.inbox)
+    with pytest.raises(PlateError, match="inbox cannot be listed"):
+        night()
+
+
+def test_two_plates_of_one_name_are_named_and_neither_is_taken(bench: Bench) -> None:
+    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    shutil.copytree(plate, plate.with_name("tiny.ome.zarr"))
+    result = tick(bench, inbox_sensor)
+    assert requested(tick(bench, inbox_sensor, result.cursor)) == []
+    assert "tiny.ome.zarr" in str(result.skip_reason)
+    failed = bench.ingest("tiny")
+    assert not failed.success
+    assert not (bench.home.plates / "tiny.zarr").exists()
+
+
+def test_promotion_rescores_every_partition_once_and_a_rollback_republishes(
+    scored_bench: Bench, tmp_path: Path
+) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    registry = bench.platform.registry
+    settled = tick(bench, champion_model_sensor)
+    assert requested(settled) == [("refresh_qc", None)]  # A new sensor has seen no move yet: it republishes.
+    assert requested(tick(bench, champion_model_sensor, settled.cursor)) == []
+
+    second = another_version(bench)
+    promoted = tick(bench, champion_model_sensor, settled.cursor)
+    assert requested(promoted) == [("rescore", plate_site_key("tiny", site)) for site in (1, 2)]
+    assert len({request.run_key for request in promoted.run_requests or []}) == 2
+    again = tick(bench, champion_model_sensor, promoted.cursor)
+    assert [r.run_key for r in again.run_requests or []] == [r.run_key for r in promoted.run_requests or []]
+    assert bench.run("rescore", plate_site_key("tiny", 1)).success
+    assert requested(tick(bench, champion_model_sensor, again.cursor)) == [("rescore", plate_site_key("tiny", 2))]
+    assert bench.run("refresh_qc").success
+    stale = run_sql(bench.home.database, "SELECT Metadata_Site, reason FROM stale_scores")
+    assert stale.rows() == [(2, "never scored by the champion")]
+    assert bench.run("rescore", plate_site_key("tiny", 2)).success
+    assert bench.run("refresh_qc").success
+    versions = run_sql(bench.home.database, "SELECT model_version, count(*) FROM scores GROUP BY ALL ORDER BY 1").rows()
+    assert [version for version, _ in versions] == [1, second.version]
+    assert versions[0][1] == versions[1][1]
+    assert run_sql(bench.home.database, "SELECT DISTINCT model_version FROM current_scores").item() == second.version
+
+    registry.promote(1)
+    back = tick(bench, champion_model_sensor, again.cursor)
+    assert requested(back) == [("refresh_qc", None)]
+    assert bench.run("refresh_qc").success
+    assert run_sql(bench.home.database, "SELECT DISTINCT model_version FROM current_scores").item() == 1
+    keys = {r.run_key for r in [*(back.run_requests or []), *(settled.run_requests or [])]}
+    assert len(keys) == 2  # The same version as champion twice, and still two requests.
+
+
+def test_new_masks_are_scored_again(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    cursor = tick(bench, champion_model_sensor).cursor
+    with bench.home.settings_file.open("a") as file:
+        file.write("[segmentation]\nmin_volume = 200\n")
+    assert bench.run("process_fields", plate_site_key("tiny", 2)).success
+    assert requested(tick(bench, champion_model_sensor, cursor)) == [("rescore", plate_site_key("tiny", 2))]
+
+
+def test_a_plate_the_champion_does_not_fit_is_left_with_the_reason(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    lake = bench.platform.lake
+    lake.write("plates", lake.read("plates").with_columns(voxel_y_um=3.0), plate="tiny")
+    another_version(bench)
+    assert ("rescore", plate_site_key("tiny", 1)) not in requested(tick(bench, champion_model_sensor))
+    reasons = lake.read("unscored")["reason"].unique().to_list()
+    assert len(reasons) == 1
+    assert "3 um in y" in reasons[0]
+
+
+def test_an_unreachable_registry_is_an_error_of_the_tick(scored_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Exception, match=r"127\.0\.0\.1"):
+        tick(scored_bench, champion_model_sensor, "move 1 to version 1")
+
+
+def test_scores_without_a_champion_say_what_to_do(bench: Bench) -> None:
+    write_synthetic_plate(bench.home.inbox, TINY)
+    assert bench.ingest("tiny").success
+    assert "train_model" in str(tick(bench, champion_model_sensor).skip_reason)
+
+
+def test_published_tables_follow_the_scores_by_themselves(scored_bench: Bench) -> None:
+    """``qc_database`` is requested when scores are there, although some plate x site pairs never exist."""
+    instance = dg.DagsterInstance.ephemeral()
+    instance.add_dynamic_partitions("plates", ["tiny", "other"])
+    instance.add_dynamic_partitions("sites", ["1", "2", "9"])
+    before = dg.evaluate_automation_conditions(scored_bench.definitions, instance)
+    for key in ("gradcamo_scores", "embeddings"):
+        instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=str(plate_site_key("tiny", 1))))
+    after = dg.evaluate_automation_conditions(scored_bench.definitions, instance, cursor=before.cursor)
+    assert after.get_num_requested(dg.AssetKey("qc_database")) == 1
+    assert after.get_num_requested(dg.AssetKey("profiles")) == 1
