@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,8 @@ def train_encoder(
         raise GradcamoError(f"no training crop of class {empty}", "Lower test_fraction, or leave the class out.")
     lightning.seed_everything(config.seed, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
     channels = len(train.orders[0])
     model, layer = build_encoder(config.encoder, channels, len(classes))
     steps_an_epoch = math.ceil(len(train) / config.batch_size)

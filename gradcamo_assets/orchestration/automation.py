@@ -122,7 +122,7 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
     """
     home, lake, registry = platform.home, platform.lake, platform.registry
     champion = registry.by_alias(CHAMPION)
-    record_champion(lake, registry, by="unknown")
+    moved = record_champion(lake, registry, by="unknown")
     if champion is None:
         return dg.SensorResult(skip_reason="No champion yet. Launch train_model, or move the alias in MLflow.")
     # A rollback has the version of an earlier move: only the number of the move keeps its requests apart.
@@ -148,7 +148,7 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
                 metadata={"model_version": champion.version, "mlflow_run": champion.run_id},
             )
         )
-        if not requests:
+        if not requests and (moved or context.cursor is not None):
             # A rollback to a version that has scored already computes nothing: it republishes.
             requests.append(dg.RunRequest(run_key=f"{move} refresh", job_name="refresh_qc"))
     reasons = sorted({f"{plate}: {reason}" for (plate, _), reason in state.refused.items()})

@@ -49,7 +49,7 @@ def serve(home: Home, *, port: int, mlflow_port: int) -> int:
     # fmt: off
     commands = [
         [sys.executable, "-m", "dagster", "dev", "-w", str(REPOSITORY / "workspace.yaml"),
-         "--host", "127.0.0.1", "--port", str(port)],
+         "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"],
         [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--default-artifact-root", artifacts,
          "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
     ]
@@ -57,13 +57,17 @@ def serve(home: Home, *, port: int, mlflow_port: int) -> int:
     values = {**os.environ, **environment(home)}
     print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{mlflow_port}\nStop both with Ctrl-C.")
     processes = [subprocess.Popen(command, env=values, cwd=REPOSITORY) for command in commands]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return processes[0].wait()
     except KeyboardInterrupt:
         return 0
     finally:
-        for process in processes:
-            process.send_signal(signal.SIGINT)
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+        # Dagster's own children are stopped by an interrupt only; whoever does not listen is ended.
+        for end, patience in ((signal.SIGINT, 20), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(end)
+            for process in processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(patience)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -202,6 +203,7 @@ class Segmenter:
         # Cellpose warns at every stack that its own stitching is off, and at every slice without cells.
         for part in ("models", "dynamics"):
             logging.getLogger(f"cellpose.{part}").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._weights["cells"].suffix != ".safetensors":
             path = self._weights["cells"]

@@ -74,7 +74,7 @@ def test_the_report_is_one_page_that_needs_no_network(scored_bench: Bench, tmp_p
     page = (bench.home.reports / "tiny.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "held-out profiles" in page or "has not scored" in page
+    assert "held-out" in page
 
 
 def test_the_command_line_answers(scored_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,19 +129,18 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
 
 
 def _verdict(scores: pl.DataFrame) -> str:
-    """Where the model looks, in a sentence; cells it was trained on do not count."""
+    """Where the model looks, in numbers."""
     looks = scores["looks_at"].drop_nulls()
     if not len(looks):
         return "The champion model has not scored held-out cells of this plate."
     shares = {where: number((looks == where).mean()) for where in ("target", "neighbour", "background", "none")}
-    where, share = max(shares.items(), key=lambda item: item[1])
-    text = {
-        "target": "at the cells they describe: the profiles can be trusted as single-cell profiles",
-        "neighbour": "at neighbouring cells: the profiles do not describe their own cell",
-        "background": "at the background: the profiles do not describe cells",
-        "none": "nowhere in particular: the maps do not exceed chance anywhere",
-    }[where]
-    return f"{share:.0%} of {len(looks)} held-out profiles look {text}."
+    adjusted = number(scores["gradcamo_adjusted"].median())
+    return (
+        f"Of {len(looks)} held-out profiles {shares['target']:.0%} look at their own cell, "
+        f"{shares['neighbour']:.0%} at neighbouring cells, {shares['background']:.0%} at the background and "
+        f"{shares['none']:.0%} nowhere in particular. "
+        f"The median adjusted score is {adjusted:.2f}: 0 is chance, 1 the best the maps allow."
+    )
 
 
 def _markdown(table: pl.DataFrame) -> str:
