@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 
 from benchmarks.pipeline import prepare, train_and_score
-from gradcamo_assets.crops import CropConfig
+from gradcamo_assets.crops import CropConfig, open_crops
+from gradcamo_assets.figures import crops_with_maps, to_png
 from gradcamo_assets.learning.train import TrainingConfig
 from gradcamo_assets.plates import SyntheticPlate
 
@@ -32,12 +33,13 @@ PLACES = {
 
 def measure(labels: str, shortcut: str, seed: int, quick: bool, folder: Path) -> dict:
     """Train and score one plate; figures of its held-out cells."""
-    size = {"wells": 12, "sites": 1, "cells": 8, "doses": 1} if quick else {}
+    size = {"wells": 8, "sites": 1, "cells": 8, "doses": 1} if quick else {}
     plate = SyntheticPlate(name="truth", labels=labels, shortcut=shortcut, seed=seed, **size)  # type: ignore[arg-type]
     prepared = prepare(plate, folder, CropConfig((12, 64, 64)))
     training = TrainingConfig(epochs=8, seed=seed) if quick else TrainingConfig(seed=seed)
     start = time.perf_counter()
     cells, _ = train_and_score(prepared, training, folder)
+    seconds = time.perf_counter() - start
     held_out = cells.filter(pl.col("split") != "train")
     right = held_out.filter(pl.col("predicted_class") == pl.col("treatment_class"))
     looks = right["looks_at"]
@@ -50,9 +52,28 @@ def measure(labels: str, shortcut: str, seed: int, quick: bool, folder: Path) ->
         "median_gradcamo": held_out["gradcamo"].median(),
         "median_adjusted": held_out["gradcamo_adjusted"].median(),
         "null": held_out["gradcamo"].null_count(),
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
+        "cells_frame": cells,
         "adjusted": held_out["gradcamo_adjusted"].drop_nulls().to_numpy(),
     }
+
+
+def examples(cells: pl.DataFrame, place: str, folder: Path, n: int = 2) -> list[tuple[np.ndarray, ...]]:
+    """Crop, labels, map and title of ``n`` correctly classified held-out cells that look at ``place``, a well each."""
+    from gradcamo_assets.scoring.score import Scorer
+
+    right = cells.filter(
+        (pl.col("split") != "train") & (pl.col("predicted_class") == pl.col("treatment_class")), looks_at=place
+    )
+    scorer = Scorer(folder / "bundle")
+    found = []
+    for row in right.unique("Metadata_Well", maintain_order=True).head(n).iter_rows(named=True):
+        field = open_crops(folder / "crops" / f"{row['Metadata_Well']}_{row['Metadata_Site']}.zarr")
+        index = field.cell_ids.index(row["Metadata_CellID"])
+        image, labels = field.read(index)
+        cam = scorer.score(field, keep_maps=len(field)).maps[index]
+        found.append((image, labels, cam, f"planted in the {place}: Grad-CAMO {row['gradcamo']:.2f}"))
+    return found
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -67,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small plates, two of the four settings")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--picture", type=Path, help="write a PNG of cells with their maps, two a planted place")
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     settings = list(PLACES)[:2] if arguments.quick else list(PLACES)
@@ -74,10 +96,13 @@ def main() -> None:
           f"{'score':>7}{'adjusted':>9}{'seconds':>9}")  # fmt: skip
     results: dict[str, list] = {}
     separations = []
+    shown: list[tuple[np.ndarray, ...]] = []
     for seed in range(arguments.seeds):
         for labels, shortcut in settings:
             with tempfile.TemporaryDirectory() as folder:
                 figures = measure(labels, shortcut, seed, arguments.quick, Path(folder))
+                if arguments.picture and PLACES[labels, shortcut] in ("target", "neighbour", "background") and not seed:
+                    shown += examples(figures["cells_frame"], PLACES[labels, shortcut], Path(folder))
             looks = figures["looks_at"]
             print(
                 f"{PLACES[labels, shortcut]:20}{seed:5}{figures['cells']:7}{figures['accuracy']:10.2f}"
@@ -87,6 +112,10 @@ def main() -> None:
             )
             results.setdefault(f"{labels}_{shortcut}", []).append(figures)
         separations.append(auroc(results["cell_none"][-1]["adjusted"], results["well_background"][-1]["adjusted"]))
+    if shown:
+        images, crop_labels, maps, titles = zip(*shown, strict=True)
+        figure = crops_with_maps(np.stack(images), np.stack(crop_labels), np.stack(maps), list(titles))
+        arguments.picture.write_bytes(to_png(figure, 1400))
     named = {"cell_none": "target", "well_background": "background", "well_neighbour": "neighbour"}
     summary = {place: round(float(np.median([f["looks_at"][place] for f in results[key]])), 4)
                for key, place in named.items() if key in results}  # fmt: skip

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from gradcamo_assets.common import GradcamoError, Home
-from gradcamo_assets.learning.registry import CHAMPION
+from gradcamo_assets.learning.promotion import promote
+from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION
 from gradcamo_assets.orchestration.build import build_definitions
 from gradcamo_assets.orchestration.instance import open_instance
 from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
@@ -53,13 +54,15 @@ def run_demo(home: Home, config: SyntheticPlate) -> None:
     if not home.settings_file.exists():
         home.settings_file.write_text(DEMO_SETTINGS)
 
-    def run(job: str, partition: str | None = None) -> None:
+    def run(job: str, partition: str | None = None, **config: object) -> None:
         result = definitions.resolve_job_def(job).execute_in_process(
-            instance=instance, partition_key=partition, raise_on_error=False, run_config=QUIET
+            instance=instance, partition_key=partition, raise_on_error=False, run_config={**QUIET, **config}
         )
         if not result.success:
+            failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+            reason = failures[0].message.strip() if failures and failures[0] else "see the run"
             raise GradcamoError(
-                f"job {job} failed" + (f" for {partition}" if partition else ""),
+                f"job {job} failed{f' for {partition}' if partition else ''} ({reason})",
                 f"Look at run {result.run_id} with make ui.",
             )
 
@@ -77,11 +80,14 @@ def run_demo(home: Home, config: SyntheticPlate) -> None:
         with _stage(f"segmenting and cropping site {site} of {len(sites)}"):
             run("process_fields", plate_site_key(config.name, site))
     with _stage("training the encoder"):
-        run("train_model")
-    champion = platform.registry.by_alias(CHAMPION)
+        run("train_model", ops={"data_split": {"config": {"plates": [config.name]}}})
+    registry = platform.registry
+    champion = registry.by_alias(CHALLENGER)
     if champion is None:
-        raise GradcamoError("training promoted no champion", "Promote a version in MLflow with make ui.")
-    for plate, site in scoring_state(home, platform.lake, platform.registry, champion).todo:
+        raise GradcamoError("training registered no model", "Look at the run of train_model with make ui.")
+    if champion != registry.by_alias(CHAMPION):
+        promote(platform.lake, registry, champion, by="gradcamo demo", reason=f"trained on {config.name}")
+    for plate, site in scoring_state(home, platform.lake, registry, champion).todo:
         with _stage(f"embedding and scoring {plate}, site {site}"):
             run("rescore", plate_site_key(plate, site))
     with _stage("profiles, map and QC database"):
@@ -89,7 +95,7 @@ def run_demo(home: Home, config: SyntheticPlate) -> None:
     with _stage("the report"):
         run("report_plates", config.name)
     print(f"\nWhere does {champion} look? Cells it was trained on are left out.\n")
-    render(qc_table(home.database, by="dose,site"))
+    render(qc_table(home.database, by="dose,site").filter(Metadata_Plate=config.name))
     print(NEXT.format(report=home.reports / f"{config.name}.html"))
 
 
