@@ -18,7 +18,7 @@ import polars as pl
 
 from benchmarks.pipeline import prepare, train_and_score
 from gradcamo_assets.crops import CropConfig, open_crops
-from gradcamo_assets.figures import crops_with_maps, to_png
+from gradcamo_assets.figures import crops_with_maps
 from gradcamo_assets.learning.train import TrainingConfig
 from gradcamo_assets.plates import SyntheticPlate
 
@@ -115,7 +115,7 @@ def main() -> None:
     if shown:
         images, crop_labels, maps, titles = zip(*shown, strict=True)
         figure = crops_with_maps(np.stack(images), np.stack(crop_labels), np.stack(maps), list(titles))
-        arguments.picture.write_bytes(to_png(figure, 1400))
+        figure.savefig(arguments.picture, dpi=110)
     named = {"cell_none": "target", "well_background": "background", "well_neighbour": "neighbour"}
     summary = {place: round(float(np.median([f["looks_at"][place] for f in results[key]])), 4)
                for key, place in named.items() if key in results}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import polars as pl
+from filelock import FileLock
 
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry, ModelVersion
 from gradcamo_assets.warehouse import Lake
@@ -24,21 +25,24 @@ def record_champion(lake: Lake, registry: ModelRegistry, *, by: str, reason: str
     Connection errors of the registry pass through, so that an unreachable server is never taken for a move.
     """
     champion = registry.by_alias(CHAMPION)
-    moves = champion_moves(lake, registry.name)
-    before = moves["to_version"][-1] if len(moves) else None
     now = champion.version if champion else None
-    if before == now:
-        return False
-    row = {
-        "model_name": registry.name,
-        "alias": CHAMPION,
-        "from_version": before,
-        "to_version": now,
-        "promoted_at": datetime.now(UTC).replace(tzinfo=None),
-        "promoted_by": by,
-        "reason": reason,
-    }
-    lake.append("promotions", _frame("promotions", [row]))
+    lake.root.mkdir(parents=True, exist_ok=True)
+    # The sensor and a publishing run may see the same move at the same time; it is one row.
+    with FileLock(lake.root / ".champion.lock"):
+        moves = champion_moves(lake, registry.name)
+        before = moves["to_version"][-1] if len(moves) else None
+        if before == now:
+            return False
+        row = {
+            "model_name": registry.name,
+            "alias": CHAMPION,
+            "from_version": before,
+            "to_version": now,
+            "promoted_at": datetime.now(UTC).replace(tzinfo=None),
+            "promoted_by": by,
+            "reason": reason,
+        }
+        lake.append("promotions", _frame("promotions", [row]))
     return True
 
 

@@ -71,9 +71,9 @@ class ModelRegistry:
         model: nn.Module,
         config: BundleConfig,
         *,
-        parameters: Mapping[str, Any],
-        metrics: Mapping[str, float],
-        curves: Mapping[str, Iterable[float]],
+        parameters: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        curves: Mapping[str, Iterable[float]] | None = None,
         figures: Mapping[str, bytes] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> ModelVersion:
@@ -86,11 +86,11 @@ class ModelRegistry:
         run = client.create_run(self._experiment(client), tags=dict(tags or {}))
         run_id = run.info.run_id
         try:
-            for key, value in parameters.items():
+            for key, value in (parameters or {}).items():
                 client.log_param(run_id, key, value)
-            for key, value in metrics.items():
+            for key, value in (metrics or {}).items():
                 client.log_metric(run_id, key, value)
-            for key, values in curves.items():
+            for key, values in (curves or {}).items():
                 for step, value in enumerate(values):
                     client.log_metric(run_id, f"curve_{key}", value, step=step)
             client.log_dict(run_id, config.split, "split.json")

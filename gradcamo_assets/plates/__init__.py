@@ -3,26 +3,20 @@
 Nothing here knows of segmentation, crops, models or Dagster.
 """
 
-from gradcamo_assets.plates.hcs import BadField, Field, Plate, open_plate, read_field, read_label
+from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field, read_label
 from gradcamo_assets.plates.inbox import InboxState, list_inbox, plates_to_ingest
-from gradcamo_assets.plates.ingest import Ingested, ingest_plate
-from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map, treatment_class
-from gradcamo_assets.plates.quality import FieldQuality, PlateStatistics, field_quality
-from gradcamo_assets.plates.records import known_plate, known_plates, load_plate, plate_statistics
+from gradcamo_assets.plates.ingest import ingest_plate, known_plate, known_plates, load_plate
+from gradcamo_assets.plates.platemap import read_label_table, read_plate_map, treatment_class
+from gradcamo_assets.plates.quality import PlateStatistics, field_quality
 from gradcamo_assets.plates.synthetic import write_synthetic_plate
 from gradcamo_assets.plates.synthetic_design import SyntheticPlate
-from gradcamo_assets.plates.synthetic_field import SyntheticField, render_field
+from gradcamo_assets.plates.synthetic_field import render_field
 
 __all__ = [
-    "BadField",
     "Field",
-    "FieldQuality",
     "InboxState",
-    "Ingested",
     "Plate",
-    "PlateMap",
     "PlateStatistics",
-    "SyntheticField",
     "SyntheticPlate",
     "field_quality",
     "ingest_plate",
@@ -31,7 +25,6 @@ __all__ = [
     "list_inbox",
     "load_plate",
     "open_plate",
-    "plate_statistics",
     "plates_to_ingest",
     "read_field",
     "read_label",

@@ -1,19 +1,26 @@
-"""What lies in the inbox, and what of it is to be ingested. Nothing here ingests."""
+"""What lies in the inbox, what of it is to be ingested, and whether it changed. Nothing here ingests."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import stat
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.plates.hcs import name_of
-from gradcamo_assets.plates.records import quick_signature, source_signature
 
-UNREADABLE = "unreadable: "
+_MAP_ENDINGS = (".csv", ".tsv", ".platemap.csv")
+"""How the plate map beside a plate may end, after the plate's name."""
+LABELS_ENDING = ".labels.csv"
+_UNREADABLE = "unreadable: "
 """What stands before the reason, in place of a signature, for a plate whose files cannot be listed."""
 
 
@@ -47,7 +54,7 @@ def plates_to_ingest(found: Mapping[Path, str], known: Mapping[str, Mapping[str,
         if len(paths) > 1:
             listed = " and ".join(str(path) for path in paths)
             problems[name] = f"{len(paths)} folders have this name: {listed}. Rename or remove all but one."
-        elif found[paths[0]].startswith(UNREADABLE):
+        elif found[paths[0]].startswith(_UNREADABLE):
             problems[name] = found[paths[0]]
         elif name not in known:
             ready.append(paths[0])
@@ -79,26 +86,66 @@ def list_inbox(inbox: Path, known: Mapping[str, Mapping[str, Any]] | None = None
     return {path: _signature(path, known or {}) for path in folders if _is_plate(path)}
 
 
-def _signature(path: Path, known: Mapping[str, Mapping[str, Any]]) -> str:
-    record = known.get(path.name.removesuffix(".zarr").removesuffix(".ome"))
+def companions(source: Path) -> tuple[list[Path], Path | None]:
+    """The plate maps (there should be one) and the label table that lie beside a plate's folder."""
+    name = name_of(source)
+    maps = [path for ending in _MAP_ENDINGS if (path := source.with_name(name + ending)).is_file()]
+    labels = source.with_name(name + LABELS_ENDING)
+    return maps, labels if labels.is_file() else None
+
+
+def source_signature(source: Path, depth: float = math.inf) -> str:
+    """A digest of the names, sizes and times of the files of a plate and of the tables beside it.
+
+    Args:
+        depth: how many levels of folders to look into. With 2 it reaches the wells: cheap, it sees wells and fields
+            come and go (by the times of their folders), not their pixels.
+
+    Raises:
+        PlateError: an unusable name, a folder that cannot be listed, or anything that is neither a file nor a folder;
+            symbolic links are never followed.
+    """
+    maps, labels = companions(source)
+    beside = [(path.name, path.stat()) for path in (*maps, labels) if path is not None]
+    return digest(sorted(_entries(source, source, depth)) + [(n, s.st_size, s.st_mtime_ns) for n, s in beside])
+
+
+def _entries(folder: Path, root: Path, depth: float) -> Iterator[tuple[str, int, int]]:
     try:
-        if record and record.get("signature") and record.get("quick_signature") == quick_signature(path):
+        if folder.is_symlink():
+            raise PlateError("it is a symbolic link", "Copy the plate itself.", path=folder)
+        with os.scandir(folder) as listing:
+            for entry in listing:
+                info = entry.stat(follow_symlinks=False)
+                path = Path(entry.path)
+                if stat.S_ISDIR(info.st_mode):
+                    yield str(path.relative_to(root)) + "/", 0, 0 if depth == math.inf else info.st_mtime_ns
+                    if depth > 0:
+                        yield from _entries(path, root, depth - 1)
+                elif stat.S_ISREG(info.st_mode):
+                    yield str(path.relative_to(root)), info.st_size, info.st_mtime_ns
+                else:
+                    raise PlateError("it is a link or a special file", "Replace it by the file itself.", path=path)
+    except OSError as error:
+        raise PlateError(f"unreadable: {error.strerror}", "Check that the disk is there.", path=folder) from error
+
+
+def _signature(path: Path, known: Mapping[str, Mapping[str, Any]]) -> str:
+    try:
+        record = known.get(name_of(path), {})
+        if record.get("signature") and record.get("quick_signature") == source_signature(path, depth=2):
             return str(record["signature"])
         return source_signature(path)
     except PlateError as error:
-        return f"{UNREADABLE}{error}"
+        return f"{_UNREADABLE}{error}"
 
 
 def _is_plate(path: Path) -> bool:
     if path.name.endswith(".zarr"):
         return True
-    for file, keys in (("zarr.json", ("attributes", "ome")), (".zattrs", ())):
-        try:
+    for file in ("zarr.json", ".zattrs"):
+        with suppress(OSError, ValueError, AttributeError, TypeError):
             metadata = json.loads((path / file).read_text())
-            for key in keys:
-                metadata = metadata[key]
-            if "plate" in metadata:
+            if "plate" in metadata.get("attributes", {}).get("ome", metadata):
                 return True
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return False

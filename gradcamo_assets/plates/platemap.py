@@ -60,10 +60,7 @@ def read_plate_map(path: Path | None, wells: Sequence[str]) -> PlateMap:
     """
     names = list(dict.fromkeys(well_name(well) for well in wells))
     plate = pl.DataFrame({"Metadata_Well": names}, schema={"Metadata_Well": pl.String})
-    if path is None:
-        found = pl.DataFrame(schema={key: pl.String for key in _COLUMNS if key != "Metadata_Dose_Rank"})
-    else:
-        found = _read(path, required=("Metadata_Well", "Metadata_Compound"))
+    found = plate.clear() if path is None else _read(path, required=("Metadata_Well", "Metadata_Compound"))
     twice = found.filter(pl.col("Metadata_Well").is_duplicated())["Metadata_Well"].unique(maintain_order=True)
     if len(twice):
         raise PlateMapError(f"wells appear twice: {', '.join(twice[:5])}", "List every well once.", path=path)
@@ -107,15 +104,10 @@ def treatment_class() -> pl.Expr:
     ``negcon`` for negative controls, ``<compound>@<dose><unit>`` for what was given (without its dose where that is not
     known), NULL for empty wells and unknown compounds.
     """
+    kind, unit = pl.col("Metadata_pert_type"), pl.col("Metadata_Dose_Unit").fill_null("")
     dose = pl.col("Metadata_Dose").map_elements(lambda value: f"{value:g}", return_dtype=pl.String)
-    given = pl.concat_str(pl.lit("@"), dose, pl.col("Metadata_Dose_Unit").fill_null("")).fill_null("")
-    return (
-        pl.when(pl.col("Metadata_pert_type") == "negcon")
-        .then(pl.lit("negcon"))
-        .when((pl.col("Metadata_pert_type") != "empty") & pl.col("Metadata_Compound").is_not_null())
-        .then(pl.concat_str(pl.col("Metadata_Compound"), given))
-        .otherwise(None)
-    )
+    given = pl.concat_str("Metadata_Compound", pl.concat_str(pl.lit("@"), dose, unit).fill_null(""))
+    return pl.when(kind == "negcon").then(pl.lit("negcon")).when(kind != "empty").then(given)
 
 
 def _read(path: Path, required: tuple[str, ...]) -> pl.DataFrame:
@@ -144,13 +136,12 @@ def _columns(found: Sequence[str], path: Path) -> dict[str, pl.Expr]:
     plain = {name: re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("metadata_")) for name in found}
     chosen: dict[str, pl.Expr] = {}
     for ours, spellings in _SPELLINGS.items():
-        for spelling in spellings:
-            matches = [name for name in found if plain[name] == spelling]
-            if len(matches) > 1:
-                raise PlateMapError(f"columns {matches} both mean {ours}", "Keep one of them.", path=path)
-            if matches:
-                chosen[ours] = pl.col(matches[0])
-                break
+        meant = ([name for name in found if plain[name] == spelling] for spelling in spellings)
+        matches = next(filter(None, meant), [])
+        if len(matches) > 1:
+            raise PlateMapError(f"columns {matches} both mean {ours}", "Keep one of them.", path=path)
+        if matches:
+            chosen[ours] = pl.col(matches[0])
     return chosen
 
 

@@ -17,20 +17,20 @@ _CEILINGS = (255, 4095, 16383, 65535)
 
 @dataclass(frozen=True)
 class FieldQuality:
-    """Quality of one field; lists have one value a channel.
+    """Quality of one field, named as in the ``fields`` table; lists have one value a channel.
 
-    ``flag``: ``empty`` where every channel is constant, else None. ``focus_slice`` (0-based) is the sharpest slice and
-    ``focus_score`` its score: the variance of the Laplacian of intensities scaled to each channel's 1st to 99th
+    ``qc_flag``: ``empty`` where every channel is constant, else None. ``focus_slice`` (0-based) is the sharpest slice
+    and ``focus_score`` its score: the variance of the Laplacian of intensities scaled to each channel's 1st to 99th
     percentile, averaged over channels. ``saturation``: share of pixels at the camera's ceiling.
     """
 
-    flag: str | None
+    qc_flag: str | None
     focus_slice: int
     focus_score: float
     saturation: float
-    p1: list[float]
-    median: list[float]
-    p99: list[float]
+    intensity_p1: list[float]
+    intensity_median: list[float]
+    intensity_p99: list[float]
 
 
 def field_quality(image: NDArray[np.uint16]) -> FieldQuality:
@@ -40,13 +40,9 @@ def field_quality(image: NDArray[np.uint16]) -> FieldQuality:
     focus = _focus(image, percentiles[2] - percentiles[0])
     highest = int(image.max())
     ceiling = next(c for c in _CEILINGS if highest <= c)
-    p1, median, p99 = (row.tolist() for row in percentiles)
-    return FieldQuality(
-        flag="empty" if all(channel.min() == channel.max() for channel in image) else None,
-        focus_slice=int(focus.argmax()), focus_score=float(focus.max()),
-        saturation=float(np.count_nonzero(image == ceiling) / image.size),
-        p1=p1, median=median, p99=p99,
-    )  # fmt: skip
+    flag = "empty" if all(channel.min() == channel.max() for channel in image) else None
+    saturation = float(np.count_nonzero(image == ceiling) / image.size)
+    return FieldQuality(flag, int(focus.argmax()), float(focus.max()), saturation, *percentiles.tolist())
 
 
 def _focus(image: NDArray[np.uint16], spread: NDArray[np.float64]) -> NDArray[np.float64]:

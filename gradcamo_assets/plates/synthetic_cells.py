@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_Point = tuple[float, float, float]
+"""Of a circle: y, x, radius; of a centre: z, y, x."""
 _RADIUS = (12.0, 16.5)
 """Mean in-plane radius of a cell, pixels."""
 _OVERLAP = 0.88
@@ -18,14 +20,13 @@ class Anatomy:
     """Cells of one field, all arrays (Z, Y, X).
 
     ``depth`` and ``nucleus_depth``: 0 at the centre of the cell (nucleus) that a voxel belongs to, 1 at its border.
-    ``centres``: (n, 3) z, y, x; ``partner``: whether the cell was placed as the neighbour of the cell before it.
+    ``partner``: (n,) whether the cell was placed as the neighbour of the cell before it.
     """
 
     cells: NDArray[np.uint32]
     nuclei: NDArray[np.uint32]
     depth: NDArray[np.float32]
     nucleus_depth: NDArray[np.float32]
-    centres: NDArray[np.float64]
     partner: NDArray[np.bool_]
 
 
@@ -35,54 +36,43 @@ def grow_cells(shape: tuple[int, int, int], count: int, rng: np.random.Generator
     Cells touch here and there but never overlap: a contested voxel goes to the cell in which it lies deeper.
     ``in_pairs``: cells come as pairs, the second within a few pixels of the first.
     """
-    circles, partner = _place(shape, count, rng, in_pairs)
+    circles = _place(shape, count, rng, in_pairs)
     cells = np.zeros(shape, np.uint32)
     nuclei = np.zeros(shape, np.uint32)
     depth = np.ones(shape, np.float32)
     nucleus_depth = np.full(shape, 9.0, np.float32)
-    middle = (shape[0] - 1) / 2
-    centres = []
     for label, (y, x, radius) in enumerate(circles, start=1):
-        z = middle + rng.normal(0, 0.03) * shape[0]
-        half_height = max(0.75, shape[0] * rng.uniform(0.42, 0.5))
-        box = _box(shape, y, x, 1.3 * radius)
-        own = _distance(box, shape[0], (z, y, x), radius, half_height, rng, power=3.0)
+        z = (shape[0] - 1) / 2 + rng.normal(0, 0.03) * shape[0]
+        height = max(0.75, shape[0] * rng.uniform(0.42, 0.5))
+        reach = 1.3 * radius
+        box = (
+            slice(max(0, int(y - reach)), min(shape[1], int(y + reach) + 2)),
+            slice(max(0, int(x - reach)), min(shape[2], int(x + reach) + 2)),
+        )
+        own = _distance(box, shape[0], (z, y, x), radius, height, 3.0, rng)
         inner = radius * rng.uniform(0.42, 0.5)
-        offset = rng.normal(0, 0.1 * radius, 2)
-        nucleus = _distance(
-            box, shape[0], (z, y + offset[0], x + offset[1]), inner, half_height * 0.65, rng, power=2.0
-        )  # fmt: skip
+        dy, dx = rng.normal(0, 0.1 * radius, 2)
+        nucleus = _distance(box, shape[0], (z, y + dy, x + dx), inner, height * 0.65, 2.0, rng)
         place = (slice(None), *box)
         taken = own < depth[place]
         cells[place][taken] = label
         depth[place][taken] = own[taken]
         nucleus_depth[place][taken] = nucleus[taken]
         nuclei[place][taken] = np.where((nucleus < 1) & (own < 0.9), label, 0)[taken]
-        centres.append((z, y, x))
-    return _whole_cells_only(Anatomy(cells, nuclei, depth, nucleus_depth, np.asarray(centres), partner))
+    # Cells that lost their nucleus to a neighbour or to the edge are dropped, the rest numbered from 1.
+    kept = np.bincount(nuclei.ravel(), minlength=len(circles) + 1)[1:] > 0
+    number = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.uint32)
+    depth[number[cells] == 0] = 1
+    partner = (np.arange(len(circles)) % 2 == 1) & in_pairs
+    return Anatomy(number[cells], number[nuclei], depth, nucleus_depth, partner[kept])
 
 
-def _whole_cells_only(anatomy: Anatomy) -> Anatomy:
-    """Drop cells that lost their nucleus to a neighbour or to the edge, and number the rest from 1."""
-    count = len(anatomy.centres)
-    kept = np.bincount(anatomy.nuclei.ravel(), minlength=count + 1)[1:] > 0
-    relabel = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.uint32)
-    cells = relabel[anatomy.cells]
-    return Anatomy(
-        cells, relabel[anatomy.nuclei], np.where(cells > 0, anatomy.depth, 1).astype(np.float32),
-        anatomy.nucleus_depth, anatomy.centres[kept], anatomy.partner[kept],
-    )  # fmt: skip
-
-
-def _place(
-    shape: tuple[int, int, int], count: int, rng: np.random.Generator, in_pairs: bool
-) -> tuple[list[tuple[float, float, float]], NDArray[np.bool_]]:
-    """Centres and radii of circles that keep their distance, some drawn to lie close to another."""
+def _place(shape: tuple[int, int, int], count: int, rng: np.random.Generator, in_pairs: bool) -> list[_Point]:
+    """Circles that keep their distance, some drawn to lie close to another; pairs stand side by side in the list."""
     size = np.array(shape[1:], float)
-    placed: list[tuple[float, float, float]] = []
-    partner: list[bool] = []
+    placed: list[_Point] = []
 
-    def attempt(beside: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+    def attempt(beside: _Point | None) -> _Point | None:
         for _ in range(60):
             radius = float(rng.uniform(*_RADIUS))
             if beside is None:
@@ -104,34 +94,18 @@ def _place(
         if first is None:
             break
         placed.append(first)
-        partner.append(False)
         if in_pairs:
             second = attempt(first)
             if second is None:
-                placed.pop()
-                partner.pop()
-                break
+                return placed[:-1]
             placed.append(second)
-            partner.append(True)
-    return placed, np.asarray(partner, bool)
-
-
-def _box(shape: tuple[int, int, int], y: float, x: float, reach: float) -> tuple[slice, slice]:
-    return (
-        slice(max(0, int(y - reach)), min(shape[1], int(y + reach) + 2)),
-        slice(max(0, int(x - reach)), min(shape[2], int(x + reach) + 2)),
-    )
+    return placed
 
 
 def _distance(
-    box: tuple[slice, slice],
-    depth: int,
-    centre: tuple[float, float, float],
-    radius: float,
-    half_height: float,
+    box: tuple[slice, slice], depth: int, centre: _Point, radius: float, height: float, power: float,
     rng: np.random.Generator,
-    power: float,
-) -> NDArray[np.float32]:
+) -> NDArray[np.float32]:  # fmt: skip
     """Distance from the centre over the distance of the border in that direction, for an ellipsoid with lobes."""
     dy = np.arange(box[0].start, box[0].stop)[:, None] - centre[1]
     dx = np.arange(box[1].start, box[1].stop)[None, :] - centre[2]
@@ -142,5 +116,5 @@ def _distance(
     for lobes in (2, 3, 5):
         outline += rng.uniform(0, 0.12 / np.sqrt(lobes)) * np.cos(lobes * angle + rng.uniform(0, 2 * np.pi))
     flat = np.hypot(along / stretch, across * stretch) / (radius * outline)
-    high = np.abs(np.arange(depth) - centre[0]) / half_height
+    high = np.abs(np.arange(depth) - centre[0]) / height
     return ((flat**power)[None] + (high**power)[:, None, None]).astype(np.float32) ** np.float32(1 / power)

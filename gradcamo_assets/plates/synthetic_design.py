@@ -6,10 +6,12 @@ Pixels are drawn in ``synthetic_field``, files are written in ``synthetic``.
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import plate_name
@@ -31,6 +33,16 @@ class Treatment:
     dose: float
     pert_type: Literal["trt", "negcon"]
     level: float
+
+
+def treatment_columns(treatments: Sequence[Treatment]) -> dict[str, list[Any]]:
+    """The columns of a plate map or a label table that say what was given."""
+    return {
+        "Metadata_Compound": [t.compound for t in treatments],
+        "Metadata_Dose": [t.dose for t in treatments],
+        "Metadata_Dose_Unit": [UNIT] * len(treatments),
+        "Metadata_pert_type": [t.pert_type for t in treatments],
+    }
 
 
 @dataclass(frozen=True)
@@ -77,16 +89,11 @@ class SyntheticPlate:
         )
         for fine, field, allowed in checks:
             if not fine:
-                raise PlateError(
-                    f"a synthetic plate cannot have {field} = {getattr(self, field)!r}", f"Use {allowed}.",
-                    plate=self.name,
-                )  # fmt: skip
+                problem = f"a synthetic plate cannot have {field} = {getattr(self, field)!r}"
+                raise PlateError(problem, f"Use {allowed}.", plate=self.name)
         if self.labels == "cell" and self.shortcut == "neighbour":
-            raise PlateError(
-                "a neighbour shortcut needs one treatment a well, but every cell was to have its own",
-                "Use labels 'well' with the neighbour shortcut, or another shortcut with labels 'cell'.",
-                plate=self.name,
-            )
+            problem = "a neighbour shortcut needs one treatment a well, but every cell was to have its own"
+            raise PlateError(problem, "Use labels 'well' with it, or another shortcut.", plate=self.name)
 
     @property
     def stains(self) -> tuple[str, ...]:
@@ -117,3 +124,10 @@ class SyntheticPlate:
         classes = len(self.treatments)
         order = np.concatenate([rng.permutation(classes) for _ in range(-(-self.wells // classes))])
         return tuple(self.treatments[k] for k in order[: self.wells])
+
+
+def plate_map(config: SyntheticPlate) -> pl.DataFrame:
+    """The plate map: a row a well. In a pooled screen the well is ``pooled``, and the label table has the rest."""
+    pooled = (Treatment(POOLED, 0.0, "trt", 0.0),) * config.wells
+    layout = pooled if config.labels == "cell" else config.layout
+    return pl.DataFrame({"Metadata_Well": config.well_names, **treatment_columns(layout)})

@@ -6,7 +6,9 @@ them into any region, so the same texture can be planted in cells, in the backgr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from gradcamo_assets.plates.synthetic_cells import Anatomy, grow_cells
-from gradcamo_assets.plates.synthetic_design import UNIT, SyntheticPlate, Treatment
+from gradcamo_assets.plates.synthetic_design import SyntheticPlate, treatment_columns
 
 _Volume = NDArray[np.float32]
 _CYTOPLASMIC = ("ER", "RNA", "AGP", "Mito")
@@ -36,8 +38,7 @@ class SyntheticField:
     table: pl.DataFrame
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(NamedTuple):
     """How granules look: ``size``, their standard deviation in pixels, and ``balance``, the share of each stain."""
 
     size: float
@@ -61,75 +62,53 @@ def signature(level: float | None, stains: tuple[str, ...]) -> Signature:
 def render_field(config: SyntheticPlate, well_index: int, site: int) -> SyntheticField:
     """Draw the field ``site`` (1-based) of the well ``well_index`` (0-based). No field depends on another."""
     rng = np.random.default_rng([config.seed, well_index, site])
-    bystanders = config.shortcut == "neighbour"
     count = max(1, config.cells + int(rng.integers(-1, 2) * (config.cells > 4)))
-    anatomy = grow_cells(config.shape, count, rng, in_pairs=bystanders)
-    treatments = _treatments(config, well_index, len(anatomy.centres), rng)
+    anatomy = grow_cells(config.shape, count, rng, in_pairs=config.shortcut == "neighbour")
+    treatments = [config.layout[well_index]] * len(anatomy.partner)
+    if config.labels == "cell":
+        order = np.arange(len(treatments)) + rng.integers(len(config.treatments))
+        treatments = [config.treatments[k] for k in rng.permutation(order % len(config.treatments))]
 
     stains = _paint_cells(config, anatomy, rng)
-    for level, region in _regions(config, well_index, anatomy, treatments):
+    for level, region in _regions(config, anatomy, [t.level for t in treatments]):
         _paint_granules(stains, signature(level, config.stains), region, rng)
-    _paint_debris(stains, anatomy, rng)
+    _paint_debris(stains, anatomy.cells, rng)
 
-    return SyntheticField(
-        _photograph(stains, config.stains, rng), anatomy.cells, anatomy.nuclei,
-        _table(config, well_index, site, anatomy, treatments),
-    )  # fmt: skip
-
-
-def _treatments(config: SyntheticPlate, well_index: int, count: int, rng: np.random.Generator) -> list[Treatment]:
-    if config.labels == "well":
-        return [config.layout[well_index]] * count
-    classes = config.treatments
-    order = (np.arange(count) + rng.integers(len(classes))) % len(classes)
-    return [classes[k] for k in rng.permutation(order)]
-
-
-def _table(
-    config: SyntheticPlate, well_index: int, site: int, anatomy: Anatomy, treatments: list[Treatment]
-) -> pl.DataFrame:
-    return pl.DataFrame(
+    table = pl.DataFrame(
         {
             "Metadata_Well": [config.well_names[well_index]] * len(treatments),
             "Metadata_Site": np.full(len(treatments), site, np.int32),
             "label": np.arange(1, len(treatments) + 1, dtype=np.int32),
             "kind": ["bystander" if partner else "target" for partner in anatomy.partner],
-            "Metadata_Compound": [t.compound for t in treatments],
-            "Metadata_Dose": [t.dose for t in treatments],
-            "Metadata_Dose_Unit": [UNIT] * len(treatments),
-            "Metadata_pert_type": [t.pert_type for t in treatments],
+            **treatment_columns(treatments),
         },
         schema_overrides={"Metadata_Dose": pl.Float64},
     )
+    return SyntheticField(_photograph(stains, rng), anatomy.cells, anatomy.nuclei, table)
 
 
-def _regions(
-    config: SyntheticPlate, well_index: int, anatomy: Anatomy, treatments: list[Treatment]
-) -> list[tuple[float | None, _Volume]]:
+def _regions(config: SyntheticPlate, anatomy: Anatomy, levels: list[float]) -> list[tuple[float | None, _Volume]]:
     """Which granules go where: (level, weight of every voxel) of each texture in the field."""
-    levels: list[float | None] = [t.level for t in treatments]
+    shown: list[float | None] = [*levels]
+    if config.shortcut != "none":
+        bystanders = anatomy.partner & (config.shortcut == "neighbour")
+        shown = [level if own else None for level, own in zip(levels, bystanders, strict=True)]
     cytoplasm = ((anatomy.cells > 0) & (anatomy.nuclei == 0)).astype(np.float32)
-    outside = _HAZE * (anatomy.cells == 0).astype(np.float32)
-    if config.shortcut == "none":
-        return _by_level(levels, anatomy.cells, cytoplasm)
-    if config.shortcut == "neighbour":
-        shown = [level if partner else None for level, partner in zip(levels, anatomy.partner, strict=True)]
-        return _by_level(shown, anatomy.cells, cytoplasm)
-    if config.labels == "well":
-        return [(None, cytoplasm), (config.layout[well_index].level, outside)]
-    nearest = ndimage.distance_transform_edt(
-        anatomy.cells == 0, sampling=(2, 1, 1), return_distances=False, return_indices=True
-    )
-    return [(None, cytoplasm), *_by_level(levels, anatomy.cells[tuple(nearest)], outside)]
+    regions = _by_level(shown, anatomy.cells, cytoplasm)
+    if config.shortcut == "background":
+        nearest = ndimage.distance_transform_edt(
+            anatomy.cells == 0, sampling=(2, 1, 1), return_distances=False, return_indices=True
+        )
+        outside = _HAZE * (anatomy.cells == 0).astype(np.float32)
+        regions += _by_level(levels, anatomy.cells[tuple(nearest)], outside)
+    return regions
 
 
 def _by_level(
-    levels: list[float | None], owner: NDArray[np.uint32], weight: _Volume
+    levels: Sequence[float | None], owner: NDArray[np.uint32], weight: _Volume
 ) -> list[tuple[float | None, _Volume]]:
     """Split ``weight`` by the level of the cell that owns each voxel."""
     distinct = list(dict.fromkeys(levels))
-    if len(distinct) == 1:
-        return [(distinct[0], weight)]
     number = np.array([-1, *(distinct.index(level) for level in levels)])[owner]
     return [(level, weight * (number == k)) for k, level in enumerate(distinct)]
 
@@ -161,7 +140,7 @@ def _paint_cells(config: SyntheticPlate, anatomy: Anatomy, rng: np.random.Genera
     filaments = np.exp(-((coarse / 0.3) ** 2))
     rim = np.exp(-(((1 - depth) / 0.16) ** 2)) * inside
     nucleoli = nucleus * (anatomy.nucleus_depth < 0.75) * np.clip(coarse - 0.8, 0, 1)
-    brightness = rng.lognormal(0, 0.18, len(anatomy.centres) + 1).astype(np.float32)
+    brightness = rng.lognormal(0, 0.18, len(anatomy.partner) + 1).astype(np.float32)
 
     painted = {
         "DNA": nucleus * (1000 + 180 * fine) * (1.15 - 0.3 * np.minimum(anatomy.nucleus_depth, 1)) + 20 * cytoplasm,
@@ -178,27 +157,27 @@ def _paint_cells(config: SyntheticPlate, anatomy: Anatomy, rng: np.random.Genera
     return {stain: painted[stain].astype(np.float32) for stain in config.stains}
 
 
-def _paint_debris(stains: dict[str, _Volume], anatomy: Anatomy, rng: np.random.Generator) -> None:
+def _paint_debris(stains: dict[str, _Volume], cells: NDArray[np.uint32], rng: np.random.Generator) -> None:
     """A few bright specks between the cells, in one stain or two."""
-    free = np.flatnonzero(anatomy.cells == 0)
+    free = np.flatnonzero(cells == 0)
     if not len(free):
         return
     names = [stain for stain in stains if stain != "Brightfield"]
     for voxel in rng.choice(free, int(rng.integers(2, 6))):
-        z, y, x = np.unravel_index(voxel, anatomy.cells.shape)
+        z, y, x = np.unravel_index(voxel, cells.shape)
         for stain in rng.choice(names, int(rng.integers(1, 3)), replace=False):
             stains[stain][z, y : y + 2, x : x + 2] += rng.uniform(1500, 4000)
 
 
-def _photograph(stains: dict[str, _Volume], order: tuple[str, ...], rng: np.random.Generator) -> NDArray[np.uint16]:
+def _photograph(stains: dict[str, _Volume], rng: np.random.Generator) -> NDArray[np.uint16]:
     """Blur that grows with depth, uneven illumination, shot noise, read noise, offset."""
     depth, height, width = next(iter(stains.values())).shape
     centre = rng.uniform(0.35, 0.65, 2)
     y, x = np.linspace(0, 1, height)[:, None] - centre[0], np.linspace(0, 1, width)[None] - centre[1]
     illumination = (1.05 - 0.4 * (y**2 + x**2)).astype(np.float32)
-    image = np.empty((len(order), depth, height, width), np.uint16)
-    for channel, stain in enumerate(order):
-        light = stains[stain] + np.float32(25)
+    image = np.empty((len(stains), depth, height, width), np.uint16)
+    for channel, painted in enumerate(stains.values()):
+        light = painted + np.float32(25)
         if depth > 1:
             light = ndimage.gaussian_filter1d(light, 0.5, axis=0, mode="nearest", truncate=3.0)
         for z in range(depth):

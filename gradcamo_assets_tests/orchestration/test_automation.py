@@ -40,7 +40,7 @@ def another_version(bench: Bench, promote: bool = True) -> ModelVersion:
     champion = registry.by_alias()
     assert champion is not None
     model, config = load_bundle(registry.fetch(champion))
-    version = registry.register(model, config, parameters={}, metrics={}, curves={})
+    version = registry.register(model, config)
     if promote:
         registry.promote(version.version)
     return version

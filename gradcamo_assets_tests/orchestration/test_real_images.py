@@ -30,7 +30,7 @@ def champion_for(bench: Bench, channels: list[str], shape: list[int], voxel_size
             model.train()(torch.randn(4, len(channels), *shape))
     config = BundleConfig("efficientnet3d-small", layer, ["negcon", "a", "b"], channels, shape, voxel_size)
     registry = bench.platform.registry
-    version = registry.register(model, config, parameters={}, metrics={}, curves={})
+    version = registry.register(model, config)
     promote(bench.platform.lake, registry, version, by="test", reason="trained elsewhere")
 
 

@@ -34,16 +34,16 @@ def test_saturation_counts_pixels_at_the_ceiling(ceiling: int) -> None:
 
 def test_only_a_constant_field_is_empty() -> None:
     image = np.full((2, 3, 8, 8), 5, np.uint16)
-    assert field_quality(image).flag == "empty"
+    assert field_quality(image).qc_flag == "empty"
     image[1, 2, 4, 4] = 6
-    assert field_quality(image).flag is None
+    assert field_quality(image).qc_flag is None
 
 
 def test_percentiles_agree_with_numpy() -> None:
     image = _field(np.random.default_rng(2))
     quality = field_quality(image)
-    assert quality.median == [float(np.median(channel)) for channel in image]
-    assert quality.p99 == pytest.approx([float(np.percentile(channel, 99)) for channel in image])
+    assert quality.intensity_median == [float(np.median(channel)) for channel in image]
+    assert quality.intensity_p99 == pytest.approx([float(np.percentile(channel, 99)) for channel in image])
 
 
 def test_plate_statistics_are_those_of_all_pixels() -> None:
