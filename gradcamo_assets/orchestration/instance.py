@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,33 +18,35 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def environment(home: Home) -> dict[str, str]:
-    """What Dagster's processes need to know: where ``dagster.yaml`` is, and where this installation keeps its data.
+    """What Dagster's processes need to know. Its home is ``dagster/`` in ours, with a copy of our ``dagster.yaml``.
 
     Raises:
         GradcamoError: if ``dagster.yaml`` is not where this package was installed from.
     """
-    if not (REPOSITORY / "dagster.yaml").exists():
+    settings = REPOSITORY / "dagster.yaml"
+    if not settings.exists():
         raise GradcamoError(
-            "dagster.yaml is missing", "Install the package from a clone: pip install -e .", path=REPOSITORY
+            "dagster.yaml is missing", "Install the package from a clone: pip install -e .", path=settings
         )
+    home.create()
+    shutil.copyfile(settings, home.dagster / "dagster.yaml")
     return {
-        "DAGSTER_HOME": os.environ.get("DAGSTER_HOME") or str(REPOSITORY),
+        "DAGSTER_HOME": str(home.dagster),
         "GRADCAMO_HOME": str(home.root),
-        "GRADCAMO_DAGSTER": str(home.dagster),
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
 
 
 def open_instance(home: Home) -> DagsterInstance:
     """The instance whose runs and materialisations the UI shows."""
-    values = environment(home.create())
+    values = environment(home)
     os.environ.update(values)
     return DagsterInstance.from_config(values["DAGSTER_HOME"])
 
 
 def serve(home: Home, *, port: int, mlflow_port: int) -> int:
     """Run the Dagster UI with its daemon and the MLflow UI, on loopback, until interrupted. The exit code."""
-    home.create()
+    values = {**os.environ, **environment(home)}
     store = f"sqlite:///{home.mlflow / 'mlflow.db'}"
     artifacts = (home.mlflow / "artifacts").as_uri()
     # fmt: off
@@ -54,7 +57,6 @@ def serve(home: Home, *, port: int, mlflow_port: int) -> int:
          "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
     ]
     # fmt: on
-    values = {**os.environ, **environment(home)}
     print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{mlflow_port}\nStop both with Ctrl-C.")
     processes = [subprocess.Popen(command, env=values, cwd=REPOSITORY) for command in commands]
     signal.signal(signal.SIGTERM, signal.default_int_handler)

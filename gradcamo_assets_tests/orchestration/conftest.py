@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import pytest
 
 from gradcamo_assets.common import Home
 from gradcamo_assets.orchestration.build import build_definitions
-from gradcamo_assets.orchestration.demo import QUIET
+from gradcamo_assets.orchestration.demo import QUIET, run_demo
 from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.plates import SyntheticPlate, load_plate, write_synthetic_plate
+from gradcamo_assets.plates import SyntheticPlate, load_plate
 
 SETTINGS = "[crops]\nshape = [6, 48, 48]\nkeep_border = true\n[training]\nepochs = 3\nbatch_size = 8\n"
 TINY = SyntheticPlate(name="tiny", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
@@ -89,15 +88,16 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture(scope="session")
 def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """One tiny plate led from the inbox to ``qc.duckdb``. Tests read it; those that write take a ``copy``."""
-    os.environ["TQDM_DISABLE"] = "1"
-    bench = make_bench(tmp_path_factory.mktemp("scored"))
-    write_synthetic_plate(bench.home.inbox, TINY)
-    results = [bench.ingest("tiny"), *bench.process("tiny"), bench.run("train_model")]
-    results += [bench.run("rescore", plate_site_key("tiny", site)) for site in (1, 2)]
-    results.append(bench.run("refresh_qc"))
-    assert all(result.success for result in results)
-    yield bench
+    """One tiny plate led from the inbox to ``qc.duckdb`` by the demo. Tests that write take a ``copy``."""
+    home = Home(tmp_path_factory.mktemp("scored")).create()
+    home.settings_file.write_text(SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")
+        for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
+            patch.setenv(name, "")  # The demo sets them; this brings them back.
+        run_demo(home, TINY)
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        yield Bench(Platform(root=str(home.root)), instance)
 
 
 @pytest.fixture(scope="session")
