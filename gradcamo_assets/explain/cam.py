@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -47,22 +48,29 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     )
 
 
-def captured(model: nn.Module, images: Tensor, layers: Mapping[str, nn.Module]) -> tuple[Any, dict[str, Tensor]]:
+def captured(
+    model: nn.Module, images: Tensor, layers: Mapping[str, nn.Module], graph: bool = True
+) -> tuple[Any, dict[str, Tensor]]:
     """One forward pass: what the model returns, and what the layers put out, by name, each (B, K, \\*grid).
 
-    Each activation begins a new autograd graph, unless it depends on another captured one or on a trained weight. The
-    model goes on with a copy of it, so that a later in-place ReLU cannot change it. Of several runs the last counts.
+    With ``graph`` each activation begins a new autograd graph, unless it depends on another captured one or on a
+    trained weight, and the model goes on with a copy of it, so that a later in-place ReLU cannot change it. Without, a
+    copy is made only where that happened. Of several runs the last counts.
 
     Raises:
         ExplainError: where a layer did not run, or put out something else than a tensor with the images' axes.
     """
     outputs: dict[str, Any] = {}
+    versions: dict[str, int] = {}
 
     def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, Tensor) and not output.requires_grad:
+        if not isinstance(output, Tensor):
+            outputs[name] = output
+            return None
+        if graph and not output.requires_grad:
             output = output.detach().requires_grad_()
-        outputs[name] = output
-        return output.clone() if isinstance(output, Tensor) else None
+        outputs[name], versions[name] = output, output._version
+        return output.clone() if graph else None
 
     with ExitStack() as hooks:
         for name, module in layers.items():
@@ -80,6 +88,8 @@ def captured(model: nn.Module, images: Tensor, layers: Mapping[str, nn.Module]) 
                 f"the layer {name!r} puts out {what}, no feature map",
                 f"Pass a convolutional layer whose output is (B, K, *grid), {images.ndim} axes.",
             )
+    if not graph and any(outputs[name]._version != version for name, version in versions.items()):
+        return captured(model, images, layers)
     return returned, {name: outputs[name] for name in layers}
 
 
@@ -164,28 +174,40 @@ def explained(target: Any, output: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         return scalars, scalars[:, None], None
 
 
-def pooled_head(model: nn.Module, activations: Tensor, logits: Tensor) -> nn.Linear | None:
+@dataclass(frozen=True)
+class PooledHead:
+    """A linear layer that feeds on an activation's averages: (B, K) ``pooled``, and its own (B, classes) ``logits``."""
+
+    linear: nn.Linear
+    pooled: Tensor
+    logits: Tensor
+
+    def bias(self, classes: Tensor) -> Tensor:
+        """The bias of each cell's class, (B,)."""
+        bias = self.linear.bias
+        return torch.zeros_like(self.logits[:, 0]) if bias is None else bias.detach()[classes]
+
+
+def pooled_head(model: nn.Module, activations: Tensor, logits: Tensor) -> PooledHead | None:
     """The linear layer that the activations feed through global average pooling, or None.
 
-    Found by its sizes, believed only where W mean(A) + b equals the logits (B, classes) of the whole batch.
+    Found by its sizes, believed only where W mean(A) + b, in float32 or better, equals the logits of the whole batch.
     """
     dtype = torch.promote_types(activations.dtype, torch.float32)
     with torch.no_grad(), torch.autocast(activations.device.type, enabled=False):
-        pooled = activations.to(dtype).flatten(2).mean(2)
+        pooled = activations.flatten(2).mean(2, dtype=dtype)
         allowed = _TOLERANCE.get(logits.dtype, 5e-2) * logits.abs().max().clamp_min(1e-6)
         for module in model.modules():
             if isinstance(module, nn.Linear) and module.weight.shape == (logits.shape[-1], pooled.shape[1]):
                 bias = None if module.bias is None else module.bias.to(dtype)
                 made = nn.functional.linear(pooled, module.weight.to(dtype), bias)
                 if bool((made - logits).abs().max() <= allowed):
-                    return module
+                    return PooledHead(module, pooled, made)
     return None
 
 
 def signed_map(activations: Tensor, weight: Tensor) -> Tensor:
     """The un-rectified CAM at such a head, w_y . A_i / n: (B, \\*grid); its sum over voxels is the logit less its bias.
-
-    Multiplied and added elementwise in float32 or better: a matrix product may run in TF32 or bfloat16.
 
     Args:
         activations: (B, K, *grid) that enter the pooling. weight: (B, K), the linear layer's row of each cell's class.
@@ -193,7 +215,11 @@ def signed_map(activations: Tensor, weight: Tensor) -> Tensor:
     dtype = torch.promote_types(activations.dtype, torch.float32)
     grid = activations.shape[2:]
     scaled = weight.to(dtype) / grid.numel()
-    return (activations.to(dtype) * scaled.reshape(*scaled.shape, *(1,) * len(grid))).sum(1)
+    values = activations.to(dtype)
+    if torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(values.device.type):
+        return torch.bmm(scaled[:, None], values.flatten(2)).reshape(len(values), *grid)
+    # A matrix product would run in TF32 or bfloat16.
+    return (values * scaled.reshape(*scaled.shape, *(1,) * len(grid))).sum(1)
 
 
 def gradient_maps(scalars: Tensor, activations: Sequence[Tensor]) -> list[Tensor]:

@@ -8,8 +8,9 @@ Here: that algebra and the columns that follow from it. Not here: networks, grad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -58,17 +59,28 @@ def project_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
     dtype = torch.float64 if exact else torch.float32
     with torch.autocast(mask.device.type, enabled=False):
         values = mask.to(dtype)
-        # The last axis first: its product is the largest, and needs no copy.
+        # The last axis first: its product is the largest. The others from the left, which needs no copy.
         for axis in range(len(grid), 0, -1):
-            if values.shape[axis] != grid[axis - 1]:
-                matrix = _axis_matrix(grid[axis - 1], values.shape[axis], dtype, values.device)
-                values = torch.movedim(torch.movedim(values, axis, -1) @ matrix, -1, axis)
+            length = values.shape[axis]
+            if length != grid[axis - 1]:
+                matrix = _axis_matrix(grid[axis - 1], length, dtype, values.device)
+                if axis == len(grid):
+                    values = values @ matrix
+                else:
+                    flat = values.reshape(*values.shape[: axis + 1], -1)
+                    values = (matrix.T @ flat).reshape(*values.shape[:axis], grid[axis - 1], *values.shape[axis + 1 :])
     return values.to(torch.float64)
 
 
 def footprint(crop: Sequence[int], grid: Sequence[int], device: torch.device) -> Tensor:
     """U'1, (\\*grid) in float64: how many crop voxels each map voxel stands for. Sums to the voxels of the crop."""
-    return project_mask(torch.ones(1, *crop, dtype=torch.float64, device=device), grid)[0]
+    return _footprint(tuple(crop), tuple(grid), device)
+
+
+@lru_cache(maxsize=64)
+def _footprint(crop: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return project_mask(torch.ones(1, *crop, dtype=torch.float64, device=device), grid)[0]
 
 
 @dataclass(frozen=True)
@@ -79,53 +91,61 @@ class Regions:
         reach: (B, 3, *grid) float64, r_i: the share of voxel i's footprint that lies in each region; they add to 1.
         footprint: (*grid) float64, U'1.
         fraction: (B, 3) float64, share of the crop that each region fills.
+        centre: (B, *grid) uint8, whether the crop voxel at the centre of each map voxel lies in the target.
         neighbours_known: False where no neighbour masks were given; their voxels then count as background.
     """
 
     reach: Tensor
     footprint: Tensor
     fraction: Tensor
+    centre: Tensor
     neighbours_known: bool = True
 
 
-def label_regions(labels: Tensor, grid: Sequence[int], neighbours_known: bool = True) -> Regions:
-    """Project a label crop on a map's grid.
+def project_regions(target: Tensor, neighbours: Tensor | None, grid: Sequence[int]) -> Regions:
+    """Project the masks of B crops on a map's grid.
 
     Args:
-        labels: (B, *crop) uint8: 1 in the target cell, 2 in neighbours, anything else is background.
+        target: (B, *crop), 1 in the target cell, else 0; any dtype.
+        neighbours: the same of other cells; the target wins where they overlap. None: not known.
         grid: shape of the map.
-        neighbours_known: False where label 2 was never assigned.
-    """
-    area = footprint(labels.shape[1:], grid, labels.device)
-    reach, fraction = [], []
-    for label in (1, 2):
-        mask = (labels == label).view(torch.uint8)  # Bytes turn into floats much faster than booleans do.
-        # A voxel that the upsampler never reads (a map finer than its crop) belongs to no region but the background.
-        share = torch.where(area > 0, project_mask(mask, grid) / area.clamp_min(1e-300), 0)
-        reach.append(share.clamp(0, 1))
-        fraction.append(mask.flatten(1).sum(1).to(torch.float64) / labels[0].numel())
-    for known in (reach, fraction):
-        known.append((1 - known[0] - known[1]).clamp_min(0))
-    return Regions(torch.stack(reach, 1), area, torch.stack(fraction, 1), neighbours_known)
-
-
-def mask_labels(target: Tensor, neighbours: Tensor | None = None) -> Tensor:
-    """One uint8 label crop from binary masks (B, *crop): 1 target, 2 neighbour, 0 background. The target wins.
 
     Raises:
-        ExplainError: where a mask holds other values than 0 and 1.
+        ExplainError: where a mask holds other values than 0 and 1, or has not the map's axes.
     """
-    labels = torch.zeros_like(target, dtype=torch.uint8)
-    for label, name, mask in ((2, "neighbour masks", neighbours), (1, "target masks", target)):
+    crop = target.shape[1:]
+    area = footprint(crop, grid, target.device)
+    inside = _bytes(target, "target masks")
+    others = None if neighbours is None else _bytes(neighbours, "neighbour masks") * (1 - inside)
+    reach: list[Tensor] = []
+    fraction: list[Tensor] = []
+    for mask in (inside, others):
         if mask is None:
+            reach.append(torch.zeros_like(reach[0]))
+            fraction.append(torch.zeros_like(fraction[0]))
             continue
-        inside = mask != 0
-        if mask.dtype != torch.bool and not bool((inside == mask).all()):
-            raise ExplainError(
-                f"{name} hold other values than 0 and 1", "Pass one binary mask a cell, for example labels == label."
-            )
-        labels.masked_fill_(inside, label)
-    return labels
+        projected = project_mask(mask, grid)
+        # A voxel that the upsampler never reads (a map finer than its crop) belongs to no region but the background.
+        reach.append(torch.where(area > 0, projected / area.clamp_min(1e-300), 0).clamp(0, 1))
+        # The rows of U add to 1, so the projection keeps the mask's number of voxels.
+        fraction.append(projected.flatten(1).sum(1).round() / math.prod(crop))
+    for known in (reach, fraction):
+        known.append((1 - known[0] - known[1]).clamp_min(0))
+    centre = inside
+    for axis, (size, length) in enumerate(zip(grid, crop, strict=True), start=1):
+        middles = (torch.arange(size, device=target.device) * 2 + 1) * length // (2 * size)
+        centre = centre.index_select(axis, middles)
+    return Regions(torch.stack(reach, 1), area, torch.stack(fraction, 1), centre, neighbours is not None)
+
+
+def _bytes(mask: Tensor, name: str) -> Tensor:
+    """A binary mask as bytes: they turn into floats, and multiply, much faster than booleans do."""
+    inside = mask if mask.dtype == torch.bool else mask != 0
+    if inside is not mask and not bool((inside == mask).all()):
+        raise ExplainError(
+            f"{name} hold other values than 0 and 1", "Pass one binary mask a cell, for example labels == label."
+        )
+    return inside.view(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -143,6 +163,8 @@ class Overlap:
     background_share: Tensor
     neighbour_fraction: Tensor
     looks_at: Tensor
+    pointing_game: Tensor
+    relevance_rank_accuracy: Tensor
     null_reason: Tensor
     shares: Tensor
     fractions: Tensor
@@ -160,7 +182,12 @@ def overlap(cam: Tensor, regions: Regions) -> Overlap:
     ``gradcamo`` = <L, U'M> / <L, U'1>, the share of the upsampled map in the mask; a convex combination of
     r_i = (U'M)_i / (U'1)_i, hence ``gradcamo_max`` = max r. An adjusted share is (share - fraction) / (ceiling -
     fraction): 0 at chance, 1 at the ceiling. ``looks_at`` is the region with the highest adjusted share, ``none`` where
-    no region exceeds chance by 0.05. Gradients flow to the map.
+    no region exceeds chance by 0.05. Gradients flow to the map, through the shares.
+
+    Two measures that look at the order of map voxels only: ``pointing_game`` (Zhang et al., ECCV 2016), 1 where the
+    crop voxel at the centre of the brightest one lies in the target; and ``relevance_rank_accuracy`` (Arras et al.,
+    arXiv 2003.07258), the share of the mask that the brightest ones of the mask's volume cover, each counted by the
+    part of its footprint in the mask. On a map of the crop's own grid they are the published ones.
 
     NULL (NaN, -1) stands where there is no answer: every share of an empty map or mask; the adjusted score where the
     mask fills the crop or every map voxel sees the same part of it; and, where no neighbour masks are given,
@@ -185,7 +212,36 @@ def overlap(cam: Tensor, regions: Regions) -> Overlap:
     there = finite & (total > 0)
     weights = torch.where(there, mass / torch.where(there, total, 1), torch.nan)
     shares = torch.einsum("bn,bcn->bc", weights, reach).clamp_min(0).minimum(ceilings)
-    return _columns(shares, regions.fraction, ceilings, finite[:, 0], regions.neighbours_known)
+    measured = _columns(shares, regions.fraction, ceilings, finite[:, 0], regions.neighbours_known)
+    answered = ~torch.isnan(measured.gradcamo)
+    values = cam.detach().to(regions.footprint).flatten(1)
+    hit = regions.centre.flatten(1).gather(1, values.argmax(1, keepdim=True))[:, 0].to(values)
+    rank = _rank_accuracy(values, regions.footprint.flatten(), reach[:, 0], regions.fraction[:, 0])
+    return replace(
+        measured,
+        pointing_game=torch.where(answered, hit, torch.nan),
+        relevance_rank_accuracy=torch.where(answered, rank, torch.nan),
+    )
+
+
+def _rank_accuracy(cam: Tensor, area: Tensor, reach: Tensor, fraction: Tensor) -> Tensor:
+    """The share of the mask's volume that the brightest map voxels, of the same volume together, cover of it: (B,).
+
+    Voxels that tie for the last places count in part, so that the order of voxels does not matter.
+
+    Args:
+        cam, reach: (B, n). area: (n,), U'1. fraction: (B,), of the crop, that the mask fills.
+    """
+    wanted = (fraction * area.sum())[:, None]
+    cam = cam.masked_fill(area == 0, -torch.inf)
+    # As many as can be needed, should all of them have the smallest footprint.
+    most = math.ceil(float(wanted.max() / area[area > 0].min())) + 1
+    brightest, order = cam.topk(min(most, cam.shape[1]), 1)
+    last = (area[order].cumsum(1) < wanted * (1 - 1e-12)).sum(1, keepdim=True).clamp_max(order.shape[1] - 1)
+    threshold = brightest.gather(1, last)
+    above, tied = area * (cam > threshold), area * (cam == threshold)
+    part = (wanted - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True).clamp_min(1e-300)
+    return ((above + part.clamp(0, 1) * tied) * reach).sum(1) / wanted[:, 0].clamp_min(1e-300)
 
 
 def region_evidence(signed: Tensor, regions: Regions) -> dict[str, Tensor]:
@@ -207,7 +263,7 @@ def mean_overlap(parts: Sequence[Overlap]) -> Overlap:
     """The overlap of the mean of several maps a cell, each divided by its own mass <L, U'1> first.
 
     Shares are linear in the map and the masses are equal, so it is the mean of the shares; and so is the ceiling, which
-    each map reaches on its own. Maps that are empty take no part.
+    each map reaches on its own. Maps that are empty take no part. What depends on the order of voxels is NULL.
     """
     shares = torch.stack([part.shares for part in parts])
     ceilings = torch.stack([part.ceilings for part in parts])
@@ -251,6 +307,8 @@ def _columns(shares: Tensor, fractions: Tensor, ceilings: Tensor, finite: Tensor
         background_share=background if neighbours_known else null,
         neighbour_fraction=fractions[:, 1] if neighbours_known else null,
         looks_at=looks_at,
+        pointing_game=null,
+        relevance_rank_accuracy=null,
         null_reason=reason,
         shares=shares,
         fractions=fractions,

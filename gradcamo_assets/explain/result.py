@@ -29,6 +29,8 @@ class GradcamoResult:
         neighbour_share, background_share: the rest of the map; the three shares add to 1.
         neighbour_fraction: share of the crop that neighbours fill.
         looks_at: ``target``, ``neighbour``, ``background`` or ``none``; None for NULL.
+        pointing_game: 1 where the brightest map voxel stands in the target, else 0.
+        relevance_rank_accuracy: share of the mask that the brightest map voxels, of the mask's volume, cover.
         evidence_target, evidence_neighbour, evidence_background: signed, adding to ``logit`` - ``logit_bias``; NULL
             where the layer does not feed global average pooling and one linear layer.
         target_class: (B,) int64, the explained class; -1 where a callable was explained.
@@ -51,6 +53,8 @@ class GradcamoResult:
     background_share: np.ndarray
     neighbour_fraction: np.ndarray
     looks_at: list[str | None]
+    pointing_game: np.ndarray
+    relevance_rank_accuracy: np.ndarray
     evidence_target: np.ndarray
     evidence_neighbour: np.ndarray
     evidence_background: np.ndarray

@@ -7,17 +7,20 @@ Here: what goes in is checked, maps and masks are brought together, columns come
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.common.errors import ExplainError
 from gradcamo_assets.explain import cam, methods, overlap
-from gradcamo_assets.explain.cam import Layer, Target
-from gradcamo_assets.explain.overlap import Overlap
+from gradcamo_assets.explain.cam import Layer, PooledHead, Target
+from gradcamo_assets.explain.overlap import Overlap, Regions
 from gradcamo_assets.explain.result import GradcamoResult, pack
+
+_Masks: TypeAlias = tuple[Tensor, Tensor | None]
 
 DEFINITIONS = ("linear", "pytorch_grad_cam")
 
@@ -55,7 +58,7 @@ def gradcamo(
         ExplainError: for masks of another shape, an empty batch, images that are not finite, a network in training
             mode, a layer that does not exist or does not run, or a method that cannot do it.
     """
-    images, labels, neighbours_known = _checked(model, images, target_masks, neighbour_masks)
+    images, masks = _checked(model, images, target_masks, neighbour_masks)
     methods.check_method(method, images.ndim - 2)
     if definition not in DEFINITIONS:
         raise ExplainError(f"there is no definition {definition!r}", f"Choose one of {', '.join(DEFINITIONS)}.")
@@ -63,8 +66,82 @@ def gradcamo(
     if not modules:
         raise ExplainError("no layer was given", "Pass a module of the model, its dotted name, or a list of them.")
 
+    run = _closed_form(model, images, modules, target) if method == "gradcam" else None
+    run = run or _backward(model, images, modules, target, method)
+    if not bool(torch.isfinite(run.logits).all()):
+        _refuse_unfinite(images)
+    common = _class_columns(run)
+    results: dict[str, GradcamoResult] = {}
+    overlaps: list[Overlap] = []
+    linear = definition == "linear"
+    regions: dict[tuple[int, ...], Regions] = {}
+    for name, values in run.activations.items():
+        columns = dict(common)
+        grid = tuple(values.shape[2:])
+        if grid not in regions:
+            regions[grid] = overlap.project_regions(*masks, grid)
+        head = run.heads.get(name)
+        if head is not None and run.classes is not None:
+            columns["logit_bias"] = head.bias(run.classes)
+            columns |= overlap.region_evidence(run.maps[name], regions[grid])
+            run.maps[name] = run.maps[name].clamp_min(0)
+        overlaps.append(overlap.overlap(run.maps[name], regions[grid]))
+        columns |= vars(overlaps[-1] if linear else _library_overlap([run.maps[name]], masks))
+        embedding = values.detach().flatten(2).mean(2, dtype=torch.float32) if head is None else head.pooled.float()
+        results[name] = pack(columns, run.logits, embedding, run.maps[name])
+    if len(results) == 1:
+        return next(iter(results.values()))
+    ordered = list(run.maps.values())
+    measured = overlap.mean_overlap(overlaps) if linear else _library_overlap(ordered, masks)
+    mean = pack(common | vars(measured), run.logits, embedding, _mean_map(ordered, masks[0].shape[1:]))
+    return replace(mean, layers=results)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What came of one batch: maps (B, \\*grid) by layer, not yet rectified at a pooled head."""
+
+    scalars: Tensor
+    logits: Tensor
+    classes: Tensor | None
+    activations: dict[str, Tensor]
+    maps: dict[str, Tensor]
+    heads: dict[str, PooledHead]
+
+
+_NOT_POOLED: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
+"""Layers that do not feed global average pooling and a linear layer, so that the next batch need not try."""
+
+
+def _closed_form(model: nn.Module, images: Tensor, modules: dict[str, nn.Module], target: Target) -> _Run | None:
+    """The maps by one forward pass without a graph, where every layer feeds a pooled head and a class is explained."""
+    names = tuple(modules)
+    if callable(target) or names in _NOT_POOLED.get(model, ()):
+        return None
+    with torch.inference_mode(False), torch.no_grad():
+        output, activations = cam.captured(model, images, modules, graph=False)
+        logits = cam.logits_of(output)
+        found = {name: cam.pooled_head(model, values, logits) for name, values in activations.items()}
+        heads = {name: head for name, head in found.items() if head is not None}
+        if len(heads) < len(found):
+            if bool(torch.isfinite(logits).all()):
+                _NOT_POOLED.setdefault(model, set()).add(names)
+            return None
+        # Logits of a half precision have three digits; those that the head makes of its own activations have seven.
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logits = logits if logits.dtype == wide else next(iter(heads.values())).logits
+        classes = cam.class_targets(target, logits)
+        maps = {
+            name: cam.signed_map(values, heads[name].linear.weight.detach()[classes])
+            for name, values in activations.items()
+        }
+    return _Run(logits.gather(1, classes[:, None])[:, 0], logits, classes, activations, maps, heads)
+
+
+def _backward(model: nn.Module, images: Tensor, modules: dict[str, nn.Module], target: Target, method: str) -> _Run:
+    """The maps by a truncated backward, or by pytorch-grad-cam."""
     maps: dict[str, Tensor] = {}
-    heads: dict[str, nn.Linear] = {}
+    heads: dict[str, PooledHead] = {}
     with torch.inference_mode(False), torch.enable_grad(), cam.frozen(model):
         output, activations = cam.captured(model, images, modules)
         scalars, logits, classes = cam.explained(target, output)
@@ -73,42 +150,30 @@ def gradcamo(
         if method == "gradcam":
             for name, values in activations.items():
                 head = None if classes is None else cam.pooled_head(model, values, logits)
-                if head is not None:
+                if head is not None and classes is not None:
                     heads[name] = head
+                    maps[name] = cam.signed_map(values.detach(), head.linear.weight.detach()[classes])
             rest = [name for name in activations if name not in heads]
-            maps = dict(zip(rest, cam.gradient_maps(scalars, [activations[name] for name in rest]), strict=True))
+            maps |= zip(rest, cam.gradient_maps(scalars, [activations[name] for name in rest]), strict=True)
     if method != "gradcam":
         for name, module in modules.items():
             grid = activations[name].shape[2:]
             maps[name] = methods.library_map(model, images, module, grid, method, target, classes)
-
-    common = _class_columns(logits, classes, scalars)
-    results: dict[str, GradcamoResult] = {}
-    overlaps: list[Overlap] = []
-    linear = definition == "linear"
-    for name, values in activations.items():
-        columns = dict(common)
-        regions = overlap.label_regions(labels, values.shape[2:], neighbours_known)
-        if name in heads:
-            signed = cam.signed_map(values.detach(), heads[name].weight.detach()[classes])
-            maps[name] = signed.clamp_min(0)
-            bias = heads[name].bias
-            columns["logit_bias"] = torch.zeros_like(scalars) if bias is None else bias[classes]
-            columns |= overlap.region_evidence(signed, regions)
-        overlaps.append(overlap.overlap(maps[name], regions))
-        columns |= vars(overlaps[-1] if linear else _library_overlap([maps[name]], labels, neighbours_known))
-        embedding = values.detach().float().flatten(2).mean(2)
-        results[name] = pack(columns, logits, embedding, maps[name])
-    if len(results) == 1:
-        return next(iter(results.values()))
-    ordered = [maps[name] for name in activations]
-    measured = overlap.mean_overlap(overlaps) if linear else _library_overlap(ordered, labels, neighbours_known)
-    mean = pack(common | vars(measured), logits, embedding, _mean_map(ordered, labels.shape[1:]))
-    return replace(mean, layers=results)
+    return _Run(scalars, logits, classes, activations, {name: maps[name] for name in activations}, heads)
 
 
-def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, Tensor, bool]:
-    """Images on the model's device, labels, and whether neighbours are known."""
+def _refuse_unfinite(images: Tensor) -> None:
+    """Where logits are not finite: whether the images are to blame."""
+    bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise ExplainError(
+            f"{len(bad)} images hold NaN or infinite values, the first at index {bad[0]}",
+            "Leave these cells out or repair their crops; no score can be computed from them.",
+        )
+
+
+def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, _Masks]:
+    """Images on the model's device, and the masks beside them."""
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ExplainError(
@@ -123,45 +188,37 @@ def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: 
         raise ExplainError(
             f"images have shape {tuple(images.shape)}", "Pass (B, C, Y, X) or (B, C, Z, Y, X) with at least one image."
         )
-    finite = torch.isfinite(images.flatten(1)).all(1)
-    if not bool(finite.all()):
-        bad = (~finite).nonzero()[:, 0].tolist()
-        raise ExplainError(
-            f"{len(bad)} images hold NaN or infinite values, the first at index {bad[0]}",
-            "Leave these cells out or repair their crops; no score can be computed from them.",
-        )
     expected = (len(images), *images.shape[2:])
-    masks: list[Tensor] = []
+    masks: list[Tensor | None] = []
     for name, mask in (("target_masks", target_masks), ("neighbour_masks", neighbour_masks)):
-        if mask is None and masks:
-            continue
-        mask = torch.as_tensor(mask, device=images.device)
-        if tuple(mask.shape) != expected:
-            raise ExplainError(
-                f"{name} have shape {tuple(mask.shape)}, the images {tuple(images.shape)}",
-                f"Pass masks of shape {expected}: one a cell, without a channel axis, at the images' resolution.",
-            )
+        if mask is not None or not masks:
+            # Apple's GPUs have no float64, in which shares are computed.
+            mask = torch.as_tensor(mask, device="cpu" if images.device.type == "mps" else images.device)
+            if tuple(mask.shape) != expected:
+                raise ExplainError(
+                    f"{name} have shape {tuple(mask.shape)}, the images {tuple(images.shape)}",
+                    f"Pass masks of shape {expected}: one a cell, without a channel axis, at the images' resolution.",
+                )
         masks.append(mask)
-    labels = overlap.mask_labels(*masks)
-    # Apple's GPUs have no float64, in which shares are computed.
-    return images, labels.cpu() if labels.device.type == "mps" else labels, len(masks) == 2
+    assert masks[0] is not None
+    return images, (masks[0], masks[1])
 
 
-def _class_columns(logits: Tensor, classes: Tensor | None, scalars: Tensor) -> dict[str, Tensor]:
-    columns = {"logit": scalars}
+def _class_columns(run: _Run) -> dict[str, Tensor]:
+    columns, logits = {"logit": run.scalars}, run.logits
     if logits.ndim == 2 and logits.shape[1] > 0:
         columns["predicted_class"] = logits.argmax(1)
-    if classes is not None:
+    if run.classes is not None:
         wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         probability = wide.sigmoid() if wide.shape[1] == 1 else wide.softmax(1)
-        columns |= {"target_class": classes, "probability": probability.gather(1, classes[:, None])[:, 0]}
+        columns |= {"target_class": run.classes, "probability": probability.gather(1, run.classes[:, None])[:, 0]}
     return columns
 
 
-def _library_overlap(maps: Sequence[Tensor], labels: Tensor, neighbours_known: bool) -> Overlap:
+def _library_overlap(maps: Sequence[Tensor], masks: _Masks) -> Overlap:
     """The overlap at full resolution, where U is the identity: no ceiling but 1 exists, so what needs one is NULL."""
-    crop = labels.shape[1:]
-    regions = overlap.label_regions(labels, crop, neighbours_known)
+    crop = masks[0].shape[1:]
+    regions = overlap.project_regions(*masks, crop)
     measured = overlap.overlap(methods.resampled_maps(maps, crop), regions)
     null = torch.full_like(measured.gradcamo, torch.nan)
     return replace(measured, gradcamo_max=null, gradcamo_adjusted=null, looks_at=torch.full_like(measured.looks_at, -1))

@@ -62,11 +62,12 @@ class EvenStridedConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, Z, Y, X) to (B, K, ceil(Z / sz), ceil(Y / sy), ceil(X / sx))."""
-        padding: list[int] = []
-        for length, k, s in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
-            total = k - s + (-length) % s
-            padding += [total // 2, total - total // 2]
-        return super().forward(F.pad(x, padding) if any(padding) else x)
+        total = [k - s + (-n) % s for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)]
+        if any(odd := [part % 2 for part in total]):
+            x = F.pad(x, [side for part in reversed(odd) for side in (0, part)])
+        # Padding inside the convolution costs nothing; a padded copy costs a third of a forward pass.
+        even = [part // 2 for part in total]
+        return F.conv3d(x, self.weight, self.bias, self.stride, even, self.dilation, self.groups)
 
 
 def _normalised(conv: nn.Module, width: int, activation: nn.Module | None) -> list[nn.Module]:

@@ -15,11 +15,10 @@ from gradcamo_assets.explain import LOOKS_AT, NULL_REASONS
 from gradcamo_assets.explain.cam import signed_map
 from gradcamo_assets.explain.overlap import (
     Overlap,
-    label_regions,
-    mask_labels,
     mean_overlap,
     named,
     project_mask,
+    project_regions,
     region_evidence,
 )
 from gradcamo_assets.explain.overlap import overlap as overlap_of_regions
@@ -35,7 +34,7 @@ quick = settings(max_examples=40, deadline=None)
 
 
 def overlap(cam: torch.Tensor, target: torch.Tensor, neighbours: torch.Tensor | None = None) -> Overlap:
-    regions = label_regions(mask_labels(target, neighbours), cam.shape[1:], neighbours is not None)
+    regions = project_regions(target, neighbours, cam.shape[1:])
     return overlap_of_regions(cam, regions)
 
 
@@ -236,7 +235,7 @@ def test_evidence_adds_up_and_follows_the_signed_upsampled_map(shapes, seed, cha
     torch.manual_seed(seed)
     activations, weight = torch.randn(2, channels, *grid), torch.randn(2, channels)
     signed = signed_map(activations, weight)
-    parts = region_evidence(signed, label_regions(mask_labels(target, neighbours), grid))
+    parts = region_evidence(signed, project_regions(target, neighbours, grid))
     pooled = (activations.double().flatten(2).mean(2) * weight).sum(1)
     torch.testing.assert_close(sum(parts.values()), pooled, rtol=1e-5, atol=1e-5)
     # r_i by brute force: what part of each voxel's own upsampled footprint lies in the target.
@@ -250,22 +249,21 @@ def test_evidence_adds_up_and_follows_the_signed_upsampled_map(shapes, seed, cha
     torch.testing.assert_close(parts["evidence_target"], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_masks_become_labels_in_which_the_target_wins():
+def test_where_masks_overlap_the_target_wins():
     target, neighbours = torch.tensor([[[1, 0, 0, 1]]]), torch.tensor([[[0, 1, 0, 1]]])
-    assert mask_labels(target, neighbours).tolist() == [[[1, 2, 0, 1]]]
-    assert mask_labels(target.bool(), neighbours.float()).dtype == torch.uint8
-    reach = label_regions(mask_labels(target, neighbours), (1, 4)).reach
-    torch.testing.assert_close(reach.sum(1), torch.ones(1, 1, 4, dtype=torch.float64))
+    for masks in ((target, neighbours), (target.bool(), neighbours.float())):
+        reach = project_regions(*masks, (1, 4)).reach
+        assert reach[0, :, 0].tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda: mask_labels(torch.tensor([[[0, 3]]])), "binary"),
-        (lambda: mask_labels(torch.tensor([[[0.0, 0.3]]])), "binary"),
+        (lambda: project_regions(torch.tensor([[[0, 3]]]), None, (1, 1)), "binary"),
+        (lambda: project_regions(torch.tensor([[[0.0, 0.3]]]), None, (1, 1)), "binary"),
         (lambda: project_mask(torch.zeros(1, 4, 4), (2, 2, 2)), "axes"),
         (lambda: overlap(torch.zeros(2, 3, 3), torch.zeros(1, 9, 9)), "one mask a cell"),
-        (lambda: mask_labels(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 2)), "neighbour masks"),
+        (lambda: project_regions(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 2), (1, 1)), "neighbour masks"),
     ],
 )
 def test_wrong_masks_are_named(call, word):

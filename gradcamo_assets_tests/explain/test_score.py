@@ -63,7 +63,7 @@ def test_closed_form_and_truncated_backward_agree(case, batch, seed):
     result = gradcamo(model, images, target, "act", neighbours, target=classes)
     logits, outputs = captured(model, images, {"act": model.act})
     activations = outputs["act"]
-    assert pooled_head(model, activations, logits) is model.fc
+    assert pooled_head(model, activations, logits).linear is model.fc
     backward = gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations])[0]
     torch.testing.assert_close(result.cam, backward, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(backward, brute_maps(model, images, model.act, classes), rtol=1e-4, atol=1e-6)
