@@ -1,7 +1,8 @@
 """Does the score name the place where the truth was planted? ``python -m benchmarks.planted_truth [--quick]``
 
-Four synthetic plates: the signature of the treatment in the target alone (``--labels cell``), in every cell of a well,
-in the background, in neighbours. The shipped encoder is trained on each, and asked on cells of wells it has not seen.
+Synthetic plates with the signature of the treatment in the target alone (``--labels cell``), in neighbours, or in the
+background. The shipped encoder is trained on each, and asked on cells of wells it has not seen. ``--design`` does the
+same for encoders with one choice of the design undone (``benchmarks.variants``).
 """
 
 from __future__ import annotations
@@ -15,60 +16,80 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 
-from benchmarks.pipeline import prepare, train_and_score
-from gradcamo_assets.crops import CropConfig, open_crops
+from benchmarks.pipeline import Prepared, prepare, train_and_score
+from gradcamo_assets.crops import NEIGHBOUR, TARGET, CropConfig, open_crops
+from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.explain.audit import chance_adjusted, randomised
 from gradcamo_assets.figures import crops_with_maps
 from gradcamo_assets.learning.train import TrainingConfig
 from gradcamo_assets.plates import SyntheticPlate
+from gradcamo_assets.scoring.score import Scorer
 
-PLACES = {
-    # (labels, shortcut): where the truth is
-    ("cell", "none"): "target",
-    ("well", "background"): "background",
-    ("well", "neighbour"): "neighbour",
-    ("well", "none"): "target or neighbour",
+PLACES = {"target": ("cell", "none"), "neighbour": ("well", "neighbour"), "background": ("well", "background")}
+DESIGNS = {
+    "shipped: stride 8, intensities by plate": "efficientnet3d-small",
+    "last stride 16": "benchmarks.variants:stride16",
+    "squeeze-and-excitation gates": "benchmarks.variants:gates",
+    "three blocks more after the last stride": "benchmarks.variants:deep",
+    "no distance channel": "benchmarks.variants:no_radius",
+    "intensities by crop": "benchmarks.variants:per_crop",
 }
+METHODS = ("gradcam++", "layercam", "eigencam")
+REGIONS = ("target", "neighbour", "background")
 
 
-def measure(labels: str, shortcut: str, seed: int, quick: bool, folder: Path) -> dict:
-    """Train and score one plate; figures of its held-out cells."""
-    size = {"wells": 8, "sites": 1, "cells": 8, "doses": 1} if quick else {}
-    plate = SyntheticPlate(name="truth", labels=labels, shortcut=shortcut, seed=seed, **size)  # type: ignore[arg-type]
-    prepared = prepare(plate, folder, CropConfig((12, 64, 64)))
-    training = TrainingConfig(epochs=8, seed=seed) if quick else TrainingConfig(seed=seed)
-    start = time.perf_counter()
-    cells, _ = train_and_score(prepared, training, folder)
-    seconds = time.perf_counter() - start
-    held_out = cells.filter(pl.col("split") != "train")
-    right = held_out.filter(pl.col("predicted_class") == pl.col("treatment_class"))
-    looks = right["looks_at"]
+def right_cells(cells: pl.DataFrame) -> pl.DataFrame:
+    """Correctly classified held-out cells: those whose explanation has a truth to be held against."""
+    return cells.filter(pl.col("split") != "train", pl.col("predicted_class") == pl.col("treatment_class"))
+
+
+def named(cells: pl.DataFrame, column: str = "looks_at") -> dict[str, float]:
+    """Share of cells that ``column`` says look at each region, or at none."""
+    return {place: float((cells[column] == place).mean() or 0) for place in (*REGIONS, "none")}
+
+
+def by_evidence(cells: pl.DataFrame) -> pl.DataFrame:
+    """The region with the most signed evidence, as ``evidence_at``."""
+    parts = np.nan_to_num(cells.select(f"evidence_{name}" for name in REGIONS).to_numpy(), nan=-np.inf)
+    return cells.with_columns(evidence_at=pl.Series([REGIONS[i] for i in parts.argmax(1)], dtype=pl.String))
+
+
+def other_maps(cells: pl.DataFrame, prepared: Prepared, bundle: Path, place: str) -> dict[str, float]:
+    """Share of cells that other CAM methods lay in ``place``, and the score of shuffled weights beside chance."""
+    scorer = Scorer(bundle)
+    shuffled = randomised(scorer.model)
+    hits: dict[str, list[bool]] = {method: [] for method in METHODS}
+    own, maps, masks = [], [], []
+    for path in prepared.crops:
+        field = open_crops(path)
+        rows = [index for index, name in enumerate(field.cell_ids) if name in set(cells["Metadata_CellID"])]
+        for images, labels in scorer.batches(field, [slice(row, row + 1) for row in rows]):
+            call = {"images": images, "target_masks": labels == TARGET, "layer": scorer.config.layer,
+                    "neighbour_masks": labels == NEIGHBOUR}  # fmt: skip
+            for method in METHODS:
+                hits[method] += [name == place for name in gradcamo(scorer.model, method=method, **call).looks_at]
+            result = gradcamo(shuffled, **call)
+            own.append(result.gradcamo_adjusted)
+            maps.append(result.cam)
+            masks.append(labels == TARGET)
+    chance = chance_adjusted(torch.cat(maps), torch.cat(masks), others=8)
     return {
-        "cells": len(held_out),
-        "accuracy": len(right) / len(held_out),
-        "looks_at": {
-            place: float((looks == place).mean() or 0) for place in ("target", "neighbour", "background", "none")
-        },
-        "median_gradcamo": held_out["gradcamo"].median(),
-        "median_adjusted": held_out["gradcamo_adjusted"].median(),
-        "null": held_out["gradcamo"].null_count(),
-        "seconds": seconds,
-        "cells_frame": cells,
-        "adjusted": held_out["gradcamo_adjusted"].drop_nulls().to_numpy(),
+        **{method: float(np.mean(found)) for method, found in hits.items()},
+        "randomised": float(np.nanmedian(np.concatenate(own))),
+        "chance": float(np.nanmedian(chance)),
     }
 
 
-def examples(cells: pl.DataFrame, place: str, folder: Path, n: int = 2) -> list[tuple[np.ndarray, ...]]:
-    """Crop, labels, map and title of ``n`` correctly classified held-out cells that look at ``place``, a well each."""
-    from gradcamo_assets.scoring.score import Scorer
-
-    right = cells.filter(
-        (pl.col("split") != "train") & (pl.col("predicted_class") == pl.col("treatment_class")), looks_at=place
-    )
-    scorer = Scorer(folder / "bundle")
+def examples(cells: pl.DataFrame, place: str, prepared: Prepared, bundle: Path, n: int = 2) -> list[tuple]:
+    """Crop, labels, map and title of ``n`` cells that look at ``place``, of a well each."""
+    scorer = Scorer(bundle)
+    fields = {path.stem: path for path in prepared.crops}
     found = []
-    for row in right.unique("Metadata_Well", maintain_order=True).head(n).iter_rows(named=True):
-        field = open_crops(folder / "crops" / f"{row['Metadata_Well']}_{row['Metadata_Site']}.zarr")
+    looking = cells.filter(looks_at=place).unique("Metadata_Well", maintain_order=True)
+    for row in looking.head(n).iter_rows(named=True):
+        field = open_crops(fields[f"{row['Metadata_Well']}_{row['Metadata_Site']}"])
         index = field.cell_ids.index(row["Metadata_CellID"])
         image, labels = field.read(index)
         cam = scorer.score(field, keep_maps=len(field)).maps[index]
@@ -76,53 +97,65 @@ def examples(cells: pl.DataFrame, place: str, folder: Path, n: int = 2) -> list[
     return found
 
 
-def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Probability that a cell of the first encoder scores above one of the second."""
-    from sklearn.metrics import roc_auc_score
-
-    truth = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
-    return float(roc_auc_score(truth, np.r_[positive, negative]))
+def line(name: str, figures: dict[str, float | str]) -> str:
+    """One row of the printed table."""
+    return f"{name:42}" + "".join(f"{v:>11.2f}" if isinstance(v, float) else f"{v:>11}" for v in figures.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small plates, two of the four settings")
+    parser.add_argument("--quick", action="store_true", help="one small plate, a few epochs")
+    parser.add_argument("--design", action="store_true", help="encoders with one choice undone too")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--picture", type=Path, help="write a PNG of cells with their maps, two a planted place")
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
-    settings = list(PLACES)[:2] if arguments.quick else list(PLACES)
-    print(f"{'truth in':20}{'seed':>5}{'cells':>7}{'accuracy':>10}{'target':>8}{'neighb.':>8}{'backgr.':>8}{'none':>6}"
-          f"{'score':>7}{'adjusted':>9}{'seconds':>9}")  # fmt: skip
-    results: dict[str, list] = {}
-    separations = []
-    shown: list[tuple[np.ndarray, ...]] = []
+    size = {"wells": 8, "sites": 1, "cells": 8, "doses": 1} if arguments.quick else {}
+    designs = DESIGNS if arguments.design else dict(list(DESIGNS.items())[:1])
+    summary: dict[str, list[float]] = {}
+    adjusted: dict[str, np.ndarray] = {}
+    shown: list[tuple] = []
+    header = False
     for seed in range(arguments.seeds):
-        for labels, shortcut in settings:
-            with tempfile.TemporaryDirectory() as folder:
-                figures = measure(labels, shortcut, seed, arguments.quick, Path(folder))
-                if arguments.picture and PLACES[labels, shortcut] in ("target", "neighbour", "background") and not seed:
-                    shown += examples(figures["cells_frame"], PLACES[labels, shortcut], Path(folder))
-            looks = figures["looks_at"]
-            print(
-                f"{PLACES[labels, shortcut]:20}{seed:5}{figures['cells']:7}{figures['accuracy']:10.2f}"
-                f"{looks['target']:8.2f}{looks['neighbour']:8.2f}{looks['background']:8.2f}{looks['none']:6.2f}"
-                f"{figures['median_gradcamo']:7.2f}{figures['median_adjusted']:9.2f}{figures['seconds']:9.0f}",
-                flush=True,
-            )
-            results.setdefault(f"{labels}_{shortcut}", []).append(figures)
-        separations.append(auroc(results["cell_none"][-1]["adjusted"], results["well_background"][-1]["adjusted"]))
+        for place, (labels, shortcut) in list(PLACES.items())[: 1 if arguments.quick else None]:
+            with tempfile.TemporaryDirectory() as scratch:
+                plate = SyntheticPlate(name="truth", labels=labels, shortcut=shortcut, seed=seed, **size)  # type: ignore[arg-type]
+                prepared = prepare(plate, Path(scratch), CropConfig((12, 64, 64)))
+                for number, (design, encoder) in enumerate(designs.items()):
+                    folder = Path(scratch) / f"design{number}"
+                    folder.mkdir()
+                    epochs = {"epochs": 6} if arguments.quick else {}
+                    start = time.perf_counter()
+                    cells, _ = train_and_score(prepared, TrainingConfig(encoder=encoder, seed=seed, **epochs), folder)
+                    seconds = time.perf_counter() - start
+                    held_out, right = cells.filter(pl.col("split") != "train"), right_cells(cells)
+                    looks = named(right)
+                    figures: dict[str, float | str] = {
+                        "seed": str(seed), "cells": str(len(held_out)), "accuracy": len(right) / len(held_out), **looks,
+                        "gradcamo": float(np.nanmedian(held_out["gradcamo"].cast(float).to_numpy())),
+                        "adjusted": float(np.nanmedian(held_out["gradcamo_adjusted"].cast(float).to_numpy())),
+                        "evidence": named(by_evidence(right), "evidence_at")[place],
+                    }  # fmt: skip
+                    if number == 0:
+                        figures |= other_maps(right, prepared, folder / "bundle", place)
+                        summary.setdefault(place, []).append(looks[place])
+                        for key in ("accuracy", "randomised", "chance"):
+                            summary.setdefault(f"{key}_{place}", []).append(float(figures[key]))
+                        adjusted[place] = held_out["gradcamo_adjusted"].drop_nulls().to_numpy()
+                        if arguments.picture and not seed:
+                            shown += examples(right, place, prepared, folder / "bundle")
+                    if not header:
+                        print(f"{'truth in, encoder':42}" + "".join(f"{n:>11}" for n in [*figures, "seconds"]))
+                        header = True
+                    print(line(f"{place}, {design}"[:42], figures) + f"{seconds:>11.0f}", flush=True)
     if shown:
         images, crop_labels, maps, titles = zip(*shown, strict=True)
         figure = crops_with_maps(np.stack(images), np.stack(crop_labels), np.stack(maps), list(titles))
         figure.savefig(arguments.picture, dpi=110)
-    named = {"cell_none": "target", "well_background": "background", "well_neighbour": "neighbour"}
-    summary = {place: round(float(np.median([f["looks_at"][place] for f in results[key]])), 4)
-               for key, place in named.items() if key in results}  # fmt: skip
-    summary |= {
-        f"accuracy_{key}": round(float(np.median([f["accuracy"] for f in rows])), 4) for key, rows in results.items()
-    }
-    print(json.dumps({**summary, "auroc": round(float(np.median(separations)), 4), "seeds": arguments.seeds}))
+    medians = {name: round(float(np.median(values)), 4) for name, values in summary.items()}
+    for what in ("randomised", "chance"):
+        medians[f"{what}_adjusted"] = round(float(np.median([medians.pop(f"{what}_{p}") for p in adjusted])), 4)
+    print(json.dumps({**medians, "seeds": arguments.seeds}))
 
 
 if __name__ == "__main__":

@@ -40,12 +40,17 @@ refresh_qc = dg.define_asset_job(
     selection=["qc_database", "profiles", "umap", "replicability", "confounder_audit"],
     description="Publish the QC database, and make profiles and what is read from them anew.",
 )
+audit_plates = dg.define_asset_job(
+    "audit_plates",
+    selection=["audit"],
+    description="Hold the champion's maps of a plate against what it does when image or weights are changed.",
+)
 report_plates = dg.define_asset_job(
     "report_plates",
     selection=["qc_report"],
     description="Write the report of a plate from the published QC database.",
 )
-JOBS = [ingest_plates, process_fields, train_model, rescore, refresh_qc, report_plates]
+JOBS = [ingest_plates, process_fields, train_model, rescore, refresh_qc, audit_plates, report_plates]
 
 
 def _inbox(platform: Platform) -> tuple[InboxState, dict[str, str]]:

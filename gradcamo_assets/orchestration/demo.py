@@ -92,6 +92,8 @@ def run_demo(home: Home, config: SyntheticPlate) -> None:
             run("rescore", plate_site_key(plate, site))
     with _stage("profiles, map and QC database"):
         run("refresh_qc")
+    with _stage("auditing the encoder"):
+        run("audit_plates", config.name)
     with _stage("the report"):
         run("report_plates", config.name)
     print(f"\nWhere does {champion} look? Cells it was trained on are left out.\n")

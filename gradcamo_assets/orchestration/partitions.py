@@ -6,6 +6,8 @@ import dagster as dg
 
 PLATES = dg.DynamicPartitionsDefinition(name="plates")
 SITES = dg.DynamicPartitionsDefinition(name="sites")
+AUTOMATIC = dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
+"""Made when what it is made from has changed; plain ``eager`` would wait for plate x site pairs that no plate has."""
 PLATE_SITES = dg.MultiPartitionsDefinition({"plate": PLATES, "site": SITES})
 
 

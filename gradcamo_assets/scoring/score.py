@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -18,12 +19,13 @@ from gradcamo_assets.crops.dataset import channel_order, standardise
 from gradcamo_assets.crops.store import CropField
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import load_bundle
+from gradcamo_assets.networks.fold import fold_batchnorm, halved, in_bfloat16
 
 ON_TARGET_THRESHOLD = 0.5
 _FROM_RESULT = (
     "probability", "logit", "logit_bias", "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted",
-    "neighbour_share", "background_share", "neighbour_fraction", "looks_at", "evidence_target", "evidence_neighbour",
-    "evidence_background", "null_reason",
+    "neighbour_share", "background_share", "neighbour_fraction", "looks_at", "pointing_game",
+    "relevance_rank_accuracy", "evidence_target", "evidence_neighbour", "evidence_background", "null_reason",
 )  # fmt: skip
 
 
@@ -42,21 +44,55 @@ class Scored:
     maps: np.ndarray
 
 
-class Scorer:
-    """An encoder ready to embed and score crops.
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How the scoring pass runs: section ``[scoring]`` of ``gradcamo.toml``.
 
-    Args:
-        bundle: folder of a model bundle. batch_size: crops a forward pass. device: "cuda" if there is one, else "cpu".
-
-    Raises:
-        BundleError: if the bundle is missing, damaged or inconsistent.
+    Attributes:
+        batch_size: crops a forward pass. precision: ``float32``; ``bfloat16``, where the encoder's logits agree in it;
+            or ``auto``, the latter on machines that compute in it.
+        device: "cuda", "cpu", ...; by default the GPU if there is one.
     """
 
-    def __init__(self, bundle: Path, *, batch_size: int = 32, device: str | None = None):
+    batch_size: int = 16
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str | None = None
+
+
+class Scorer:
+    """An encoder ready to embed and score crops: BatchNorm folded, channels last, in bfloat16 where that is faster.
+
+    Args:
+        bundle: folder of a model bundle.
+
+    Raises:
+        BundleError: if the bundle is missing, damaged or inconsistent, or the precision is none of the above, or not
+            fit for this encoder.
+    """
+
+    def __init__(self, bundle: Path, config: ScoringConfig | None = None):
+        settings = config or ScoringConfig()
+        if settings.precision not in ("auto", "float32", "bfloat16"):
+            raise BundleError(f"there is no precision {settings.precision!r}", "Choose auto, float32 or bfloat16.")
         model, self.config = load_bundle(bundle)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.to(self.device, memory_format=torch.channels_last_3d)
-        self.batch_size = batch_size
+        self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.batch_size = settings.batch_size
+        self._format = torch.channels_last_3d
+        model = model.to(self.device, memory_format=self._format)
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randn(2, len(self.config.channels), *self.config.crop_shape, generator=generator)
+        sample = sample.to(self.device, memory_format=self._format)
+        model = fold_batchnorm(model, sample, keep=[self.config.layer])
+        half = None
+        if settings.precision == "auto":
+            half = in_bfloat16(model, sample)
+        elif settings.precision == "bfloat16":
+            half = halved(model, sample)
+            if half is None:
+                raise BundleError("the encoder's logits differ in bfloat16", "Set precision = 'float32'.", path=bundle)
+        # A copy in another type or with folded weights does not keep the memory format by itself.
+        self.model = (half or model).to(memory_format=self._format)
+        self.precision = "bfloat16" if half else "float32"
 
     def misfit(self, field: CropField) -> str | None:
         """Why these crops cannot be scored by this encoder, or None."""
@@ -71,15 +107,11 @@ class Scorer:
         Raises:
             BundleError: if the encoder does not fit the crops. CropError: if a crop cannot be read.
         """
-        reason = self.misfit(field)
-        if reason:
-            raise BundleError(
-                f"the encoder does not fit these crops: {reason}", "Promote one that does.", path=field.path
-            )
         columns: dict[str, list] = {name: [] for name in ("predicted_class", *_FROM_RESULT)}
         embeddings: list[np.ndarray] = []
         maps: list[np.ndarray] = []
-        for images, labels in self._batches(field):
+        rows = [slice(start, start + self.batch_size) for start in range(0, len(field), self.batch_size)]
+        for images, labels in self.batches(field, rows):
             result = gradcamo(
                 self.model,
                 images,
@@ -104,11 +136,19 @@ class Scorer:
             np.concatenate(maps)[:keep_maps] if maps else np.zeros((0, 1, 1, 1), np.float32),
         )
 
-    def _batches(self, field: CropField) -> Iterator[tuple[Tensor, Tensor]]:
-        """Standardised images and labels on the device; the next batch is read while this one is scored."""
+    def batches(self, field: CropField, rows: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Standardised images and labels on the device; the next batch is read while this one is scored.
+
+        Raises:
+            BundleError: if the encoder does not fit the crops. CropError: if a crop cannot be read.
+        """
+        reason = self.misfit(field)
+        if reason:
+            raise BundleError(
+                f"the encoder does not fit these crops: {reason}", "Promote one that does.", path=field.path
+            )
         order = channel_order(field, self.config.channels)
         center, scale = (torch.from_numpy(values[order]).to(self.device) for values in (field.center, field.scale))
-        rows = [slice(start, start + self.batch_size) for start in range(0, len(field), self.batch_size)]
         with ThreadPoolExecutor(1) as reader:
             pending = reader.submit(field.read, rows[0]) if rows else None
             for following in [*rows[1:], None]:
@@ -116,8 +156,12 @@ class Scorer:
                     return
                 images, labels = pending.result()
                 pending = reader.submit(field.read, following) if following else None
-                raw = torch.from_numpy(images[:, order]).to(self.device)
-                yield standardise(raw, center, scale), torch.from_numpy(labels).to(self.device)
+                raw = self._to_device(images if order == list(range(images.shape[1])) else images[:, order])
+                yield standardise(raw, center, scale), self._to_device(labels)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 _SCHEMA: dict[str, type[pl.DataType]] = {

@@ -7,7 +7,7 @@ import polars as pl
 from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.warehouse import columns as c
 from gradcamo_assets.warehouse.columns import Column, Table
-from gradcamo_assets.warehouse.schema_scores import QC_TABLES, SCORES
+from gradcamo_assets.warehouse.schema_scores import AUDIT, QC_TABLES, SCORES
 
 _TABLES = (
     Table(
@@ -100,6 +100,7 @@ _TABLES = (
         unique=c.MODEL_KEYS,
     ),
     SCORES,
+    AUDIT,
     Table(
         "promotions",
         "One row a move of an alias (MLflow keeps only the present)",

@@ -10,6 +10,7 @@ from gradcamo_assets.warehouse import columns as c
 from gradcamo_assets.warehouse.columns import Column, Table
 
 SPLITS = ("train", "val", "test", "unseen")
+REGION_NAMES = {"target": "the cell", "neighbour": "its neighbours", "background": "the background"}
 REGIONS = ("target", "neighbour", "background", "none")
 
 
@@ -45,8 +46,35 @@ SCORES = Table(
         Column("null_reason", pl.String, "Why there is no score; NULL: there is one"),
         Column("run_id", pl.String, "Run that computed the row"),
         Column("scored_at", c.TIME, "When the row was computed, UTC"),
+        _number("pointing_game", "1 where the brightest voxel of the map stands in the cell, else 0"),
+        _number("relevance_rank_accuracy", "Share of the cell that the brightest voxels of the cell's volume cover"),
     ),
     keys=("plate", "site", *c.MODEL_KEYS),
+    unique=("Metadata_CellID", *c.MODEL_KEYS),
+)
+
+AUDIT = Table(
+    "audit",
+    "One row a sampled cell x model version: what the encoder does when the image or its weights are changed",
+    (
+        *c.CELL,
+        *c.MODEL,
+        c.MADE_FROM[1],
+        *(
+            _number(f"logit_drop_{region}", f"Fall of the predicted class's logit when {what} gets other background")
+            for region, what in REGION_NAMES.items()
+        ),
+        *(
+            _number(f"embedding_move_{region}", f"Cosine distance the embedding moves when {what} gets it")
+            for region, what in REGION_NAMES.items()
+        ),
+        _number("effect_target", "The cell's part of the three absolute drops: the measured counterpart of gradcamo"),
+        _number("deletion_auc", "Area under the class's probability while the map's brightest voxels go: low is good"),
+        _number("insertion_auc", "Area under the class's probability while they come: high is good"),
+        _number("randomised_adjusted", "gradcamo_adjusted of the encoder with all weights shuffled"),
+        _number("randomised_chance", "The same maps under other cells' masks: what randomised_adjusted should equal"),
+    ),
+    keys=("plate", *c.MODEL_KEYS),
     unique=("Metadata_CellID", *c.MODEL_KEYS),
 )
 

@@ -6,8 +6,10 @@ import glob
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
+
 from gradcamo_assets.warehouse.schema import LAKE_TABLES
-from gradcamo_assets.warehouse.schema_scores import QC_TABLES, SCORES
+from gradcamo_assets.warehouse.schema_scores import AUDIT, QC_TABLES, SCORES
 
 # What a column of a view means where the view does not say it: what it means in the table it comes from.
 COLUMN_COMMENTS = {
@@ -133,10 +135,47 @@ STALE_SCORES = View(
 )
 
 
+AUDIT_BY_PLATE = View(
+    "audit_by_plate",
+    "One row a plate x model version: whether what the maps say is borne out when image and weights are changed",
+    """
+    WITH ranked AS (
+        SELECT *,
+            rank() OVER (plate_model ORDER BY gradcamo_adjusted) + count(*) OVER (same_score) / 2 AS score_rank,
+            rank() OVER (plate_model ORDER BY effect_target) + count(*) OVER (same_effect) / 2 AS effect_rank
+        FROM audit JOIN scores USING (Metadata_Plate, Metadata_CellID, model_name, model_version)
+        WHERE gradcamo_adjusted IS NOT NULL AND effect_target IS NOT NULL
+        WINDOW plate_model AS (PARTITION BY Metadata_Plate, model_name, model_version),
+            same_score AS (PARTITION BY Metadata_Plate, model_name, model_version, gradcamo_adjusted),
+            same_effect AS (PARTITION BY Metadata_Plate, model_name, model_version, effect_target)
+    ), agreement AS (
+        SELECT Metadata_Plate, model_name, model_version, corr(score_rank, effect_rank) AS score_effect_correlation
+        FROM ranked GROUP BY ALL
+    )
+    SELECT
+        Metadata_Plate, model_name, model_version, count(*) AS n_cells,
+        median(logit_drop_target) AS logit_drop_target,
+        median(logit_drop_neighbour) AS logit_drop_neighbour,
+        median(logit_drop_background) AS logit_drop_background,
+        median(effect_target) AS effect_target,
+        any_value(score_effect_correlation) AS score_effect_correlation,
+        median(deletion_auc) AS deletion_auc, median(insertion_auc) AS insertion_auc,
+        median(randomised_adjusted) AS randomised_adjusted, median(randomised_chance) AS randomised_chance
+    FROM audit LEFT JOIN agreement USING (Metadata_Plate, model_name, model_version)
+    GROUP BY ALL
+    """,
+    {
+        "n_cells": "Cells in the sample",
+        "score_effect_correlation": "Spearman's correlation of gradcamo_adjusted and effect_target over the sample",
+        **{column.name: f"Median. {column.comment}" for column in AUDIT.columns if column.dtype == pl.Float64},
+    },
+)
+
+
 def views(lake: Path) -> tuple[View, ...]:
     """All views, each after those it reads. The lake's path becomes absolute: a relative one depends on the reader."""
     table = LAKE_TABLES["embeddings"]
     pattern = f"{glob.escape(str(lake.absolute()))}/{table.name}/**/*.parquet".replace("'", "''")
     sql = f"SELECT {', '.join(table.polars)} FROM read_parquet('{pattern}', hive_partitioning = false)"
     embeddings = View(table.name, table.comment, sql)
-    return CHAMPIONS, CURRENT_SCORES, MODEL_COMPARISON, STALE_SCORES, embeddings
+    return CHAMPIONS, CURRENT_SCORES, MODEL_COMPARISON, STALE_SCORES, AUDIT_BY_PLATE, embeddings

@@ -53,7 +53,7 @@ def test_the_split_in_the_scores_is_the_one_logged_with_the_model(scored_bench: 
 
 
 def test_what_profiles_are_worth_is_published(scored_bench: Bench) -> None:
-    for table in ("profiles", "umap", "confounder_audit", "models", "promotions", "plates", "wells", "fields"):
+    for table in ("profiles", "umap", "confounder_audit", "audit", "models", "promotions", "plates", "wells"):
         assert run_sql(scored_bench.home.database, f"SELECT count(*) FROM {table}").item() > 0, table
     assert len(qc_table(scored_bench.home.database, by="dose,site")) == 4
 
@@ -131,7 +131,8 @@ def test_contract_names(scored_bench: Bench) -> None:
     keys = {key.to_user_string() for key in defs.get_repository_def().asset_graph.get_all_asset_keys()}
     assert keys == {
         "plate_images", "masks", "cells", "crops", "data_split", "trained_model", "champion_model", "embeddings",
-        "gradcamo_scores", "qc_database", "qc_report", "profiles", "umap", "replicability", "confounder_audit",
+        "gradcamo_scores", "audit", "qc_database", "qc_report", "profiles", "umap", "replicability",
+        "confounder_audit",
     }  # fmt: skip
     assert {job.name for job in defs.jobs or []} >= {"ingest_plates", "train_model", "rescore", "refresh_qc"}
     assert [schedule.name for schedule in defs.schedules or []] == ["nightly_ingest"]

@@ -17,7 +17,7 @@ from gradcamo_assets.crops import CropField, open_crops, write_crops
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
 from gradcamo_assets.networks.registry import build_encoder
 from gradcamo_assets.scoring.reconcile import partitions_to_score
-from gradcamo_assets.scoring.score import Scorer
+from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 
 CHANNELS = ["DNA", "ER", "Mito"]
 SHAPE = (5, 40, 36)
@@ -65,7 +65,7 @@ def _inputs(field: CropField) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_parity_with_upsample_and_sum(field: CropField, tmp_path: Path) -> None:
-    scorer = Scorer(make_bundle(tmp_path / "bundle"), batch_size=4)
+    scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(batch_size=4))
     scored = scorer.score(field, keep_maps=3)
     images, labels = _inputs(field)
     model = scorer.model.float()
@@ -128,7 +128,7 @@ def test_the_size_of_a_batch_changes_nothing(field: CropField, tmp_path: Path, e
     if encoder == "monai-resnet18":
         pytest.importorskip("monai")
     bundle = make_bundle(tmp_path / "bundle", encoder) if encoder.startswith("eff") else _resnet(tmp_path / "bundle")
-    one, many = (Scorer(bundle, batch_size=size).score(field).scores for size in (3, 64))
+    one, many = (Scorer(bundle, ScoringConfig(batch_size=size)).score(field).scores for size in (3, 64))
     for name in ("gradcamo", "gradcamo_adjusted", "neighbour_share", "logit"):
         np.testing.assert_allclose(
             one[name].fill_null(-9).to_numpy(), many[name].fill_null(-9).to_numpy(), rtol=1e-3, atol=1e-4

@@ -42,7 +42,8 @@ def test_scores_have_the_columns_of_the_contract_in_order(database: Path) -> Non
         "model_name", "model_version", "mask_version", "crop_version", "true_class", "predicted_class", "probability",
         "logit", "logit_bias", "split", "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted",
         "neighbour_share", "background_share", "neighbour_fraction", "looks_at", "evidence_target",
-        "evidence_neighbour", "evidence_background", "on_target", "null_reason", "run_id", "scored_at",
+        "evidence_neighbour", "evidence_background", "on_target", "null_reason", "run_id", "scored_at", "pointing_game",
+        "relevance_rank_accuracy",
     ]  # fmt: skip
     assert names == run_sql(database, "DESCRIBE current_scores")["column_name"].to_list()
 

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from gradcamo_assets.orchestration.assets.audit import audit
 from gradcamo_assets.orchestration.assets.crops import cells, crops
 from gradcamo_assets.orchestration.assets.masks import masks
 from gradcamo_assets.orchestration.assets.models import champion_model, data_split, trained_model
@@ -19,6 +20,7 @@ ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     trained_model,
     champion_model,
     scores_and_embeddings,
+    audit,
     qc_database,
     qc_report,
     profiles,

@@ -6,11 +6,10 @@ import polars as pl
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.figures import to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import CHAMPION, ModelVersion
+from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.warehouse import publish
 
-_AUTOMATIC = dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
-"""A plain eager table would wait for ever for plate x site pairs that do not exist."""
 _MOST_CELLS = 20_000
 
 
@@ -37,7 +36,7 @@ def _publish(platform: Platform) -> None:
     publish(platform.lake, platform.home.database)
 
 
-@dg.asset(deps=["embeddings"], group_name="profiles", kinds={"polars"}, automation_condition=_AUTOMATIC)
+@dg.asset(deps=["embeddings"], group_name="profiles", kinds={"polars"}, automation_condition=AUTOMATIC)
 def profiles(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Well profiles: median over the cells of a site, mean over sites, sphered on the plate's control wells."""
     from gradcamo_assets.profiling import sphered_profiles
@@ -54,7 +53,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materi
     )
 
 
-@dg.asset(deps=["embeddings"], group_name="profiles", kinds={"umap"}, automation_condition=_AUTOMATIC)
+@dg.asset(deps=["embeddings"], group_name="profiles", kinds={"umap"}, automation_condition=AUTOMATIC)
 def umap(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Cells on a two-dimensional map of the embedding, coloured by dose and by Grad-CAMO; a sample of large screens."""
     from gradcamo_assets.profiling import umap_embedding
@@ -81,7 +80,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materializ
     )
 
 
-@dg.asset(deps=[profiles], group_name="profiles", kinds={"copairs"}, automation_condition=_AUTOMATIC)
+@dg.asset(deps=[profiles], group_name="profiles", kinds={"copairs"}, automation_condition=AUTOMATIC)
 def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Do replicate wells find each other: mean average precision by treatment."""
     from gradcamo_assets.profiling import replicate_map
@@ -100,7 +99,7 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
     )
 
 
-@dg.asset(deps=["embeddings"], group_name="profiles", kinds={"scikit-learn"}, automation_condition=_AUTOMATIC)
+@dg.asset(deps=["embeddings"], group_name="profiles", kinds={"scikit-learn"}, automation_condition=AUTOMATIC)
 def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """What simple probes read from the embedding: treatment, and also site, well position and plate, beside chance."""
     from gradcamo_assets.profiling import confounder_audit as audit

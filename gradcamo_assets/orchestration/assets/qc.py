@@ -12,20 +12,16 @@ from gradcamo_assets.figures import (
 )
 from gradcamo_assets.learning.promotion import record_champion, record_versions
 from gradcamo_assets.orchestration.fields import number
-from gradcamo_assets.orchestration.partitions import PLATES
+from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.warehouse import publish, qc_table, run_sql, violations
-
-__all__ = ["qc_database", "qc_report"]
-
-_AUTOMATIC = dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
 
 
 @dg.asset(
     deps=["gradcamo_scores"],
     group_name="qc",
     kinds={"duckdb"},
-    automation_condition=_AUTOMATIC,
+    automation_condition=AUTOMATIC,
     pool="publication",
     check_specs=[
         dg.AssetCheckSpec(

@@ -47,14 +47,14 @@ _SHOWN = 6
 )
 def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform) -> Iterator[dg.MaterializeResult]:
     """Embed and score every crop of a plate x site in one pass; rows of other model versions stay as they are."""
-    from gradcamo_assets.scoring.score import Scorer
+    from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 
     plate, site = plate_site_of(context)
     home, lake, registry = platform.home, platform.lake, platform.registry
     champion = registry.by_alias(CHAMPION)
     if champion is None:
         raise dg.Failure("There is no champion model yet. Launch the train_model job, or move the alias in MLflow.")
-    scorer = Scorer(registry.fetch(champion))
+    scorer = Scorer(registry.fetch(champion), home.settings("scoring", ScoringConfig))
     cells = lake.read("cells", plate=plate, site=site)
     kept = cells.filter(pl.col("crop_index").is_not_null())
     if not len(kept):
@@ -92,6 +92,7 @@ def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform)
     lake.write("scores", scores, **keys)
     missing = len(kept) - scores["Metadata_CellID"].n_unique()
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version, "mlflow_run": champion.run_id}
+    common["precision"] = scorer.precision
     yield dg.MaterializeResult(
         asset_key="embeddings", metadata={**common, "dimensions": len(vectors[0]) if vectors else 0}
     )

@@ -1,0 +1,41 @@
+"""The audit of an encoder on a sample of stored crops: which cells, and what ``explain.audit`` says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+import torch
+
+from gradcamo_assets.crops import NEIGHBOUR, TARGET, CropField
+from gradcamo_assets.explain.audit import audit
+from gradcamo_assets.scoring.score import Scorer
+
+
+def sample_cells(cells: pl.DataFrame, n: int) -> pl.DataFrame:
+    """Up to ``n`` kept cells, the same ones every time, spread over the wells as the cells are."""
+    kept = cells.filter(pl.col("crop_index").is_not_null()).sort("Metadata_CellID")
+    return kept if len(kept) <= n else kept.sample(n, seed=0).sort("Metadata_CellID")
+
+
+def audit_crops(scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence[str]) -> pl.DataFrame:
+    """What the audit says of some cells, all in memory at once: ``Metadata_CellID`` and its columns, a row a cell.
+
+    Args:
+        fields: stored crops by the ``<plate>/<well>/<site>`` of their cells.
+        cells: at least two ``Metadata_CellID``; their backgrounds take each other's place.
+
+    Raises:
+        BundleError: where crops do not fit the encoder. CropError: where one cannot be read.
+        ExplainError: for fewer than two cells, or none with background.
+    """
+    images, labels = [], []
+    for cell in cells:
+        field = fields[cell.rsplit("/", 1)[0]]
+        row = field.cell_ids.index(cell)
+        for image, label in scorer.batches(field, [slice(row, row + 1)]):
+            images.append(image.float())
+            labels.append(label)
+    crops, regions = torch.cat(images), torch.cat(labels)
+    _, columns = audit(scorer.model, crops, regions == TARGET, scorer.config.layer, regions == NEIGHBOUR)
+    return pl.DataFrame({"Metadata_CellID": list(cells), **columns}).fill_nan(None)
