@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -204,6 +205,46 @@ def test_the_designs_coarse_map_cannot_reach_a_half():
     assert 0.04 < cell.double().mean() < 0.06
     assert overlap(torch.ones(1, 1, 3, 3), cell).gradcamo_max[0] < 0.3
     assert overlap(torch.ones(1, 6, 12, 12), cell).gradcamo_max[0] > 0.97
+
+
+@quick
+@given(sizes, st.integers(0, 99), st.booleans())
+def test_pointing_and_rank_accuracy_equal_a_loop_over_map_voxels(shapes, seed, ties):
+    crop, grid = shapes
+    cam, target, _ = drawn(seed, 2, crop, grid)
+    target.view(2, -1)[:, 0] = True
+    cam = (cam * 3).round() + 1e-3 if ties else cam
+    got = overlap(cam, target)
+    units = torch.eye(math.prod(grid)).reshape(-1, 1, *grid).double()
+    footprints = functional.interpolate(units, size=crop, mode=MODES[len(crop)], align_corners=False).flatten(1)
+    sizes_of = footprints.sum(1)
+    for cell in range(2):
+        values, wanted = cam[cell].flatten(), float(target[cell].sum())
+        inside = footprints @ target[cell].flatten().double()
+        left, covered = wanted, 0.0
+        usable = [i for i in range(len(values)) if sizes_of[i] > 0]
+        for value in sorted({float(values[i]) for i in usable}, reverse=True):
+            level = [i for i in usable if float(values[i]) == value]
+            part = min(1.0, left / float(sizes_of[level].sum()))
+            left -= part * float(sizes_of[level].sum())
+            covered += part * float(inside[level].sum())
+            if left <= 1e-9:
+                break
+        assert float(got.relevance_rank_accuracy[cell]) == pytest.approx(covered / wanted, abs=1e-5)
+        brightest = np.unravel_index(int(values.argmax()), grid)
+        centre = tuple(int((i + 0.5) * n / g) for i, n, g in zip(brightest, crop, grid, strict=True))
+        assert float(got.pointing_game[cell]) == float(target[cell][centre])
+
+
+def test_on_the_crops_own_grid_rank_accuracy_is_the_published_one():
+    """Arras et al.: of the K brightest pixels, K the size of the mask, the share that lies in it."""
+    cam, target, _ = drawn(4, 3, (11, 12), (11, 12))
+    got = overlap(cam, target)
+    for cell in range(3):
+        k = int(target[cell].sum())
+        top = cam[cell].flatten().topk(k).indices
+        assert float(got.relevance_rank_accuracy[cell]) == pytest.approx(float(target[cell].flatten()[top].sum()) / k)
+        assert float(got.pointing_game[cell]) == float(target[cell].flatten()[cam[cell].argmax()])
 
 
 def test_the_mean_of_maps_scores_as_their_normalised_sum():

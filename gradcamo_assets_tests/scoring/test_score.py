@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 from gradcamo_assets.common.errors import BundleError
 from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.crops import CropField, open_crops, write_crops
+from gradcamo_assets.explain.audit import audit
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
 from gradcamo_assets.networks.registry import build_encoder
+from gradcamo_assets.scoring.audit import audit_crops, sample_cells
 from gradcamo_assets.scoring.reconcile import partitions_to_score
 from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 
@@ -179,3 +182,38 @@ def test_what_is_to_be_scored(crops: dict, scored: dict, refused: frozenset) -> 
         assert (partition in todo) == wanted
     after = {**scored, **{partition: crops[partition] for partition in todo}}
     assert partitions_to_score(crops, after, refused) == []
+
+
+def test_precisions_agree_and_an_unknown_one_is_refused(field: CropField, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    exact, coarse = (Scorer(bundle, ScoringConfig(precision=name)) for name in ("float32", "bfloat16"))
+    assert (exact.precision, coarse.precision) == ("float32", "bfloat16")
+    assert not any("Norm" in type(module).__name__ for module in exact.model.modules())
+    one, two = (scorer.score(field).scores for scorer in (exact, coarse))
+    both = one["gradcamo"].is_not_null() & two["gradcamo"].is_not_null()
+    same = both & (one["predicted_class"] == two["predicted_class"])
+    np.testing.assert_allclose(one.filter(same)["gradcamo"], two.filter(same)["gradcamo"], atol=0.05)
+    total = sum(two[f"evidence_{where}"] for where in ("target", "neighbour", "background"))
+    np.testing.assert_allclose(total, two["logit"] - two["logit_bias"], rtol=1e-4, atol=1e-4)
+    with pytest.raises(BundleError, match="Choose auto, float32 or bfloat16"):
+        Scorer(bundle, ScoringConfig(precision="float16"))  # type: ignore[arg-type]
+
+
+def test_the_audit_reads_crops_and_keeps_their_order(field: CropField, tmp_path: Path) -> None:
+    scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(precision="float32"))
+    cells = [field.cell_ids[index] for index in (7, 0, 3)]
+    table = audit_crops(scorer, {"P/A01/1": field}, cells)
+    assert table["Metadata_CellID"].to_list() == cells
+    images, labels = _inputs(field)
+    rows = torch.tensor([7, 0, 3])
+    _, columns = audit(scorer.model, images[rows], labels[rows] == 1, "activation", labels[rows] == 2)
+    for name, values in columns.items():
+        np.testing.assert_allclose(table[name].cast(float).fill_null(np.nan).to_numpy(), values, atol=1e-5)
+    assert table["logit_drop_neighbour"].null_count() == 2  # Crops 0 and 3 have none.
+
+
+def test_the_sample_is_the_same_every_time() -> None:
+    cells = pl.DataFrame({"Metadata_CellID": [f"P/A01/1/{i}" for i in range(50)], "crop_index": [*range(49), None]})
+    first = sample_cells(cells, 8)
+    assert len(first) == 8 and first.equals(sample_cells(cells.sample(50, shuffle=True), 8))
+    assert len(sample_cells(cells, 99)) == 49

@@ -1,0 +1,160 @@
+"""The whole scoring asset, from stored crops (Zarr) to rows (Parquet). ``python -m benchmarks.scoring_asset [--quick]``
+
+Against scoring crops that are in memory already, and its memory at 500 and at 5,000 cells. The many cells are one
+field's shards under many names, so that the disk holds them once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.crops import NEIGHBOUR, TARGET, CropField, open_crops, write_crops
+from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
+from gradcamo_assets.networks.efficientnet3d import EfficientNet3D
+from gradcamo_assets.scoring.score import Scorer
+from gradcamo_assets.warehouse import Lake
+from gradcamo_assets.warehouse.schema import lake_table
+
+CHANNELS = ["DNA", "ER", "RNA", "AGP", "Mito"]
+FIELD = 50
+
+
+def peak_resident() -> float:
+    """The most memory this process has held, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def crops_of(shape: tuple[int, int, int], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blobs with shot noise, as dim and as noisy as stains are."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    cell = (z / 0.8) ** 2 + (y / 0.45) ** 2 + (x / 0.45) ** 2 < 1
+    labels = np.where(cell, TARGET, np.where(y < -0.7, NEIGHBOUR, 0)).astype(np.uint8)
+    for _ in range(n):
+        yield rng.poisson(150 + 400 * cell + 100 * rng.random((5, 1, 1, 1)), (5, *shape)).astype(np.uint16), labels
+
+
+def write_field(path: Path, shape: tuple[int, int, int], n: int = FIELD) -> None:
+    """The stored crops of one field."""
+    write_crops(
+        path, crops_of(shape, n), cell_ids=[f"P/A01/1/{i}" for i in range(n)], shape=shape, channels=CHANNELS,
+        statistics={"center": [150.0] * 5, "scale": [60.0] * 5}, voxel_size=[1.0, 0.3, 0.3],
+        provenance=Provenance("", {}, "1"),
+    )  # fmt: skip
+
+
+def write_bundle(folder: Path, shape: tuple[int, int, int]) -> Path:
+    """A fresh default encoder."""
+    torch.manual_seed(0)
+    config = BundleConfig("efficientnet3d-small", "activation", list("abcdefgh"), CHANNELS, list(shape), [1, 0.3, 0.3])
+    save_bundle(folder, EfficientNet3D(5, 8).eval(), config)
+    return folder
+
+
+def score_to_parquet(scorer: Scorer, fields: list[CropField], lake: Lake) -> int:
+    """What the asset does with the fields of a partition: every field scored, one file of scores, one of embeddings."""
+    rows, vectors = [], []
+    for number, field in enumerate(fields):
+        scored = scorer.score(field)
+        cells = [f"P/A01/1/{number * FIELD + i}" for i in range(len(field))]
+        rows.append(scored.scores.with_columns(pl.Series("Metadata_CellID", cells)))
+        vectors.append(scored.embeddings)
+    keys = {"Metadata_Plate": "P", "Metadata_Well": "A01", "Metadata_Site": 1, "model_name": "m", "model_version": 1}
+    embedding = pl.Series("embedding", [row for part in vectors for row in part], dtype=pl.List(pl.Float32))
+    scores = pl.concat(rows)
+    for name, frame in (("scores", scores), ("embeddings", scores.select("Metadata_CellID").with_columns(embedding))):
+        table = lake_table(name).empty()
+        given = frame.with_columns(**{key: pl.lit(value) for key, value in keys.items()}, split=pl.lit("unseen"),
+                                   mask_version=pl.lit("1"), crop_version=pl.lit("1"))  # fmt: skip
+        whole = given.select(pl.col(c) if c in given.columns else pl.lit(None).alias(c) for c in table.columns)
+        lake.write(name, whole, plate="P", site=1, model_name="m", model_version=1)
+    return len(scores)
+
+
+def score_in_memory(scorer: Scorer, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    """The same score on standardised crops that are in memory, and nothing kept."""
+    done = 0
+    for images, labels in batches:
+        result = gradcamo(
+            scorer.model, images, labels == TARGET, scorer.config.layer, neighbour_masks=labels == NEIGHBOUR
+        )
+        done += len(result.columns()["gradcamo"])
+    return done
+
+
+def peak_of(cells: int, folder: Path) -> float:
+    """Peak memory of a fresh process that scores so many cells, MB."""
+    command = [sys.executable, "-m", "benchmarks.scoring_asset", "--peak", str(cells), str(folder)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def measure(quick: bool) -> dict[str, float]:
+    """Both figures; prints a table."""
+    shape = (8, 64, 64) if quick else (21, 128, 128)
+    few, many = (100, 400) if quick else (500, 5000)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_field(folder / "crops.zarr", shape)
+        scorer = Scorer(write_bundle(folder / "bundle", shape))
+        field = open_crops(folder / "crops.zarr")
+        rows = [slice(start, start + scorer.batch_size) for start in range(0, len(field), scorer.batch_size)]
+        batches = [(images.clone(), labels.clone()) for images, labels in scorer.batches(field, rows)]
+        seconds: dict[str, list[float]] = {"asset": [], "memory": []}
+        for number in range(3 if quick else 8):
+            for what in random.sample(sorted(seconds), 2):
+                start = time.perf_counter()
+                if what == "asset":
+                    score_to_parquet(scorer, [open_crops(folder / "crops.zarr")], Lake(folder / "lake"))
+                else:
+                    score_in_memory(scorer, batches)
+                if number:
+                    seconds[what].append(time.perf_counter() - start)
+        medians = {what: statistics.median(values) for what, values in seconds.items()}
+        peaks = {cells: peak_of(cells, folder) for cells in (few, many)}
+    stored = f"{len(field)} cells of 5 x {' x '.join(map(str, shape))}, {scorer.precision}"
+    print(f"\n{stored}: in memory {medians['memory']:.2f} s, from Zarr to Parquet {medians['asset']:.2f} s")
+    print(f"peak memory: {peaks[few]:.0f} MB at {few} cells, {peaks[many]:.0f} MB at {many}")
+    return {
+        "asset_over_memory": round(medians["asset"] / medians["memory"], 3),
+        "memory_growth": round(peaks[many] / peaks[few], 3),
+    }
+
+
+def print_peak(cells: int, folder: Path) -> None:
+    scorer = Scorer(folder / "bundle")
+    fields = [open_crops(folder / "crops.zarr") for _ in range(cells // FIELD)]
+    assert score_to_parquet(scorer, fields, Lake(folder / "lake")) == cells
+    print(peak_resident())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small crops, few cells")
+    parser.add_argument("--peak", nargs=2, metavar=("CELLS", "FOLDER"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+    if given.peak:
+        print_peak(int(given.peak[0]), Path(given.peak[1]))
+    else:
+        print(json.dumps(measure(given.quick)))
+
+
+if __name__ == "__main__":
+    main()

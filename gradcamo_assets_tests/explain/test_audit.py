@@ -1,0 +1,175 @@
+"""The audit against loops, against networks whose answer is known, and against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import auc
+from torch import nn
+
+from gradcamo_assets.common.errors import ExplainError
+from gradcamo_assets.explain import audit as a
+from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.explain.overlap import overlap, project_regions
+from gradcamo_assets_tests.explain.nets import random_case
+
+
+class Bright(nn.Module):
+    """Two classes: the more there is in the first channel, above 0, the more it is the second class."""
+
+    def __init__(self, axes: int = 3):
+        super().__init__()
+        self.conv = (nn.Conv2d if axes == 2 else nn.Conv3d)(2, 1, 1)
+        self.act, self.fc = nn.ReLU(), nn.Linear(1, 2)
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.weight[0, 0] = 1
+            self.conv.bias.zero_()
+            self.fc.weight.copy_(torch.tensor([[-20.0], [20.0]]))
+            self.fc.bias.copy_(torch.tensor([0.5, 0.0]))
+
+    def forward(self, x):
+        return self.fc(self.act(self.conv(x)).flatten(2).mean(2))
+
+
+def scene(lit: str, axes: int = 3, cells: int = 5):
+    """Crops with a target and a neighbour; ``lit`` is bright. The backgrounds are dim and differ between crops."""
+    generator = torch.Generator().manual_seed(0)
+    crop = (4, 18, 20)[3 - axes :]
+    images = 0.01 * torch.rand(cells, 2, *crop, generator=generator)
+    target, neighbours = torch.zeros(cells, *crop, dtype=torch.bool), torch.zeros(cells, *crop, dtype=torch.bool)
+    for cell in range(cells):
+        target[cell, ..., 6:12, 6 : 11 + cell % 3] = True
+        neighbours[cell, ..., :4, cell : 6 + cell] = True
+    where = {"target": target, "neighbour": neighbours, "background": ~(target | neighbours)}[lit]
+    images[:, 0][where] = 1
+    return images, target, neighbours
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("lit", ["target", "neighbour"])
+def test_the_region_that_matters_is_the_one_whose_deletion_hurts(lit, axes):
+    images, target, neighbours = scene(lit, axes)
+    model = Bright(axes).eval()
+    scored, columns = a.audit(model, images, target, "act", neighbours)
+    assert scored.predicted_class.tolist() == [1] * 5
+    for region in a.REGIONS:
+        assert ((columns[f"logit_drop_{region}"] > 0.3) == (region == lit)).all(), region
+    effect = columns["effect_target"]
+    assert (effect > 0.95).all() if lit == "target" else (effect < 0.05).all()
+    # What is brightest goes first: little of the class is left, and little of the crop suffices for it.
+    assert (columns["insertion_auc"] > columns["deletion_auc"]).all()
+
+
+def test_drops_and_moves_equal_those_of_a_loop():
+    model, images, target, neighbours = random_case(3, 3, 4, (4, 13, 12))
+    neighbours[2] = False
+    scored, columns = a.audit(model, images, target, "act", neighbours, seed=5)
+    blank = a.background_of_others(images, target | neighbours, seed=5)
+
+    def ask(image):
+        features = model.act(model.second(torch.tanh(model.first(image[None]))))[0]
+        return model(image[None])[0], features.flatten(1).mean(1)
+
+    for cell, label in enumerate(scored.predicted_class):
+        logits, embedding = ask(images[cell])
+        for name, mask in (("target", target), ("neighbour", neighbours), ("background", ~(target | neighbours))):
+            if not mask[cell].any():
+                assert np.isnan(columns[f"logit_drop_{name}"][cell])
+                continue
+            changed = images[cell].clone()
+            changed[:, mask[cell]] = blank[cell][:, mask[cell]]
+            other, moved = ask(changed)
+            assert columns[f"logit_drop_{name}"][cell] == pytest.approx(float(logits[label] - other[label]), abs=1e-5)
+            distance = 1 - float(embedding @ moved / embedding.norm() / moved.norm())
+            assert columns[f"embedding_move_{name}"][cell] == pytest.approx(distance, abs=1e-5)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_blank_crop_holds_other_crops_background_of_the_same_slice(axes):
+    crop = (3, 16, 15)[3 - axes :]
+    images = torch.zeros(6, 1, *crop)
+    for index in range(6):
+        images[index] = 100 * (index + 1)
+    if axes == 3:
+        images += torch.arange(3.0)[None, None, :, None, None]
+    occupied = torch.zeros(6, *crop, dtype=torch.bool)
+    occupied[..., 4:12, 4:11] = True
+    images[occupied[:, None].expand_as(images)] = -1
+    blank = a.background_of_others(images, occupied)
+    assert float(blank.min()) >= 100  # No cell is left.
+    if axes == 3:
+        assert bool((blank.remainder(100).remainder(50) == torch.arange(3.0)[:, None, None]).all())
+    donors = (blank / 100).floor()
+    own = torch.arange(1.0, 7).reshape(6, *(1,) * (images.ndim - 1))
+    assert float((donors == own).float().mean()) < 0.02  # But for medians, which may happen to be one's own.
+
+
+def test_what_no_donor_covers_gets_the_median_and_impossible_backgrounds_are_refused():
+    images = torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).clone()
+    occupied = torch.ones(2, 4, 4, dtype=torch.bool)
+    occupied[0, 0, 0] = False
+    assert torch.isfinite(a.background_of_others(images, occupied)).all()
+    for wrong, word in (((images[:1], occupied[:1]), "two crops"), ((images, torch.ones_like(occupied)), "larger")):
+        with pytest.raises(ExplainError, match=word):
+            a.background_of_others(*wrong)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_curves_equal_a_loop_over_voxels_and_their_area_scikit_learns(axes):
+    model, images, target, _ = random_case(8, axes, 3, (4, 9, 10)[3 - axes :])
+    scored = gradcamo(model, images, target, "act")
+    classes = torch.as_tensor(scored.predicted_class)
+    maps = torch.rand(scored.cam.shape)  # No ties, so that there is one order only.
+    blank = torch.randn_like(images)
+    curves = a.deletion_insertion(model, images, blank, maps, "act", classes, steps=4)
+    mode = "bilinear" if axes == 2 else "trilinear"
+    fine = nn.functional.interpolate(maps[:, None], size=images.shape[2:], mode=mode)[:, 0]
+    for cell in range(3):
+        voxels = np.argsort(-fine[cell].flatten().numpy(), kind="stable")
+        for step, part in enumerate(curves.fraction):
+            deleted, inserted = images[cell].clone().flatten(1), blank[cell].clone().flatten(1)
+            chosen = voxels[: int(np.ceil(part * len(voxels)))]
+            deleted[:, chosen], inserted[:, chosen] = (source[cell].flatten(1)[:, chosen] for source in (blank, images))
+            for curve, changed in ((curves.deletion, deleted), (curves.insertion, inserted)):
+                with torch.no_grad():
+                    probability = model(changed.reshape(images[cell].shape)[None]).softmax(1)[0, classes[cell]]
+                assert curve[step, cell] == pytest.approx(float(probability), abs=1e-5)
+        assert curves.deletion_auc[cell] == pytest.approx(auc(curves.fraction, curves.deletion[:, cell]))
+        assert curves.insertion_auc[cell] == pytest.approx(auc(curves.fraction, curves.insertion[:, cell]))
+    np.testing.assert_allclose(curves.deletion[0], curves.insertion[-1], atol=1e-6)
+    np.testing.assert_allclose(curves.deletion[-1], curves.insertion[0], atol=1e-6)
+
+
+def test_weights_are_shuffled_from_the_head_downwards():
+    model, *_ = random_case(1, 2, 1, (8, 8), head="mlp")
+    names = [name for name, _ in model.named_parameters()]
+    for share, untouched in ((0.25, names[:6]), (0.5, names[:4]), (1.0, [])):
+        shuffled = dict(a.randomised(model, share).named_parameters())
+        for name, before in model.named_parameters():
+            after = shuffled[name]
+            torch.testing.assert_close(after.flatten().sort().values, before.flatten().sort().values, rtol=0, atol=0)
+            assert torch.equal(after, before) == (name in untouched), (share, name)
+
+
+def test_chance_is_the_same_map_under_other_cells_masks():
+    generator = torch.Generator().manual_seed(4)
+    maps = torch.rand(4, 3, 3, generator=generator)
+    masks = torch.rand(4, 9, 9, generator=generator) < 0.3
+    expected = [
+        np.mean([
+            overlap(maps[cell : cell + 1], project_regions(masks[other : other + 1], None, (3, 3))).gradcamo_adjusted
+            for other in range(4) if other != cell
+        ])
+        for cell in range(4)
+    ]  # fmt: skip
+    np.testing.assert_allclose(a.chance_adjusted(maps, masks), expected, rtol=1e-10)
+    assert np.isnan(a.chance_adjusted(maps[:1], masks[:1])).all()
+
+
+def test_the_rank_correlation_leaves_out_what_is_unknown():
+    score = [0.1, 0.5, np.nan, 0.9, 0.7]
+    assert a.rank_correlation(score, [1, 2, 3, 9, 4]) == pytest.approx(1)
+    assert np.isnan(a.rank_correlation(score, [1, np.nan, 3, np.nan, 4]))
+    assert np.isnan(a.rank_correlation([1, 2, 3], [5, 5, 5]))

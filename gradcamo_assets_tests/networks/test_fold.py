@@ -1,0 +1,110 @@
+"""Folded networks and networks in bfloat16 answer as the network itself does, or are not handed out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.networks.fold import fold_batchnorm, halved, in_bfloat16
+from gradcamo_assets.networks.registry import build_encoder, encoder_names
+
+
+def lived_in(model: nn.Module) -> nn.Module:
+    """Statistics and weights of BatchNorm as training leaves them: not 0 and 1."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    return model.eval()
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in model.modules())
+
+
+def _foreign() -> nn.Module:
+    from torchvision.models import resnet18
+
+    return resnet18(weights=None, num_classes=3)
+
+
+@pytest.mark.parametrize("name", [*encoder_names(), "torchvision-resnet"])
+def test_a_folded_network_answers_and_explains_as_before(name):
+    model, layer = (_foreign(), "layer4") if name.startswith("torchvision") else build_encoder(name, 3, 4)
+    crop = (48, 40) if name.startswith("torchvision") else (7, 40, 36)
+    lived_in(model)
+    images = torch.randn(3, 3, *crop)
+    before = [value.clone() for value in model.state_dict().values()]
+    folded = fold_batchnorm(model, images, keep=[layer])
+    assert norms(model) > 0 and norms(folded) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), model(images), rtol=1e-3, atol=1e-4)
+    target = torch.zeros(3, *crop, dtype=torch.bool)
+    target[..., 10:30, 10:30] = True
+    ours, theirs = (gradcamo(net, images, target, layer, target=1) for net in (folded, model))
+    torch.testing.assert_close(ours.cam, theirs.cam, rtol=1e-3, atol=1e-4 * float(theirs.cam.max()))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+
+
+def test_a_convolution_that_is_explained_is_left_alone():
+    model, _ = build_encoder("efficientnet3d-small", 3, 4)
+    folded = fold_batchnorm(lived_in(model), torch.randn(1, 3, 4, 24, 24), keep=["project"])
+    assert norms(folded) == 1 and isinstance(folded.norm, nn.BatchNorm3d)
+
+
+class Forked(nn.Module):
+    """The convolution's own output is needed beside the normalised one, so the two cannot be one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        raw = self.conv(x)
+        return self.fc((raw.abs() + self.norm(raw)).mean((2, 3)))
+
+
+class Twice(nn.Module):
+    """One convolution before two BatchNorms."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.two(self.conv(self.one(self.conv(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", [Forked, Twice])
+def test_what_cannot_be_folded_comes_back_as_it_is(kind):
+    model, images = lived_in(kind()), torch.randn(2, 2, 9, 9)
+    folded = fold_batchnorm(model, images)
+    assert folded is not model and norms(folded) == norms(model)
+    torch.testing.assert_close(folded(images), model(images))
+
+
+class Cancelling(nn.Module):
+    """Small differences of large numbers, which three digits cannot hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return (x.mean((1, 2, 3))[:, None] + 1000.3) - 1000
+
+
+def test_bfloat16_is_used_where_the_machine_has_it_and_the_logits_agree(monkeypatch):
+    model, _ = build_encoder("efficientnet3d-small", 3, 4)
+    images = torch.randn(2, 3, 4, 24, 24)
+    half = halved(lived_in(model), images)
+    assert half is not None and next(half.parameters()).dtype == torch.bfloat16
+    assert next(model.parameters()).dtype == torch.float32
+    assert halved(Cancelling().eval(), images) is None
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+        assert (in_bfloat16(model, images) is not None) == able
