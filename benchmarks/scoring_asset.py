@@ -34,6 +34,7 @@ from gradcamo_assets.warehouse.schema import lake_table
 
 CHANNELS = ["DNA", "ER", "RNA", "AGP", "Mito"]
 FIELD = 50
+_FIELDS = 4
 
 
 def peak_resident() -> float:
@@ -116,19 +117,20 @@ def measure(quick: bool) -> dict[str, float]:
         field = open_crops(folder / "crops.zarr")
         rows = [slice(start, start + scorer.batch_size) for start in range(0, len(field), scorer.batch_size)]
         batches = [(images.clone(), labels.clone()) for images, labels in scorer.batches(field, rows)]
+        lake = Lake(folder / "lake")
         seconds: dict[str, list[float]] = {"asset": [], "memory": []}
         for number in range(3 if quick else 8):
             for what in random.sample(sorted(seconds), 2):
                 start = time.perf_counter()
                 if what == "asset":
-                    score_to_parquet(scorer, [open_crops(folder / "crops.zarr")], Lake(folder / "lake"))
+                    score_to_parquet(scorer, [open_crops(folder / "crops.zarr") for _ in range(_FIELDS)], lake)
                 else:
-                    score_in_memory(scorer, batches)
+                    score_in_memory(scorer, batches * _FIELDS)
                 if number:
                     seconds[what].append(time.perf_counter() - start)
         medians = {what: statistics.median(values) for what, values in seconds.items()}
         peaks = {cells: peak_of(cells, folder) for cells in (few, many)}
-    stored = f"{len(field)} cells of 5 x {' x '.join(map(str, shape))}, {scorer.precision}"
+    stored = f"{len(field) * _FIELDS} cells of 5 x {' x '.join(map(str, shape))}, {scorer.precision}"
     print(f"\n{stored}: in memory {medians['memory']:.2f} s, from Zarr to Parquet {medians['asset']:.2f} s")
     print(f"peak memory: {peaks[few]:.0f} MB at {few} cells, {peaks[many]:.0f} MB at {many}")
     return {

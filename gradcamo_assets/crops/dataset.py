@@ -13,13 +13,18 @@ from gradcamo_assets.common.errors import CropError
 from gradcamo_assets.crops.store import CropField
 
 
-def standardise(images: Tensor, center: Tensor, scale: Tensor) -> Tensor:
+def standardise(images: Tensor, center: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
     """(B, C, Z, Y, X) raw intensities to float32 by the plate's statistics (C,); never by the crop's own.
 
     Dividing a crop by its own mean and deviation would write the cell's phenotype into the background's pixels.
+
+    Args:
+        out: float32 memory of the images' shape to write to; made where it is not given.
     """
     shape = (1, -1, *[1] * (images.ndim - 2))
-    return (images.to(torch.float32) - center.view(shape)) / scale.view(shape)
+    if out is None:
+        out = torch.empty(images.shape, device=images.device)
+    return out.copy_(images).sub_(center.view(shape)).div_(scale.view(shape))
 
 
 def channel_order(field: CropField, channels: Sequence[str]) -> list[int]:

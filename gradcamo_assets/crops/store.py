@@ -1,4 +1,4 @@
-"""The crops of one field in one Zarr v3 group: one crop a chunk, chunks grouped in shards.
+"""The crops of one field in one Zarr v3 group: images one crop a chunk, chunks grouped in shards; labels beside them.
 
 Zarr v3 sharding: https://zarr.dev/zeps/accepted/ZEP0002. A field is written whole or not at all.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import zarr
 
 _SHARD_BYTES = 64 << 20
+_LABELS = 16
 _REMEDY = "Materialise the crops of this plate and site again."
 
 
@@ -47,14 +48,22 @@ class CropField:
     def __len__(self) -> int:
         return len(self.cell_ids)
 
-    def read(self, rows: slice | int) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, rows: slice | int, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of some crops.
+
+        Args:
+            images: memory for the images, of their shape and type.
 
         Raises:
             CropError: where a chunk is damaged.
         """
+        from zarr.buffer.cpu import NDBuffer
+
         try:
-            return np.asarray(self.images[rows]), np.asarray(self.labels[rows])
+            if images is None:
+                return np.asarray(self.images[rows]), np.asarray(self.labels[rows])
+            self.images.get_basic_selection(rows, out=NDBuffer.from_ndarray_like(cast(Any, images)))
+            return images, np.asarray(self.labels[rows])
         except (OSError, ValueError, RuntimeError) as error:
             raise CropError(f"crops cannot be read ({error})", _REMEDY, path=self.path) from error
 
@@ -84,15 +93,16 @@ def write_crops(
     with replaced_folder(path) as folder:
         group = zarr.open_group(folder, mode="w", zarr_format=3)
         arrays = {}
-        for name, chunk, dtype in (("images", (len(channels), *shape), "uint16"), ("labels", shape, "uint8")):
-            arrays[name] = group.create_array(
-                name,
-                shape=(n, *chunk),
-                chunks=(1, *chunk),
-                shards=(per_shard, *chunk),
-                dtype=dtype,
-                compressors=BloscCodec(cname="lz4", shuffle="bitshuffle"),
-            )
+        # Bytes are shuffled, not bits: a tenth more on disk, and read in half the time.
+        codec = BloscCodec(cname="lz4", shuffle="shuffle")
+        arrays["images"] = group.create_array(
+            "images", shape=(n, len(channels), *shape), chunks=(1, len(channels), *shape),
+            shards=(per_shard, len(channels), *shape), dtype="uint16", compressors=codec,
+        )  # fmt: skip
+        # Labels shrink to nothing, so that what a chunk costs is the asking.
+        arrays["labels"] = group.create_array(
+            "labels", shape=(n, *shape), chunks=(max(1, min(n, _LABELS)), *shape), dtype="uint8", compressors=codec
+        )
         group.attrs.update(
             cell_ids=cell_ids, channels=channels, voxel_size=voxel_size, center=statistics["center"],
             scale=statistics["scale"],

@@ -28,6 +28,9 @@ NULL_REASONS = ("empty mask", "map is not finite", "empty map", "mask fills the 
 CHANCE_MARGIN = 0.05
 """A region must exceed chance by this much (adjusted share) before ``looks_at`` names it."""
 
+_PIECE = 1 << 19
+"""Voxels of a mask that are turned into floats at a time."""
+
 _RESOLUTION = 1e-5
 """Ceilings closer to chance than this, relatively, are rounding: the map tells nothing about that region."""
 
@@ -58,17 +61,20 @@ def project_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
     exact = mask.dtype == torch.float64 or torch.get_float32_matmul_precision() != "highest"
     dtype = torch.float64 if exact else torch.float32
     with torch.autocast(mask.device.type, enabled=False):
-        values = mask.to(dtype)
-        # The last axis first: its product is the largest. The others from the left, which needs no copy.
+        values = mask
+        # The last axis first: its product is the largest. In pieces that stay in the cache as floats; the others from
+        # the left, which needs no copy.
         for axis in range(len(grid), 0, -1):
-            length = values.shape[axis]
-            if length != grid[axis - 1]:
-                matrix = _axis_matrix(grid[axis - 1], length, dtype, values.device)
-                if axis == len(grid):
-                    values = values @ matrix
-                else:
-                    flat = values.reshape(*values.shape[: axis + 1], -1)
-                    values = (matrix.T @ flat).reshape(*values.shape[:axis], grid[axis - 1], *values.shape[axis + 1 :])
+            length, size = values.shape[axis], grid[axis - 1]
+            if length == size:
+                continue
+            matrix = _axis_matrix(size, length, dtype, values.device)
+            if axis == len(grid):
+                pieces = values.reshape(-1, length).split(max(1, _PIECE // length))
+                values = torch.cat([piece.to(dtype) @ matrix for piece in pieces]).reshape(*values.shape[:-1], size)
+            else:
+                flat = values.to(dtype).reshape(*values.shape[: axis + 1], -1)
+                values = (matrix.T @ flat).reshape(*values.shape[:axis], size, *values.shape[axis + 1 :])
     return values.to(torch.float64)
 
 
@@ -116,7 +122,7 @@ def project_regions(target: Tensor, neighbours: Tensor | None, grid: Sequence[in
     crop = target.shape[1:]
     area = footprint(crop, grid, target.device)
     inside = _bytes(target, "target masks")
-    others = None if neighbours is None else _bytes(neighbours, "neighbour masks") * (1 - inside)
+    others = None if neighbours is None else (_bytes(neighbours, "neighbour masks") > inside).view(torch.uint8)
     reach: list[Tensor] = []
     fraction: list[Tensor] = []
     for mask in (inside, others):

@@ -34,7 +34,7 @@ def audit_crops(scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence
         field = fields[cell.rsplit("/", 1)[0]]
         row = field.cell_ids.index(cell)
         for image, label in scorer.batches(field, [slice(row, row + 1)]):
-            images.append(image.float())
+            images.append(image.clone())
             labels.append(label)
     crops, regions = torch.cat(images), torch.cat(labels)
     _, columns = audit(scorer.model, crops, regions == TARGET, scorer.config.layer, regions == NEIGHBOUR)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -77,11 +77,10 @@ class Scorer:
         model, self.config = load_bundle(bundle)
         self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = settings.batch_size
-        self._format = torch.channels_last_3d
-        model = model.to(self.device, memory_format=self._format)
+        model = model.to(self.device, memory_format=torch.channels_last_3d)
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn(2, len(self.config.channels), *self.config.crop_shape, generator=generator)
-        sample = sample.to(self.device, memory_format=self._format)
+        sample = sample.to(self.device, memory_format=torch.channels_last_3d)
         model = fold_batchnorm(model, sample, keep=[self.config.layer])
         half = None
         if settings.precision == "auto":
@@ -91,8 +90,9 @@ class Scorer:
             if half is None:
                 raise BundleError("the encoder's logits differ in bfloat16", "Set precision = 'float32'.", path=bundle)
         # A copy in another type or with folded weights does not keep the memory format by itself.
-        self.model = (half or model).to(memory_format=self._format)
+        self.model = (half or model).to(memory_format=torch.channels_last_3d)
         self.precision = "bfloat16" if half else "float32"
+        self._memory: tuple[tuple[tuple[int, ...], int], list[Any]] | None = None
 
     def misfit(self, field: CropField) -> str | None:
         """Why these crops cannot be scored by this encoder, or None."""
@@ -137,7 +137,12 @@ class Scorer:
         )
 
     def batches(self, field: CropField, rows: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Standardised images and labels on the device; the next batch is read while this one is scored.
+        """Standardised images, channels last, and labels on the device; the next are read while these are worked on.
+
+        The images of a batch are good until the next one is asked for: they lie in the same memory.
+
+        Args:
+            rows: crops of each batch.
 
         Raises:
             BundleError: if the encoder does not fit the crops. CropError: if a crop cannot be read.
@@ -149,15 +154,33 @@ class Scorer:
             )
         order = channel_order(field, self.config.channels)
         center, scale = (torch.from_numpy(values[order]).to(self.device) for values in (field.center, field.scale))
+        most = max((row.stop - row.start for row in rows), default=0)
+        plain, last, *stored = self._memory_for((most, *field.images.shape[1:]), len(order))
+
+        def read(number: int) -> tuple[np.ndarray, np.ndarray]:
+            images = stored[number % 2][: len(range(*rows[number].indices(len(field))))]
+            return field.read(rows[number], images)
+
         with ThreadPoolExecutor(1) as reader:
-            pending = reader.submit(field.read, rows[0]) if rows else None
-            for following in [*rows[1:], None]:
-                if pending is None:
-                    return
-                images, labels = pending.result()
-                pending = reader.submit(field.read, following) if following else None
+            pending = [reader.submit(read, 0)] if rows else []
+            for number in range(len(rows)):
+                images, labels = pending.pop().result()
+                if number + 1 < len(rows):
+                    pending.append(reader.submit(read, number + 1))
                 raw = self._to_device(images if order == list(range(images.shape[1])) else images[:, order])
-                yield standardise(raw, center, scale), self._to_device(labels)
+                n = len(raw)
+                yield last[:n].copy_(standardise(raw, center, scale, out=plain[:n])), self._to_device(labels)
+
+    def _memory_for(self, shape: tuple[int, ...], channels: int) -> list[Any]:
+        """Memory for a batch (contiguous, channels last) and for two of stored crops, kept from field to field.
+
+        Memory that is asked for anew costs more than the arithmetic on it.
+        """
+        if self._memory is None or self._memory[0] != (shape, channels):
+            plain = torch.empty((shape[0], channels, *shape[2:]), device=self.device)
+            last = torch.empty_like(plain, memory_format=torch.channels_last_3d)
+            self._memory = (shape, channels), [plain, last, np.empty(shape, np.uint16), np.empty(shape, np.uint16)]
+        return self._memory[1]
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
