@@ -49,8 +49,9 @@ class ScoringConfig:
     """How the scoring pass runs: section ``[scoring]`` of ``gradcamo.toml``.
 
     Attributes:
-        batch_size: crops a forward pass; by default 8, and 64 on a GPU. precision: ``float32``; ``bfloat16``, where the encoder's logits agree in it;
-            or ``auto``, the latter on machines that compute in it.
+        batch_size: crops a forward pass; by default 8, and 64 on a GPU.
+        precision: ``float32``; ``bfloat16``, where the encoder's logits agree in it; or ``auto``, the latter on
+            machines that compute in it.
         device: "cuda", "cpu", ...; by default the GPU if there is one.
     """
 

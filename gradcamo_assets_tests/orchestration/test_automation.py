@@ -193,3 +193,4 @@ def test_published_tables_follow_the_scores_by_themselves(scored_bench: Bench) -
     after = dg.evaluate_automation_conditions(scored_bench.definitions, instance, cursor=before.cursor)
     assert after.get_num_requested(dg.AssetKey("qc_database")) == 1
     assert after.get_num_requested(dg.AssetKey("profiles")) == 1
+    assert after.get_requested_partitions(dg.AssetKey("audit")) == {"tiny"}

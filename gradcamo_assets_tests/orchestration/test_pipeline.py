@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from scipy.stats import spearmanr
 
 from gradcamo_assets.cli import main
 from gradcamo_assets.crops import open_crops
@@ -56,6 +57,27 @@ def test_what_profiles_are_worth_is_published(scored_bench: Bench) -> None:
     for table in ("profiles", "umap", "confounder_audit", "audit", "models", "promotions", "plates", "wells"):
         assert run_sql(scored_bench.home.database, f"SELECT count(*) FROM {table}").item() > 0, table
     assert len(qc_table(scored_bench.home.database, by="dose,site")) == 4
+
+
+def test_the_audit_holds_a_sample_of_cells_and_is_made_once(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    audited = run_sql(bench.home.database, "SELECT audit.* FROM audit JOIN scores USING (Metadata_CellID)")
+    assert 2 <= len(audited) <= 32 and audited["Metadata_CellID"].n_unique() == len(audited)
+    for name in ("logit_drop_target", "embedding_move_background", "effect_target", "deletion_auc", "insertion_auc"):
+        assert audited[name].null_count() < len(audited), name
+    assert audited["effect_target"].drop_nulls().is_between(0, 1).all()
+    summary = run_sql(bench.home.database, "SELECT * FROM audit_by_plate").row(0, named=True)
+    joined = run_sql(
+        bench.home.database,
+        "SELECT gradcamo_adjusted, effect_target FROM audit JOIN scores USING (Metadata_CellID) "
+        "WHERE gradcamo_adjusted IS NOT NULL AND effect_target IS NOT NULL",
+    )
+    assert summary["n_cells"] == len(audited)
+    assert summary["score_effect_correlation"] == pytest.approx(spearmanr(*joined.to_numpy().T).statistic)
+    file = bench.home.lake / bench.platform.lake.keys("audit")[0].path
+    before = file.stat().st_mtime_ns
+    assert bench.run("audit_plates", "tiny").success
+    assert file.stat().st_mtime_ns == before
 
 
 def test_a_rerun_computes_nothing_that_is_already_right(scored_bench: Bench, tmp_path: Path) -> None:
