@@ -58,8 +58,10 @@ def serve(home: Home, *, port: int, mlflow_port: int) -> int:
     ]
     # fmt: on
     print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{mlflow_port}\nStop both with Ctrl-C.")
+    # Before the children start: one that is born in the background would ignore interrupts, and so would they.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     processes = [subprocess.Popen(command, env=values, cwd=REPOSITORY) for command in commands]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return processes[0].wait()
     except KeyboardInterrupt:
