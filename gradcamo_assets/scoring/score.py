@@ -19,7 +19,7 @@ from gradcamo_assets.crops.dataset import channel_order, standardise
 from gradcamo_assets.crops.store import CropField
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import load_bundle
-from gradcamo_assets.networks.fold import fold_batchnorm, halved, in_bfloat16
+from gradcamo_assets.scoring.fold import fold_batchnorm, halved, in_bfloat16
 
 ON_TARGET_THRESHOLD = 0.5
 _FROM_RESULT = (

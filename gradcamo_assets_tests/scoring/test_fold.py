@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gradcamo_assets.explain import gradcamo
-from gradcamo_assets.networks.fold import fold_batchnorm, halved, in_bfloat16
 from gradcamo_assets.networks.registry import build_encoder, encoder_names
+from gradcamo_assets.scoring.fold import fold_batchnorm, halved, in_bfloat16
 
 
 def lived_in(model: nn.Module) -> nn.Module:
@@ -108,3 +108,21 @@ def test_bfloat16_is_used_where_the_machine_has_it_and_the_logits_agree(monkeypa
     for able in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
         assert (in_bfloat16(model, images) is not None) == able
+
+
+class Named(nn.Module):
+    """A network that names its logits, as ``gradcamo`` allows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return {"logits": self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))}
+
+
+def test_a_network_that_names_its_logits_is_folded_too():
+    model, images = lived_in(Named()), torch.randn(2, 2, 9, 9)
+    folded = fold_batchnorm(model, images)
+    assert norms(folded) == 0
+    torch.testing.assert_close(folded(images)["logits"], model(images)["logits"], rtol=1e-3, atol=1e-4)

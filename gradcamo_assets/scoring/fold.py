@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from gradcamo_assets.explain.cam import logits_of
+
 TOLERANCE = 1e-3
 """How far a folded network's logits may lie from the network's own, relative to the largest."""
 
@@ -49,7 +51,7 @@ def fold_batchnorm(model: nn.Module, images: Tensor, keep: Collection[str] = ())
         )
         folded.set_submodule(norm_name, nn.Identity().eval())
     with torch.inference_mode():
-        before, after = _first(model(images)), _first(folded(images))
+        before, after = logits_of(model(images)), logits_of(folded(images))
     agree = (after - before).abs().max() <= TOLERANCE * before.abs().max().clamp_min(1e-6)
     return folded if bool(agree) else copy.deepcopy(model)
 
@@ -98,10 +100,6 @@ def halved(model: nn.Module, images: Tensor) -> nn.Module | None:
     """The network in bfloat16, whether or not the device is fast at it; None where its logits lie elsewhere."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     with torch.inference_mode():
-        exact, coarse = _first(model(images)), _first(half(images.to(torch.bfloat16))).float()
+        exact, coarse = logits_of(model(images)), logits_of(half(images.to(torch.bfloat16))).float()
     agree = bool((coarse - exact).abs().max() <= HALF_TOLERANCE * exact.abs().max().clamp_min(1e-6))
     return half if agree else None
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple | list) else output
