@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from gradcamo_assets.common import Home
-from gradcamo_assets.learning.registry import ModelRegistry
+from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry, ModelVersion
 from gradcamo_assets.warehouse import Lake
 
 
@@ -30,3 +30,14 @@ class Platform(dg.ConfigurableResource):
     def registry(self) -> ModelRegistry:
         """The model registry."""
         return ModelRegistry(self.home.mlflow, self.model_name)
+
+    def champion(self) -> ModelVersion:
+        """The champion of the moment.
+
+        Raises:
+            dg.Failure: if there is none yet.
+        """
+        found = self.registry.by_alias(CHAMPION)
+        if found is None:
+            raise dg.Failure("There is no champion model yet. Launch the train_model job, or move the alias in MLflow.")
+        return found

@@ -6,7 +6,6 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.crops import open_crops
-from gradcamo_assets.learning.registry import CHAMPION
 from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder
@@ -30,9 +29,7 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 
     plate, lake, registry = context.partition_key, platform.lake, platform.registry
-    champion = registry.by_alias(CHAMPION)
-    if champion is None:
-        raise dg.Failure("There is no champion model yet. Launch the train_model job, or move the alias in MLflow.")
+    champion = platform.champion()
     keys: dict[str, Any] = {"plate": plate, "model_name": champion.name, "model_version": champion.version}
     scored = lake.read("scores", **keys).select("Metadata_CellID", "crop_version")
     cells = lake.read("cells", plate=plate).join(scored, on=["Metadata_CellID", "crop_version"], how="semi")

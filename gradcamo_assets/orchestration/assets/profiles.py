@@ -5,19 +5,12 @@ import polars as pl
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.figures import to_markdown, umap_scatter
-from gradcamo_assets.learning.registry import CHAMPION, ModelVersion
+from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.warehouse import publish
 
 _MOST_CELLS = 20_000
-
-
-def _champion(platform: Platform) -> ModelVersion:
-    champion = platform.registry.by_alias(CHAMPION)
-    if champion is None:
-        raise GradcamoError("there is no champion model yet", "Launch the train_model job.")
-    return champion
 
 
 def _keys(champion: ModelVersion) -> dict:
@@ -41,7 +34,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materi
     """Well profiles: median over the cells of a site, mean over sites, sphered on the plate's control wells."""
     from gradcamo_assets.profiling import sphered_profiles
 
-    champion = _champion(platform)
+    champion = platform.champion()
     frame, notes = sphered_profiles(_embeddings(platform, champion))
     for note in notes:
         context.log.warning(note)
@@ -59,7 +52,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materializ
     from gradcamo_assets.profiling import umap_embedding
     from gradcamo_assets.profiling.aggregate import vectors
 
-    champion = _champion(platform)
+    champion = platform.champion()
     frame = _embeddings(platform, champion)
     if len(frame) > _MOST_CELLS:
         frame = frame.sample(_MOST_CELLS, seed=0)
@@ -85,7 +78,7 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
     """Do replicate wells find each other: mean average precision by treatment."""
     from gradcamo_assets.profiling import replicate_map
 
-    champion = _champion(platform)
+    champion = platform.champion()
     table = replicate_map(platform.lake.read("profiles", **_keys(champion)))
     platform.lake.write("replicability", table, **_keys(champion))
     _publish(platform)
@@ -104,7 +97,7 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     """What simple probes read from the embedding: treatment, and also site, well position and plate, beside chance."""
     from gradcamo_assets.profiling import confounder_audit as audit
 
-    champion = _champion(platform)
+    champion = platform.champion()
     table = audit(_embeddings(platform, champion))
     platform.lake.write("confounder_audit", table, **_keys(champion))
     _publish(platform)

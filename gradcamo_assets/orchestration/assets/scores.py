@@ -10,7 +10,7 @@ import polars as pl
 
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import crops_with_maps, to_markdown
-from gradcamo_assets.learning.registry import CHAMPION, ModelVersion
+from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.assets.models import champion_model
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
@@ -51,9 +51,7 @@ def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform)
 
     plate, site = plate_site_of(context)
     home, lake, registry = platform.home, platform.lake, platform.registry
-    champion = registry.by_alias(CHAMPION)
-    if champion is None:
-        raise dg.Failure("There is no champion model yet. Launch the train_model job, or move the alias in MLflow.")
+    champion = platform.champion()
     scorer = Scorer(registry.fetch(champion), home.settings("scoring", ScoringConfig))
     cells = lake.read("cells", plate=plate, site=site)
     kept = cells.filter(pl.col("crop_index").is_not_null())
