@@ -12,6 +12,8 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,42 @@ def line(name: str, figures: dict[str, float | str]) -> str:
     return f"{name:42}" + "".join(f"{v:>11.2f}" if isinstance(v, float) else f"{v:>11}" for v in figures.values())
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One encoder trained on one plate: its figures, its correctly classified held-out cells, and where it lies."""
+
+    figures: dict[str, float | str]
+    right: pl.DataFrame
+    bundle: Path
+    seconds: float
+
+
+def measure(prepared: Prepared, place: str, training: TrainingConfig, folder: Path) -> Measured:
+    """Train an encoder on a plate with the truth planted in ``place``, and ask it about wells it has not seen."""
+    folder.mkdir()
+    start = time.perf_counter()
+    cells, _ = train_and_score(prepared, training, folder)
+    seconds = time.perf_counter() - start
+    held_out, right = cells.filter(pl.col("split") != "train"), right_cells(cells)
+    figures: dict[str, float | str] = {
+        "seed": str(training.seed), "cells": str(len(held_out)), "accuracy": len(right) / len(held_out), **named(right),
+        "gradcamo": float(np.nanmedian(held_out["gradcamo"].cast(float).to_numpy())),
+        "adjusted": float(np.nanmedian(held_out["gradcamo_adjusted"].cast(float).to_numpy())),
+        "evidence": named(by_evidence(right), "evidence_at")[place],
+    }  # fmt: skip
+    return Measured(figures, right, folder / "bundle", seconds)
+
+
+def plates(seeds: int, quick: bool) -> Iterator[tuple[int, str, Prepared, Path]]:
+    """Seed, planted place, the plate as far as its crops, and a folder that goes with it."""
+    size = {"wells": 8, "sites": 1, "cells": 8, "doses": 1} if quick else {}
+    for seed in range(1 if quick else seeds):
+        for place, (labels, shortcut) in list(PLACES.items())[: 1 if quick else None]:
+            with tempfile.TemporaryDirectory() as scratch:
+                plate = SyntheticPlate(name="truth", labels=labels, shortcut=shortcut, seed=seed, **size)  # type: ignore[arg-type]
+                yield seed, place, prepare(plate, Path(scratch), CropConfig((12, 64, 64))), Path(scratch)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small plate, a few epochs")
@@ -110,54 +148,36 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="write a PNG of cells with their maps, two a planted place")
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
-    size = {"wells": 8, "sites": 1, "cells": 8, "doses": 1} if arguments.quick else {}
+    epochs = {"epochs": 6} if arguments.quick else {}
     shipped = list(DESIGNS.items())[:1]
     designs = list(DESIGNS.items()) if arguments.design else shipped
     summary: dict[str, list[float]] = {}
-    places: set[str] = set()
     shown: list[tuple] = []
-    header = False
-    for seed in range(1 if arguments.quick else arguments.seeds):
-        for place, (labels, shortcut) in list(PLACES.items())[: 1 if arguments.quick else None]:
-            with tempfile.TemporaryDirectory() as scratch:
-                plate = SyntheticPlate(name="truth", labels=labels, shortcut=shortcut, seed=seed, **size)  # type: ignore[arg-type]
-                prepared = prepare(plate, Path(scratch), CropConfig((12, 64, 64)))
-                for number, (design, encoder) in enumerate(shipped if seed else designs):
-                    folder = Path(scratch) / f"design{number}"
-                    folder.mkdir()
-                    epochs = {"epochs": 6} if arguments.quick else {}
-                    start = time.perf_counter()
-                    cells, _ = train_and_score(prepared, TrainingConfig(encoder=encoder, seed=seed, **epochs), folder)
-                    seconds = time.perf_counter() - start
-                    held_out, right = cells.filter(pl.col("split") != "train"), right_cells(cells)
-                    looks = named(right)
-                    figures: dict[str, float | str] = {
-                        "seed": str(seed), "cells": str(len(held_out)), "accuracy": len(right) / len(held_out), **looks,
-                        "gradcamo": float(np.nanmedian(held_out["gradcamo"].cast(float).to_numpy())),
-                        "adjusted": float(np.nanmedian(held_out["gradcamo_adjusted"].cast(float).to_numpy())),
-                        "evidence": named(by_evidence(right), "evidence_at")[place],
-                    }  # fmt: skip
-                    if number == 0:
-                        figures |= other_maps(right, prepared, folder / "bundle", place)
-                        summary.setdefault(place, []).append(looks[place])
-                        for key in ("accuracy", "randomised", "chance"):
-                            summary.setdefault(f"{key}_{place}", []).append(float(figures[key]))
-                        places.add(place)
-                        if arguments.picture and not seed:
-                            shown += examples(right, place, prepared, folder / "bundle")
-                    if not header:
-                        print(f"{'truth in, encoder':42}" + "".join(f"{n:>11}" for n in [*figures, "seconds"]))
-                        header = True
-                    print(line(f"{place}, {design}"[:42], figures) + f"{seconds:>11.0f}", flush=True)
+    for seed, place, prepared, folder in plates(arguments.seeds, arguments.quick):
+        for number, (design, encoder) in enumerate(shipped if seed else designs):
+            training = TrainingConfig(encoder=encoder, seed=seed, **epochs)
+            found = measure(prepared, place, training, folder / f"design{number}")
+            figures = found.figures
+            if number == 0:
+                figures |= other_maps(found.right, prepared, found.bundle, place)
+                if not summary:
+                    print(f"{'truth in, encoder':42}" + "".join(f"{n:>11}" for n in [*figures, "seconds"]))
+                summary.setdefault(place, []).append(float(figures[place]))
+                for key in ("accuracy", "randomised", "chance"):
+                    summary.setdefault(f"{key}_{place}", []).append(float(figures[key]))
+                if arguments.picture and not seed:
+                    shown += examples(found.right, place, prepared, found.bundle)
+            print(line(f"{place}, {design}"[:42], figures) + f"{found.seconds:>11.0f}", flush=True)
     if shown:
         images, crop_labels, maps, titles = zip(*shown, strict=True)
         figure = crops_with_maps(np.stack(images), np.stack(crop_labels), np.stack(maps), list(titles))
         figure.savefig(arguments.picture, dpi=110)
+    places = [place for place in PLACES if place in summary]
     worst = min(value for place in places for value in summary[place])
     means = {name: round(float(np.mean(values)), 4) for name, values in summary.items()}
     for what in ("randomised", "chance"):
         means[f"{what}_adjusted"] = round(float(np.mean([means.pop(f"{what}_{place}") for place in places])), 4)
-    print(json.dumps({**means, "worst": round(worst, 4), "seeds": arguments.seeds}))
+    print(json.dumps({**means, "worst": round(worst, 4), "seeds": len(summary[places[0]])}))
 
 
 if __name__ == "__main__":
