@@ -61,12 +61,12 @@ class _Look(NamedTuple):
 
 
 def name_of(path: Path) -> str:
-    """The plate's name: that of its folder, less ``.zarr`` or ``.ome.zarr``.
+    """The plate's name: that of its folder, less ``.zarr`` or ``.ome.zarr``, spaces (Harmony's) as underscores.
 
     Raises:
         PlateError: where it is no usable name.
     """
-    return plate_name(path.name.removesuffix(".zarr").removesuffix(".ome"))
+    return plate_name(path.name.removesuffix(".zarr").removesuffix(".ome").replace(" ", "_"))
 
 
 def open_plate(path: Path) -> Plate:

@@ -15,11 +15,9 @@ from typing import Any
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.plates.companions import companions
 from gradcamo_assets.plates.hcs import name_of
 
-_MAP_ENDINGS = (".csv", ".tsv", ".platemap.csv")
-"""How the plate map beside a plate may end, after the plate's name."""
-LABELS_ENDING = ".labels.csv"
 _UNREADABLE = "unreadable: "
 """What stands before the reason, in place of a signature, for a plate whose files cannot be listed."""
 
@@ -86,14 +84,6 @@ def list_inbox(inbox: Path, known: Mapping[str, Mapping[str, Any]] | None = None
     return {path: _signature(path, known or {}) for path in folders if _is_plate(path)}
 
 
-def companions(source: Path) -> tuple[list[Path], Path | None]:
-    """The plate maps (there should be one) and the label table that lie beside a plate's folder."""
-    name = name_of(source)
-    maps = [path for ending in _MAP_ENDINGS if (path := source.with_name(name + ending)).is_file()]
-    labels = source.with_name(name + LABELS_ENDING)
-    return maps, labels if labels.is_file() else None
-
-
 def source_signature(source: Path, depth: float = math.inf) -> str:
     """A digest of the names, sizes and times of the files of a plate and of the tables beside it.
 
@@ -105,8 +95,7 @@ def source_signature(source: Path, depth: float = math.inf) -> str:
         PlateError: an unusable name, a folder that cannot be listed, or anything that is neither a file nor a folder;
             symbolic links are never followed.
     """
-    maps, labels = companions(source)
-    beside = [(path.name, path.stat()) for path in (*maps, labels) if path is not None]
+    beside = [(path.name, path.stat()) for path in companions(source).files]
     return digest(sorted(_entries(source, source, depth)) + [(n, s.st_size, s.st_mtime_ns) for n, s in beside])
 
 

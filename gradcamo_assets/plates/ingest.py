@@ -18,8 +18,9 @@ import polars as pl
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.files import replaced_folder, write_json
 from gradcamo_assets.common.names import natural_key, plate_name
+from gradcamo_assets.plates.companions import LABELS_ENDING, companions
 from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field
-from gradcamo_assets.plates.inbox import LABELS_ENDING, companions, source_signature
+from gradcamo_assets.plates.inbox import source_signature
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.quality import PlateStatistics, field_quality
 
@@ -54,13 +55,14 @@ def ingest_plate(source: Path, plates: Path) -> Ingested:
     source = source.absolute()
     signature, quick = source_signature(source), source_signature(source, depth=2)
     plate = open_plate(source)
-    maps, labels_path = companions(source)
+    beside = companions(source)
+    maps = beside.maps
     if len(maps) > 1:
         problem = f"two plate maps, {maps[0].name} and {maps[1].name}"
         raise PlateError(problem, "Keep one of them.", plate=plate.name, path=source)
     wells = sorted({field.well for field in (*plate.fields, *plate.bad_fields)}, key=natural_key)
     plate_map = read_plate_map(maps[0] if maps else None, wells)
-    labels = None if labels_path is None else read_label_table(labels_path)
+    labels = None if beside.labels is None else read_label_table(beside.labels)
     fields, shape, statistics = _examine(plate)
 
     record, name = plates / f"{plate.name}.json", plate.name
