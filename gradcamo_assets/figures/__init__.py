@@ -10,11 +10,12 @@ from gradcamo_assets.figures.charts import (
     training_curves,
     umap_scatter,
 )
-from gradcamo_assets.figures.images import crops_with_maps, segmentation_overlay
+from gradcamo_assets.figures.images import crops_with_maps, illumination_maps, segmentation_overlay
 from gradcamo_assets.figures.report import qc_report_html, to_markdown, to_png
 
 __all__ = [
     "crops_with_maps",
+    "illumination_maps",
     "on_target_intervals",
     "plate_heat_map",
     "qc_report_html",

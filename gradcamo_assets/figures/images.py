@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,24 @@ def _binned(image: np.ndarray, step_y: int, step_x: int) -> np.ndarray:
 def _intensity_limits(images: np.ndarray) -> np.ndarray:
     """Black and white points (C, 2) from images (N, C, Y, X): the same for all, so that intensities can be compared."""
     return np.percentile(np.moveaxis(images, 1, 0).reshape(images.shape[1], -1), [25, 99.8], axis=1).T
+
+
+def illumination_maps(illumination: np.ndarray, channels: Sequence[str]) -> Figure:
+    """Where a plate's light is brighter or darker than its mean, a panel a channel, all on one scale.
+
+    Args:
+        illumination: (C, y, x) around 1.
+        channels: their names.
+    """
+    figure = new_figure(1.9 * len(channels) + 0.9, 2.2)
+    panels = figure.subplots(1, len(channels), squeeze=False)[0]
+    reach = max(0.05, float(np.abs(illumination - 1).max()))
+    for axes, channel, light in zip(panels, channels, illumination, strict=True):
+        shown = axes.imshow(light, cmap="PuOr_r", vmin=1 - reach, vmax=1 + reach, interpolation="bilinear")
+        axes.set_title(f"{channel}\n{light.min():.2f} to {light.max():.2f}", fontsize=9)
+        axes.set_axis_off()
+    figure.colorbar(shown, ax=list(panels), label="light / mean", shrink=0.8)
+    return figure
 
 
 def _composite(image: np.ndarray, limits: np.ndarray) -> np.ndarray:

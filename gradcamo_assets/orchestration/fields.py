@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import dagster as dg
 import polars as pl
 
-from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.plates import Field, Plate, load_plate
+from gradcamo_assets.common import GradcamoError, Home
+from gradcamo_assets.plates import Field, IngestConfig, Plate, load_plate
 from gradcamo_assets.warehouse import Lake
 
 
@@ -37,13 +36,14 @@ class Outcome:
         )
 
 
-def fields_at(plates: Path, plate_name: str, site: int) -> tuple[Plate, list[Field]]:
+def fields_at(home: Home, plate_name: str, site: int) -> tuple[Plate, list[Field]]:
     """The plate and its readable fields at one site.
 
     Raises:
         dg.Failure: if the plate has no such site; the partition should never have been asked for.
     """
-    plate = load_plate(plates, plate_name)
+    settings = home.settings("plates", IngestConfig)
+    plate = load_plate(home.plates, plate_name, illumination=settings.illumination)
     fields = [item for item in plate.fields if item.site == site]
     if not fields:
         sites = sorted({item.site for item in plate.fields})

@@ -32,9 +32,13 @@ def plate_record(home: Home, plate: str) -> dict:
 
 
 def field_signature(plate: Plate, field: Field) -> str:
-    """Digest of a field's files by relative name, size and time: cheap, and new whenever the images are."""
+    """Digest of a field's files by relative name, size and time, and of the light they are read under: cheap, and new
+    whenever the pixels that are read are."""
     folder = plate.path / field.path
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and "labels" not in path.relative_to(folder).parts
     )
-    return digest([(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+    inputs: list[object] = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    if plate.illumination is not None:
+        inputs.append((plate.illumination.read_bytes().hex(), plate.camera_offset))
+    return digest(inputs)

@@ -5,9 +5,10 @@ Nothing here knows of segmentation, crops, models or Dagster.
 
 from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field, read_label
 from gradcamo_assets.plates.inbox import InboxState, list_inbox, plates_to_ingest
-from gradcamo_assets.plates.ingest import ingest_plate, known_plate, known_plates, load_plate
+from gradcamo_assets.plates.ingest import IngestConfig, Ingested, ingest_plate
 from gradcamo_assets.plates.platemap import read_label_table, read_plate_map, treatment_class
-from gradcamo_assets.plates.quality import PlateStatistics, field_quality
+from gradcamo_assets.plates.quality import field_quality
+from gradcamo_assets.plates.record import known_plate, known_plates, load_plate
 from gradcamo_assets.plates.synthetic import write_synthetic_plate
 from gradcamo_assets.plates.synthetic_design import SyntheticPlate
 from gradcamo_assets.plates.synthetic_field import render_field
@@ -15,8 +16,9 @@ from gradcamo_assets.plates.synthetic_field import render_field
 __all__ = [
     "Field",
     "InboxState",
+    "IngestConfig",
+    "Ingested",
     "Plate",
-    "PlateStatistics",
     "SyntheticPlate",
     "field_quality",
     "ingest_plate",

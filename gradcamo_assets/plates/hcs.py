@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.names import natural_key, plate_name, slug, well_name
+from gradcamo_assets.plates.illumination import correct_illumination, read_illumination
 
 _WELL_PATH = re.compile(r"[A-Za-z0-9]+/[A-Za-z0-9]+")
 _MICRONS = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
@@ -41,7 +42,8 @@ class Plate:
     """A plate whose metadata was read. ``voxel_size`` is (z, y, x) in micrometres, 1.0 where the plate gives none.
 
     ``bad_fields``: those that cannot be used, and why. A well of which nothing can be read is one bad field, site 1,
-    whose path is the well's.
+    whose path is the well's. ``illumination``: the file by which pixels are corrected as they are read, and
+    ``camera_offset``, in counts, what of them is no light; None: pixels are read as they are.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Plate:
     voxel_size: tuple[float, float, float]
     fields: tuple[Field, ...]
     bad_fields: dict[Field, str]
+    illumination: Path | None = None
+    camera_offset: float = 0.0
 
 
 class _Look(NamedTuple):
@@ -120,7 +124,15 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     Raises:
         PlateError: unreadable data, several time points, or values that 16 bits cannot hold.
     """
-    array = _pixels(_open_field(plate.path, field), ["c", "z", "y", "x"], field, plate.path)
+    array = _counts(_pixels(_open_field(plate.path, field), ["c", "z", "y", "x"], field, plate.path), field, plate)
+    light = None if plate.illumination is None else read_illumination(plate.illumination)
+    if light is None:
+        return array
+    stacks = zip(array, light, strict=True)
+    return np.stack([correct_illumination(stack, of_channel, plate.camera_offset) for stack, of_channel in stacks])
+
+
+def _counts(array: NDArray[Any], field: Field, plate: Plate) -> NDArray[np.uint16]:
     if array.dtype in (np.uint16, np.uint8, np.bool_) or not array.size:
         return array.astype(np.uint16, copy=False)
     low, high = array.min(), array.max()

@@ -1,28 +1,59 @@
-"""Taking in a plate: everything is checked where it lies, then copied whole, and its record is written last.
+"""Taking in a plate: everything is checked where it lies, taken in field by field, and its record is written last.
 
 A plate without a record is not known, whatever else lies in the folder.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mode
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.common.files import replaced_folder, write_json
-from gradcamo_assets.common.names import natural_key, plate_name
+from gradcamo_assets.common.names import natural_key
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.plates.companions import LABELS_ENDING, companions
-from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field
+from gradcamo_assets.plates.hcs import Plate
+from gradcamo_assets.plates.illumination import estimate_illumination
 from gradcamo_assets.plates.inbox import source_signature
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
-from gradcamo_assets.plates.quality import PlateStatistics, field_quality
+from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
+from gradcamo_assets.plates.readers import format_of
+from gradcamo_assets.plates.record import load_plate
+from gradcamo_assets.plates.sources import ExportSource, Source, ZarrSource
+from gradcamo_assets.plates.staging import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, Staging, staged
+
+_SAMPLED = 4_000_000
+"""Pixels a channel that count in a large plate's statistics."""
+_CODE = "1"
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """How plates are taken in, ``[plates]`` of the settings.
+
+    Attributes:
+        ome_zarr: what becomes of an OME-Zarr plate: a copy, or a reference to where it lies, which must then stay.
+        illumination: whether uneven illumination is taken out when pixels are read; it is estimated in any case.
+        camera_offset: what the camera reads in the dark, in counts; illumination is no part of that.
+    """
+
+    ome_zarr: Literal["copy", "reference"] = "copy"
+    illumination: bool = False
+    camera_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.ome_zarr not in ("copy", "reference"):
+            raise PlateError(f"[plates] ome_zarr = {self.ome_zarr!r} is unknown", 'Use "copy" or "reference".')
 
 
 @dataclass(frozen=True)
@@ -30,7 +61,8 @@ class Ingested:
     """A plate taken in: where it is now, its rows, its intensities, and what a person should know.
 
     ``plate_frame`` has one row, ``wells_frame`` one a well, ``fields_frame`` one a field, bad ones with their reason in
-    ``qc_flag``. ``statistics``: ``{channel: {"center", "scale"}}`` in counts.
+    ``qc_flag``. ``statistics``: ``{channel: {"center", "scale"}}`` in counts. ``illumination``: (C, y, x) around 1, or
+    None where the plate has too few fields to tell.
     """
 
     plate: Plate
@@ -38,54 +70,75 @@ class Ingested:
     wells_frame: pl.DataFrame
     fields_frame: pl.DataFrame
     statistics: dict[str, dict[str, float]]
+    illumination: NDArray[np.float32] | None
     problems: list[str]
 
 
-def ingest_plate(source: Path, plates: Path) -> Ingested:
-    """Check the plate ``source``, copy it to ``<plates>/<name>.zarr``, and record it in ``<plates>/<name>.json``.
+def ingest_plate(
+    source: Path,
+    plates: Path,
+    config: IngestConfig | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Ingested:
+    """Check the plate ``source``, take it in as ``<plates>/<name>.zarr``, and record it in ``<plates>/<name>.json``.
 
-    Beside a plate may lie its plate map (``<name>.csv``, ``.tsv`` or ``.platemap.csv``) and, for a pooled screen, its
-    ``<name>.labels.csv``; both are kept in the field's spelling. Bad fields are listed, good ones go on. A plate that
-    is known already is replaced.
+    OME-Zarr is copied (or referred to), every other format written as OME-Zarr 0.5. Beside a plate may lie its plate
+    map and, for a pooled screen, its ``<name>.labels.csv``; both are kept in the field's spelling. Bad fields are
+    listed, good ones go on. A plate that is known already is replaced. Where an ingestion of the same source was
+    killed, its finished fields are not done again.
+
+    Args:
+        progress: called with the number of fields done and of all fields.
 
     Raises:
         PlateError: no readable plate or field, a symbolic link, a plate that changes meanwhile. No record is left.
         PlateMapError: a plate map or label table that cannot be understood.
     """
+    config = config or IngestConfig()
     source = source.absolute()
     signature, quick = source_signature(source), source_signature(source, depth=2)
-    plate = open_plate(source)
+    found = _open(source, config)
+    plate, name = found.plate, found.plate.name
     beside = companions(source)
-    maps = beside.maps
-    if len(maps) > 1:
-        problem = f"two plate maps, {maps[0].name} and {maps[1].name}"
-        raise PlateError(problem, "Keep one of them.", plate=plate.name, path=source)
+    if len(beside.maps) > 1:
+        problem = f"two plate maps, {beside.maps[0].name} and {beside.maps[1].name}"
+        raise PlateError(problem, "Keep one of them.", plate=name, path=source)
     wells = sorted({field.well for field in (*plate.fields, *plate.bad_fields)}, key=natural_key)
-    plate_map = read_plate_map(maps[0] if maps else None, wells)
+    plate_map = read_plate_map(beside.maps[0] if beside.maps else None, wells)
     labels = None if beside.labels is None else read_label_table(beside.labels)
-    fields, shape, statistics = _examine(plate)
 
-    record, name = plates / f"{plate.name}.json", plate.name
-    record.unlink(missing_ok=True)
-    with replaced_folder(plates / f"{name}.zarr") as folder:
-        # Links are copied as links, never followed: one that appears after the check cannot reach outside.
-        shutil.copytree(source, folder, dirs_exist_ok=True, symlinks=True)
+    made_from = {"signature": signature, "ome_zarr": config.ome_zarr, "channels": list(plate.channels), "code": _CODE}
+    with staged(plates, name, made_from) as staging:
+        fields, measured = _take_in(found, staging, progress)
         if source_signature(source) != signature:
             remedy = "Wait until it is complete, then ingest it again."
-            raise PlateError("the plate changed while it was copied", remedy, plate=name, path=source)
-    plate_map.frame.write_csv(plates / f"{name}.platemap.csv")
-    (plates / f"{name}{LABELS_ENDING}").unlink(missing_ok=True)
-    if labels is not None:
-        labels.write_csv(plates / f"{name}{LABELS_ENDING}")
-    content = {
-        "name": name, "source": str(source), "signature": signature, "quick_signature": quick,
-        "ngff_version": plate.ngff_version, "channels": plate.channels, "voxel_size": plate.voxel_size,
-        "shape": shape, "statistics": statistics,
-        "fields": fields.select(well="Metadata_Well", site="Metadata_Site", path="path", reason="qc_flag").to_dicts(),
-    }  # fmt: skip
-    write_json(record, content)
+            raise PlateError("the plate changed while it was taken in", remedy, plate=name, path=source)
+        numbers = zip(plate.channels, *center_and_scale([one["sample"] for one in measured]), strict=True)
+        statistics = {channel: {"center": center, "scale": scale} for channel, center, scale in numbers}
+        light = estimate_illumination([one["shade"] for one in measured], config.camera_offset)
+        shape = mode(tuple(one["shape"].tolist()) for one in measured)
+        record = {
+            "name": name, "source": str(source), "signature": signature, "quick_signature": quick,
+            "by_reference": not staging.plate.exists(), "format": found.format, "acquisition": dict(found.acquisition),
+            "ngff_version": plate.ngff_version, "channels": plate.channels, "voxel_size": plate.voxel_size,
+            "camera_offset": config.camera_offset, "shape": shape, "statistics": statistics,
+            "content": digest(fields.select("path", "content").rows()),
+            "fields": fields.select(
+                well="Metadata_Well", site="Metadata_Site", path="path", reason="qc_flag"
+            ).to_dicts(),
+        }  # fmt: skip
+        files = {
+            MAP_ENDING: plate_map.frame.write_csv().encode(),
+            RECORD_ENDING: json.dumps(record, indent=2, sort_keys=True, allow_nan=False).encode(),
+        }
+        if labels is not None:
+            files[LABELS_ENDING] = labels.write_csv().encode()
+        if light is not None:
+            np.save(buffer := io.BytesIO(), light, allow_pickle=False)
+            files[ILLUMINATION_ENDING] = buffer.getvalue()
+        staging.publish(files)
     row = {
-        "Metadata_Plate": name, "source_path": str(source), "format": f"ome-zarr {plate.ngff_version}",
+        "Metadata_Plate": name, "source_path": str(source), "format": found.format,
         "n_wells": len(wells), "n_fields": fields.height, "n_channels": len(plate.channels),
         **{f"size_{axis}": size for axis, size in zip("zyx", shape, strict=True)},
         **{f"voxel_{axis}_um": size for axis, size in zip("zyx", plate.voxel_size, strict=True)},
@@ -94,92 +147,83 @@ def ingest_plate(source: Path, plates: Path) -> Ingested:
         "intensity_scale": [channel["scale"] for channel in statistics.values()],
         "ingested_at": datetime.now(UTC).replace(tzinfo=None),
     }  # fmt: skip
+    problems = [*found.problems, *_problems(plate_map, bool(beside.maps), fields, labels)]
     return Ingested(
         load_plate(plates, name), pl.DataFrame([row]),
-        plate_map.frame.select(pl.lit(name).alias("Metadata_Plate"), pl.all()), fields, statistics,
-        _problems(plate_map, bool(maps), fields, labels),
+        plate_map.frame.select(pl.lit(name).alias("Metadata_Plate"), pl.all()),
+        fields.drop("content"), statistics, light, problems,
     )  # fmt: skip
 
 
-def known_plate(plates: Path, name: str) -> dict[str, Any] | None:
-    """The record of an ingested plate, or None where the plate is not known.
-
-    Raises:
-        PlateError: where there is a record that cannot be read.
-    """
-    path = plates / f"{plate_name(name)}.json"
-    try:
-        record = json.loads(path.read_text())
-        if record["name"] != name:
-            raise ValueError(f"it is the record of {record['name']}")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlateError(f"unreadable record: {error}", "Ingest the plate again.", plate=name, path=path) from error
-    return record
+def _open(source: Path, config: IngestConfig) -> Source:
+    form = format_of(source)
+    if form is None or form.startswith("OME-Zarr"):
+        return ZarrSource(source, by_reference=config.ome_zarr == "reference")
+    return ExportSource(source)
 
 
-def known_plates(plates: Path) -> dict[str, dict[str, Any]]:
-    """The records of all ingested plates by name. A folder that is not there holds none."""
-    names = sorted(path.stem for path in plates.glob("[!.]*.json"))
-    return {name: record for name in names if (record := known_plate(plates, name)) is not None}
-
-
-def load_plate(plates: Path, name: str) -> Plate:
-    """An ingested plate, from its record alone; ``fields`` are those fit for use.
-
-    Raises:
-        PlateError: where the plate is not known or its folder is gone.
-    """
-    record = known_plate(plates, name)
-    path = plates / f"{name}.zarr"
-    if record is None or not path.is_dir():
-        raise PlateError("the plate has not been ingested", "Ingest it first.", plate=name, path=path)
-    reasons = {Field(name, f["well"], f["site"], f["path"]): f["reason"] for f in record["fields"]}
-    z, y, x = record["voxel_size"]
-    return Plate(
-        name, path, record["ngff_version"], tuple(record["channels"]), (z, y, x),
-        tuple(field for field, reason in reasons.items() if reason is None),
-        {field: reason for field, reason in reasons.items() if reason is not None},
-    )  # fmt: skip
-
-
-def _examine(plate: Plate) -> tuple[pl.DataFrame, tuple[int, ...], dict[str, dict[str, float]]]:
-    """Read every field once: the rows of all fields, the commonest shape, and the plate's intensities."""
-    rows = []
-    shapes = []
-    intensities = PlateStatistics()
-    for field in sorted((*plate.fields, *plate.bad_fields), key=lambda field: (natural_key(field.well), field.site)):
+def _take_in(
+    source: Source, staging: Staging, progress: Callable[[int, int], None]
+) -> tuple[pl.DataFrame, list[dict[str, NDArray[Any]]]]:
+    """Take in every field that is not done yet: the rows of all, and what was measured of those fit for use."""
+    plate = source.plate
+    fields = sorted((*plate.fields, *plate.bad_fields), key=lambda field: (natural_key(field.well), field.site))
+    sampled = int(np.clip(_SAMPLED // len(fields), 256, 4096))
+    source.begin(staging.plate)
+    rows, measured = [], []
+    for done, field in enumerate(fields):
+        progress(done, len(fields))
         row: dict[str, Any] = {
             "Metadata_Plate": plate.name, "Metadata_Well": field.well, "Metadata_Site": field.site,
-            "path": field.path, "qc_flag": plate.bad_fields.get(field),
+            "path": field.path, "qc_flag": plate.bad_fields.get(field), "content": None,
         }  # fmt: skip
         rows.append(row)
         if row["qc_flag"] is not None:
             continue
-        try:
-            image = read_field(plate, field)
-        except PlateError as error:
-            row["qc_flag"] = error.problem
-            continue
-        row |= asdict(field_quality(image))
+        key = f"{field.well}_s{field.site}"
+        finished = staging.finished(key)
+        if finished is None:
+            meter = FieldMeter(key, sampled)
+            try:
+                source.take(field, staging.plate, meter.add)
+            except PlateError as error:
+                row["qc_flag"] = error.problem
+                continue
+            finished = _results(meter)
+            staging.finish(key, *finished)
+        row |= finished[0]
         if row["qc_flag"] is None:
-            intensities.add(image)
-            shapes.append(image.shape[1:])
-    if not shapes:
+            measured.append(finished[1])
+    progress(len(fields), len(fields))
+    if not measured:
         raise PlateError(
             f"none of its {len(rows)} fields can be used, the first ({rows[0]['path']}): {rows[0]['qc_flag']}",
             "Export the plate again.", plate=plate.name, path=plate.path,
         )  # fmt: skip
-    center_and_scale = zip(plate.channels, *intensities.center_and_scale(), strict=True)
-    statistics = {channel: {"center": center, "scale": scale} for channel, center, scale in center_and_scale}
-    fields = pl.DataFrame(rows, schema_overrides={"qc_flag": pl.String}, infer_schema_length=None)
-    return fields, mode(shapes), statistics
+    text = {"qc_flag": pl.String, "content": pl.String}
+    frame = pl.DataFrame(rows, schema_overrides=text, infer_schema_length=None)
+    return frame.with_columns(field_warnings(frame, plate.channels)), measured
+
+
+def _results(meter: FieldMeter) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What is kept of a measured field: its part of the row, and what the plate's own numbers are made from."""
+    numbers = {name: _finite(value) for name, value in asdict(meter.quality()).items()}
+    arrays: dict[str, NDArray[Any]] = {"sample": meter.sample, "shade": meter.shade, "shape": np.array(meter.shape)}
+    return {**numbers, "content": str(meter.content)}, arrays
+
+
+def _finite(value: Any) -> Any:
+    """NaN, which JSON has not, as None, in lists too."""
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _problems(plate_map: PlateMap, has_map: bool, fields: pl.DataFrame, labels: pl.DataFrame | None) -> list[str]:
     flagged = fields.drop_nulls("qc_flag").select("path", "qc_flag")
     problems = [f"field {path}: {reason}" for path, reason in flagged.iter_rows()]
+    warned = fields.drop_nulls("qc_warning").select("path", "qc_warning")
+    problems += [f"field {path}: {warning}" for path, warning in warned.iter_rows()]
     beyond = set() if labels is None else set(labels["Metadata_Well"]) - set(plate_map.frame["Metadata_Well"])
     if not has_map:
         problems.append("no plate map beside the plate: its wells have no treatment")

@@ -12,7 +12,6 @@ import pytest
 
 from gradcamo_assets.common.errors import PlateError, PlateMapError
 from gradcamo_assets.plates import (
-    field_quality,
     ingest,
     ingest_plate,
     known_plate,
@@ -22,6 +21,7 @@ from gradcamo_assets.plates import (
     read_field,
 )
 from gradcamo_assets.plates.platemap import read_plate_map
+from gradcamo_assets.plates.quality import FieldMeter
 from gradcamo_assets_tests.plates.conftest import TINY
 from gradcamo_assets_tests.plates.test_hcs import foreign_plate
 
@@ -99,11 +99,11 @@ def test_a_wrong_plate_map_stops_before_anything_is_written(tiny: Path, tmp_path
 def test_a_plate_that_changes_while_copied_is_not_recorded(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def arrives_late(image: np.ndarray) -> object:
+    def arrives_late(*measured: object) -> object:
         (tiny / "late").write_text("x")
-        return field_quality(image)
+        return FieldMeter(*measured)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ingest, "field_quality", arrives_late)
+    monkeypatch.setattr(ingest, "FieldMeter", arrives_late)
     with pytest.raises(PlateError, match="changed while"):
         ingest_plate(tiny, tmp_path / "plates")
     assert known_plates(tmp_path / "plates") == {} and not list((tmp_path / "plates").iterdir())

@@ -28,7 +28,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     """The table of cells: geometry, borders, nuclei, treatment; pooled screens take treatments from the label table."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
-    plate, fields = fields_at(home.plates, plate_name, site)
+    plate, fields = fields_at(home, plate_name, site)
     wells = {row["Metadata_Well"]: row for row in lake.read("wells", plate=plate_name).iter_rows(named=True)}
     label_path = home.plates / f"{plate_name}.labels.csv"
     labels = read_label_table(label_path) if label_path.exists() else None
@@ -82,7 +82,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
     config = home.settings("crops", CropConfig)
-    plate, fields = fields_at(home.plates, plate_name, site)
+    plate, fields = fields_at(home, plate_name, site)
     statistics = plate_record(home, plate_name)["statistics"]
     center = [float(statistics[name]["center"]) for name in plate.channels]
     scale = [float(statistics[name]["scale"]) for name in plate.channels]

@@ -27,7 +27,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     """Masks of cells and nuclei, one OME-Zarr label image a field; fields that are already right are skipped."""
     plate_name, site = plate_site_of(context)
     home = platform.home
-    plate, fields = fields_at(home.plates, plate_name, site)
+    plate, fields = fields_at(home, plate_name, site)
     segmenter = Segmenter(home.settings("segmentation", SegmenterConfig))
     skipped: list[str] = []
 

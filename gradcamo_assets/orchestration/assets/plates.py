@@ -1,5 +1,6 @@
 """``plate_images``: a plate of the inbox, checked, copied and measured."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -7,9 +8,11 @@ import polars as pl
 
 from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.figures import illumination_maps, to_markdown
+from gradcamo_assets.orchestration.fields import number
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.plates import ingest_plate, known_plates, list_inbox, plates_to_ingest
+from gradcamo_assets.plates import IngestConfig, Ingested, ingest_plate, known_plates, list_inbox, plates_to_ingest
 from gradcamo_assets.plates.hcs import name_of
 
 
@@ -41,13 +44,20 @@ def source_of(home: Home, plate: str) -> Path:
         dg.AssetCheckSpec(
             "plate_map_matches", asset="plate_images", description="Plate map and plate name the same wells."
         ),
+        dg.AssetCheckSpec(
+            "fields_in_focus",
+            asset="plate_images",
+            description="No field is out of focus beside the others, and no stack repeats a plane.",
+        ),
     ],
 )
 def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """A plate (OME-Zarr HCS) taken in: fields checked and measured, plate map read, intensity statistics stored."""
+    """A plate taken in: written as OME-Zarr, fields measured, plate map read, intensities and illumination stored."""
     name = context.partition_key
     home, lake = platform.home, platform.lake
-    found = ingest_plate(source_of(home, name), home.plates)
+    found = ingest_plate(
+        source_of(home, name), home.plates, home.settings("plates", IngestConfig), _progress(context, name)
+    )
     lake.write("plates", found.plate_frame, plate=name)
     lake.write("wells", found.wells_frame, plate=name)
     for (site,), fields in found.fields_frame.group_by("Metadata_Site"):
@@ -59,6 +69,7 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     for problem in found.problems:
         context.log.warning(problem)
     row = found.plate_frame.row(0, named=True)
+    warned = found.fields_frame.filter(pl.col("qc_warning").is_not_null())
     return dg.MaterializeResult(
         metadata={
             "wells": row["n_wells"],
@@ -68,6 +79,13 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
             "channels": ", ".join(found.plate.channels),
             "voxel_size_zyx_um": str(found.plate.voxel_size),
             "source": row["source_path"],
+            "format": row["format"],
+            "problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in found.problems) or "none"),
+            "median_focus": number(found.fields_frame["focus_score"].median()),
+            "median_saturation": number(found.fields_frame["saturation"].median()),
+            "fields_out_of_focus": len(warned),
+            "channels_measured": dg.MetadataValue.md(_channels(found)),
+            **({} if found.illumination is None else {"illumination": _illumination(found)}),
             "plate_map": dg.MetadataValue.md(_plate_map(found.wells_frame)),
         },
         check_results=[
@@ -75,7 +93,13 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
                 check_name="fields_readable",
                 passed=not len(bad),
                 severity=dg.AssetCheckSeverity.ERROR,
-                metadata={"bad_fields": dg.MetadataValue.md(_listing(bad))},
+                metadata={"bad_fields": dg.MetadataValue.md(_listing(bad, "qc_flag"))},
+            ),
+            dg.AssetCheckResult(
+                check_name="fields_in_focus",
+                passed=not len(warned),
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"warned": len(warned), "fields": dg.MetadataValue.md(_listing(warned, "qc_warning"))},
             ),
             dg.AssetCheckResult(
                 check_name="plate_map_matches",
@@ -87,9 +111,35 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     )
 
 
-def _listing(bad: pl.DataFrame) -> str:
-    rows = bad.select("path", "qc_flag").iter_rows()
-    return "\n".join(f"- {path}: {reason}" for path, reason in rows) or "none"
+def _progress(context: dg.AssetExecutionContext, name: str) -> Callable[[int, int], None]:
+    """Say in the log how far the plate is, at every tenth of it."""
+
+    def tell(done: int, of: int) -> None:
+        if done and done * 10 // of > (done - 1) * 10 // of:
+            context.log.info(f"{name}: {done} of {of} fields taken in")
+
+    return tell
+
+
+def _listing(fields: pl.DataFrame, reason: str) -> str:
+    rows = fields.select("path", reason).iter_rows()
+    return "\n".join(f"- {path}: {text}" for path, text in rows) or "none"
+
+
+def _channels(found: Ingested) -> str:
+    """What was measured a channel: the median over fields."""
+    columns = ("channel_focus", "channel_saturation", "background", "signal_to_noise")
+    lines = ["| channel | focus | saturation | background | signal to noise |", "| --- | --- | --- | --- | --- |"]
+    for index, channel in enumerate(found.plate.channels):
+        values = found.fields_frame.select(pl.col(columns).list.get(index).median()).row(0)
+        lines.append(f"| {channel} | " + " | ".join("" if v is None else f"{v:.3g}" for v in values) + " |")
+    return "\n".join(lines)
+
+
+def _illumination(found: Ingested) -> dg.MetadataValue:
+    assert found.illumination is not None
+    figure = illumination_maps(found.illumination, found.plate.channels)
+    return dg.MetadataValue.md(to_markdown(figure, f"Illumination of plate {found.plate.name}, by channel"))
 
 
 def _plate_map(wells: pl.DataFrame) -> str:

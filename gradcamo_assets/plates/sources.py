@@ -1,0 +1,210 @@
+"""The two kinds of plate that come in, an OME-Zarr to be copied and an export to be converted, behind one interface.
+
+Nothing here decides what becomes of a plate; ``ingest`` does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field
+from gradcamo_assets.plates.readers import PROJECTION, Export, read_export, read_plane
+from gradcamo_assets.plates.writing import copy_field, create_field, create_plate
+
+Stack = NDArray[np.uint16]
+_PROBED = 3
+"""Fields whose planes are compared to tell a true z-stack."""
+
+
+class Source(Protocol):
+    """A plate where it lies: what it holds (``plate``), and how a field of it is taken in."""
+
+    plate: Plate
+    format: str
+    problems: tuple[str, ...]
+    acquisition: Mapping[str, Any]
+
+    def begin(self, folder: Path) -> None:
+        """Write what belongs to the plate rather than to a field."""
+
+    def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
+        """Show every channel of a field, (Z, Y, X) each, to ``measure`` and store the field below ``folder``.
+
+        Raises:
+            PlateError: where it cannot be read.
+        """
+
+
+class ZarrSource:
+    """An OME-Zarr plate: files are copied as they are, or, by reference, not at all."""
+
+    def __init__(self, path: Path, by_reference: bool):
+        self.plate = open_plate(path)
+        self.format = f"ome-zarr {self.plate.ngff_version}"
+        self.problems: tuple[str, ...] = ()
+        self.acquisition: Mapping[str, Any] = {}
+        self._by_reference = by_reference
+
+    def begin(self, folder: Path) -> None:
+        if self._by_reference:
+            return
+        fields = {self.plate.path / field.path for field in (*self.plate.fields, *self.plate.bad_fields)}
+
+        def of_fields(where: str, names: list[str]) -> set[str]:
+            return {name for name in names if Path(where) / name in fields}
+
+        # Links are copied as links, never followed: one that appears after the check cannot reach outside.
+        shutil.copytree(self.plate.path, folder, dirs_exist_ok=True, symlinks=True, ignore=of_fields)
+        for field in self.plate.bad_fields:
+            if (self.plate.path / field.path).is_dir():
+                shutil.copytree(self.plate.path / field.path, folder / field.path, dirs_exist_ok=True, symlinks=True)
+
+    def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
+        if not self._by_reference:
+            shutil.rmtree(folder / field.path, ignore_errors=True)
+            shutil.copytree(self.plate.path / field.path, folder / field.path, symlinks=True)
+        for stack in read_field(self.plate, field):
+            measure(stack)
+
+
+class ExportSource:
+    """TIFF planes of a microscope's export: written as OME-Zarr 0.5, a channel at a time."""
+
+    def __init__(self, path: Path):
+        export, notes = true_stack(read_export(path))
+        self.format, self.problems, self.acquisition = export.format, (*export.problems, *notes), export.acquisition
+        self._export = export
+        self._depth = int(export.planes["z"].max()) + 1 if export.planes.height else 0  # type: ignore[arg-type]
+        self._files = {
+            (well, site): rows for (well, site), rows in export.planes.group_by(["well", "site"], maintain_order=True)
+        }
+        self._shape: tuple[int, int] | None = None
+        bad = {self._field(*key): reason for key, reason in export.incomplete.items()}
+        fields = tuple(field for key in self._files if (field := self._field(*key)) not in bad)
+        self.plate = Plate(export.name, path, "0.5", export.channels, export.voxel_size, fields, bad)
+
+    def begin(self, folder: Path) -> None:
+        wells: dict[str, list[str]] = {}
+        for field in self.plate.fields:
+            wells.setdefault(field.well, []).append(Path(field.path).name)
+        create_plate(folder, self.plate.name, wells)
+
+    def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
+        import zarr
+
+        rows = self._files[field.well, field.site]
+        first = self._read(field, rows.row(0, named=True))
+        if self._shape is None:
+            self._shape = first.shape
+        if first.shape != self._shape:
+            raise self._unreadable(field, f"its planes are {first.shape}, those of the first field {self._shape}")
+        path = folder / field.path
+        shutil.rmtree(path, ignore_errors=True)
+        self._create(folder, path)
+        array = zarr.open_array(path / "0", mode="r+")
+        # The next channel is read and measured while this one is compressed.
+        with ThreadPoolExecutor(1) as writer:
+            written = None
+            for index, stack in enumerate(self._stacks(field, rows)):
+                measure(stack)
+                if written is not None:
+                    written.result()
+                written = writer.submit(array.__setitem__, index, stack)
+            if written is not None:
+                written.result()
+
+    def _stacks(self, field: Field, rows: pl.DataFrame) -> Iterator[Stack]:
+        assert self._shape is not None
+        for (_channel,), planes in rows.group_by(["channel"], maintain_order=True):
+            stack = np.empty((self._depth, *self._shape), np.uint16)
+            for row in planes.iter_rows(named=True):
+                plane = self._read(field, row)
+                if plane.shape != self._shape:
+                    raise self._unreadable(field, f"a plane is {plane.shape}, others are {self._shape}", row["file"])
+                stack[row["z"]] = plane
+            yield stack
+
+    def _read(self, field: Field, row: Mapping[str, Any]) -> NDArray[np.uint16]:
+        try:
+            return read_plane(self._export.path / row["file"], row["page"])
+        except PlateError as error:
+            raise self._unreadable(field, error.problem, row["file"]) from error
+
+    def _create(self, folder: Path, path: Path) -> None:
+        template = folder.parent / "template"
+        if not template.exists():
+            assert self._shape is not None
+            shape = (len(self.plate.channels), self._depth, *self._shape)
+            making = folder.parent / "template.making"
+            create_field(making, shape, self.plate.channels, self.plate.voxel_size)
+            making.rename(template)
+        copy_field(template, path)
+
+    def _unreadable(self, field: Field, problem: str, file: str = "") -> PlateError:
+        place: dict[str, Any] = {"plate": field.plate, "well": field.well, "site": field.site}
+        return PlateError(problem, "Export it again.", **place, path=self.plate.path / file)
+
+    def _field(self, well: str, site: int) -> Field:
+        return Field(self._export.name, well, site, f"{well[:-2]}/{well[-2:]}/{site - 1}")
+
+
+def true_stack(export: Export) -> tuple[Export, list[str]]:
+    """The export as what it really is, a z-stack or single planes, and what of it was left out, in words.
+
+    Projections beside a stack are left out. A channel that repeats one plane all through the stack makes it none: the
+    plate is then taken in two dimensions, from its projections where it has them, else from the first slice.
+    """
+    projected = export.planes.filter(pl.col("z") == PROJECTION)
+    slices = export.planes.filter(pl.col("z") != PROJECTION)
+    depth = slices["z"].n_unique()
+    repeated = _repeated(export, slices) if depth > 1 else []
+    if depth > 1 and not repeated:
+        notes = ["projections of the stacks (maximum or other) lie beside them and were left out"]
+        return replace(export, planes=slices), notes if projected.height else []
+    first = slices.filter(pl.col("z") == 0)
+    flat = pl.concat([projected.with_columns(z=pl.lit(0, pl.Int32)), first])
+    flat = flat.unique(["well", "site", "channel"], keep="first", maintain_order=True).sort("well", "site", "channel")
+    notes = []
+    if repeated:
+        whence = "its projections" if projected.height else "the first slice of each stack"
+        channels = " and ".join(repeated)
+        notes.append(
+            f"no true z-stack: {channels} {'repeats' if len(repeated) == 1 else 'repeat'} one plane in all {depth} "
+            f"slices; the plate was taken in as two-dimensional, from {whence}"
+        )
+    elif projected.height:
+        notes.append("only projections, no z-stack: the plate was taken in as two-dimensional")
+    voxel_size = (1.0, *export.voxel_size[1:])
+    return replace(export, planes=flat, voxel_size=voxel_size), notes
+
+
+def _repeated(export: Export, slices: pl.DataFrame) -> list[str]:
+    """The channels whose slices are one plane over and over, in every one of the first few complete fields."""
+    everywhere = set(range(len(export.channels)))
+    fields = list(slices.select("well", "site").unique(maintain_order=True).iter_rows())
+    probed = 0
+    for well, site in [key for key in fields if key not in export.incomplete][:_PROBED]:
+        rows = slices.filter(pl.col("well") == well, pl.col("site") == site)
+        try:
+            everywhere -= {index for index in everywhere if not _one_plane(export, rows.filter(channel=index))}
+            probed += 1
+        except PlateError:
+            # It will be named when it is taken in.
+            continue
+    return [name for index, name in enumerate(export.channels) if probed and index in everywhere]
+
+
+def _one_plane(export: Export, rows: pl.DataFrame) -> bool:
+    planes = (read_plane(export.path / file, page) for file, page in rows.select("file", "page").iter_rows())
+    first = next(planes)
+    return all(np.array_equal(first, plane) for plane in planes)

@@ -1,0 +1,121 @@
+"""Where a plate grows before it is known: field by field, so that a killed ingestion goes on where it was.
+
+``<plates>/.<name>.ingesting/`` holds the growing plate and a record of every finished field. What others see
+(``<name>.zarr`` and the files beside it) changes at the very end, and a plate is known once ``<name>.json`` is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from gradcamo_assets.common.errors import GradcamoError, PlateError
+from gradcamo_assets.common.files import replaced_file, write_json
+from gradcamo_assets.plates.companions import LABELS_ENDING
+
+ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING = ".illumination.npy", ".platemap.csv", ".json"
+_OURS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
+"""What lies beside an ingested plate. The record comes last."""
+
+
+class Staging:
+    """The growing plate of one ingestion; ``staged`` makes one. ``plate`` is the folder to fill."""
+
+    def __init__(self, plates: Path, name: str):
+        self.plate = plates / f".{name}.ingesting" / "plate.zarr"
+        self._plates, self._name, self._folder = plates, name, self.plate.parent
+        self._fields, self._files = self._folder / "fields", self._folder / "files"
+        self._made_from, self._commit = self._folder / "made_from.json", self._folder / "commit.json"
+
+    def finished(self, key: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """What ``finish`` was given for the field ``key``, or None where it is still to be done."""
+        try:
+            row = json.loads((self._fields / f"{key}.json").read_text())
+            with np.load(self._fields / f"{key}.npz", allow_pickle=False) as arrays:
+                return row, dict(arrays)
+        except FileNotFoundError:
+            return None
+
+    def finish(self, key: str, row: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Record that a field is complete: its row, as JSON, and its arrays."""
+        with replaced_file(self._fields / f"{key}.npz") as path, path.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        # Last, since this is what makes the field finished.
+        write_json(self._fields / f"{key}.json", row)
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Put the plate and ``files`` (contents by ending, the record among them) in the place of what was there."""
+        self._files.mkdir(exist_ok=True)
+        for ending, content in files.items():
+            (self._files / f"{self._name}{ending}").write_bytes(content)
+        write_json(self._commit, {"copied": self.plate.exists()})
+        target = self._plates / f"{self._name}.zarr"
+        (self._plates / f"{self._name}{RECORD_ENDING}").unlink(missing_ok=True)
+        if target.exists():
+            shutil.rmtree(self._folder / "old.zarr", ignore_errors=True)
+            target.rename(self._folder / "old.zarr")
+        if self.plate.exists():
+            self.plate.rename(target)
+        for ending in _OURS:
+            if ending in files:
+                (self._files / f"{self._name}{ending}").replace(self._plates / f"{self._name}{ending}")
+            else:
+                (self._plates / f"{self._name}{ending}").unlink(missing_ok=True)
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def take_up(self, made_from: Mapping[str, Any]) -> None:
+        """Keep what an ingestion of the same source that was killed has left, and nothing else."""
+        if self._commit.exists():
+            target = self._plates / f"{self._name}.zarr"
+            published = not (self._files / f"{self._name}{RECORD_ENDING}").exists()
+            if not published and json.loads(self._commit.read_text())["copied"] and not self.plate.exists():
+                target.rename(self.plate)
+            self._commit.unlink()
+            if published:
+                self._made_from.unlink()
+        if not self._made_from.exists() or json.loads(self._made_from.read_text()) != made_from:
+            for path in self._folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+            write_json(self._made_from, made_from)
+
+
+@contextmanager
+def staged(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[Staging]:
+    """The staging area of a plate, for one ingestion at a time.
+
+    It is kept where the process is killed or the disk is full, and left empty where the plate is refused.
+
+    Args:
+        made_from: what the result depends on, as JSON; fields finished from anything else are done again.
+
+    Raises:
+        PlateError: where another process is ingesting this plate.
+    """
+    staging = Staging(plates, name)
+    staging.plate.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(staging.plate.parent / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise PlateError("another run is ingesting it", "Wait for that one.", plate=name) from error
+    try:
+        staging.take_up(made_from)
+        yield staging
+    except GradcamoError:
+        staging.discard()
+        raise
+    finally:
+        lock.release()
