@@ -1,0 +1,159 @@
+"""Ingestions that are killed, that meet, or that are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.plates import ingest_plate, known_plate, load_plate, sources
+from gradcamo_assets.plates.staging import Staging, staged
+
+# IMPORT
+
+KILLS = 20
+
+
+def _contents(plates: Path, but: tuple[str, ...] = ()) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    return {
+        str(path.relative_to(plates)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(plates.rglob("*"))
+        if path.is_file() and path.name not in but
+    }
+
+
+def _export(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    wells = [f"{row}{column:02d}" for row in "BC" for column in (2, 3, 4)]
+    pixels = {
+        (well, site): rng.integers(90, 4000, (3, 4, 96, 96)).astype(np.uint16) for well in wells for site in (1, 2)
+    }
+    write_metaxpress(folder, pixels)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["export", "ome-zarr"])
+def test_a_killed_ingestion_is_completed_by_the_next(kind: str, tiny: Path, tmp_path: Path) -> None:
+    source = _export(tmp_path / "inbox" / "killed") if kind == "export" else tiny
+    calm, plates = tmp_path / "calm", tmp_path / "plates"
+    begun = time.perf_counter()
+    ingest_plate(source, calm)
+    undisturbed = time.perf_counter() - begun
+    spawn = multiprocessing.get_context("forkserver")
+    spawn.set_forkserver_preload(["gradcamo_assets.plates", "ngio", "zarr", "tifffile", "scipy.ndimage"])
+    dice = random.Random(7)
+    killed = 0
+    for _ in range(KILLS // 2):
+        process = spawn.Process(target=ingest_plate, args=(source, plates))
+        process.start()
+        time.sleep(dice.uniform(0.02, 1.2 * undisturbed))
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.join()
+        # Whatever is known is whole.
+        if known_plate(plates, source.name.removesuffix(".zarr")) is not None:
+            assert load_plate(plates, source.name.removesuffix(".zarr")).fields
+    assert killed >= KILLS // 4
+    ingest_plate(source, plates)
+    assert _contents(plates) == _contents(calm)
+
+
+def test_finished_fields_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, plates = _export(tmp_path / "inbox" / "resumed"), tmp_path / "plates"
+    taken: list[str] = []
+    take = sources.ExportSource.take
+
+    def full_disk(self: sources.ExportSource, field: sources.Field, *rest: object) -> None:
+        if len(taken) == 5:
+            raise OSError(28, "No space left on device")
+        taken.append(field.path)
+        take(self, field, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sources.ExportSource, "take", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        ingest_plate(source, plates)
+    assert known_plate(plates, "resumed") is None
+    first, taken[:] = list(taken), [""] * 6
+    ingest_plate(source, plates)
+    assert len(first) == 5 and not set(first) & set(taken[6:]) and len(taken[6:]) == 7
+    assert [path.name for path in plates.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_changed_source_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plates = tmp_path / "plates"
+    with pytest.raises(OSError), staged(plates, "p", {"signature": "old"}) as staging:
+        staging.finish("A01_s1", {"row": 1}, {"sample": np.ones(2)})
+        raise OSError
+    with pytest.raises(OSError), staged(plates, "p", {"signature": "old"}) as staging:
+        row, arrays = staging.finished("A01_s1") or ({}, {})
+        assert row == {"row": 1} and arrays["sample"].tolist() == [1, 1]
+        raise OSError
+    with pytest.raises(OSError), staged(plates, "p", {"signature": "new"}) as staging:
+        assert staging.finished("A01_s1") is None
+        raise OSError
+
+
+def test_one_ingestion_of_a_plate_at_a_time(tmp_path: Path) -> None:
+    with staged(tmp_path, "p", {}) as staging:
+        with pytest.raises(PlateError, match="another run"), staged(tmp_path, "p", {}):
+            pass
+        assert staging.plate.parent.is_dir()
+
+
+class Killed(BaseException):
+    """Not an exception that anything catches."""
+
+
+def test_a_publication_that_dies_at_any_step_is_completed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = tmp_path / "calm"
+    ingest_plate(tiny, tmp_path / "before")
+    (tiny / "new.txt").write_text("another version")
+    ingest_plate(tiny, calm)
+    publish = Staging.publish
+    left = [0]
+
+    def dying(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **options: object) -> object:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return original(*args, **options)
+
+        return call
+
+    def publish_and_die(self: Staging, files: dict[str, bytes]) -> None:
+        with monkeypatch.context() as patch:
+            for name in ("rename", "replace", "unlink"):
+                patch.setattr(Path, name, dying(getattr(Path, name)))
+            publish(self, files)
+
+    deaths = 0
+    for step in range(20):
+        plates = tmp_path / f"plates{step}"
+        shutil.copytree(tmp_path / "before", plates)
+        left[0] = step
+        with monkeypatch.context() as patch:
+            patch.setattr(Staging, "publish", publish_and_die)
+            try:
+                ingest_plate(tiny, plates)
+                break
+            except Killed:
+                deaths += 1
+        ingest_plate(tiny, plates)
+        assert _contents(plates) == _contents(calm)
+    assert 6 <= deaths < 19
