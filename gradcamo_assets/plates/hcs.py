@@ -124,7 +124,11 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     Raises:
         PlateError: unreadable data, several time points, or values that 16 bits cannot hold.
     """
-    array = _counts(_pixels(_open_field(plate.path, field), ["c", "z", "y", "x"], field, plate.path), field, plate)
+    pixels = _pixels(_open_field(plate.path, field), ["c", "z", "y", "x"], field, plate.path)
+    try:
+        array = as_counts(pixels)
+    except PlateError as error:
+        raise _unreadable(field, plate.path, error.problem, remedy=error.remedy) from error
     light = None if plate.illumination is None else read_illumination(plate.illumination)
     if light is None:
         return array
@@ -132,7 +136,12 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     return np.stack([correct_illumination(stack, of_channel, plate.camera_offset) for stack, of_channel in stacks])
 
 
-def _counts(array: NDArray[Any], field: Field, plate: Plate) -> NDArray[np.uint16]:
+def as_counts(array: NDArray[Any]) -> NDArray[np.uint16]:
+    """Camera counts of any number type as uint16, fractions of counts being rounded.
+
+    Raises:
+        PlateError: without a place, where a value does not survive: NaN, negative, above 65535, fractions of 1.
+    """
     if array.dtype in (np.uint16, np.uint8, np.bool_) or not array.size:
         return array.astype(np.uint16, copy=False)
     low, high = array.min(), array.max()
@@ -147,7 +156,7 @@ def _counts(array: NDArray[Any], field: Field, plate: Plate) -> NDArray[np.uint1
         problem = "its pixels are fractions of 1"
     if problem:
         remedy = "Export the plate as unsigned 16-bit camera counts."
-        raise _unreadable(field, plate.path, f"{problem}, which 16-bit counts cannot hold", remedy=remedy)
+        raise PlateError(f"{problem}, which 16-bit counts cannot hold", remedy)
     return np.rint(array).astype(np.uint16)
 
 

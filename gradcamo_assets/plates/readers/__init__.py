@@ -2,21 +2,83 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.plates.hcs import name_of
+from gradcamo_assets.plates.readers import loaddata, metaxpress, operetta, pattern, uzh
+from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration, configuration_of
 from gradcamo_assets.plates.readers.export import PLANES, PROJECTION, Export
+from gradcamo_assets.plates.readers.tiff import plane_shape, read_plane
 
-__all__ = ["PLANES", "PROJECTION", "Export", "format_of"]
+__all__ = [
+    "PLANES",
+    "PROJECTION",
+    "Export",
+    "configuration_of",
+    "format_of",
+    "plane_shape",
+    "read_export",
+    "read_plane",
+]
+
+_LooksLike = Callable[[Path, frozenset[str]], bool]
+_Read = Callable[[Path, Configuration], Export]
+
+# In this order: what a vendor wrote comes before a table that somebody added.
+_READERS: dict[str, tuple[_LooksLike, _Read]] = {
+    "Operetta": (operetta.looks_like, operetta.read),
+    "MetaXpress": (metaxpress.looks_like, metaxpress.read),
+    "CellVoyager": (uzh.looks_like_yokogawa, uzh.read_yokogawa),
+    "ScanR": (uzh.looks_like_scanr, uzh.read_scanr),
+    "ImageXpress HCS.ai": (uzh.looks_like_hcs_ai, uzh.read_hcs_ai),
+    "LoadData": (loaddata.looks_like, loaddata.read),
+    "Pattern": (pattern.looks_like, pattern.read),
+}
 
 
 def format_of(folder: Path) -> str | None:
-    """The format of a plate folder, told from a few names and never by a walk, or None where it is none we read."""
-    return None
+    """The format of a plate folder, told from a few names and never by a walk, or None where it is none we read.
+
+    A configuration beside the folder that asks for a format or gives a pattern decides. A damaged one does not hide a
+    plate: ``read_export`` says what is wrong with it.
+    """
+    try:
+        configuration = configuration_of(folder)
+    except PlateError:
+        configuration = NOTHING
+    if configuration.format in _READERS:
+        return configuration.format
+    if configuration.pattern is not None:
+        return "Pattern"
+    try:
+        with os.scandir(folder) as entries:
+            names = frozenset(entry.name for entry in entries)
+        return next((name for name, (looks_like, _) in _READERS.items() if looks_like(folder, names)), None)
+    except OSError:
+        return None
 
 
 def read_export(folder: Path) -> Export:
-    raise NotImplementedError
+    """What the export of a microscope holds: metadata and names, and of pixels at most a header or three.
 
-
-def read_plane(path: Path, page: int):
-    raise NotImplementedError
+    Raises:
+        PlateError: no format we read, damaged or hostile metadata, nothing usable; it names the plate.
+    """
+    name = name_of(folder)
+    try:
+        configuration = configuration_of(folder)
+        if configuration.format not in (None, *_READERS):
+            raise PlateError(f"there is no format {configuration.format!r}", f"Known are {', '.join(_READERS)}.")
+        if (format := format_of(folder)) is None:
+            raise PlateError(
+                "it is no export of a microscope that is read here", "Give a pattern (see plates/readers)."
+            )
+        return _READERS[format][1](folder, configuration)
+    except PlateError as error:
+        path = folder if error.path is None else error.path
+        raise PlateError(
+            error.problem, error.remedy, plate=name, well=error.well, site=error.site, path=path
+        ) from error

@@ -1,0 +1,139 @@
+"""CellProfiler's LoadData table: one row a field (and z), one pair of ``FileName_``/``PathName_`` columns a channel."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import polars as pl
+
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.plates.hcs import name_of
+from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
+from gradcamo_assets.plates.readers.export import Export
+from gradcamo_assets.plates.readers.planes import MAX_PLANES, finish, well_at
+
+_MAX_COLUMNS = 10_000
+_MAX_HEADER = 2**20
+_MAX_PATH = 4096
+_SITE = ("Site", "Field", "FieldID", "FieldIndex")
+_Z = ("PlaneZ", "Z", "PlaneID", "ZIndex", "ZSlice")
+_TIME = ("T", "Time", "Timepoint", "TimepointID", "TimePoint")
+_REMEDY = "Write it as CellProfiler's LoadData wants it."
+
+
+def looks_like(folder: Path, names: frozenset[str]) -> bool:
+    """Whether a CSV in the folder has a column ``FileName_<channel>``."""
+    return bool(_tables(folder, names))
+
+
+def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
+    """Read the first such table (in natural order); others are named among the problems.
+
+    Channels are the columns that name TIFF files (illumination functions are none), less a leading ``Orig``. Paths may be
+    those of another machine: the longest end of a path that lies in the folder is taken.
+
+    Raises:
+        PlateError: columns that lack, several plates or time points, paths that are none.
+    """
+    path, *others = _tables(folder, frozenset(path.name for path in folder.glob("*.csv"))) or [folder]
+    try:
+        table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise PlateError(f"the table cannot be read: {str(error)[:200]}", _REMEDY, path=path) from error
+    table = table.select(pl.all().str.strip_chars())
+    if table.width > _MAX_COLUMNS:
+        raise PlateError(f"it has {table.width} columns", f"At most {_MAX_COLUMNS} are read.", path=path)
+    table = _this_plate(table, folder)
+    image = pl.selectors.starts_with("FileName_")
+    tiffs = table.select(image.str.contains(r"(?i)\.tiff?$").any()).transpose(include_header=True)
+    channels = [str(name).removeprefix("FileName_") for name, is_tiff in tiffs.iter_rows() if is_tiff]
+    if not channels or len(channels) * table.height > MAX_PLANES:
+        raise PlateError(
+            f"it names {len(channels) * table.height} TIFF files", f"There must be 1 to {MAX_PLANES}.", path=path
+        )
+    site, z, time = _first(table, _SITE), _first(table, _Z), _first(table, _TIME)
+    if time is not None and table[time].n_unique() > 1:
+        raise PlateError(f"it has {table[time].n_unique()} time points", "Keep one time point a plate.", path=path)
+    table = table.with_columns(
+        _wells(table, path).alias("well"),
+        (pl.col(site) if site else pl.lit("1")).fill_null("1").alias("site"),
+        (pl.col(z) if z else pl.lit("0")).cast(pl.Float64, strict=False).alias("z"),
+    )
+    if z and not table["z"].is_finite().fill_null(False).all():
+        raise PlateError(f"{z} holds what is no number", "Give every row its z.", path=path)
+    parts = [_channel(table, folder, name).with_columns(channel=pl.lit(i)) for i, name in enumerate(channels)]
+    problems = [f"{path.name} was read, {', '.join(other.name for other in others)} not"] if others else []
+    return finish(
+        folder, pl.concat(parts), [name.removeprefix("Orig") or name for name in channels], format="LoadData",
+        source=path.name, configuration=configuration, problems=problems,
+    )  # fmt: skip
+
+
+def _tables(folder: Path, names: frozenset[str]) -> list[Path]:
+    found = []
+    for name in sorted(name for name in names if name.lower().endswith(".csv"))[:20]:
+        with (folder / name).open("rb") as file:
+            header = file.readline(_MAX_HEADER).decode("utf-8-sig", "replace")
+        if any(column.strip().startswith("FileName_") for column in next(csv.reader([header.strip()]), [])):
+            if header.count(",") >= _MAX_COLUMNS or len(header) >= _MAX_HEADER:
+                raise PlateError(
+                    f"it has more than {_MAX_COLUMNS} columns", "Leave out those of features.", path=folder / name
+                )
+            found.append(folder / name)
+    return found
+
+
+def _this_plate(table: pl.DataFrame, folder: Path) -> pl.DataFrame:
+    """The rows of this plate, where the table is one of several."""
+    if "Metadata_Plate" not in table.columns or table["Metadata_Plate"].n_unique() == 1:
+        return table
+    own = table.filter(pl.col("Metadata_Plate").is_in([folder.name, name_of(folder)]))
+    if own.is_empty():
+        raise PlateError(
+            "its Metadata_Plate names several plates, none like the folder", "Name the folder as its plate is."
+        )
+    return own
+
+
+def _first(table: pl.DataFrame, names: tuple[str, ...]) -> str | None:
+    return next((f"Metadata_{name}" for name in names if f"Metadata_{name}" in table.columns), None)
+
+
+def _wells(table: pl.DataFrame, path: Path) -> pl.Series:
+    if "Metadata_Well" in table.columns:
+        return table["Metadata_Well"].fill_null("")
+    row, column = "Metadata_Row", _first(table, ("Col", "Column"))
+    if row not in table.columns or column is None:
+        raise PlateError("it has neither Metadata_Well nor Metadata_Row and Metadata_Col", _REMEDY, path=path)
+    return pl.Series([well_at(row, column) for row, column in table.select(row, column).iter_rows()], dtype=pl.String)
+
+
+def _channel(table: pl.DataFrame, folder: Path, channel: str) -> pl.DataFrame:
+    """The rows of one channel: the planes' places, files and pages."""
+    file, path = f"FileName_{channel}", f"PathName_{channel}"
+    page = next((f"{kind}_{channel}" for kind in ("Frame", "Series") if f"{kind}_{channel}" in table.columns), None)
+    files = table.select(
+        "well", "site", "z", pl.col(file).alias("name"),
+        (pl.col(path) if path in table.columns else pl.lit("")).fill_null("").alias("path"),
+        (pl.col(page) if page else pl.lit("0")).fill_null("0").cast(pl.Int32, strict=False).alias("page"),
+    )  # fmt: skip
+    if files["page"].null_count() or files["page"].min() < 0:  # type: ignore[operator]
+        raise PlateError(f"{page} holds what is no page", "Give page numbers from 0.")
+    if (files["path"].str.len_bytes() > _MAX_PATH).any():
+        raise PlateError(f"{path} holds a path of more than {_MAX_PATH} characters", _REMEDY)
+    firsts = files.drop_nulls("name").unique("path", keep="first").select("path", "name")
+    places = {path: _inside(folder, path, name) for path, name in firsts.iter_rows()}
+    place = pl.col("path").replace_strict(places, default="", return_dtype=pl.String)
+    return files.select("well", "site", "z", "page", (place + pl.col("name")).alias("file"))
+
+
+def _inside(folder: Path, path: str, name: str) -> str:
+    """The longest end of a foreign path that is a folder in ours, and holds the file if any does; ends with '/'."""
+    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".")]
+    while ".." in parts:
+        parts = parts[parts.index("..") + 1 :]
+    ends = ["/".join([*parts[start:], ""]) for start in range(max(0, len(parts) - 50), len(parts) + 1)]
+    usable = [end for end in ends if "\0" not in end and (folder / end).is_dir()]
+    return next((end for end in usable if "\0" not in name and (folder / end / name).is_file()), usable[0])

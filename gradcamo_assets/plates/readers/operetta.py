@@ -1,0 +1,121 @@
+"""Exports of Opera Phenix and Operetta: ``Index.xml`` as Harmony writes it, versions 5 to 7.
+
+In version 5 each ``Image`` carries its channel's name and resolution; since version 6 they stand in ``Maps/Map/Entry``,
+by channel, spread over several maps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import polars as pl
+
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.common.names import natural_key
+from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
+from gradcamo_assets.plates.readers.export import Export
+from gradcamo_assets.plates.readers.planes import MAX_PLANES, finish, micrometres, well_at, whole_number
+from gradcamo_assets.plates.readers.screened import elements
+
+_INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
+_KEYS = ("Row", "Col", "FieldID", "ChannelID", "PlaneID", "URL")
+_OPTIONAL = ("State", "TimepointID", "PositionZ", "AbsPositionZ")
+_ACQUISITION = {
+    "instrument": "InstrumentType", "objective_magnification": "ObjectiveMagnification", "numerical_aperture": "ObjectiveNA",
+    "binning": "BinningX", "acquisition": "AcquisitionType", "exposure_s": "ExposureTime",
+}  # fmt: skip
+
+
+def looks_like(folder: Path, names: frozenset[str]) -> bool:
+    """Whether there is an index of Harmony's."""
+    return _index(folder) is not None
+
+
+def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
+    """Read the index, image by image; it may have hundreds of thousands. No TIFF is opened.
+
+    Raises:
+        PlateError: a damaged or hostile index, several time points, an image without its place.
+    """
+    index = _index(folder)
+    if index is None:
+        raise PlateError("there is no Index.xml", "Export the measurement again.", path=folder)
+    columns: dict[str, list[str | float | None]] = {key: [] for key in (*_KEYS, *_OPTIONAL)}
+    channels: dict[str, dict[str, Element]] = {}
+    plate: dict[str, Element] = {}
+    for tag, element in elements(index, "Image", "Entry", "InstrumentType"):
+        facts = {child.tag.rpartition("}")[2]: child for child in element}
+        if tag == "InstrumentType":
+            plate[tag] = element
+        elif tag == "Entry":
+            channels.setdefault(element.get("ChannelID", "").strip(), {}).update(facts)
+        elif "URL" in facts:
+            missing = [key for key in _KEYS if key not in facts]
+            if missing or len(columns["URL"]) >= MAX_PLANES:
+                problem = f"an image has no {missing[0]}" if missing else f"it names more than {MAX_PLANES} images"
+                raise PlateError(problem, "Export the measurement again.", path=index)
+            for key in (*_KEYS, "State", "TimepointID"):
+                columns[key].append(_text(facts, key))
+            for key in ("PositionZ", "AbsPositionZ"):
+                columns[key].append(_micrometres(facts, key))
+            if not channels.setdefault(_text(facts, "ChannelID"), {}).get("ImageResolutionX"):
+                channels[_text(facts, "ChannelID")].update(facts)
+    images = pl.DataFrame(columns, {key: pl.Float64 if "Position" in key else pl.String for key in columns})
+    if images["TimepointID"].n_unique() > 1:
+        times = images["TimepointID"].n_unique()
+        raise PlateError(f"it has {times} time points", "Export one time point a plate.", path=index)
+    order = sorted(channels, key=natural_key)
+    pixels = next((facts for facts in channels.values() if "ImageResolutionX" in facts), {})
+    facts = plate | pixels
+    y, x = (_micrometres(pixels, f"ImageResolution{axis}") for axis in "YX")
+    return finish(
+        folder, _rows(images, order, index.parent.relative_to(folder)),
+        [_text(channels[channel], "ChannelName") or f"channel {channel}" for channel in order],
+        format="Operetta", source=index.name, voxel_size=(_spacing(images), y, x), configuration=configuration,
+        acquisition={name: _text(facts, key) for name, key in _ACQUISITION.items()},
+    )  # fmt: skip
+
+
+def _index(folder: Path) -> Path | None:
+    return next((path for name in _INDEX if (path := folder / name).is_file()), None)
+
+
+def _text(facts: dict[str, Element], key: str) -> str:
+    return (facts[key].text or "").strip() if key in facts else ""
+
+
+def _micrometres(facts: dict[str, Element], key: str) -> float | None:
+    """A length or a position, which may be negative; Harmony's own unit is the metre."""
+    unit = facts[key].get("Unit", "m") if key in facts else "m"
+    size = micrometres(_text(facts, key).removeprefix("-"), unit)
+    return -size if size and _text(facts, key).startswith("-") else size
+
+
+def _rows(images: pl.DataFrame, channels: list[str], place: Path) -> pl.DataFrame:
+    numbers = {plane: whole_number(plane, "PlaneID", 0, 10**6) for plane in images["PlaneID"].unique()}
+    wells = {
+        f"{row} {column}": well_at(row, column) for row, column in images.select("Row", "Col").unique().iter_rows()
+    }
+    url = pl.lit("" if place == Path() else f"{place.as_posix()}/") + pl.col("URL")
+    return images.select(
+        pl.concat_str("Row", "Col", separator=" ").replace_strict(wells, return_dtype=pl.String).alias("well"),
+        pl.col("FieldID").alias("site"),
+        pl.col("ChannelID").replace_strict(channels, range(len(channels)), return_dtype=pl.Int32).alias("channel"),
+        pl.col("PlaneID").replace_strict(numbers, return_dtype=pl.Int32).alias("z"),
+        pl.when(pl.col("State").str.to_lowercase().is_in(["", "ok"])).then(url).alias("file"),
+        page=pl.lit(0),
+    )
+
+
+def _spacing(images: pl.DataFrame) -> float | None:
+    """The median step along z within the stacks; positions are of the stack or, where these are all one, of the stage."""
+    planes = images.with_columns(pl.col("PlaneID").cast(pl.Int32, strict=False)).sort("PlaneID")
+    for position in ("PositionZ", "AbsPositionZ"):
+        step = (pl.col(position).diff() / pl.col("PlaneID").diff()).over("Row", "Col", "FieldID", "ChannelID")
+        steps = planes.select(step.abs().alias("step")).filter(pl.col("step").is_finite() & (pl.col("step") > 0))[
+            "step"
+        ]
+        if steps.len():
+            return micrometres(round(float(str(steps.median())), 6))
+    return None
