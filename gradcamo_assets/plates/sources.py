@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,7 +98,10 @@ class ExportSource:
         wells: dict[str, list[str]] = {}
         for field in self.plate.fields:
             wells.setdefault(field.well, []).append(Path(field.path).name)
-        create_plate(folder, self.plate.name, wells)
+        # Not into a plate that has grown already: ngio empties what it creates.
+        with TemporaryDirectory(dir=folder.parent) as scratch:
+            create_plate(Path(scratch), self.plate.name, wells)
+            shutil.copytree(scratch, folder, dirs_exist_ok=True)
 
     def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
         import zarr
