@@ -6,6 +6,7 @@ checked, because names from a plate become paths.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from gradcamo_assets.plates.illumination import correct_illumination, read_illum
 
 _WELL_PATH = re.compile(r"[A-Za-z0-9]+/[A-Za-z0-9]+")
 _MICRONS = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+_LONGEST, _MOST_VOXELS = 2**17, 2**33
+"""An axis and a field of pixels beyond these are no images; they would fill the memory."""
 _REPAIR = "Repair it, or export the plate again."
 
 
@@ -210,15 +213,22 @@ def _fields(plate: str, well: str, well_path: str, root: Path) -> list[Field]:
 
 
 def _open_field(root: Path, field: Field) -> Any:
-    """The ngio image of a field at full resolution, its array paths checked."""
+    """The ngio image of a field at full resolution, its array paths and shapes checked."""
     import ngio
+    import zarr
 
     try:
         container = ngio.open_ome_zarr_container(str(root / field.path), mode="r", validate_arrays=False)
         for level in container.level_paths:
             for part in str(level).split("/"):
                 slug(part, "array path")
-        return container.get_image()
+        image = container.get_image()
+        for level in container.level_paths:
+            if (axes := zarr.open_array(root / field.path / level, mode="r").ndim) != len(image.shape):
+                raise PlateError(f"its level {level} has {axes} axes, the image {len(image.shape)}", _REPAIR)
+        if max(image.shape) > _LONGEST or math.prod(image.shape) > _MOST_VOXELS:
+            raise PlateError(f"it claims the shape {image.shape}", _REPAIR)
+        return image
     except Exception as error:
         reason = error.problem if isinstance(error, GradcamoError) else "its metadata or its array cannot be read"
         raise _unreadable(field, root, reason, error) from error

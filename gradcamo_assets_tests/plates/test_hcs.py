@@ -220,3 +220,83 @@ def test_a_real_stack_by_a_foreign_writer(tmp_path: Path, shared: Callable[[str]
         )
         assert plate.channels == ("DNA", "AGP")
         np.testing.assert_array_equal(read_field(plate, plate.fields[0]), stack)
+
+
+def plate_around(image: Path, plate: Path) -> Path:
+    """A plate whose one field is a copy of a foreign image, of the NGFF version the image has."""
+    shutil.copytree(image, plate / "A" / "1" / "0")
+    row = {"rows": [{"name": "A"}], "columns": [{"name": "1"}]}
+    meta: dict[Path, dict] = {
+        plate: {"plate": {**row, "wells": [{"path": "A/1", "rowIndex": 0, "columnIndex": 0}], "version": "0.4"}},
+        plate / "A": {},
+        plate / "A" / "1": {"well": {"images": [{"path": "0"}], "version": "0.4"}},
+    }
+    for folder, content in meta.items():
+        if (image / "zarr.json").exists():
+            attributes = {"ome": {"version": "0.5", **content}} if content else {}
+            group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+            (folder / "zarr.json").write_text(json.dumps(group))
+        else:
+            (folder / ".zgroup").write_text('{"zarr_format": 2}')
+            (folder / ".zattrs").write_text(json.dumps(content))
+    return plate
+
+
+_EXAMPLES = "ome-zarr-examples/data/"
+
+
+@pytest.mark.parametrize(
+    ("image", "shape"),
+    [
+        (_EXAMPLES + "valid/image-01.zarr", (1, 1, 1000, 1000)),
+        (_EXAMPLES + "valid/image-02.zarr", (1, 1, 200, 200)),
+        (_EXAMPLES + "valid/image-03.zarr", (1, 2, 100, 100)),
+        (_EXAMPLES + "valid/image-04.zarr", (1, 2, 64, 64)),
+        (_EXAMPLES + "warning/image-01.zarr", (1, 1, 64, 64)),
+    ],
+)
+def test_valid_foreign_images_are_read(
+    shared: Callable[[str], Path], tmp_path: Path, image: str, shape: tuple[int, ...]
+) -> None:
+    plate = open_plate(plate_around(shared("ngff_foreign") / image, tmp_path / "p.zarr"))
+    stored = zarr.open_array(shared("ngff_foreign") / image / "0", mode="r")[:]
+    np.testing.assert_array_equal(read_field(plate, plate.fields[0]), np.rint(np.asarray(stored)).reshape(shape))
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (_EXAMPLES + "invalid/image-01.zarr", "multiscales"),
+        (_EXAMPLES + "invalid/image-02.zarr", "multiscales"),
+        (_EXAMPLES + "invalid/image-03.zarr", "No array found at 0"),
+        (_EXAMPLES + "invalid/image-04.zarr", "level 1 has 2 axes, the image 3"),
+        ("ez_zarr/tests/example_data_5d/tubhiswt4D_sub.zarr", "3 time points"),
+        ("ez_zarr/tests/example_data/plate_ones.zarr/B/03/0", "path Input should be a valid string"),
+    ],
+)
+def test_invalid_foreign_images_are_refused(
+    shared: Callable[[str], Path], tmp_path: Path, image: str, says: str
+) -> None:
+    with pytest.raises(PlateError, match=says):
+        open_plate(plate_around(shared("ngff_foreign") / image, tmp_path / "p.zarr"))
+
+
+def test_a_broken_plate_keeps_its_good_fields_and_names_the_others(shared: Callable[[str], Path]) -> None:
+    plate = open_plate(shared("ngff_foreign") / "yaozarrs/tests/data/broken/broken_v05.ome.zarr")
+    assert [field.path for field in plate.fields] == [
+        "A/1/1", "A/3/0", "A/3/1", "B/1/1", "B/2/1", "B/3/0", "C/1/0", "C/2/1",
+    ]  # fmt: skip
+    reasons = {field.path: reason for field, reason in plate.bad_fields.items()}
+    assert set(reasons) == {"A/1/0", "A/2", "B/1/0", "B/2/0", "B/3/1", "C/1/1", "C/2/0", "C/3"}
+    assert all(reasons.values())
+
+
+@pytest.mark.parametrize("shape", [[2**18, 8], [2**17, 2**17, 2]])
+def test_arrays_of_absurd_shape_are_refused(tiny: Path, shape: list[int]) -> None:
+    array = tiny / "A" / "01" / "0" / "0" / "zarr.json"
+    meta = json.loads(array.read_text())
+    meta["shape"] = [1, 1, *shape][-4:] if len(shape) == 2 else [1, *shape]
+    array.write_text(json.dumps(meta))
+    plate = open_plate(tiny)
+    reason = next(reason for field, reason in plate.bad_fields.items() if field.path == "A/01/0")
+    assert "claims the shape" in reason
