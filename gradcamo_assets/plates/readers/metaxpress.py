@@ -17,7 +17,6 @@ from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
 from gradcamo_assets.plates.readers.export import Export
 from gradcamo_assets.plates.readers.planes import finish, micrometres, well_at, whole_number
-from gradcamo_assets.plates.readers.screened import screen
 from gradcamo_assets.plates.readers.tiff import open_tiff
 
 _GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -89,7 +88,7 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
     channels = [next(iter(htd.get(f"WaveName{wave}", [])), "") or f"w{wave}" for wave in range(1, waves + 1)]
     voxel_size, facts = _first_header(folder, table)
     return finish(
-        folder, table, channels, format="MetaXpress", source="the HTD", configuration=configuration,
+        folder, table, channels, format="MetaXpress", source="the HTD", noun="wavelength", configuration=configuration,
         voxel_size=voxel_size, promised=_promised(htd, table), problems=problems,
         acquisition={"description": " ".join(htd.get("Description", [])), **facts},
     )  # fmt: skip
@@ -168,5 +167,5 @@ def _meta_series(path: Path) -> dict[str, Any]:
         page: Any = tif.pages[0]
         if not page.is_metaseries:
             return {}
-        screen(page.description)
+        # It begins with <MetaData>, so that no DTD can stand before.
         return dict((tif.metaseries_metadata or {}).get("PlaneInfo", {}))

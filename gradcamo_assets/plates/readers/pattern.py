@@ -17,7 +17,7 @@ from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
 from gradcamo_assets.plates.readers.export import Export
 from gradcamo_assets.plates.readers.planes import MAX_PLANES, finish, micrometres, well_at
 from gradcamo_assets.plates.readers.screened import screen
-from gradcamo_assets.plates.readers.tiff import open_tiff
+from gradcamo_assets.plates.readers.tiff import open_tiff, pages_of
 
 _GROUPS = ("well", "row", "column", "site", "channel", "z")
 _EXAMPLE = r"Write, for example, pattern = '(?P<well>[A-P]\d\d)_s(?P<site>\d)_(?P<channel>w\d)\.tif'."
@@ -123,7 +123,7 @@ def _level(text: str) -> int:
 def _pages(path: Path) -> tuple[list[tuple[int, int]], list[str], tuple[float | None, ...]]:
     """(channel, z) of each page of a file, the channels' names, and the voxel size where OME-XML has it."""
     with open_tiff(path) as tif:
-        count = len(tif.pages)
+        count = pages_of(tif)
         names: list[str] = []
         voxel_size: tuple[float | None, ...] = (None, None, None)
         if tif.is_ome:

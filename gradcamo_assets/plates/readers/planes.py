@@ -20,7 +20,7 @@ from gradcamo_assets.plates.readers.export import PLANES, PROJECTION, Export
 MAX_PLANES = 10_000_000
 _FIELD = ["well", "site"]
 _PLANE = [*_FIELD, "channel", "z"]
-_OUTSIDE = r"^/|^[A-Za-z]:|//|(^|/)\.\.?(/|$)|[\x00-\x1f\x7f\\]|^$"
+_OUTSIDE = r"^/|(^|/)[A-Za-z]:|//|(^|/)\.\.?(/|$)|[\x00-\x1f\x7f\\]|^$"
 _MICRONS = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "nm": 1e-3}
 _AGAIN = "Copy the plate again, or export it again."
 
@@ -66,6 +66,7 @@ def finish(
     *,
     format: str,
     source: str,
+    noun: str = "channel",
     voxel_size: tuple[float | None, float | None, float | None] = (None, None, None),
     configuration: Configuration = NOTHING,
     promised: Iterable[tuple[str, int]] = (),
@@ -78,7 +79,7 @@ def finish(
         rows: one a plane that the metadata name: ``well`` and ``site`` as text, ``channel`` an index into ``channels``,
             ``z`` any numbers that rise (null: a projection), ``file`` below the folder (null: known to be missing),
             ``page``.
-        source: where the planes are named, for sentences: ``the HTD``.
+        source: where the planes are named, for sentences: ``the HTD``; ``noun`` is its word for a channel.
         promised: further fields that should be there.
 
     Raises:
@@ -110,7 +111,7 @@ def finish(
     labels = _labels(channels, configuration.channels)
     used = planes["channel"].unique().sort().to_list()
     absent = [label for index, label in enumerate(labels) if index not in used]
-    notes = [*problems, *(f"{source} names channel {label}, but there is no file of it" for label in absent)]
+    notes = [*problems, *(f"{source} names {noun} {label}, but there is no file of it" for label in absent)]
     renumbered = {old: new for new, old in enumerate(used)}
     rows = rows.filter(pl.col("channel").is_in(used))
     rows, planes = (frame.with_columns(_translated(frame["channel"], renumbered, pl.Int32)) for frame in (rows, planes))
@@ -234,8 +235,8 @@ def _lack(name: str, missing: list[int], stack: list[int]) -> str:
 
 
 def _listed(items: Sequence[object]) -> str:
-    *first, last = map(str, items)
-    return f"{', '.join(first)} and {last}" if first else last
+    texts = [str(item) for item in items]
+    return " and ".join([", ".join(texts[:-1]), *texts[-1:]]) if len(texts) > 1 else "".join(texts)
 
 
 def _short(facts: Mapping[str, object]) -> dict[str, str | float]:

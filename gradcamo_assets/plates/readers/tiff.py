@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_SIDE = 65_536
 _MAX_PIXELS = 2**28
+MAX_PAGES = 65_536
 # Codecs of bytes, whose output tifffile bounds by the page's shape; those of images (JPEG 2000) bring their own shape.
 _CODECS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "Zstandard"}
 # A blank plane shrinks more than a thousandfold too; only where much memory is at stake is that suspect.
@@ -68,10 +69,9 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 
 def _page(tif: tifffile.TiffFile, index: int) -> Any:
     """The page, if what it claims can be true."""
-    try:
-        page: Any = tif.pages[index]
-    except IndexError:
-        raise PlateError(f"there is no page {index} (counted from 0)", "Copy the file again.") from None
+    page: Any = tif.pages[index] if 0 <= index < MAX_PAGES and not _ends_before(tif, index) else None
+    if page is None:
+        raise PlateError(f"there is no page {index} (counted from 0)", "Copy the file again.")
     if page.ndim != 2 or page.dtype is None:
         raise PlateError(
             f"its page {index} has the shape {page.shape} and is no greyscale plane",
@@ -94,3 +94,21 @@ def _page(tif: tifffile.TiffFile, index: int) -> Any:
     if (page.compression == 1 and stored < decoded) or (decoded > _HARMLESS and decoded > _MAX_RATIO * stored):
         raise PlateError(f"its page {index} claims {decoded} bytes and holds {stored}", "Copy the file again.")
     return page
+
+
+def pages_of(tif: tifffile.TiffFile) -> int:
+    """The number of pages. tifffile would count a wide circle of pages for hours; here it ends at ``MAX_PAGES``.
+
+    Raises:
+        PlateError: for more.
+    """
+    if not _ends_before(tif, MAX_PAGES):
+        raise PlateError(f"it has more than {MAX_PAGES} pages", "Split it, or export it again.")
+    return len(tif.pages)
+
+
+def _ends_before(tif: tifffile.TiffFile, index: int) -> bool:
+    try:
+        return tif.pages[index] is None
+    except IndexError:
+        return True
