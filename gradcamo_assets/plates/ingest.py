@@ -104,7 +104,7 @@ def ingest_plate(
         problem = f"two plate maps, {beside.maps[0].name} and {beside.maps[1].name}"
         raise PlateError(problem, "Keep one of them.", plate=name, path=source)
     wells = sorted({field.well for field in (*plate.fields, *plate.bad_fields)}, key=natural_key)
-    plate_map = read_plate_map(beside.maps[0] if beside.maps else None, wells)
+    plate_map = read_plate_map(beside.maps[0] if beside.maps else None, wells, beside.metadata)
     labels = None if beside.labels is None else read_label_table(beside.labels)
 
     made_from = {"signature": signature, "ome_zarr": config.ome_zarr, "channels": list(plate.channels), "code": _CODE}
