@@ -20,9 +20,9 @@ from gradcamo_assets.common.files import replaced_folder, write_json
 from gradcamo_assets.common.names import natural_key, plate_name
 from gradcamo_assets.plates.companions import LABELS_ENDING, companions
 from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field
-from gradcamo_assets.plates.inbox import source_signature
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.quality import PlateStatistics, field_quality
+from gradcamo_assets.plates.signature import folder_times, source_signature
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def ingest_plate(source: Path, plates: Path) -> Ingested:
         PlateMapError: a plate map or label table that cannot be understood.
     """
     source = source.absolute()
-    signature, quick = source_signature(source), source_signature(source, depth=2)
+    folders, signature = folder_times(source), source_signature(source)
     plate = open_plate(source)
     beside = companions(source)
     maps = beside.maps
@@ -78,7 +78,7 @@ def ingest_plate(source: Path, plates: Path) -> Ingested:
     if labels is not None:
         labels.write_csv(plates / f"{name}{LABELS_ENDING}")
     content = {
-        "name": name, "source": str(source), "signature": signature, "quick_signature": quick,
+        "name": name, "source": str(source), "signature": signature, "folders": folders,
         "ngff_version": plate.ngff_version, "channels": plate.channels, "voxel_size": plate.voxel_size,
         "shape": shape, "statistics": statistics,
         "fields": fields.select(well="Metadata_Well", site="Metadata_Site", path="path", reason="qc_flag").to_dicts(),

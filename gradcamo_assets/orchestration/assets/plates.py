@@ -1,5 +1,6 @@
 """``plate_images``: a plate of the inbox, checked, copied and measured."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -8,24 +9,23 @@ import polars as pl
 from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
+from gradcamo_assets.orchestration.reconcile import read_inbox
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.plates import ingest_plate, known_plates, list_inbox, plates_to_ingest
-from gradcamo_assets.plates.hcs import name_of
+from gradcamo_assets.plates import ingest_plate
+from gradcamo_assets.plates.failures import attempt
 
 
-def source_of(home: Home, plate: str) -> Path:
-    """The folder of the inbox that a plate name means.
+def source_of(home: Home, plate: str) -> tuple[Path, str]:
+    """The folder of the inbox that a plate name means, and its signature.
 
     Raises:
-        PlateError: if there is none, or the name is not unique.
+        PlateError: if there is none, it cannot be read, or the name is not unique.
     """
-    known = {name: record for name, record in known_plates(home.plates).items() if name != plate}
-    state = plates_to_ingest(list_inbox(home.inbox), known)
-    if plate in state.problems:
-        raise PlateError(state.problems[plate], "Then launch ingest_plates again.", plate=plate)
-    for path in state.ready:
-        if name_of(path) == plate:
-            return path
+    inbox = read_inbox(home, datetime.now(UTC), only=plate)
+    for state in sorted(inbox.states, key=lambda state: state.state == "unreadable"):
+        if state.state == "unreadable":
+            raise PlateError(state.reason.rstrip("."), "Then launch ingest_plates again.", plate=plate, path=state.path)
+        return state.path, inbox.signature(state)
     raise PlateError("the inbox holds no plate of this name", "Put it there, with its plate map.", plate=plate)
 
 
@@ -47,7 +47,9 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     """A plate (OME-Zarr HCS) taken in: fields checked and measured, plate map read, intensity statistics stored."""
     name = context.partition_key
     home, lake = platform.home, platform.lake
-    found = ingest_plate(source_of(home, name), home.plates)
+    source, signature = source_of(home, name)
+    with attempt(home.plates, name, signature):
+        found = ingest_plate(source, home.plates)
     lake.write("plates", found.plate_frame, plate=name)
     lake.write("wells", found.wells_frame, plate=name)
     for (site,), fields in found.fields_frame.group_by("Metadata_Site"):
