@@ -115,6 +115,64 @@ def qc(by: str, form: str) -> None:
 
 
 @main.command()
+@click.option("--full", is_flag=True, help="Look at every file of plates that are in, not only at their folders.")
+@click.option("--retry", metavar="PLATE", help="Forget the failures of PLATE first: it is tried again.")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+def inbox(full: bool, retry: str | None, form: str) -> None:
+    """List the plates in the inbox, what is to become of each, and why."""
+    from datetime import UTC, datetime
+
+    import polars as pl
+
+    from gradcamo_assets.orchestration.reconcile import read_inbox
+    from gradcamo_assets.plates.failures import forget_failures
+    from gradcamo_assets.warehouse import render
+
+    home = Home.from_environment()
+    now = datetime.now(UTC)
+    states = read_inbox(home, now, full=full).states
+    if retry is not None:
+        names = sorted({state.name for state in states})
+        if retry not in names:
+            there = f"There are: {', '.join(names) or 'none'}."
+            raise GradcamoError(f"the inbox holds no plate {retry!r}", there, path=home.inbox)
+        forget_failures(home.plates, retry)
+        states = read_inbox(home, now, full=full).states
+    rows = [(state.name, state.state, state.reason, state.path.name) for state in states]
+    columns = ["plate", "state", "reason", "folder"]
+    render(pl.DataFrame(rows, dict.fromkeys(columns, pl.String), orient="row"), form)  # type: ignore[arg-type]
+
+
+@main.command()
+@click.option("--plate", metavar="NAME", help="The plate; with --scores, all plates where it is left out.")
+@click.option("--crops", is_flag=True, help="Its crops; they can be cut again.")
+@click.option("--scores", type=int, metavar="MODEL_VERSION", help="What a version that is not champion computed.")
+@click.option("--all", "everything", is_flag=True, help="All of a plate that no longer lies in the inbox.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, yes: bool) -> None:
+    """Show what would be deleted, ask, and delete it. Never from the inbox."""
+    if crops + (scores is not None) + everything != 1:
+        raise click.UsageError("Give one of --crops, --scores MODEL_VERSION and --all.")
+    if plate is None and scores is None:
+        raise click.UsageError("Give --plate NAME.")
+    from gradcamo_assets.orchestration import prune as pruning
+    from gradcamo_assets.orchestration.resources import Platform
+    from gradcamo_assets.warehouse import render
+
+    platform = Platform()
+    home, lake = platform.home, platform.lake
+    if scores is not None:
+        plan = pruning.plan_scores(home, lake, platform.registry, scores, plate)
+    else:
+        plan = (pruning.plan_crops if crops else pruning.plan_plate)(home, lake, str(plate))
+    render(plan.table())
+    if not yes:
+        click.confirm("Delete this?", abort=True)
+    plan.carry_out()
+    click.echo("Deleted. The rows leave qc.duckdb with its next publication (job refresh_qc).")
+
+
+@main.command()
 @click.option("--port", type=int, default=3000, show_default=True, help="Of the Dagster UI.")
 @click.option("--mlflow-port", type=int, default=5000, show_default=True)
 def ui(port: int, mlflow_port: int) -> None:

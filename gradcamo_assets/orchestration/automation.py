@@ -1,30 +1,18 @@
-"""Jobs, the nightly schedule and the sensors. Each partition is asked for by one mechanism only."""
-
-import json
+"""Jobs and sensors from the trained model on. Each partition is asked for by one mechanism only."""
 
 import dagster as dg
 
 from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.learning.promotion import champion_moves, record_champion, record_versions
 from gradcamo_assets.learning.registry import CHAMPION
-from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
-from gradcamo_assets.orchestration.reconcile import partitions_without_crops, record_refusals, scoring_state
+from gradcamo_assets.orchestration.alerts import alert_on_failure
+from gradcamo_assets.orchestration.night import inbox_sensor, ingest_plates, nightly_ingest, process_fields
+from gradcamo_assets.orchestration.partitions import plate_site_key
+from gradcamo_assets.orchestration.reconcile import record_refusals, scoring_state
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.plates import InboxState, known_plates, list_inbox, plates_to_ingest
-from gradcamo_assets.plates.hcs import name_of
 
-_RUNNING_SENSOR, _RUNNING_SCHEDULE = dg.DefaultSensorStatus.RUNNING, dg.DefaultScheduleStatus.RUNNING
+_RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
 
-ingest_plates = dg.define_asset_job(
-    "ingest_plates",
-    selection=["plate_images"],
-    description="Take a plate in from the inbox: check it, copy it, measure its intensities.",
-)
-process_fields = dg.define_asset_job(
-    "process_fields",
-    selection=["masks", "cells", "crops"],
-    description="Segment the fields of a plate x site, tabulate their cells and cut them out.",
-)
 train_model = dg.define_asset_job(
     "train_model",
     selection=["data_split", "trained_model"],
@@ -51,67 +39,6 @@ report_plates = dg.define_asset_job(
     description="Write the report of a plate from the published QC database.",
 )
 JOBS = [ingest_plates, process_fields, train_model, rescore, refresh_qc, audit_plates, report_plates]
-
-
-def _inbox(platform: Platform) -> tuple[InboxState, dict[str, str]]:
-    """The state of the inbox, and the signature of each plate that is ready."""
-    known = known_plates(platform.home.plates)
-    found = list_inbox(platform.home.inbox, known)
-    state = plates_to_ingest(found, known)
-    return state, {name_of(path): found[path] for path in state.ready}
-
-
-@dg.schedule(
-    job=ingest_plates,
-    cron_schedule="0 2 * * *",
-    default_status=_RUNNING_SCHEDULE,
-    description="Every night at 02:00: what is in the inbox less what is known. A missed night loses nothing.",
-)
-def nightly_ingest(context: dg.ScheduleEvaluationContext, platform: Platform) -> list[dg.RunRequest] | dg.SkipReason:
-    """Request a run for every plate of the inbox that is not known yet."""
-    state, ready = _inbox(platform)
-    for place, problem in state.problems.items():
-        context.log.warning(f"{place}: {problem}")
-    if not ready:
-        return dg.SkipReason("No new plate in the inbox. " + " ".join(state.problems.values()))
-    context.instance.add_dynamic_partitions(str(PLATES.name), sorted(ready))
-    night = context.scheduled_execution_time.date().isoformat()
-    return [dg.RunRequest(run_key=f"{night} {name} {ready[name]}", partition_key=name) for name in sorted(ready)]
-
-
-@dg.sensor(
-    jobs=[ingest_plates, process_fields],
-    minimum_interval_seconds=30,
-    default_status=_RUNNING_SENSOR,
-    description="New plates are taken in once they have stopped changing; ingested plates are segmented and cropped.",
-)
-def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.SensorResult:
-    """Request plates that look the same as at the last tick, and the fields of plates that are in."""
-    state, ready = _inbox(platform)
-    before = json.loads(context.cursor) if context.cursor else {}
-    stable = sorted(name for name, signature in ready.items() if before.get(name) == signature)
-    requests = [
-        dg.RunRequest(run_key=f"ingest {name} {ready[name]}", job_name="ingest_plates", partition_key=name)
-        for name in stable
-    ]
-    known = known_plates(platform.home.plates)
-    for plate, site in partitions_without_crops(platform.lake):
-        signature = known.get(plate, {}).get("signature", "")
-        requests.append(
-            dg.RunRequest(
-                run_key=f"fields {plate} {site} {signature}",
-                job_name="process_fields",
-                partition_key=plate_site_key(plate, site),
-            )
-        )
-    waiting = [f"{name} is waited for until it stops changing." for name in sorted(set(ready) - set(stable))]
-    notes = " ".join([*waiting, *(f"{place}: {problem}" for place, problem in state.problems.items())])
-    return dg.SensorResult(
-        run_requests=requests,
-        skip_reason=None if requests else dg.SkipReason(notes or "Nothing new."),
-        dynamic_partitions_requests=[PLATES.build_add_request(stable)] if stable else [],
-        cursor=json.dumps(ready, sort_keys=True),
-    )
 
 
 @dg.sensor(
@@ -173,4 +100,4 @@ automation_sensor = dg.AutomationConditionSensorDefinition(
     description="Publishes the QC database, reports, profiles and maps when scores have changed.",
 )
 SCHEDULES = [nightly_ingest]
-SENSORS = [inbox_sensor, champion_model_sensor, automation_sensor]
+SENSORS = [inbox_sensor, champion_model_sensor, automation_sensor, alert_on_failure]

@@ -1,12 +1,15 @@
 """What there is against what there should be, read from the stores. Each question is asked by one mechanism only.
 
-The decisions are pure functions of the floors below (``plates_to_ingest``, ``partitions_to_score``); here they are fed.
+The decisions are pure functions of the floors below (``plate_states``, ``partitions_to_score``); here they are fed.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,18 +17,68 @@ import polars as pl
 from gradcamo_assets.common import Home
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import read_config
+from gradcamo_assets.plates import InboxSettings, PlateState, known_plates, list_inbox, plate_states
+from gradcamo_assets.plates.failures import Failures, read_failures
+from gradcamo_assets.plates.inbox import Look
 from gradcamo_assets.scoring.reconcile import Partition, partitions_to_score
 from gradcamo_assets.warehouse import Lake, lake_table
 
 
-def partitions_without_crops(lake: Lake) -> list[Partition]:
-    """Plate x site partitions of ingested plates whose cells were never tabulated and cropped, sorted."""
+@dataclass(frozen=True)
+class Inbox:
+    """What lies in the inbox (``list_inbox``), what is to become of it, and the attempts that failed."""
+
+    found: dict[Path, Look | None]
+    states: list[PlateState]
+    failures: dict[str, Failures]
+
+    def signature(self, state: PlateState) -> str:
+        """Of the plate as it was found; empty where there is none."""
+        look = self.found[state.path]
+        return look.signature if look else ""
+
+
+def read_inbox(
+    home: Home,
+    now: datetime,
+    before: Mapping[str, str] | None = None,
+    *,
+    full: bool = False,
+    only: str | None = None,
+) -> Inbox:
+    """The state of every plate in the inbox.
+
+    Args:
+        before: ``Look.token`` by name at the previous look.
+        full: look at every file of known plates too.
+        only: a plate's name, to look at no other.
+
+    Raises:
+        PlateError: where the inbox cannot be listed.
+    """
+    settings = home.settings("inbox", InboxSettings)
+    known, failures = known_plates(home.plates), read_failures(home.plates)
+    found = list_inbox(home.inbox, {} if full else known, settings, only=only)
+    return Inbox(found, plate_states(found, known, failures, before or {}, now, settings), failures)
+
+
+def partitions_without_crops(lake: Lake) -> dict[Partition, datetime]:
+    """Plate x site partitions of ingested plates whose cells were not tabulated and cropped since, sorted.
+
+    To each, when its plate was ingested (UTC): a plate that was taken in again gets new masks and crops.
+    """
+    times = lake.scan("plates").select("Metadata_Plate", "ingested_at").collect().iter_rows()
+    ingested = {plate: time.replace(tzinfo=UTC) for plate, time in times}
     fields = lake.scan("fields").select("Metadata_Plate", "Metadata_Site", "qc_flag").collect()
     # A field that failed at a later stage was readable once, and is tried again with its partition.
     readable = fields.filter(pl.col("qc_flag").is_null() | pl.col("qc_flag").str.starts_with("not "))
-    known = {(key.plate, key.site) for key in lake.keys("cells")}
+    done = {(key.plate, key.site): (lake.root / key.path).stat().st_mtime for key in lake.keys("cells")}
     there = readable.select("Metadata_Plate", "Metadata_Site").unique().iter_rows()
-    return sorted(partition for partition in there if partition not in known)
+    return {
+        (plate, site): ingested[plate]
+        for plate, site in sorted(there)
+        if plate in ingested and done.get((plate, site), 0) < ingested[plate].timestamp()
+    }
 
 
 def crop_versions(lake: Lake, table: str, **keys: object) -> dict[Partition, set[str]]:

@@ -4,7 +4,7 @@ Nothing here knows of segmentation, crops, models or Dagster.
 """
 
 from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field, read_label
-from gradcamo_assets.plates.inbox import InboxState, list_inbox, plates_to_ingest
+from gradcamo_assets.plates.inbox import InboxSettings, PlateState, list_inbox, plate_states
 from gradcamo_assets.plates.ingest import IngestConfig, Ingested, ingest_plate
 from gradcamo_assets.plates.platemap import read_label_table, read_plate_map, treatment_class
 from gradcamo_assets.plates.quality import field_quality
@@ -15,10 +15,11 @@ from gradcamo_assets.plates.synthetic_field import render_field
 
 __all__ = [
     "Field",
-    "InboxState",
+    "InboxSettings",
     "IngestConfig",
     "Ingested",
     "Plate",
+    "PlateState",
     "SyntheticPlate",
     "field_quality",
     "ingest_plate",
@@ -27,7 +28,7 @@ __all__ = [
     "list_inbox",
     "load_plate",
     "open_plate",
-    "plates_to_ingest",
+    "plate_states",
     "read_field",
     "read_label",
     "read_label_table",

@@ -1,4 +1,4 @@
-"""The tables that lie beside a plate in the inbox, found by the plate's name or through Broad's barcode table."""
+"""The files that lie beside a plate in the inbox, found by the plate's name or through Broad's barcode table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.names import slug
 from gradcamo_assets.plates.hcs import name_of
+from gradcamo_assets.plates.readers.configuration import CONFIGURATION_ENDING
 from gradcamo_assets.plates.tables import read_table
 
 _MAP_ENDINGS = (".csv", ".tsv", ".xlsx", ".platemap.csv", ".platemap.tsv", ".platemap.txt", ".platemap.xlsx")
@@ -21,17 +22,18 @@ _BROAD_FOLDERS = ("platemap", "platemaps", ".")
 @dataclass(frozen=True)
 class Companions:
     """``maps``: the plate maps; there should be one. ``labels``: the label table of a pooled screen. ``metadata``: what
-    Broad's samples are, for all plates of the inbox."""
+    Broad's samples are, for all plates of the inbox. ``configuration``: what an export does not say of itself."""
 
     maps: tuple[Path, ...]
     labels: Path | None
     metadata: tuple[Path, ...] = ()
+    configuration: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Those that are the plate's own. Tables that all plates of an inbox share (barcodes, metadata) are not among
         them: a row for a new plate would make every plate look changed."""
-        return (*self.maps, *([self.labels] if self.labels else []))
+        return (*self.maps, *(path for path in (self.labels, self.configuration) if path is not None))
 
 
 def companions(source: Path) -> Companions:
@@ -56,7 +58,11 @@ def companions(source: Path) -> Companions:
             raise PlateError(error.problem, error.remedy, plate=name, path=barcodes) from error
         metadata = sorted(source.parent.glob("external_metadata*.tsv")) if maps else []
     labels = source.with_name(name + LABELS_ENDING)
-    return Companions(tuple(maps), labels if labels.is_file() else None, tuple(metadata))
+    configuration = source.with_name(name + CONFIGURATION_ENDING)
+    return Companions(
+        tuple(maps), labels if labels.is_file() else None, tuple(metadata),
+        configuration if configuration.is_file() else None,
+    )  # fmt: skip
 
 
 def _broad_maps(barcodes: Path, plate: str) -> list[Path]:

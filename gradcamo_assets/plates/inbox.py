@@ -5,128 +5,197 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.common.provenance import digest
-from gradcamo_assets.plates.companions import companions
+from gradcamo_assets.common.errors import GradcamoError, PlateError
+from gradcamo_assets.common.names import slug
+from gradcamo_assets.plates.failures import Failures
 from gradcamo_assets.plates.hcs import name_of
+from gradcamo_assets.plates.readers import format_of
+from gradcamo_assets.plates.signature import as_recorded, walk
 
-_UNREADABLE = "unreadable: "
-"""What stands before the reason, in place of a signature, for a plate whose files cannot be listed."""
+State = Literal["ready", "copying", "known", "changed", "waiting", "quarantined", "unreadable"]
+_NO_PLATES = ("platemap", "platemaps", "metadata")
 
 
 @dataclass(frozen=True)
-class InboxState:
-    """``ready``: plates to ingest, by name. ``problems``: what a person must see to, by plate (or folder) name."""
+class InboxSettings:
+    """``[inbox]`` in ``gradcamo.toml``: when a plate counts as complete.
 
-    ready: list[Path]
-    problems: dict[str, str]
-
-
-def plates_to_ingest(found: Mapping[Path, str], known: Mapping[str, Mapping[str, Any]]) -> InboxState:
-    """What is found less what is known.
-
-    Args:
-        found: signature of every plate folder in the inbox, as ``list_inbox`` gives them.
-        known: record of every ingested plate by name; its ``signature`` is compared.
-
-    A name that two folders share makes neither ready, and a known plate that changed is a problem rather than a new
-    plate: what was computed from it would silently lose its ground.
+    ``settle_seconds``: nothing of it changed for so long. ``marker``: instead, a file of this name lies in the plate's
+    folder, or beside it as ``<plate>.<marker>``.
     """
-    folders: dict[str, list[Path]] = defaultdict(list)
-    problems: dict[str, str] = {}
-    for path in sorted(found):
-        try:
-            folders[name_of(path)].append(path)
-        except PlateError as error:
-            problems[path.name] = f"{error.problem}. {error.remedy}"
-    ready = []
-    for name, paths in folders.items():
-        if len(paths) > 1:
-            listed = " and ".join(str(path) for path in paths)
-            problems[name] = f"{len(paths)} folders have this name: {listed}. Rename or remove all but one."
-        elif found[paths[0]].startswith(_UNREADABLE):
-            problems[name] = found[paths[0]]
-        elif name not in known:
-            ready.append(paths[0])
-        elif known[name].get("signature") != found[paths[0]]:
-            problems[name] = f"changed after ingestion; re-ingest on request ({paths[0]})"
-    return InboxState(ready, problems)
+
+    settle_seconds: float = 120
+    marker: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.marker is not None:
+            slug(str(self.marker), "marker name")
+        if not isinstance(self.settle_seconds, int | float) or not self.settle_seconds >= 0:
+            remedy = "Give [inbox] settle_seconds as a number of seconds, 0 or more."
+            raise GradcamoError(f"settle_seconds is {self.settle_seconds!r}", remedy)
 
 
-def list_inbox(inbox: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[Path, str]:
-    """The plate folders directly in ``inbox``, each with its signature.
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a plate folder.
 
-    A plate folder ends in ``.zarr`` or holds plate metadata; names that begin with a dot are skipped.
+    ``signature``: as ``source_signature`` gives it, empty where files vanished under the look. ``newest``: when any of
+    it changed last, in seconds since 1970; not looked for (0) where the plate is known. ``marked``: whether its marker
+    is there. ``problem``: why it cannot be listed, with a full stop.
+    """
+
+    signature: str = ""
+    newest: float = 0
+    marked: bool = False
+    problem: str | None = None
+
+    @property
+    def token(self) -> str:
+        """What is equal at two looks between which nothing changed."""
+        return f"{self.signature} {self.newest}"
+
+
+@dataclass(frozen=True)
+class PlateState:
+    """One folder of the inbox and what is to become of it. ``reason`` is for people, empty where there is none."""
+
+    name: str
+    path: Path
+    state: State
+    reason: str = ""
+
+
+def plate_states(
+    found: Mapping[Path, Look | None],
+    known: Mapping[str, Mapping[str, Any]],
+    failures: Mapping[str, Failures],
+    before: Mapping[str, str],
+    now: datetime,
+    settings: InboxSettings,
+) -> list[PlateState]:
+    """One state for each folder found, sorted by name: what is there, less what is known, less what has to wait.
 
     Args:
-        known: records of ingested plates. A plate whose folders look as they did then, down to its wells, is taken to
-            be unchanged and its files are not walked. Leave it out to look at every file.
+        found: as ``list_inbox`` gives it.
+        known: record of every ingested plate by name; its ``signature`` is compared.
+        failures: attempts that did not succeed, by name; those of another signature do not count.
+        before: ``Look.token`` of the previous look by name, none where there was none.
+        now: with a time zone.
+
+    Two plates of one name are both held back. A plate that changed after ingestion is taken in again on request only:
+    what was computed from it would silently lose its ground.
+    """
+    names: dict[Path, str | PlateError] = {}
+    for path in found:
+        try:
+            names[path] = name_of(path)
+        except PlateError as error:
+            names[path] = error
+    shared = Counter(name for path, name in names.items() if isinstance(name, str) and found[path] is not None)
+
+    def state_of(path: Path, name: str, look: Look | None) -> tuple[State, str]:
+        if look is None:
+            return "unreadable", "no format that is read: neither an OME-Zarr plate nor an export of a known microscope"
+        if shared[name] > 1:
+            folders = " and ".join(sorted(other.name for other, its in names.items() if its == name and found[other]))
+            return "unreadable", f"{shared[name]} folders have this name: {folders}. Rename or remove all but one."
+        if look.problem is not None:
+            return "unreadable", look.problem
+        failed = failures.get(name)
+        if failed is not None and failed.signature != look.signature:
+            failed = None
+        if name in known:
+            tried = f" The last attempt: {failed.last}." if failed and failed.attempts else ""
+            if known[name].get("signature") == look.signature:
+                return "known", tried.strip()
+            return "changed", f"it changed after ingestion. To take it in again, materialise its plate_images.{tried}"
+        if failed is not None and failed.attempts:
+            if failed.is_quarantined(now):
+                nights = f"failed on {failed.nights} nights, the last time {failed.last}"
+                return "quarantined", f"{nights}. gradcamo inbox --retry {name} forgets the failures."
+            if now < failed.next_try:
+                return "waiting", f"{failed.last}; next try at {failed.next_try:%Y-%m-%d %H:%M} UTC"
+        return _complete(look, before.get(name), now, settings)
+
+    states = []
+    for path, name in names.items():
+        if isinstance(name, PlateError):
+            states.append(PlateState(path.name, path, "unreadable", f"{name.problem}. {name.remedy}"))
+        else:
+            states.append(PlateState(name, path, *state_of(path, name, found[path])))
+    return sorted(states, key=lambda state: (state.name, state.path))
+
+
+def _complete(look: Look, before: str | None, now: datetime, settings: InboxSettings) -> tuple[State, str]:
+    if not look.signature:
+        return "copying", "it is changing at this moment"
+    if settings.marker is not None:
+        return ("ready", "") if look.marked else ("copying", f"waits for its marker {settings.marker}")
+    age = now.timestamp() - look.newest
+    if age >= settings.settle_seconds or before == look.token:
+        return "ready", ""
+    return "copying", f"changed {max(age, 0):.0f} s ago; waits until nothing has for {settings.settle_seconds:g} s"
+
+
+def list_inbox(
+    inbox: Path,
+    known: Mapping[str, Mapping[str, Any]],
+    settings: InboxSettings | None = None,
+    *,
+    only: str | None = None,
+) -> dict[Path, Look | None]:
+    """The folders directly in ``inbox``, each as it looks now; None where it is no plate in a format that is read.
+
+    Names that begin with a dot are skipped, and folders of plate maps or metadata.
+
+    Args:
+        known: records of ingested plates. A plate whose folders look as they did then is taken to be unchanged and is
+            not walked: a file rewritten in place goes unseen. Leave them out to look at every file.
+        only: a plate's name, to look at no other.
 
     Raises:
         PlateError: where the inbox cannot be listed; an inbox out of reach is never an empty one. A single plate that
-            cannot be listed (or holds links) has ``unreadable: <reason>`` for its signature.
+            cannot be listed has a ``problem``.
     """
+    settings = settings or InboxSettings()
     try:
-        folders = sorted(path for path in inbox.iterdir() if path.is_dir() and not path.name.startswith("."))
+        with os.scandir(inbox) as listing:
+            names = [entry.name for entry in listing if entry.is_dir() and not entry.name.startswith(".")]
     except OSError as error:
         raise PlateError(
             f"the inbox cannot be listed: {error.strerror}", "Check that the folder is there and its disk is mounted.",
             path=inbox,
         ) from error  # fmt: skip
-    return {path: _signature(path, known or {}) for path in folders if _is_plate(path)}
+    found = {}
+    for name in sorted(set(names)):
+        path, plate = inbox / name, None
+        with suppress(PlateError):
+            plate = name_of(path)
+        if name.lower() not in _NO_PLATES and only in (None, plate):
+            found[path] = _look(path, known.get(plate, {}) if plate else {}, settings)
+    return found
 
 
-def source_signature(source: Path, depth: float = math.inf) -> str:
-    """A digest of the names, sizes and times of the files of a plate and of the tables beside it.
-
-    Args:
-        depth: how many levels of folders to look into. With 2 it reaches the wells: cheap, it sees wells and fields
-            come and go (by the times of their folders), not their pixels.
-
-    Raises:
-        PlateError: an unusable name, a folder that cannot be listed, or anything that is neither a file nor a folder;
-            symbolic links are never followed.
-    """
-    beside = [(path.name, path.stat()) for path in companions(source).files]
-    return digest(sorted(_entries(source, source, depth)) + [(n, s.st_size, s.st_mtime_ns) for n, s in beside])
-
-
-def _entries(folder: Path, root: Path, depth: float) -> Iterator[tuple[str, int, int]]:
+def _look(path: Path, record: Mapping[str, Any], settings: InboxSettings) -> Look | None:
     try:
-        if folder.is_symlink():
-            raise PlateError("it is a symbolic link", "Copy the plate itself.", path=folder)
-        with os.scandir(folder) as listing:
-            for entry in listing:
-                info = entry.stat(follow_symlinks=False)
-                path = Path(entry.path)
-                if stat.S_ISDIR(info.st_mode):
-                    yield str(path.relative_to(root)) + "/", 0, 0 if depth == math.inf else info.st_mtime_ns
-                    if depth > 0:
-                        yield from _entries(path, root, depth - 1)
-                elif stat.S_ISREG(info.st_mode):
-                    yield str(path.relative_to(root)), info.st_size, info.st_mtime_ns
-                else:
-                    raise PlateError("it is a link or a special file", "Replace it by the file itself.", path=path)
-    except OSError as error:
-        raise PlateError(f"unreadable: {error.strerror}", "Check that the disk is there.", path=folder) from error
-
-
-def _signature(path: Path, known: Mapping[str, Mapping[str, Any]]) -> str:
-    try:
-        record = known.get(name_of(path), {})
-        if record.get("signature") and record.get("quick_signature") == source_signature(path, depth=2):
-            return str(record["signature"])
-        return source_signature(path)
-    except PlateError as error:
-        return f"{_UNREADABLE}{error}"
+        if record and not path.is_symlink() and as_recorded(path, record):
+            return Look(str(record["signature"]))
+        if not _is_plate(path):
+            return None
+        signature, newest = walk(path)
+        return Look(signature, newest, settings.marker is not None and _is_marked(path, settings.marker))
+    except (GradcamoError, OSError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Look(newest=math.inf)
+        return Look(problem=str(error))
 
 
 def _is_plate(path: Path) -> bool:
@@ -137,4 +206,9 @@ def _is_plate(path: Path) -> bool:
             metadata = json.loads((path / file).read_text())
             if "plate" in metadata.get("attributes", {}).get("ome", metadata):
                 return True
-    return False
+    return format_of(path) is not None
+
+
+def _is_marked(path: Path, marker: str) -> bool:
+    beside = (path.with_name(f"{name}.{marker}") for name in (name_of(path), path.name))
+    return any(file.is_file() for file in (path / marker, *beside))

@@ -24,11 +24,11 @@ from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.plates.companions import LABELS_ENDING, companions
 from gradcamo_assets.plates.hcs import Plate
 from gradcamo_assets.plates.illumination import estimate_illumination
-from gradcamo_assets.plates.inbox import source_signature
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
 from gradcamo_assets.plates.readers import format_of
 from gradcamo_assets.plates.record import load_plate
+from gradcamo_assets.plates.signature import folder_times, source_signature
 from gradcamo_assets.plates.sources import ExportSource, Source, ZarrSource
 from gradcamo_assets.plates.staging import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, Staging, staged
 
@@ -96,7 +96,7 @@ def ingest_plate(
     """
     config = config or IngestConfig()
     source = source.absolute()
-    signature, quick = source_signature(source), source_signature(source, depth=2)
+    folders, signature = folder_times(source), source_signature(source)
     found = _open(source, config)
     plate, name = found.plate, found.plate.name
     beside = companions(source)
@@ -118,7 +118,7 @@ def ingest_plate(
         light = estimate_illumination([one["shade"] for one in measured], config.camera_offset)
         shape = mode(tuple(one["shape"].tolist()) for one in measured)
         record = {
-            "name": name, "source": str(source), "signature": signature, "quick_signature": quick,
+            "name": name, "source": str(source), "signature": signature, "folders": folders,
             "by_reference": not staging.plate.exists(), "format": found.format, "acquisition": dict(found.acquisition),
             "ngff_version": plate.ngff_version, "channels": plate.channels, "voxel_size": plate.voxel_size,
             "camera_offset": config.camera_offset, "shape": shape, "statistics": statistics,

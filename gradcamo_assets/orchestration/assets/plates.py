@@ -1,6 +1,7 @@
 """``plate_images``: a plate of the inbox, checked, copied and measured."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -11,24 +12,23 @@ from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.figures import illumination_maps, to_markdown
 from gradcamo_assets.orchestration.fields import number
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
+from gradcamo_assets.orchestration.reconcile import read_inbox
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.plates import IngestConfig, Ingested, ingest_plate, known_plates, list_inbox, plates_to_ingest
-from gradcamo_assets.plates.hcs import name_of
+from gradcamo_assets.plates import IngestConfig, Ingested, ingest_plate
+from gradcamo_assets.plates.failures import attempt
 
 
-def source_of(home: Home, plate: str) -> Path:
-    """The folder of the inbox that a plate name means.
+def source_of(home: Home, plate: str) -> tuple[Path, str]:
+    """The folder of the inbox that a plate name means, and its signature.
 
     Raises:
-        PlateError: if there is none, or the name is not unique.
+        PlateError: if there is none, it cannot be read, or the name is not unique.
     """
-    known = {name: record for name, record in known_plates(home.plates).items() if name != plate}
-    state = plates_to_ingest(list_inbox(home.inbox), known)
-    if plate in state.problems:
-        raise PlateError(state.problems[plate], "Then launch ingest_plates again.", plate=plate)
-    for path in state.ready:
-        if name_of(path) == plate:
-            return path
+    inbox = read_inbox(home, datetime.now(UTC), only=plate)
+    for state in sorted(inbox.states, key=lambda state: state.state == "unreadable"):
+        if state.state == "unreadable":
+            raise PlateError(state.reason.rstrip("."), "Then launch ingest_plates again.", plate=plate, path=state.path)
+        return state.path, inbox.signature(state)
     raise PlateError("the inbox holds no plate of this name", "Put it there, with its plate map.", plate=plate)
 
 
@@ -55,9 +55,10 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     """A plate taken in: written as OME-Zarr, fields measured, plate map read, intensities and illumination stored."""
     name = context.partition_key
     home, lake = platform.home, platform.lake
-    found = ingest_plate(
-        source_of(home, name), home.plates, home.settings("plates", IngestConfig), _progress(context, name)
-    )
+    source, signature = source_of(home, name)
+    with attempt(home.plates, name, signature):
+        config = home.settings("plates", IngestConfig)
+        found = ingest_plate(source, home.plates, config, _progress(context, name))
     lake.write("plates", found.plate_frame, plate=name)
     lake.write("wells", found.wells_frame, plate=name)
     for (site,), fields in found.fields_frame.group_by("Metadata_Site"):

@@ -1,0 +1,121 @@
+"""Attempts to ingest a plate that did not succeed: what is kept of them, when to try again, when to give up.
+
+One file a plate, ``<plates>/failures/<name>.json``. It counts for one signature of the plate: mended, the plate starts
+anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from gradcamo_assets.common.errors import GradcamoError
+from gradcamo_assets.common.files import write_json
+from gradcamo_assets.common.names import plate_name
+
+_NIGHTS = 3
+_LONGEST_WAIT_HOURS = 24
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """When it was begun, or failed, and why. No reason: it has not ended, or was killed before it could say why."""
+
+    at: datetime
+    reason: str | None
+
+    def __str__(self) -> str:
+        what = "was begun and has not ended" if self.reason is None else f"failed ({self.reason})"
+        return f"{self.at:%Y-%m-%d %H:%M} UTC {what}"
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The attempts at one signature of a plate, oldest first; ``retries``: how often they were forgotten on request."""
+
+    signature: str
+    attempts: tuple[Attempt, ...] = ()
+    retries: int = 0
+
+    @property
+    def last(self) -> Attempt:
+        """The latest attempt; there must be one."""
+        return self.attempts[-1]
+
+    @property
+    def next_try(self) -> datetime:
+        """1 h after the first failure, then 2, 4, 8 ..., at most 24 h after the last."""
+        return self.last.at + timedelta(hours=min(_LONGEST_WAIT_HOURS, 2 ** (len(self.attempts) - 1)))
+
+    @property
+    def nights(self) -> int:
+        """On how many dates (UTC) it failed."""
+        return len({attempt.at.date() for attempt in self.attempts})
+
+    def is_quarantined(self, now: datetime) -> bool:
+        """Whether it failed on three nights. An attempt that may still be going on does not count yet."""
+        return self.nights >= _NIGHTS and (self.last.reason is not None or now >= self.next_try)
+
+
+def read_failures(plates: Path) -> dict[str, Failures]:
+    """What is kept of every plate that failed, by name. A file that cannot be read counts as none: the plate is tried
+    again."""
+    found = {path.stem: _read(path) for path in sorted((plates / "failures").glob("[!.]*.json"))}
+    return {name: failures for name, failures in found.items() if failures is not None}
+
+
+def forget_failures(plates: Path, name: str) -> None:
+    """Try a plate again at the next opportunity."""
+    if failures := _read(_file(plates, name)):
+        _write(_file(plates, name), replace(failures, attempts=(), retries=failures.retries + 1))
+
+
+@contextmanager
+def attempt(plates: Path, name: str, signature: str, now: datetime | None = None) -> Iterator[None]:
+    """Keep the attempt to ingest a plate; forget all where it succeeds.
+
+    It is written down before it begins, so that one that is killed counts too.
+    """
+    file = _file(plates, name)
+    earlier = _read(file)
+    if earlier is None or earlier.signature != signature:
+        earlier = Failures(signature)
+
+    def note(reason: str | None) -> None:
+        _write(file, replace(earlier, attempts=(*earlier.attempts, Attempt(now or datetime.now(UTC), reason))))
+
+    note(None)
+    try:
+        yield
+    except Exception as error:
+        text = str(error) if isinstance(error, GradcamoError) else f"{type(error).__name__}: {error}"
+        note(" ".join(text.split()))
+        raise
+    file.unlink(missing_ok=True)
+
+
+def _file(plates: Path, name: str) -> Path:
+    return plates / "failures" / f"{plate_name(name)}.json"
+
+
+def _write(file: Path, failures: Failures) -> None:
+    listed = [{"at": attempt.at.isoformat(), "reason": attempt.reason} for attempt in failures.attempts]
+    write_json(file, {"signature": failures.signature, "failures": listed, "retries": failures.retries})
+
+
+def _read(file: Path) -> Failures | None:
+    try:
+        content = json.loads(file.read_text())
+        attempts = [Attempt(_time(entry["at"]), entry["reason"]) for entry in content["failures"]]
+        return Failures(str(content["signature"]), tuple(attempts), int(content["retries"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

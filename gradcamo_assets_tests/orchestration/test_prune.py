@@ -1,0 +1,167 @@
+"""What is deleted on request, what is not, and that the published database follows."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from gradcamo_assets.cli import main
+from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.orchestration.automation import champion_model_sensor, inbox_sensor
+from gradcamo_assets.orchestration.prune import plan_crops, plan_plate, plan_scores
+from gradcamo_assets.warehouse import LAKE_TABLES, publish, run_sql, violations
+from gradcamo_assets.warehouse.schema import COPIED_TABLES
+from gradcamo_assets_tests.orchestration.conftest import Bench
+from gradcamo_assets_tests.orchestration.test_automation import another_version, requested, tick
+
+
+@pytest.fixture
+def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
+    """The scored plate, and another one of the same rows under the name ``twin``, whose inbox folder is gone."""
+    bench = scored_bench.copy(tmp_path / "home")
+    home, lake = bench.home, bench.platform.lake
+
+    def renamed(rows: pl.DataFrame) -> pl.DataFrame:
+        texts = [name for name, kind in rows.schema.items() if kind == pl.String and name.startswith("Metadata_")]
+        return rows.with_columns(pl.col(texts).str.replace("^tiny", "twin"))
+
+    for name, table in LAKE_TABLES.items():
+        for key in lake.keys(name):
+            keys = {part: getattr(key, part) for part in table.keys}
+            rows = lake.read(name, **keys)
+            if "plate" in keys:
+                lake.write(name, renamed(rows), **{**keys, "plate": "twin"})
+            elif "Metadata_Plate" in rows.columns and keys:
+                lake.write(name, pl.concat([rows, renamed(rows)]), **keys)
+    for folder in (home.masks, home.crops):
+        shutil.copytree(folder / "tiny", folder / "twin")
+    for file in [*home.plates.glob("tiny.*"), *home.reports.glob("tiny.*")]:
+        target = file.with_name(file.name.replace("tiny", "twin"))
+        if file.is_dir():
+            shutil.copytree(file, target)
+        else:
+            target.write_text(file.read_text().replace('"tiny"', '"twin"'))
+    publish(lake, home.database)
+    return bench
+
+
+def everything(bench: Bench) -> set[str]:
+    """All files below the home but the lake's and Dagster's own."""
+    kept = (bench.home.root / part for part in ("inbox", "plates", "masks", "crops", "reports"))
+    return {str(path.relative_to(bench.home.root)) for folder in kept for path in folder.rglob("*") if path.is_file()}
+
+
+def counts(bench: Bench) -> dict[tuple[str, str | None], int]:
+    """Rows of each published table by plate."""
+    tables = [name for name, table in COPIED_TABLES.items() if "Metadata_Plate" in table.polars]
+    rows = {}
+    for name in (*tables, "embeddings", "qc_by_dose", "current_scores"):
+        sql = f"SELECT Metadata_Plate, count(*) FROM {name} GROUP BY ALL"
+        rows |= {(name, plate): n for plate, n in run_sql(bench.home.database, sql).rows()}
+    return rows
+
+
+def gradcamo(bench: Bench, *arguments: str, answer: str = "") -> str:
+    """Run the command; its output. It must not fail."""
+    result = CliRunner(env={"GRADCAMO_HOME": str(bench.home.root)}).invoke(main, [*arguments], input=answer)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_whole_plate_goes_and_nothing_else(two_plates: Bench) -> None:
+    bench = two_plates
+    files, rows = everything(bench), counts(bench)
+    assert {name for name, plate in rows if plate == "twin"} >= {"plates", "cells", "scores", "umap", "audit"}
+    output = gradcamo(bench, "prune", "--plate", "twin", "--all", "--yes")
+    for what in ("masks/twin", "crops/twin", "plates/twin.zarr", "reports/twin.html", "lake/scores", "lake/umap"):
+        assert what in output, output
+    assert {file for file in files - everything(bench) if "twin" not in file} == set()
+    assert not any("twin" in file for file in everything(bench))
+    assert not any(key.plate == "twin" for name in LAKE_TABLES for key in bench.platform.lake.keys(name))
+    publication = publish(bench.platform.lake, bench.home.database)
+    assert "twin" in publication.plates and not publication.rebuilt
+    assert counts(bench) == {(name, plate): n for (name, plate), n in rows.items() if plate != "twin"}
+    assert violations(bench.home.database) == []
+    assert requested(tick(bench, inbox_sensor)) == requested(tick(bench, champion_model_sensor)) == []
+
+
+def test_a_plate_in_the_inbox_is_not_pruned_and_a_lost_inbox_is_no_empty_one(two_plates: Bench) -> None:
+    bench = two_plates
+    before = everything(bench)
+    with pytest.raises(GradcamoError, match="taken in again"):
+        plan_plate(bench.home, bench.platform.lake, "tiny")
+    shutil.rmtree(bench.home.inbox)
+    with pytest.raises(PlateError, match="cannot be listed"):
+        plan_plate(bench.home, bench.platform.lake, "twin")
+    assert everything(bench) == {file for file in before if not file.startswith("inbox")}
+
+
+def test_crops_go_and_no_version_asks_for_them(two_plates: Bench) -> None:
+    bench = two_plates
+    lake = bench.platform.lake
+    rows = counts(bench)
+    gradcamo(bench, "prune", "--plate", "twin", "--crops", "--yes")
+    assert not (bench.home.crops / "twin").exists() and (bench.home.crops / "tiny").is_dir()
+    assert lake.read("cells", plate="twin")["crop_version"].null_count() == rows["cells", "twin"]
+    publish(lake, bench.home.database)
+    assert counts(bench) == rows and violations(bench.home.database) == []
+    another_version(bench)
+    assert {key.keys_by_dimension["plate"] for _, key in requested(tick(bench, champion_model_sensor))} == {"tiny"}  # type: ignore[union-attr]
+    assert requested(tick(bench, inbox_sensor)) == []
+    with pytest.raises(GradcamoError, match="nothing to prune"):
+        plan_crops(bench.home, lake, "twin")
+
+
+def test_scores_of_an_old_version_go_and_those_of_the_champion_stay(two_plates: Bench) -> None:
+    bench = two_plates
+    lake, registry = bench.platform.lake, bench.platform.registry
+    with pytest.raises(GradcamoError, match="is the champion"):
+        plan_scores(bench.home, lake, registry, 1)
+    with pytest.raises(GradcamoError, match="versions 1"):
+        plan_scores(bench.home, lake, registry, 7)
+    another_version(bench)
+    bench.run("refresh_qc")
+    rows = counts(bench)
+    gradcamo(bench, "prune", "--plate", "twin", "--scores", "1", "--yes")
+    publish(lake, bench.home.database)
+    left = counts(bench)
+    for table in ("scores", "embeddings", "audit", "profiles"):
+        assert (table, "twin") not in left and left[table, "tiny"] == rows[table, "tiny"], table
+    assert left["cells", "twin"] == rows["cells", "twin"]
+    output = gradcamo(bench, "prune", "--scores", "1", "--yes")
+    assert "lake/umap" in output and "lake/replicability" in output
+    publish(lake, bench.home.database)
+    assert {name for name, _ in counts(bench)} <= {"plates", "wells", "fields", "cells"}
+    assert run_sql(bench.home.database, "SELECT count(*) FROM models").item() == 2
+    assert violations(bench.home.database) == []
+
+
+def test_nothing_goes_without_a_yes(two_plates: Bench) -> None:
+    before = everything(two_plates)
+    environment = {"GRADCAMO_HOME": str(two_plates.home.root)}
+    arguments = ["prune", "--plate", "twin", "--all"]
+    refused = CliRunner(env=environment).invoke(main, arguments, input="n\n")
+    assert refused.exit_code == 1 and "crops/twin" in refused.output
+    assert everything(two_plates) == before
+    for wrong in (["--plate", "twin"], ["--crops"], ["--plate", "twin", "--crops", "--all"]):
+        assert CliRunner(env=environment).invoke(main, ["prune", *wrong]).exit_code == 2
+    for name in ("nobody", "../tiny", ".."):
+        unknown = CliRunner(env=environment).invoke(main, ["prune", "--plate", name, "--all", "--yes"])
+        assert unknown.exit_code == 1 and ("tiny, twin" in unknown.output or "no usable plate name" in unknown.output)
+    assert everything(two_plates) == before
+    assert "Delete this?" in gradcamo(two_plates, *arguments, answer="y\n")
+    assert everything(two_plates) != before
+
+
+def test_a_link_is_not_followed(two_plates: Bench, tmp_path: Path) -> None:
+    crops = two_plates.home.crops
+    (crops / "twin").rename(tmp_path / "elsewhere")
+    (crops / "twin").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GradcamoError, match="link to another place"):
+        plan_crops(two_plates.home, two_plates.platform.lake, "twin")
+    assert any((tmp_path / "elsewhere").iterdir())

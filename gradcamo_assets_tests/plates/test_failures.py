@@ -1,0 +1,80 @@
+"""What is kept of attempts that failed: counted by plate and signature, through errors and kills."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.plates import ingest_plate, known_plates
+from gradcamo_assets.plates.failures import attempt, forget_failures, read_failures
+
+NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)
+
+
+def fail(plates: Path, night: int = 0, signature: str = "1", error: BaseException | None = None) -> None:
+    """One attempt at plate a that ends with an error."""
+    error = error or PlateError("no fields", "Export it again.", plate="a")
+    with (
+        pytest.raises(type(error)),
+        attempt(plates, "a", signature, NIGHT + timedelta(days=night)),
+    ):
+        raise error
+
+
+def test_failures_of_one_signature_add_up_and_success_forgets_them(tmp_path: Path) -> None:
+    assert read_failures(tmp_path) == {}
+    for night in range(3):
+        fail(tmp_path, night)
+    found = read_failures(tmp_path)["a"]
+    assert found.nights == len(found.attempts) == 3 and found.is_quarantined(NIGHT)
+    assert found.last.reason == "plate a: no fields. Export it again."
+    assert found.next_try == NIGHT + timedelta(days=2, hours=4)
+    fail(tmp_path, 3, signature="2")
+    assert len(read_failures(tmp_path)["a"].attempts) == 1, "a changed plate starts anew"
+    with attempt(tmp_path, "a", "2"):
+        assert len(read_failures(tmp_path)["a"].attempts) == 2, "an attempt counts from its beginning"
+    assert read_failures(tmp_path) == {}
+
+
+def test_waits_double_up_to_a_day(tmp_path: Path) -> None:
+    waits = []
+    for _ in range(7):
+        fail(tmp_path)
+        waits.append((read_failures(tmp_path)["a"].next_try - NIGHT) / timedelta(hours=1))
+    assert waits == [1, 2, 4, 8, 16, 24, 24]
+
+
+def test_any_error_is_kept_by_type_and_message_and_a_kill_too(tmp_path: Path) -> None:
+    fail(tmp_path, error=ZeroDivisionError("by\nzero"))
+    assert read_failures(tmp_path)["a"].last.reason == "ZeroDivisionError: by zero"
+    fail(tmp_path, error=KeyboardInterrupt())
+    found = read_failures(tmp_path)["a"]
+    assert len(found.attempts) == 2 and found.last.reason is None
+
+
+def test_forgotten_failures_leave_a_trace_that_keeps_requests_apart(tmp_path: Path) -> None:
+    fail(tmp_path)
+    forget_failures(tmp_path, "a")
+    found = read_failures(tmp_path)["a"]
+    assert found.attempts == () and found.retries == 1
+    forget_failures(tmp_path, "b")
+    assert set(read_failures(tmp_path)) == {"a"}
+
+
+def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
+    fail(tmp_path)
+    (tmp_path / "failures" / "a.json").write_text('{"signature": "1", "failures": [{"at": 3}]}')
+    assert read_failures(tmp_path) == {}
+    fail(tmp_path)
+    assert len(read_failures(tmp_path)["a"].attempts) == 1
+
+
+def test_failures_are_no_records_of_plates(tmp_path: Path, tiny: Path) -> None:
+    fail(tmp_path)
+    ingest_plate(tiny, tmp_path)
+    assert set(known_plates(tmp_path)) == {"tiny"} and set(read_failures(tmp_path)) == {"a"}
+    with pytest.raises(PlateError):
+        forget_failures(tmp_path, "../a")
