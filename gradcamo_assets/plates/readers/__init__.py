@@ -77,6 +77,8 @@ def read_export(folder: Path) -> Export:
                 "it is no export of a microscope that is read here", "Give a pattern (see plates/readers)."
             )
         return _READERS[format][1](folder, configuration)
+    except OSError as error:
+        raise PlateError(f"it cannot be read: {error}", "Check the folder.", plate=name, path=folder) from error
     except PlateError as error:
         path = folder if error.path is None else error.path
         raise PlateError(

@@ -21,7 +21,10 @@ _BTS = "http://www.yokogawa.co.jp/BTS/BTSSchema/1.0"
 
 
 def some_pixels(
-    wells: Sequence[str] = ("B02", "C11"), sites: int = 2, shape: tuple[int, int, int, int] = (2, 3, 5, 7), seed: int = 0
+    wells: Sequence[str] = ("B02", "C11"),
+    sites: int = 2,
+    shape: tuple[int, int, int, int] = (2, 3, 5, 7),
+    seed: int = 0,
 ) -> dict[tuple[str, int], NDArray[np.uint16]]:
     """Noise, so that no plane equals another."""
     noise = np.random.default_rng(seed)
@@ -57,7 +60,9 @@ def write_metaxpress(
                     "<prop id='z-position' type='float' value='%s'/>"
                     "<custom-prop id='_MagSetting_' type='string' value='40X'/>%s</PlaneInfo></MetaData>"
                 ) % (pixel, pixel, 100 + z * z_step, step)
-                tifffile.imwrite(place / f"{name}{tail}.tif", plane, description=description, metadata=None, software="MetaSeries")
+                tifffile.imwrite(
+                    place / f"{name}{tail}.tif", plane, description=description, metadata=None, software="MetaSeries"
+                )
                 tifffile.imwrite(place / f"{name}_thumb{tail}.tif", plane[::2, ::2])
     sites = max(site for _, site in pixels)
     names = [*channels, *waves]
@@ -100,7 +105,9 @@ def write_operetta(
     entries = [
         f"<Entry ChannelID='{c}'>{_harmony_channel(name, pixel)}</Entry>" for c, name in enumerate(channels, start=1)
     ]
-    flat = [f"<Entry ChannelID='{c + 1}'><FlatfieldProfile>{{}}</FlatfieldProfile></Entry>" for c in range(len(channels))]
+    flat = [
+        f"<Entry ChannelID='{c + 1}'><FlatfieldProfile>{{}}</FlatfieldProfile></Entry>" for c in range(len(channels))
+    ]
     maps = f"<Maps><Map>{''.join(flat)}</Map><Map>{''.join(entries)}</Map></Maps>" if version != "V5" else ""
     path.write_text(
         f'<?xml version="1.0" encoding="utf-8"?>\n<EvaluationInputData xmlns="{_V5 if version == "V5" else _V6}">'
@@ -167,7 +174,13 @@ def write_pattern(
 
 
 def write_cellvoyager(
-    folder: Path, pixels: Pixels, *, cq3k: bool = False, z_step: float = 2.0, pixel: float = 0.65, projection: bool = False
+    folder: Path,
+    pixels: Pixels,
+    *,
+    cq3k: bool = False,
+    z_step: float = 2.0,
+    pixel: float = 0.65,
+    projection: bool = False,
 ) -> Path:
     """CellVoyager, or CQ3K; the latter with maximum projections on demand."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +203,11 @@ def write_cellvoyager(
         f"{''.join(records)}</bts:MeasurementData>"
     )
     _, _, y, x = (channels := next(iter(pixels.values()))).shape
-    cq = "bts:ObjectiveMagnificationRatio='1' bts:OriginalHorizontalPixels='9' bts:OriginalVerticalPixels='9' " if cq3k else ""
+    cq = (
+        "bts:ObjectiveMagnificationRatio='1' bts:OriginalHorizontalPixels='9' bts:OriginalVerticalPixels='9' "
+        if cq3k
+        else ""
+    )
     details = [
         f"<bts:MeasurementChannel bts:Ch='{c + 1}' bts:HorizontalPixelDimension='{pixel}' bts:VerticalPixelDimension='{pixel}' "
         f"bts:CameraNumber='1' bts:InputBitDepth='16' bts:InputLevel='65535' bts:HorizontalPixels='{x}' {cq}"
@@ -209,7 +226,13 @@ def write_cellvoyager(
 
 
 def write_scanr(
-    folder: Path, pixels: Pixels, channels: Sequence[str] = CHANNELS, *, z_step: float = 2.0, pixel: float = 0.65, columns: int = 12
+    folder: Path,
+    pixels: Pixels,
+    channels: Sequence[str] = CHANNELS,
+    *,
+    z_step: float = 2.0,
+    pixel: float = 0.65,
+    columns: int = 12,
 ) -> Path:
     """``columns`` of the plate, which ScanR does not write: 12 for 96 wells."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -228,7 +251,9 @@ def write_scanr(
                 f"<TiffData FirstZ='{z}' FirstT='0' FirstC='{c}' IFD='0' PlaneCount='1'><UUID FileName='{file}'>{uuid}</UUID></TiffData>"
             )
         c, z, y, x = stack.shape
-        names = "".join(f"<Channel ID='Channel:{i}' Name='{name}' SamplesPerPixel='1'/>" for i, name in enumerate(channels))
+        names = "".join(
+            f"<Channel ID='Channel:{i}' Name='{name}' SamplesPerPixel='1'/>" for i, name in enumerate(channels)
+        )
         images.append(
             f"<Image ID='Image:W{number}P{site}'><Pixels ID='Pixels:{number}{site:03d}' DimensionOrder='XYZCT' Type='uint16' "
             f"SizeX='{x}' SizeY='{y}' SizeZ='{z}' SizeC='{c}' SizeT='1' PhysicalSizeX='{pixel}' PhysicalSizeY='{pixel}'>"

@@ -169,7 +169,7 @@ PLATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pattern, unknown group": (pattern("pattern = '(?P<well>...).*(?P<time>.)'"), "groups are"),
     "pattern, broken": (pattern("pattern = '(?P<well>['"), "no regular expression"),
     "pattern, too long": (pattern(f"pattern = '(?P<well>{'a' * 2000})'"), "more than 1000 characters"),
-    "pattern, no match": (pattern("pattern = '(?P<well>...)'"), "matches 0 of 6"),
+    "pattern, no match": (pattern("pattern = '(?P<well>...)'"), "matches none of 6"),
     "pattern, well is none": (pattern("pattern = '(?P<well>B0).*'"), "is no well"),
     "configuration, unknown key": (pattern("patern = 'x'"), "no setting 'patern'. Known are pattern, voxel_size"),
     "configuration, no TOML": (pattern("pattern ="), "no TOML"),
@@ -306,7 +306,9 @@ def test_values_that_counts_can_hold_survive(dtype: type, tmp_path: Path) -> Non
     np.testing.assert_array_equal(read_plane(tmp_path / "p.tif"), values)
 
 
-@pytest.mark.parametrize("options", [{"compression": c} for c in ("zlib", "lzw", "zstd", "packbits")] + [{"tile": (32, 32)}])
+@pytest.mark.parametrize(
+    "options", [{"compression": c} for c in ("zlib", "lzw", "zstd", "packbits")] + [{"tile": (32, 32)}]
+)
 def test_what_microscopes_write_is_read(options: dict[str, object], tmp_path: Path) -> None:
     path = image(tmp_path / "p.tif", **options)
     np.testing.assert_array_equal(read_plane(path), np.arange(64 * 64).reshape(64, 64))
