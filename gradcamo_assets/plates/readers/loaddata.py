@@ -25,7 +25,10 @@ _REMEDY = "Write it as CellProfiler's LoadData wants it."
 
 def looks_like(folder: Path, names: frozenset[str]) -> bool:
     """Whether a CSV in the folder has a column ``FileName_<channel>``."""
-    return bool(_tables(folder, names))
+    try:
+        return bool(_tables(folder, names))
+    except PlateError:
+        return True
 
 
 def read(folder: Path, configuration: Configuration = NOTHING) -> Export:

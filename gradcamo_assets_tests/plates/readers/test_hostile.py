@@ -56,6 +56,11 @@ def loaddata(old: str, new: str) -> Callable[[Path], None]:
     return lambda folder: edited(exports.write_loaddata(folder, PIXELS) / "load_data.csv", old, new)
 
 
+def nested(folder: Path) -> None:
+    text = f"<EvaluationInputData><Images>{'<Image>' * 200_000}"
+    (exports.write_operetta(folder, PIXELS) / "Images" / "Index.xml").write_text(text)
+
+
 def pattern(text: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         exports.write_pattern(folder, PIXELS)
@@ -120,13 +125,14 @@ PLATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "Index.xml, billion laughs": (operetta("?>", f"?>{LAUGHS}"), "DTD or entities"),
     "Index.xml, external DTD": (operetta("?>", '?><!DOCTYPE x SYSTEM "http://localhost/x.dtd">'), "DTD or entities"),
     "Index.xml, truncated": (operetta("</Images></EvaluationInputData>", "<Ima"), "XML is damaged"),
+    "Index.xml, 200,000 levels deep": (nested, "XML is damaged"),
     "Index.xml, no XML": (operetta("<?xml", "?xml"), "no XML"),
     "Index.xml, URL upwards": (operetta("<URL>", "<URL>../../"), "no path of a file inside"),
     "Index.xml, URL absolute": (operetta("<URL>", "<URL>/etc/"), "no path of a file inside"),
     "Index.xml, URL of a drive": (operetta("<URL>", "<URL>C:"), "no path of a file inside"),
     "Index.xml, backslashes": (operetta("<URL>", "<URL>..\\..\\"), "no path of a file inside"),
     "Index.xml, control characters": (operetta("<URL>r", "<URL>r&#9;"), "no path of a file inside"),
-    "Index.xml, row out of range": (operetta("<Row>2</Row><Col>2</Col><Field", "<Row>33</Row><Col>2</Col><Field"), "row of a well"),
+    "Index.xml, row out of range": (operetta("</URL><Row>2<", "</URL><Row>33<"), "row of a well"),
     "Index.xml, column out of range": (operetta("<Col>2</Col><Field", "<Col>99</Col><Field"), "column of a well"),
     "Index.xml, no column": (operetta("<Col>2</Col><Field", "<Field"), "has no Col"),
     "Index.xml, plane is no number": (operetta("<PlaneID>2", "<PlaneID>1e99"), "PlaneID"),
@@ -176,7 +182,8 @@ PLATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "configuration, unknown format": (pattern("format = 'CZI'"), "no format 'CZI'. Known are Operetta"),
     "configuration, voxel size of nothing": (pattern("voxel_size = [0, 1, 1]"), "voxel_size"),
     "configuration, unknown channel": (
-        pattern("pattern = '(?P<well>...)/.*(?P<channel>w.).*(?P<z>\\d).tif'\nchannels = {w9 = 'DNA'}"), "no channel 'w9'",
+        pattern("pattern = '(?P<well>...)/.*(?P<channel>w.).*(?P<z>\\d).tif'\nchannels = {w9 = 'DNA'}"),
+        "no channel 'w9'",
     ),
     "OME-XML claims more planes": (huge_ome, "18 planes, the file has 6 pages"),
     "nothing to read": (lambda folder: folder.mkdir(), "no export"),

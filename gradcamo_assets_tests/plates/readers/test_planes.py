@@ -161,6 +161,21 @@ def test_no_format(tmp_path: Path) -> None:
     assert format_of(tmp_path / "notes.csv") is None
 
 
+def test_what_is_damaged_is_still_a_plate(tmp_path: Path) -> None:
+    (tmp_path / "p1").mkdir()
+    (tmp_path / "p1.toml").write_text("patern = 'x'")
+    assert format_of(tmp_path / "p1") == "Pattern"
+    with pytest.raises(PlateError, match="no setting 'patern'"):
+        read_export(tmp_path / "p1")
+
+
+def test_a_name_that_is_none_does_not_hide_a_plate(tmp_path: Path) -> None:
+    folder = exports.write_operetta(tmp_path / "plate(1)", STACK)
+    assert format_of(folder) == "Operetta"
+    with pytest.raises(PlateError, match="no usable plate name"):
+        read_export(folder)
+
+
 def test_a_format_is_told_from_a_root_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = exports.write_metaxpress(tmp_path / "p1", STACK)
     listed: list[str] = []
