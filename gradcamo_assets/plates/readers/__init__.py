@@ -43,20 +43,22 @@ def format_of(folder: Path) -> str | None:
     """The format of a plate folder, told from a few names and never by a walk, or None where it is none we read.
 
     A configuration beside the folder that asks for a format or gives a pattern decides. A damaged one does not hide a
-    plate: ``read_export`` says what is wrong with it.
+    plate, nor does a damaged table: ``read_export`` says what is wrong with it.
     """
+    configuration, damaged = NOTHING, False
     try:
         configuration = configuration_of(folder)
-    except PlateError:
-        configuration = NOTHING
-    if configuration.format in _READERS:
-        return configuration.format
-    if configuration.pattern is not None:
-        return "Pattern"
+    except PlateError as error:
+        damaged = error.path is not None
     try:
         with os.scandir(folder) as entries:
             names = frozenset(entry.name for entry in entries)
-        return next((name for name, (looks_like, _) in _READERS.items() if looks_like(folder, names)), None)
+        if configuration.format in _READERS:
+            return configuration.format
+        if configuration.pattern is not None:
+            return "Pattern"
+        found = (name for name, (looks_like, _) in _READERS.items() if looks_like(folder, names))
+        return next(found, "Pattern" if damaged else None)
     except OSError:
         return None
 
@@ -77,6 +79,8 @@ def read_export(folder: Path) -> Export:
                 "it is no export of a microscope that is read here", "Give a pattern (see plates/readers)."
             )
         return _READERS[format][1](folder, configuration)
+    except OSError as error:
+        raise PlateError(f"it cannot be read: {error}", "Check the folder.", plate=name, path=folder) from error
     except PlateError as error:
         path = folder if error.path is None else error.path
         raise PlateError(

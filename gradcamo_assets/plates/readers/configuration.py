@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.hcs import name_of
 
 CONFIGURATION_ENDING = ".toml"
-_KEYS = {"pattern": str, "voxel_size": list, "channels": dict, "format": str, "wells": int}
-_WELLS = (24, 48, 96, 384)
+_GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "pattern": (lambda value: isinstance(value, str), "Give a regular expression as text."),
+    "voxel_size": (
+        lambda v: isinstance(v, list) and len(v) == 3 and all(type(n) in (int, float) and 0 < n < 1e6 for n in v),
+        "Give [z, y, x] in micrometres.",
+    ),
+    "channels": (
+        lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()), 'Write {w1 = "DNA"}.'
+    ),
+    "format": (lambda value: isinstance(value, str), "Give the name of a format."),
+    "wells": (lambda value: value in (24, 48, 96, 384), "Give 24, 48, 96 or 384."),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,25 +61,12 @@ def configuration_of(folder: Path) -> Configuration:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise PlateError(f"it is no TOML: {error}", "Correct it.", path=path) from error
-    known = f"Known are {', '.join(_KEYS)}."
     for key, value in content.items():
-        if key not in _KEYS:
-            raise PlateError(f"there is no setting {key!r}", known, path=path)
-        if type(value) is not _KEYS[key]:
-            raise PlateError(f"{key} is {value!r}, no {_KEYS[key].__name__}", known, path=path)
-    voxel_size = content.get("voxel_size")
-    if voxel_size is not None and not (len(voxel_size) == 3 and all(_is_length(value) for value in voxel_size)):
-        raise PlateError(f"voxel_size is {voxel_size!r}", "Give [z, y, x] in micrometres.", path=path)
-    channels = content.get("channels", {})
-    if not all(isinstance(value, str) for value in channels.values()):
-        raise PlateError("channels names a channel by something that is no text", 'Write w1 = "DNA".', path=path)
-    if content.get("wells", 96) not in _WELLS:
-        raise PlateError(f"there is no plate of {content['wells']} wells", f"Give one of {_WELLS}.", path=path)
-    return Configuration(
-        content.get("pattern"), tuple(voxel_size) if voxel_size else None, channels, content.get("format"),
-        content.get("wells"),
-    )  # fmt: skip
-
-
-def _is_length(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 < value < 1e6
+        if key not in _GOOD:
+            raise PlateError(f"there is no setting {key!r}", f"Known are {', '.join(_GOOD)}.", path=path)
+        good, remedy = _GOOD[key]
+        if not good(value):
+            raise PlateError(f"{key} is {str(value)[:200]!r}", remedy, path=path)
+    if "voxel_size" in content:
+        content["voxel_size"] = tuple(content["voxel_size"])
+    return Configuration(**content)

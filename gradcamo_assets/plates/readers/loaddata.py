@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import os
 import re
 from pathlib import Path
 
@@ -25,34 +25,35 @@ _REMEDY = "Write it as CellProfiler's LoadData wants it."
 
 def looks_like(folder: Path, names: frozenset[str]) -> bool:
     """Whether a CSV in the folder has a column ``FileName_<channel>``."""
-    return bool(_tables(folder, names))
+    try:
+        return bool(_tables(folder, names))
+    except PlateError:
+        return True
 
 
 def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
-    """Read the first such table (in natural order); others are named among the problems.
+    """Read the first such table by name; others are named among the problems.
 
-    Channels are the columns that name TIFF files (illumination functions are none), less a leading ``Orig``. Paths may be
-    those of another machine: the longest end of a path that lies in the folder is taken.
+    Channels are the columns that name TIFF files (illumination functions are none), less a leading ``Orig``. Paths may
+    be those of another machine: the longest end of a path that lies in the folder is taken.
 
     Raises:
         PlateError: columns that lack, several plates or time points, paths that are none.
     """
-    path, *others = _tables(folder, frozenset(path.name for path in folder.glob("*.csv"))) or [folder]
+    tables = _tables(folder, frozenset(entry.name for entry in os.scandir(folder)))
+    if not tables:
+        raise PlateError("there is no CSV with a column FileName_<channel>", _REMEDY, path=folder)
+    path, *others = tables
     try:
         table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise PlateError(f"the table cannot be read: {str(error)[:200]}", _REMEDY, path=path) from error
-    table = table.select(pl.all().str.strip_chars())
-    if table.width > _MAX_COLUMNS:
-        raise PlateError(f"it has {table.width} columns", f"At most {_MAX_COLUMNS} are read.", path=path)
-    table = _this_plate(table, folder)
+    table = _this_plate(table.select(pl.all().str.strip_chars()), folder)
     image = pl.selectors.starts_with("FileName_")
     tiffs = table.select(image.str.contains(r"(?i)\.tiff?$").any()).transpose(include_header=True)
     channels = [str(name).removeprefix("FileName_") for name, is_tiff in tiffs.iter_rows() if is_tiff]
-    if not channels or len(channels) * table.height > MAX_PLANES:
-        raise PlateError(
-            f"it names {len(channels) * table.height} TIFF files", f"There must be 1 to {MAX_PLANES}.", path=path
-        )
+    if not 0 < (count := len(channels) * table.height) <= MAX_PLANES:
+        raise PlateError(f"it names {count} TIFF files", f"There must be 1 to {MAX_PLANES}.", path=path)
     site, z, time = _first(table, _SITE), _first(table, _Z), _first(table, _TIME)
     if time is not None and table[time].n_unique() > 1:
         raise PlateError(f"it has {table[time].n_unique()} time points", "Keep one time point a plate.", path=path)
@@ -74,14 +75,15 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
 def _tables(folder: Path, names: frozenset[str]) -> list[Path]:
     found = []
     for name in sorted(name for name in names if name.lower().endswith(".csv"))[:20]:
-        with (folder / name).open("rb") as file:
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            continue
+        with path.open("rb") as file:
             header = file.readline(_MAX_HEADER).decode("utf-8-sig", "replace")
-        if any(column.strip().startswith("FileName_") for column in next(csv.reader([header.strip()]), [])):
+        if re.search('(^|,) *"?FileName_', header):
             if header.count(",") >= _MAX_COLUMNS or len(header) >= _MAX_HEADER:
-                raise PlateError(
-                    f"it has more than {_MAX_COLUMNS} columns", "Leave out those of features.", path=folder / name
-                )
-            found.append(folder / name)
+                raise PlateError(f"it has more than {_MAX_COLUMNS} columns", "Leave out those of features.", path=path)
+            found.append(path)
     return found
 
 
@@ -91,9 +93,7 @@ def _this_plate(table: pl.DataFrame, folder: Path) -> pl.DataFrame:
         return table
     own = table.filter(pl.col("Metadata_Plate").is_in([folder.name, name_of(folder)]))
     if own.is_empty():
-        raise PlateError(
-            "its Metadata_Plate names several plates, none like the folder", "Name the folder as its plate is."
-        )
+        raise PlateError("its Metadata_Plate names several plates, none like the folder", "Name the folder like one.")
     return own
 
 

@@ -1,6 +1,6 @@
 """The classic export of ImageXpress microscopes: an HTD file that describes the plate, and one TIFF a plane.
 
-Layouts and names as MetaXpress 5 and 6 write them: ``[TimePoint_N/][ZStep_N/]<base>_<well>[_s<site>][_w<wave>][GUID].tif``.
+MetaXpress 5 and 6 name files ``[TimePoint_N/][ZStep_N/]<base>_<well>[_s<site>][_w<wave>][GUID].tif``.
 """
 
 from __future__ import annotations
@@ -25,30 +25,27 @@ _FILE = re.compile(
 )
 _FOLDER = re.compile("(TimePoint|ZStep)_([0-9]{1,4})", re.IGNORECASE)
 _ACQUISITION = {
-    "objective": "_MagSetting_", "numerical_aperture": "_MagNA_", "binning": "camera-binning-x", "exposure": "Exposure Time",
-    "instrument_serial": "Instrument Serial Number", "camera_bits": "Camera Bit Depth",
+    "objective": "_MagSetting_", "numerical_aperture": "_MagNA_", "binning": "camera-binning-x",
+    "exposure": "Exposure Time", "instrument_serial": "Instrument Serial Number",
 }  # fmt: skip
 
 
 def looks_like(folder: Path, names: frozenset[str]) -> bool:
     """Whether there is an HTD file beside the images or in the folder of the first time point."""
-    inner = [folder / name for name in names if _FOLDER.fullmatch(name) and name.lower().startswith("timepoint")]
-    return any(name.lower().endswith(".htd") for name in names) or any(map(_htd_in, inner[:2]))
+    return any(name.lower().endswith(".htd") for name in names) or _htd_in(folder / "TimePoint_1") is not None
 
 
 def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
-    """Read what an export holds: names and the HTD; of the TIFFs two or three headers, for the voxel size.
+    """Read what an export holds: names and the HTD; of the TIFFs one or two headers, for the voxel size.
 
-    A ZStep_0 beside other steps (or where the HTD promises a projection), and files beside ZStep folders, are projections.
+    ZStep_0 beside other steps (or where the HTD promises a projection) and files beside ZSteps are projections.
 
     Raises:
         PlateError: a damaged HTD, several time points, no images.
     """
     times = _numbered(folder, "timepoint")
     if len(times) > 1:
-        raise PlateError(
-            f"it has {len(times)} time points", "Keep one TimePoint folder a plate: one time point is read."
-        )
+        raise PlateError(f"it has {len(times)} time points", "Keep one TimePoint folder: one time point is read.")
     base = next(iter(times.values()), folder)
     steps = _numbered(base, "zstep")
     htd_file = _htd_in(folder) or _htd_in(base)
@@ -56,68 +53,55 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
         raise PlateError("there is no HTD file", "Copy it from the microscope.", path=base)
     htd = _htd(htd_file)
     projection = "TRUE" in htd.get("ZProjection", []) or any(steps.keys() - {0})
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[str, str, int, int | None, str]] = []
     strange: list[str] = []
-    for z, place in [(None, base), *((None if step == 0 and projection else step, at) for step, at in steps.items())]:
-        for name in sorted(entry.name for entry in os.scandir(place) if name_is_tiff(entry.name)):
+    places = {None if step == 0 and projection else step: at for step, at in steps.items()}
+    for z, place in [(None if steps else 0, base), *places.items()]:
+        for name in sorted(entry.name for entry in os.scandir(place) if re.search(r"(?i)\.tiff?$", entry.name)):
             if match := _FILE.fullmatch(name):
-                well, site, wave = match.groups()
-                file = str((place / name).relative_to(folder))
-                wave = whole_number(wave or 1, "the wavelength in a file's name", 1, 99)
-                rows.append({"well": well, "site": site or "1", "channel": wave - 1, "z": z, "file": file, "page": 0})
+                wave = whole_number(match[3] or 1, "the wavelength in a file's name", 1, 99)
+                rows.append((match[1], match[2] or "1", wave - 1, z, (place / name).relative_to(folder).as_posix()))
             elif "_thumb" not in name.lower():
                 strange.append(name)
-    schema = {
-        "well": pl.String,
-        "site": pl.String,
-        "channel": pl.Int32,
-        "z": pl.Int32,
-        "file": pl.String,
-        "page": pl.Int32,
-    }
-    table = pl.DataFrame(rows, schema)
-    if not steps:
-        table = table.with_columns(z=pl.lit(0, pl.Int32))
+    schema = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl.Int32, "file": pl.String}
+    table = pl.DataFrame(rows, schema, orient="row").with_columns(page=pl.lit(0))
     if table.is_empty():
         raise PlateError("there is no image <base>_<well>_s<site>_w<wave>.tif", "Copy the images too.", path=base)
     problems = [f"{len(strange)} TIFF files have names that are not understood: {strange[0]}"] if strange else []
     for key, found in (("TimePoints", 1), ("ZSteps", table["z"].drop_nulls().n_unique())):
-        if (said := _number(htd, key, found, 1, 9999)) > found:
+        if (said := _number(htd, key, found, 0, 9999)) > found:
             problems.append(f"the HTD names {said} {key}, there {'is' if found == 1 else 'are'} {found}")
-    waves = max(_number(htd, "NWavelengths", 1, 1, 99), int(str(table["channel"].max())) + 1)
-    channels = [next(iter(htd.get(f"WaveName{wave}", [])), "") or f"w{wave}" for wave in range(1, waves + 1)]
-    voxel_size, facts = _first_header(folder, table)
+    waves = max(_number(htd, "NWavelengths", 1, 0, 99), *(row[2] + 1 for row in rows))
+    voxel_size, facts = _first_headers(folder, table)
     return finish(
-        folder, table, channels, format="MetaXpress", source="the HTD", noun="wavelength", configuration=configuration,
-        voxel_size=voxel_size, promised=_promised(htd, table), problems=problems,
+        folder, table, ["".join(htd.get(f"WaveName{wave}", [])[:1]) or f"w{wave}" for wave in range(1, waves + 1)],
+        format="MetaXpress", source="the HTD", noun="wavelength", configuration=configuration, voxel_size=voxel_size,
+        promised=_promised(htd, table), problems=problems,
         acquisition={"description": " ".join(htd.get("Description", [])), **facts},
     )  # fmt: skip
 
 
-def name_is_tiff(name: str) -> bool:
-    return name.lower().endswith((".tif", ".tiff"))
-
-
 def _numbered(folder: Path, kind: str) -> dict[int, Path]:
     with os.scandir(folder) as entries:
-        folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-    found = ((match, entry) for entry in folders if (match := _FOLDER.fullmatch(entry.name)))
-    return {int(match[2]): folder / entry.name for match, entry in found if match[1].lower() == kind}
+        folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    found = (match for name in folders if (match := _FOLDER.fullmatch(name)) and match[1].lower() == kind)
+    return {int(match[2]): folder / match[0] for match in found}
 
 
 def _htd_in(folder: Path) -> Path | None:
-    names = sorted(
-        entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(".htd") and entry.is_file()
-    )
-    return folder / names[0] if names else None
+    if not folder.is_dir():
+        return None
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().endswith(".htd")]
+    return next((folder / name for name in sorted(names) if (folder / name).is_file()), None)
 
 
 def _htd(path: Path) -> dict[str, list[str]]:
     """Each line is a quoted key and its values, in Windows' Latin letters."""
     with path.open("rb") as file:
-        text = file.read(2**20).decode("latin-1")
+        text = file.read(2**20).decode("latin-1").replace("\0", "")
     try:
-        lines = list(csv.reader(text.replace("\0", "").splitlines(), skipinitialspace=True))
+        lines = [next(csv.reader([line], skipinitialspace=True), []) for line in re.split("[\r\n]+", text)]
     except csv.Error as error:
         raise PlateError(f"the HTD is damaged: {error}", "Copy it again.", path=path) from error
     content = {line[0].strip(): [value.strip() for value in line[1:]] for line in lines if line}
@@ -147,25 +131,22 @@ def _promised(htd: dict[str, list[str]], table: pl.DataFrame) -> list[tuple[str,
     return [(well, site) for well in wells for site in sorted(selected if sites <= selected else sites)]
 
 
-def _first_header(folder: Path, table: pl.DataFrame) -> tuple[tuple[float | None, ...], dict[str, object]]:
-    """Voxel size and acquisition facts from the first field's planes of the first channel."""
-    first = table.sort("channel", "well", "site", "z", nulls_last=True).filter(
-        *(pl.col(key) == pl.col(key).first() for key in ("channel", "well", "site"))
-    )
-    planes = [_meta_series(folder / file) for file in first["file"].head(2)]
-    size = micrometres(first["file"].len() > 1 and planes[-1].get("Z Projection Step Size"))
-    heights = [micrometres(plane.get("z-position")) for plane in planes]
-    if size is None and len(heights) == 2 and heights[0] and heights[1]:
-        size = micrometres(round(abs(heights[1] - heights[0]), 6))
+def _first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float | None], dict[str, object]]:
+    """Voxel size and acquisition facts from two planes of the first channel and field."""
+    first = table.sort("channel", "well", "site", "z", nulls_last=True)
+    stack = first.filter(pl.col(key) == first[key][0] for key in ("channel", "well", "site")).head(2)
+    planes = [_meta_series(folder / file) for file in stack["file"]]
+    steps = [plane.get("Z Projection Step Size") for plane in planes]
+    heights = [micrometres(plane.get("z-position"), signed=True) for plane in planes]
+    if stack["z"].n_unique() == 2 and None not in (*heights, *stack["z"]):
+        steps.append(round(abs((heights[1] - heights[0]) / (stack["z"][1] - stack["z"][0])), 6))  # type: ignore[operator]
     units = str(planes[0].get("spatial-calibration-units", ""))
-    y, x = (micrometres(planes[0].get(f"spatial-calibration-{axis}"), units) for axis in "yx")
-    return (size, y, x), {name: planes[0].get(key) for name, key in _ACQUISITION.items()}
+    size = [micrometres(planes[0].get(f"spatial-calibration-{axis}"), units) for axis in "yx"]
+    facts = {name: planes[0].get(key) for name, key in _ACQUISITION.items()}
+    return [next(filter(None, map(micrometres, steps)), None), *size], facts
 
 
 def _meta_series(path: Path) -> dict[str, Any]:
+    """What a plane's description says: XML that begins with its root element, so that no DTD can stand before."""
     with open_tiff(path) as tif:
-        page: Any = tif.pages[0]
-        if not page.is_metaseries:
-            return {}
-        # It begins with <MetaData>, so that no DTD can stand before.
-        return dict((tif.metaseries_metadata or {}).get("PlaneInfo", {}))
+        return (tif.metaseries_metadata or {}).get("PlaneInfo", {}) if tif.is_metaseries else {}

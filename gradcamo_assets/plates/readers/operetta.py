@@ -20,9 +20,10 @@ from gradcamo_assets.plates.readers.screened import elements
 
 _INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
 _KEYS = ("Row", "Col", "FieldID", "ChannelID", "PlaneID", "URL")
-_OPTIONAL = ("State", "TimepointID", "PositionZ", "AbsPositionZ")
+_TEXTS = (*_KEYS, "State", "TimepointID")
+_POSITIONS = ("PositionZ", "AbsPositionZ")
 _ACQUISITION = {
-    "instrument": "InstrumentType", "objective_magnification": "ObjectiveMagnification", "numerical_aperture": "ObjectiveNA",
+    "instrument": "InstrumentType", "magnification": "ObjectiveMagnification", "numerical_aperture": "ObjectiveNA",
     "binning": "BinningX", "acquisition": "AcquisitionType", "exposure_s": "ExposureTime",
 }  # fmt: skip
 
@@ -41,7 +42,7 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
     index = _index(folder)
     if index is None:
         raise PlateError("there is no Index.xml", "Export the measurement again.", path=folder)
-    columns: dict[str, list[str | float | None]] = {key: [] for key in (*_KEYS, *_OPTIONAL)}
+    columns: dict[str, list[str | float | None]] = {key: [] for key in (*_TEXTS, *_POSITIONS)}
     channels: dict[str, dict[str, Element]] = {}
     plate: dict[str, Element] = {}
     for tag, element in elements(index, "Image", "Entry", "InstrumentType"):
@@ -55,24 +56,22 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
             if missing or len(columns["URL"]) >= MAX_PLANES:
                 problem = f"an image has no {missing[0]}" if missing else f"it names more than {MAX_PLANES} images"
                 raise PlateError(problem, "Export the measurement again.", path=index)
-            for key in (*_KEYS, "State", "TimepointID"):
+            for key in _TEXTS:
                 columns[key].append(_text(facts, key))
-            for key in ("PositionZ", "AbsPositionZ"):
-                columns[key].append(_micrometres(facts, key))
-            if not channels.setdefault(_text(facts, "ChannelID"), {}).get("ImageResolutionX"):
-                channels[_text(facts, "ChannelID")].update(facts)
-    images = pl.DataFrame(columns, {key: pl.Float64 if "Position" in key else pl.String for key in columns})
-    if images["TimepointID"].n_unique() > 1:
-        times = images["TimepointID"].n_unique()
+            for key in _POSITIONS:
+                columns[key].append(_micrometres(facts, key, signed=True))
+            if not (channel := channels.setdefault(_text(facts, "ChannelID"), {})):
+                channel.update(facts)
+    images = pl.DataFrame(columns, {key: pl.String if key in _TEXTS else pl.Float64 for key in columns})
+    if (times := images["TimepointID"].n_unique()) > 1:
         raise PlateError(f"it has {times} time points", "Export one time point a plate.", path=index)
     order = sorted(channels, key=natural_key)
-    pixels = next((facts for facts in channels.values() if "ImageResolutionX" in facts), {})
-    facts = plate | pixels
-    y, x = (_micrometres(pixels, f"ImageResolution{axis}") for axis in "YX")
+    facts = plate | next((facts for facts in channels.values() if "ImageResolutionX" in facts), {})
     return finish(
         folder, _rows(images, order, index.parent.relative_to(folder)),
         [_text(channels[channel], "ChannelName") or f"channel {channel}" for channel in order],
-        format="Operetta", source=index.name, voxel_size=(_spacing(images), y, x), configuration=configuration,
+        format="Operetta", source=index.name, configuration=configuration,
+        voxel_size=(_spacing(images), *(_micrometres(facts, f"ImageResolution{axis}") for axis in "YX")),
         acquisition={name: _text(facts, key) for name, key in _ACQUISITION.items()},
     )  # fmt: skip
 
@@ -85,18 +84,15 @@ def _text(facts: dict[str, Element], key: str) -> str:
     return (facts[key].text or "").strip() if key in facts else ""
 
 
-def _micrometres(facts: dict[str, Element], key: str) -> float | None:
-    """A length or a position, which may be negative; Harmony's own unit is the metre."""
-    unit = facts[key].get("Unit", "m") if key in facts else "m"
-    size = micrometres(_text(facts, key).removeprefix("-"), unit)
-    return -size if size and _text(facts, key).startswith("-") else size
+def _micrometres(facts: dict[str, Element], key: str, *, signed: bool = False) -> float | None:
+    """Harmony's own unit is the metre."""
+    return micrometres(_text(facts, key), facts[key].get("Unit", "m"), signed=signed) if key in facts else None
 
 
 def _rows(images: pl.DataFrame, channels: list[str], place: Path) -> pl.DataFrame:
     numbers = {plane: whole_number(plane, "PlaneID", 0, 10**6) for plane in images["PlaneID"].unique()}
-    wells = {
-        f"{row} {column}": well_at(row, column) for row, column in images.select("Row", "Col").unique().iter_rows()
-    }
+    pairs = images.select("Row", "Col").unique().iter_rows()
+    wells = {f"{row} {column}": well_at(row, column) for row, column in pairs}
     url = pl.lit("" if place == Path() else f"{place.as_posix()}/") + pl.col("URL")
     return images.select(
         pl.concat_str("Row", "Col", separator=" ").replace_strict(wells, return_dtype=pl.String).alias("well"),
@@ -109,13 +105,11 @@ def _rows(images: pl.DataFrame, channels: list[str], place: Path) -> pl.DataFram
 
 
 def _spacing(images: pl.DataFrame) -> float | None:
-    """The median step along z within the stacks; positions are of the stack or, where these are all one, of the stage."""
-    planes = images.with_columns(pl.col("PlaneID").cast(pl.Int32, strict=False)).sort("PlaneID")
-    for position in ("PositionZ", "AbsPositionZ"):
-        step = (pl.col(position).diff() / pl.col("PlaneID").diff()).over("Row", "Col", "FieldID", "ChannelID")
-        steps = planes.select(step.abs().alias("step")).filter(pl.col("step").is_finite() & (pl.col("step") > 0))[
-            "step"
-        ]
-        if steps.len():
-            return micrometres(round(float(str(steps.median())), 6))
+    """The median step within the stacks. Positions are of the stack or, where these are all one, of the stage."""
+    planes = images.with_columns(pl.col("PlaneID").cast(pl.Int32)).sort("PlaneID")
+    for position in _POSITIONS:
+        step = (pl.col(position).diff() / pl.col("PlaneID").diff()).over("Row", "Col", "FieldID", "ChannelID").abs()
+        steps = planes.select(step.alias("step")).filter(pl.col("step").is_finite() & (pl.col("step") > 0))
+        if steps.height:
+            return micrometres(round(steps["step"].median(), 6))  # type: ignore[arg-type]
     return None

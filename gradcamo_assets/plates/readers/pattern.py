@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -37,28 +35,24 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
         PlateError: no usable pattern, no file that matches, a page order that contradicts the pattern.
     """
     expression = _compiled(configuration.pattern)
-    matches: list[dict[str, Any]] = []
-    others: list[str] = []
-    for file in _tiffs(folder):
-        if match := expression.fullmatch(file):
-            matches.append({"file": file, **match.groupdict(default="")})
-        else:
-            others.append(file)
-    if not 0 < len(matches) <= MAX_PLANES:
-        raise PlateError(
-            f"the pattern matches {len(matches)} of {len(matches) + len(others)} TIFF files{others and f', for example not {others[0]}'}",
-            "It must match a file's whole path below the folder, with '/' between folders.",
-        )
+    # The walk does not follow links to folders.
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.[tT][iI][fF]*")]
+    found = [(file, expression.fullmatch(file)) for file in sorted(files, key=natural_key)]
+    matches = [{"file": file, **match.groupdict(default="")} for file, match in found if match]
+    others = [file for file, match in found if not match]
+    if not matches:
+        problem = f"the pattern matches none of {len(others)} TIFF files{', for example ' if others else ''}"
+        remedy = "It must match a file's whole path below the folder, with '/' between folders."
+        raise PlateError(problem + "".join(others[:1]), remedy)
     first = matches[0]
     pages, names, voxel_size = _pages(folder / first["file"])
+    if len(matches) * len(pages) > MAX_PLANES:
+        raise PlateError(f"it has {len(matches)} files of {len(pages)} planes", f"At most {MAX_PLANES} are read.")
     depth = max(z for _, z in pages) + 1
     for axis, group, size in (("channels", "channel", len(names)), ("z", "z", depth)):
         if size > 1 and group in first:
-            raise PlateError(
-                f"a file has {size} {axis}, and the pattern names its {group}",
-                "Leave that group out.",
-                path=first["file"],
-            )
+            problem = f"a file has {size} {axis}, and the pattern names its {group}"
+            raise PlateError(problem, "Leave that group out.", path=first["file"])
     if "channel" in first:
         names = sorted({match["channel"] for match in matches}, key=natural_key)
     numbers = {name: index for index, name in enumerate(names)}
@@ -90,27 +84,9 @@ def _compiled(pattern: str | None) -> re.Pattern[str]:
         raise PlateError(f"the pattern is no regular expression: {error}", _EXAMPLE) from error
     groups = set(expression.groupindex)
     if groups - set(_GROUPS) or not ({"well"} <= groups or {"row", "column"} <= groups):
-        raise PlateError(
-            f"the pattern's groups are {sorted(groups)}",
-            f"Name well (or row and column), and of {_GROUPS} what there is.",
-        )
+        remedy = f"Name well (or row and column), and of {_GROUPS} what there is."
+        raise PlateError(f"the pattern's groups are {sorted(groups)}", remedy)
     return expression
-
-
-def _tiffs(folder: Path) -> list[str]:
-    """Paths below the folder, links left out."""
-    found: list[str] = []
-    for place, folders, names in os.walk(folder):
-        folders.sort(key=natural_key)
-        at = Path(place).relative_to(folder).as_posix()
-        found += [
-            name if at == "." else f"{at}/{name}"
-            for name in sorted(names, key=natural_key)
-            if name.lower().endswith((".tif", ".tiff"))
-        ]
-        if len(found) > MAX_PLANES:
-            raise PlateError(f"it has more than {MAX_PLANES} TIFF files", "Split the plate.")
-    return found
 
 
 def _level(text: str) -> int:
@@ -120,22 +96,17 @@ def _level(text: str) -> int:
     return int(digits[0])
 
 
-def _pages(path: Path) -> tuple[list[tuple[int, int]], list[str], tuple[float | None, ...]]:
+def _pages(path: Path) -> tuple[list[tuple[int, int]], list[str], list[float | None]]:
     """(channel, z) of each page of a file, the channels' names, and the voxel size where OME-XML has it."""
     with open_tiff(path) as tif:
         count = pages_of(tif)
-        names: list[str] = []
-        voxel_size: tuple[float | None, ...] = (None, None, None)
-        if tif.is_ome:
-            names, voxel_size = _ome(tif.ome_metadata or "", count)
+        names, voxel_size = _ome(tif.ome_metadata or "", count) if tif.is_ome else ([], [None] * 3)
         series = tif.series[0]
         axes, shape = series.axes.removesuffix("YX"), tuple(series.shape[:-2])
         if math.prod(shape) != count:
-            raise PlateError(
-                f"its {count} pages do not fit its axes {series.axes} {tuple(series.shape)}", "Export it again."
-            )
-        if axes not in ("", "Z", "C", "ZC", "CZ"):
-            axes = "Z" if len(axes) == 1 and axes != "T" else axes
+            raise PlateError(f"its {count} pages do not fit its axes {series.axes} {series.shape}", "Export it again.")
+        if axes in ("Q", "I"):
+            axes = "Z"
         if not set(axes) <= {"Z", "C"}:
             raise PlateError(f"its pages are of the axes {axes}", "Export one time point, with z and channels only.")
         pages: list[tuple[int, int]] = [(0, 0)] * count
@@ -146,7 +117,7 @@ def _pages(path: Path) -> tuple[list[tuple[int, int]], list[str], tuple[float | 
     return pages, names if len(names) == channels else [f"channel_{i}" for i in range(channels)], voxel_size
 
 
-def _ome(text: str, pages: int) -> tuple[list[str], tuple[float | None, ...]]:
+def _ome(text: str, pages: int) -> tuple[list[str], list[float | None]]:
     screen(text)
     from ome_types import from_xml
 
@@ -154,9 +125,7 @@ def _ome(text: str, pages: int) -> tuple[list[str], tuple[float | None, ...]]:
     if (claimed := image.size_z * image.size_c * image.size_t) != pages:
         problem = f"its OME-XML names {claimed} planes, the file has {pages} pages"
         raise PlateError(problem, "Export every field as one file that is whole.")
-    sizes = (
-        (getattr(image, f"physical_size_{axis}"), getattr(image, f"physical_size_{axis}_unit").value) for axis in "zyx"
-    )
-    return [channel.name or f"channel_{i}" for i, channel in enumerate(image.channels)], tuple(
-        micrometres(*size) for size in sizes
-    )
+    z, y, x = image.physical_size_z_unit, image.physical_size_y_unit, image.physical_size_x_unit
+    sizes = zip((image.physical_size_z, image.physical_size_y, image.physical_size_x), (z, y, x), strict=True)
+    names = [channel.name or f"channel_{index}" for index, channel in enumerate(image.channels)]
+    return names, [micrometres(size, unit.value) for size, unit in sizes]

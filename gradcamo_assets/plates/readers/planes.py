@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from stat import S_ISDIR, S_ISLNK
 
 import polars as pl
 
@@ -25,13 +24,13 @@ _MICRONS = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "nm": 1e-3}
 _AGAIN = "Copy the plate again, or export it again."
 
 
-def micrometres(value: object, unit: str = "um") -> float | None:
-    """A length in micrometres, or None where it is no positive number or the unit is none of length."""
+def micrometres(value: object, unit: str = "um", *, signed: bool = False) -> float | None:
+    """A length (``signed``: a position) in micrometres, or None where it is none: no number, not positive, no unit."""
     try:
         length = float(str(value)) * _MICRONS[unit.strip()]
     except (ValueError, KeyError):
         return None
-    return length if math.isfinite(length) and 0 < length < 1e6 else None
+    return length if abs(length) < 1e6 and (signed or length > 0) else None
 
 
 def whole_number(text: object, what: str, low: int, high: int) -> int:
@@ -60,19 +59,10 @@ def well_at(row: object, column: object) -> str:
 
 
 def finish(
-    folder: Path,
-    rows: pl.DataFrame,
-    channels: Sequence[str],
-    *,
-    format: str,
-    source: str,
-    noun: str = "channel",
-    voxel_size: tuple[float | None, float | None, float | None] = (None, None, None),
-    configuration: Configuration = NOTHING,
-    promised: Iterable[tuple[str, int]] = (),
-    problems: Sequence[str] = (),
-    acquisition: Mapping[str, object] | None = None,
-) -> Export:
+    folder: Path, rows: pl.DataFrame, channels: Sequence[str], *, format: str, source: str, noun: str = "channel",
+    voxel_size: Sequence[float | None] = (None, None, None), configuration: Configuration = NOTHING,
+    promised: Iterable[tuple[str, int]] = (), problems: Sequence[str] = (), acquisition: Mapping[str, object] = {},
+) -> Export:  # fmt: skip
     """Check what a reader found and complete it.
 
     Args:
@@ -80,6 +70,7 @@ def finish(
             ``z`` any numbers that rise (null: a projection), ``file`` below the folder (null: known to be missing),
             ``page``.
         source: where the planes are named, for sentences: ``the HTD``; ``noun`` is its word for a channel.
+        voxel_size: (z, y, x), each None where it is not known.
         promised: further fields that should be there.
 
     Raises:
@@ -88,54 +79,44 @@ def finish(
     name = name_of(folder)
     if not 0 < rows.height <= MAX_PLANES:
         raise PlateError(f"{source} names {rows.height} planes", f"There must be 1 to {MAX_PLANES}.")
-    number = pl.col("z").cast(pl.Float64)
-    rows = rows.with_columns(
-        _translated(rows["well"], {well: well_name(well) for well in rows["well"].unique()}, pl.String),
-        _translated(rows["site"], _sites(rows["site"].unique().to_list()), pl.Int32),
-        (number.rank("dense").cast(pl.Int32) - 1).fill_null(PROJECTION).alias("z"),
-        pl.col("channel", "page").cast(pl.Int32),
-    )
-    there = _files_there(folder, rows["file"].drop_nulls().unique())
-    planes = rows.join(there, on="file", how="semi").sort(_PLANE)
-    if planes.is_empty():
-        first = rows["file"].drop_nulls().head(1).to_list()
-        raise PlateError(
-            f"none of the {rows.height} planes that {source} names has a file{first and f': {first[0]}'}", _AGAIN
-        )
-    twice = planes.filter(pl.struct(_PLANE).is_duplicated()).head(2)
-    if twice.height:
-        one, two = (f"{file} (page {page})" for file, page in twice.select("file", "page").iter_rows())
-        well, site = twice.row(0)[:2] if twice.columns[:2] == _FIELD else (twice["well"][0], twice["site"][0])
-        raise PlateError(f"both {one} and {two} are the same plane", "Leave one of them.", well=well, site=site)
-
     labels = _labels(channels, configuration.channels)
+    rows = rows.with_columns(
+        pl.col("well").replace_strict(
+            {well: well_name(well) for well in rows["well"].unique()}, return_dtype=pl.String
+        ),
+        pl.col("site").replace_strict(_sites(rows["site"].unique().to_list()), return_dtype=pl.Int32),
+        (pl.col("z").cast(pl.Float64).rank("dense").cast(pl.Int32) - 1).fill_null(PROJECTION),
+        pl.col("channel", "page").cast(pl.Int32),
+    ).select(list(PLANES))
+    planes = rows.join(_files_there(folder, rows["file"].drop_nulls().unique()), on="file", how="semi").sort(_PLANE)
+    if planes.is_empty():
+        first = ", ".join(rows["file"].drop_nulls()[:1])
+        raise PlateError(f"none of the {rows.height} planes that {source} names has a file ({first})", _AGAIN)
+    if (twice := planes.filter(pl.struct(_PLANE).is_duplicated())).height:
+        (well, site, *_, one, page), (*_, two, other) = twice.rows()[:2]
+        problem = f"both {one} (page {page}) and {two} (page {other}) are the same plane"
+        raise PlateError(problem, "Leave one of them.", well=well, site=site)
+
     used = planes["channel"].unique().sort().to_list()
     absent = [label for index, label in enumerate(labels) if index not in used]
     notes = [*problems, *(f"{source} names {noun} {label}, but there is no file of it" for label in absent)]
-    renumbered = {old: new for new, old in enumerate(used)}
-    rows = rows.filter(pl.col("channel").is_in(used))
-    rows, planes = (frame.with_columns(_translated(frame["channel"], renumbered, pl.Int32)) for frame in (rows, planes))
     names = tuple(labels[index] for index in used)
-    if configuration.voxel_size is None:
-        needed = [
-            axis
-            for axis, size in zip("zyx", voxel_size, strict=True)
-            if size is None and (axis != "z" or planes["z"].max() != planes["z"].min())
-        ]
-        if needed:
-            notes.append(
-                f"the voxel size along {', '.join(needed)} is not known and taken as 1 um; "
-                f"give voxel_size = [z, y, x] in {name}.toml beside the plate"
-            )
+    new = pl.col("channel").replace_strict(used, range(len(used)), return_dtype=pl.Int32)
+    planes, rows = planes.with_columns(new), rows.filter(pl.col("channel").is_in(used)).with_columns(new)
+    flat = planes["z"].n_unique() == 1
+    sizes = zip("zyx", voxel_size, strict=True)
+    unknown = [axis for axis, size in sizes if size is None and not (axis == "z" and flat)]
+    if unknown and configuration.voxel_size is None:
+        notes.append(
+            f"the voxel size along {', '.join(unknown)} is not known and taken as 1 um; "
+            f"give voxel_size = [z, y, x] in {name}.toml beside the plate"
+        )
     z, y, x = configuration.voxel_size or (size or 1.0 for size in voxel_size)
+    incomplete = _incomplete(rows, planes, names, promised, source)
+    facts = {key: fact for key, value in acquisition.items() if (fact := _fact(value)) != ""}
     return Export(
-        name, folder, format, names, (float(z), float(y), float(x)), planes.select(pl.col(c).cast(t) for c, t in PLANES.items()),
-        _incomplete(rows, planes, names, promised, source), tuple(notes), _short(acquisition or {}),
+        name, folder, format, names, (float(z), float(y), float(x)), planes, incomplete, tuple(notes), facts
     )  # fmt: skip
-
-
-def _translated(column: pl.Series, words: Mapping[object, object], dtype: type[pl.DataType]) -> pl.Series:
-    return column.replace_strict(list(words), list(words.values()), return_dtype=dtype)
 
 
 def _sites(names: list[str]) -> dict[str, int]:
@@ -152,9 +133,7 @@ def _labels(channels: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
     for index, channel in enumerate(channels):
         label = renamed.get(channel, channel).strip() or f"channel_{index}"
         if not label.isprintable() or len(label) > 100:
-            raise PlateError(
-                f"{label[:100]!r} is no usable channel name", "Rename it in at most 100 printable characters."
-            )
+            raise PlateError(f"{label[:100]!r} is no usable channel name", "Give it at most 100 printable characters.")
         labels.append(label if label not in labels else f"{label} ({index + 1})")
     return labels
 
@@ -167,25 +146,18 @@ def _files_there(folder: Path, files: pl.Series) -> pl.DataFrame:
     there: list[str] = []
     links: list[str] = []
     for parent in files.str.extract("^(.*/)", 1).fill_null("").unique().sort():
-        at = folder
-        for part in parent.split("/")[:-1]:
-            at = at / part
-            try:
-                mode = at.lstat().st_mode
-            except OSError:
-                break
-            if S_ISLNK(mode):
-                raise PlateError(f"{at.relative_to(folder)} is a link", "Copy what it points to.", path=at)
-            if not S_ISDIR(mode):
-                break
-        else:
-            with os.scandir(at) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        links.append(parent + entry.name)
-                    elif entry.is_file():
-                        there.append(parent + entry.name)
-    if linked := files.filter(files.is_in(links)).to_list():
+        places = [folder.joinpath(*parent.split("/")[:depth]) for depth in range(1, parent.count("/") + 1)]
+        if link := next((place for place in places if place.is_symlink()), None):
+            raise PlateError(f"{link.relative_to(folder)} is a link", "Copy what it points to.", path=link)
+        if not (folder / parent).is_dir():
+            continue
+        with os.scandir(folder / parent) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    links.append(parent + entry.name)
+                elif entry.is_file():
+                    there.append(parent + entry.name)
+    if (linked := files.filter(files.is_in(links))).len():
         raise PlateError(f"{linked[0]} is a link", "Copy the file that it points to.", path=folder / linked[0])
     return pl.DataFrame({"file": there}, schema={"file": pl.String})
 
@@ -197,55 +169,31 @@ def _incomplete(
     fields = rows.select(_FIELD).vstack(pl.DataFrame(list(promised), rows.select(_FIELD).schema, orient="row")).unique()
     expected = rows.select("channel", "z").unique()
     missing = fields.join(expected, how="cross").join(planes, on=_PLANE, how="anti").sort(_PLANE)
-    stacks = expected.group_by("channel").agg(pl.col("z").sort())
-    depth = {channel: zs for channel, zs in stacks.iter_rows()}
-    whole = set(
-        missing.group_by("well", "channel").len().join(fields.group_by("well").len(), on="well", suffix="_fields")
-        .join(stacks.select("channel", pl.col("z").list.len().alias("depth")), on="channel")
-        .filter(pl.col("len") == pl.col("len_fields") * pl.col("depth")).select("well", "channel").iter_rows()
-    )  # fmt: skip
-    reasons: dict[tuple[str, int], str] = {}
-    for (well, site), group in missing.group_by(_FIELD, maintain_order=True):
-        if group.height == expected.height:
-            reasons[str(well), int(str(site))] = f"{source} names it, but there is no file of it"
-            continue
-        lost = {channel: zs for channel, zs in group.group_by("channel", maintain_order=True).agg("z").iter_rows()}
-        of_well = [names[channel] for channel in lost if (well, channel) in whole]
-        own = [
-            _lack(names[channel], zs, depth[channel]) for channel, zs in lost.items() if (well, channel) not in whole
-        ]
-        sentences = [f"the whole well lacks {_listed(of_well)}"] * bool(of_well) + [f"lacks {', '.join(own)}"] * bool(
-            own
-        )
-        reasons[str(well), int(str(site))] = "; ".join(sentences)
-    return reasons
+    stacks = dict(expected.group_by("channel").agg(pl.col("z").sort()).iter_rows())
+    n_fields = dict(fields.group_by("well").len().iter_rows())
+    lost = missing.group_by("well", "channel").len()
+    whole = {(well, channel) for well, channel, n in lost.iter_rows() if n == n_fields[well] * len(stacks[channel])}
+    reasons: dict[tuple[str, int], list[str]] = {}
+    for well, site, channel, zs in missing.group_by(_PLANE[:3], maintain_order=True).agg("z").iter_rows():
+        of_well = f"{names[channel]} in the whole well" if (well, channel) in whole else None
+        reasons.setdefault((well, site), []).append(of_well or _lack(names[channel], zs, stacks[channel]))
+    empty = set(missing.group_by(_FIELD).len().filter(pl.col("len") == expected.height).select(_FIELD).iter_rows())
+    absent = f"{source} names it, but there is no file of it"
+    return {field: absent if field in empty else f"lacks {', '.join(lacks)}" for field, lacks in reasons.items()}
 
 
 def _lack(name: str, missing: list[int], stack: list[int]) -> str:
     """``AGP at z 2 and 3 of 5``, z from 1."""
-    if len(stack) == 1:
-        return name
     if missing == stack:
-        return f"{name} at all z"
-    levels = [z + 1 for z in missing if z != PROJECTION]
-    places = [
-        f"at z {_listed(levels)} of {max(stack) + 1}" if len(levels) < 7 else f"at {len(levels)} of {max(stack) + 1} z"
-    ]
-    return f"{name} {_listed(places * bool(levels) + ['as projection'] * (PROJECTION in missing))}"
+        return name + " at all z" * (len(stack) > 1)
+    *some, last = [str(z + 1) for z in missing if z != PROJECTION] or [""]
+    levels = " and ".join([", ".join(some)] * bool(some) + [last])
+    places = [f"at z {levels} of {max(stack) + 1}"] * bool(last) + ["as projection"] * (PROJECTION in missing)
+    return f"{name} {' and '.join(places)}"
 
 
-def _listed(items: Sequence[object]) -> str:
-    texts = [str(item) for item in items]
-    return " and ".join([", ".join(texts[:-1]), *texts[-1:]]) if len(texts) > 1 else "".join(texts)
-
-
-def _short(facts: Mapping[str, object]) -> dict[str, str | float]:
-    """Numbers as they are, all else as printable text of at most 500 characters; what is empty is left out."""
-    kept: dict[str, str | float] = {}
-    for key, fact in facts.items():
-        if isinstance(fact, int | float) and not isinstance(fact, bool):
-            if math.isfinite(fact):
-                kept[key] = fact
-        elif fact is not None and (text := "".join(c if c.isprintable() else " " for c in str(fact))[:500].strip()):
-            kept[key] = text
-    return kept
+def _fact(value: object) -> str | float:
+    """A finite number as it is, all else as printable text of at most 500 characters."""
+    if isinstance(value, int | float) and math.isfinite(value):
+        return value
+    return "".join(c if c.isprintable() else " " for c in str("" if value is None else value))[:500].strip()

@@ -36,13 +36,15 @@ def screen(source: Path | str) -> None:
 
 
 def elements(path: Path, *tags: str) -> Iterator[tuple[str, ElementTree.Element]]:
-    """The elements of an XML file that have one of the tags, whole, with the tag less its namespace, one after the other.
+    """The elements of an XML file with one of the tags (less namespaces), whole, one after the other.
 
     Each is forgotten when the next one is asked for, with all that came before it in the same parent.
 
     Raises:
         PlateError: a DTD, or damaged XML.
     """
+    if path.is_symlink():
+        raise PlateError("it is a link", "Copy the file that it points to.", path=path)
     screen(path)
     parents: list[ElementTree.Element] = []
     try:

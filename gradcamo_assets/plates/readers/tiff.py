@@ -69,8 +69,7 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 
 def _page(tif: tifffile.TiffFile, index: int) -> Any:
     """The page, if what it claims can be true."""
-    page: Any = tif.pages[index] if 0 <= index < MAX_PAGES and not _ends_before(tif, index) else None
-    if page is None:
+    if (page := _page_at(tif, index)) is None:
         raise PlateError(f"there is no page {index} (counted from 0)", "Copy the file again.")
     if page.ndim != 2 or page.dtype is None:
         raise PlateError(
@@ -102,13 +101,13 @@ def pages_of(tif: tifffile.TiffFile) -> int:
     Raises:
         PlateError: for more.
     """
-    if not _ends_before(tif, MAX_PAGES):
-        raise PlateError(f"it has more than {MAX_PAGES} pages", "Split it, or export it again.")
+    if _page_at(tif, MAX_PAGES - 1) is not None:
+        raise PlateError(f"it has {MAX_PAGES} pages or more", "Split it, or export it again.")
     return len(tif.pages)
 
 
-def _ends_before(tif: tifffile.TiffFile, index: int) -> bool:
+def _page_at(tif: tifffile.TiffFile, index: int) -> Any:
     try:
-        return tif.pages[index] is None
+        return tif.pages[index] if 0 <= index < MAX_PAGES else None
     except IndexError:
-        return True
+        return None

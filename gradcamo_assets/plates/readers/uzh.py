@@ -1,6 +1,6 @@
 """ScanR, CellVoyager (CV7000, CV8000), CQ3K and ImageXpress HCS.ai: parsed by fractal-uzh-converters.
 
-Its parsers use plain XML parsers and trust what they read. So XML is screened before, and all that comes out is checked.
+Its parsers trust what they read. So XML is screened before, and all that comes out is checked.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def read_scanr(folder: Path, configuration: Configuration = NOTHING) -> Export:
         if (match := re.search("W([0-9]+)P[0-9]+", image.get("ID", "")))
     ]
     size = configuration.wells or (96 if max(wells, default=1) <= 96 else 384)
-    guessed = (
-        f"the plate is taken for one of {size} wells; if it is not, give wells in {name_of(folder)}.toml beside it"
-    )
+    guessed = f"the plate is taken for one of {size} wells; if not so, give wells in {name_of(folder)}.toml beside it"
     return _read(
         folder, configuration, "ScanR", _SCANR, scanr.parse_scanr_metadata, scanr.ScanRAcquisitionModel, None,
         [] if configuration.wells else [guessed], layout=f"{size}-well",
@@ -124,19 +122,17 @@ def _read(
         raise PlateError(problem, _DAMAGED, path=folder) from error
     labels = [channel.channel_label for channel in images[0].channels or []]
     names = names or dict(enumerate(labels))
-    order = {number: index for index, number in enumerate(names)}
+    order: dict[float, int] = {number: index for index, number in enumerate(names)}
     rows: list[tuple[str, str, int, int | None, str]] = []
     for image in images:
         if "t" in image.axes:
             raise PlateError("it has several time points", "Export one time point a plate.")
         for region in image.regions:
-            at = _place(region)
-            file = region.image_loader.file_path
-            if not file.startswith(f"{root}/") or at["c"] not in order:
-                problem = (
-                    f"{file!r} is outside the plate's folder" if at["c"] in order else f"there is no channel {at['c']}"
-                )
-                raise PlateError(problem, _DAMAGED)
+            at, file = _place(region), region.image_loader.file_path
+            if not file.startswith(f"{root}/"):
+                raise PlateError(f"{file[:200]!r} is outside the plate's folder", _DAMAGED)
+            if at["c"] not in order:
+                raise PlateError(f"there is no channel {at['c']}", _DAMAGED)
             z = None if image.collection.plate_name != "plate" else round(at["z"] / image.z_spacing)
             site = region.roi.name.rpartition("_")[2]
             rows.append((image.collection.well, site, order[at["c"]], z, file.removeprefix(f"{root}/")))

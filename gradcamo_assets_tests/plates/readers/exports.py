@@ -21,7 +21,10 @@ _BTS = "http://www.yokogawa.co.jp/BTS/BTSSchema/1.0"
 
 
 def some_pixels(
-    wells: Sequence[str] = ("B02", "C11"), sites: int = 2, shape: tuple[int, int, int, int] = (2, 3, 5, 7), seed: int = 0
+    wells: Sequence[str] = ("B02", "C11"),
+    sites: int = 2,
+    shape: tuple[int, int, int, int] = (2, 3, 5, 7),
+    seed: int = 0,
 ) -> dict[tuple[str, int], NDArray[np.uint16]]:
     """Noise, so that no plane equals another."""
     noise = np.random.default_rng(seed)
@@ -51,22 +54,25 @@ def write_metaxpress(
                 name = f"plate_A1_{well}_s{site}_w{c + 1}"
                 step = f"<prop id='Z Projection Step Size' type='float' value='{z_step}'/>" if z == 0 else ""
                 description = (
-                    "<MetaData><PlaneInfo><prop id='spatial-calibration-x' type='float' value='%s'/>"
-                    "<prop id='spatial-calibration-y' type='float' value='%s'/>"
+                    f"<MetaData><PlaneInfo><prop id='spatial-calibration-x' type='float' value='{pixel}'/>"
+                    f"<prop id='spatial-calibration-y' type='float' value='{pixel}'/>"
                     "<prop id='spatial-calibration-units' type='string' value='um'/>"
-                    "<prop id='z-position' type='float' value='%s'/>"
-                    "<custom-prop id='_MagSetting_' type='string' value='40X'/>%s</PlaneInfo></MetaData>"
-                ) % (pixel, pixel, 100 + z * z_step, step)
-                tifffile.imwrite(place / f"{name}{tail}.tif", plane, description=description, metadata=None, software="MetaSeries")
+                    f"<prop id='z-position' type='float' value='{100 + z * z_step}'/>"
+                    f"<custom-prop id='_MagSetting_' type='string' value='40X'/>{step}</PlaneInfo></MetaData>"
+                )
+                tifffile.imwrite(
+                    place / f"{name}{tail}.tif", plane, description=description, metadata=None, software="MetaSeries"
+                )
                 tifffile.imwrite(place / f"{name}_thumb{tail}.tif", plane[::2, ::2])
     sites = max(site for _, site in pixels)
     names = [*channels, *waves]
     rows = [
-        f'"WellsSelection{r + 1}", ' + ", ".join(str(f"{'ABCDEFGH'[r]}{c:02d}" in selected).upper() for c in range(1, 13))
-        for r in range(8)
+        f'"WellsSelection{r}", ' + ", ".join(str(f"{row}{c:02d}" in selected).upper() for c in range(1, 13))
+        for r, row in enumerate("ABCDEFGH", start=1)
     ]  # fmt: skip
     lines = [
-        '"HTSInfoFile", Version 1.0', '"Description", "test"', '"TimePoints", 1', f'"ZSeries", {str(depth > 1).upper()}',
+        '"HTSInfoFile", Version 1.0', '"Description", "test"', '"TimePoints", 1',
+        f'"ZSeries", {str(depth > 1).upper()}',
         f'"ZSteps", {depth}', f'"ZProjection", {str(projection).upper()}', '"XWells", 12', '"YWells", 8', *rows,
         '"Sites", TRUE', f'"XSites", {sites}', '"YSites", 1', f'"SiteSelection1", {", ".join(["TRUE"] * sites)}',
         '"Waves", TRUE', f'"NWavelengths", {len(names)}',
@@ -100,7 +106,9 @@ def write_operetta(
     entries = [
         f"<Entry ChannelID='{c}'>{_harmony_channel(name, pixel)}</Entry>" for c, name in enumerate(channels, start=1)
     ]
-    flat = [f"<Entry ChannelID='{c + 1}'><FlatfieldProfile>{{}}</FlatfieldProfile></Entry>" for c in range(len(channels))]
+    flat = [
+        f"<Entry ChannelID='{c + 1}'><FlatfieldProfile>{{}}</FlatfieldProfile></Entry>" for c in range(len(channels))
+    ]
     maps = f"<Maps><Map>{''.join(flat)}</Map><Map>{''.join(entries)}</Map></Maps>" if version != "V5" else ""
     path.write_text(
         f'<?xml version="1.0" encoding="utf-8"?>\n<EvaluationInputData xmlns="{_V5 if version == "V5" else _V6}">'
@@ -115,7 +123,8 @@ def write_operetta(
 def _harmony_channel(name: str, pixel: float) -> str:
     return (
         f"<ChannelName>{name}</ChannelName><ImageResolutionX Unit='m'>{pixel * 1e-6}</ImageResolutionX>"
-        f"<ImageResolutionY Unit='m'>{pixel * 1e-6}</ImageResolutionY><ObjectiveMagnification>40</ObjectiveMagnification>"
+        f"<ImageResolutionY Unit='m'>{pixel * 1e-6}</ImageResolutionY>"
+        "<ObjectiveMagnification>40</ObjectiveMagnification>"
     )
 
 
@@ -140,7 +149,8 @@ def write_loaddata(
 
 
 def write_pattern(
-    folder: Path, pixels: Pixels, channels: Sequence[str] = CHANNELS, *, pages: str = "", voxel_size: str = "[2.0, 0.65, 0.65]",
+    folder: Path, pixels: Pixels, channels: Sequence[str] = CHANNELS, *, pages: str = "",
+    voxel_size: str = "[2.0, 0.65, 0.65]",
 ) -> Path:  # fmt: skip
     """A folder a well; ``pages``: what a file holds: one plane, ``Z``, or as ``OME`` all channels and z."""
     groups = {"": r"_(?P<channel>w\d)_z(?P<z>\d+)", "Z": r"_(?P<channel>w\d)", "OME": ""}[pages]
@@ -167,7 +177,13 @@ def write_pattern(
 
 
 def write_cellvoyager(
-    folder: Path, pixels: Pixels, *, cq3k: bool = False, z_step: float = 2.0, pixel: float = 0.65, projection: bool = False
+    folder: Path,
+    pixels: Pixels,
+    *,
+    cq3k: bool = False,
+    z_step: float = 2.0,
+    pixel: float = 0.65,
+    projection: bool = False,
 ) -> Path:
     """CellVoyager, or CQ3K; the latter with maximum projections on demand."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,9 +206,14 @@ def write_cellvoyager(
         f"{''.join(records)}</bts:MeasurementData>"
     )
     _, _, y, x = (channels := next(iter(pixels.values()))).shape
-    cq = "bts:ObjectiveMagnificationRatio='1' bts:OriginalHorizontalPixels='9' bts:OriginalVerticalPixels='9' " if cq3k else ""
+    cq = (
+        "bts:ObjectiveMagnificationRatio='1' bts:OriginalHorizontalPixels='9' bts:OriginalVerticalPixels='9' "
+        if cq3k
+        else ""
+    )
     details = [
-        f"<bts:MeasurementChannel bts:Ch='{c + 1}' bts:HorizontalPixelDimension='{pixel}' bts:VerticalPixelDimension='{pixel}' "
+        f"<bts:MeasurementChannel bts:Ch='{c + 1}' bts:HorizontalPixelDimension='{pixel}' "
+        f"bts:VerticalPixelDimension='{pixel}' "
         f"bts:CameraNumber='1' bts:InputBitDepth='16' bts:InputLevel='65535' bts:HorizontalPixels='{x}' {cq}"
         f"bts:VerticalPixels='{y}' bts:FilterWheelPosition='1' bts:FilterPosition='1' bts:ShadingCorrectionSource=''/>"
         for c in range(len(channels))
@@ -201,7 +222,8 @@ def write_cellvoyager(
         f"<?xml version='1.0' encoding='utf-8'?><bts:MeasurementDetail xmlns:bts='{_BTS}' bts:Version='1.0' "
         "bts:OperatorName='o' bts:Title='t' bts:Application='a' bts:BeginTime='b' bts:EndTime='e' "
         "bts:MeasurementSettingFileName='s' bts:ColumnCount='12' bts:RowCount='8' bts:TimePointCount='1' "
-        f"bts:FieldCount='2' bts:ZCount='3' bts:TargetSystem='t' bts:ReleaseNumber='r' {'bts:Status=' + repr('ok') if cq3k else ''}>"
+        f"bts:FieldCount='2' bts:ZCount='3' bts:TargetSystem='t' bts:ReleaseNumber='r' "
+        f"{'bts:Status=' + repr('ok') if cq3k else ''}>"
         "<bts:MeasurementSamplePlate bts:Name='n' bts:WellPlateFileName='w' bts:WellPlateProductFileName='p'/>"
         f"{''.join(details)}</bts:MeasurementDetail>"
     )
@@ -209,7 +231,13 @@ def write_cellvoyager(
 
 
 def write_scanr(
-    folder: Path, pixels: Pixels, channels: Sequence[str] = CHANNELS, *, z_step: float = 2.0, pixel: float = 0.65, columns: int = 12
+    folder: Path,
+    pixels: Pixels,
+    channels: Sequence[str] = CHANNELS,
+    *,
+    z_step: float = 2.0,
+    pixel: float = 0.65,
+    columns: int = 12,
 ) -> Path:
     """``columns`` of the plate, which ScanR does not write: 12 for 96 wells."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -225,13 +253,17 @@ def write_scanr(
             )
             uuid = f"urn:uuid:00000000-0000-0000-0000-{len(images) * 1000 + c * 100 + z:012d}"
             blocks.append(
-                f"<TiffData FirstZ='{z}' FirstT='0' FirstC='{c}' IFD='0' PlaneCount='1'><UUID FileName='{file}'>{uuid}</UUID></TiffData>"
+                f"<TiffData FirstZ='{z}' FirstT='0' FirstC='{c}' IFD='0' PlaneCount='1'>"
+                f"<UUID FileName='{file}'>{uuid}</UUID></TiffData>"
             )
         c, z, y, x = stack.shape
-        names = "".join(f"<Channel ID='Channel:{i}' Name='{name}' SamplesPerPixel='1'/>" for i, name in enumerate(channels))
+        names = "".join(
+            f"<Channel ID='Channel:{i}' Name='{name}' SamplesPerPixel='1'/>" for i, name in enumerate(channels)
+        )
         images.append(
-            f"<Image ID='Image:W{number}P{site}'><Pixels ID='Pixels:{number}{site:03d}' DimensionOrder='XYZCT' Type='uint16' "
-            f"SizeX='{x}' SizeY='{y}' SizeZ='{z}' SizeC='{c}' SizeT='1' PhysicalSizeX='{pixel}' PhysicalSizeY='{pixel}'>"
+            f"<Image ID='Image:W{number}P{site}'><Pixels ID='Pixels:{number}{site:03d}' DimensionOrder='XYZCT' "
+            f"Type='uint16' SizeX='{x}' SizeY='{y}' SizeZ='{z}' SizeC='{c}' SizeT='1' PhysicalSizeX='{pixel}' "
+            f"PhysicalSizeY='{pixel}'>"
             f"{names}{''.join(blocks)}{''.join(planes)}</Pixels></Image>"
         )
     (folder / "data" / "metadata.ome.xml").write_text(
@@ -255,7 +287,8 @@ def write_hcs_ai(
             rows.append({
                 "Row": row_index(well[0]) + 1, "Column": int(well[1:]), "Field": site, "Wavelength": c, "Timepoint": 0,
                 "ZIndex": z, "ImageSizeXPx": stack.shape[3], "ImageSizeYPx": stack.shape[2],
-                "ImageSubFolderPath": "images", "ImageFileName": file, "FieldOffsetPointX": 0.0, "FieldOffsetPointY": 0.0,
+                "ImageSubFolderPath": "images", "ImageFileName": file,
+                "FieldOffsetPointX": 0.0, "FieldOffsetPointY": 0.0,
             })  # fmt: skip
     pl.DataFrame(rows).write_csv(place / "images.csv")
     depth = next(iter(pixels.values())).shape[1]
@@ -273,7 +306,8 @@ def write_hcs_ai(
         },
     }  # fmt: skip
     stack_of = {
-        "PlateId": "p", "Uuid": "u", "ImageFormat": "TIFF", "LargeImage": False, "AutoLeadAcquisitionProtocol": protocol,
+        "PlateId": "p", "Uuid": "u", "ImageFormat": "TIFF", "LargeImage": False,
+        "AutoLeadAcquisitionProtocol": protocol,
     }  # fmt: skip
     (place / "images.jdce").write_text(json.dumps({"Version": "1", "ImageStack": stack_of}))
     return folder

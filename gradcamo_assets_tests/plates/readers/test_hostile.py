@@ -56,6 +56,11 @@ def loaddata(old: str, new: str) -> Callable[[Path], None]:
     return lambda folder: edited(exports.write_loaddata(folder, PIXELS) / "load_data.csv", old, new)
 
 
+def nested(folder: Path) -> None:
+    text = f"<EvaluationInputData><Images>{'<Image>' * 200_000}"
+    (exports.write_operetta(folder, PIXELS) / "Images" / "Index.xml").write_text(text)
+
+
 def pattern(text: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         exports.write_pattern(folder, PIXELS)
@@ -120,13 +125,14 @@ PLATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "Index.xml, billion laughs": (operetta("?>", f"?>{LAUGHS}"), "DTD or entities"),
     "Index.xml, external DTD": (operetta("?>", '?><!DOCTYPE x SYSTEM "http://localhost/x.dtd">'), "DTD or entities"),
     "Index.xml, truncated": (operetta("</Images></EvaluationInputData>", "<Ima"), "XML is damaged"),
+    "Index.xml, 200,000 levels deep": (nested, "XML is damaged"),
     "Index.xml, no XML": (operetta("<?xml", "?xml"), "no XML"),
     "Index.xml, URL upwards": (operetta("<URL>", "<URL>../../"), "no path of a file inside"),
     "Index.xml, URL absolute": (operetta("<URL>", "<URL>/etc/"), "no path of a file inside"),
     "Index.xml, URL of a drive": (operetta("<URL>", "<URL>C:"), "no path of a file inside"),
     "Index.xml, backslashes": (operetta("<URL>", "<URL>..\\..\\"), "no path of a file inside"),
     "Index.xml, control characters": (operetta("<URL>r", "<URL>r&#9;"), "no path of a file inside"),
-    "Index.xml, row out of range": (operetta("<Row>2</Row><Col>2</Col><Field", "<Row>33</Row><Col>2</Col><Field"), "row of a well"),
+    "Index.xml, row out of range": (operetta("</URL><Row>2<", "</URL><Row>33<"), "row of a well"),
     "Index.xml, column out of range": (operetta("<Col>2</Col><Field", "<Col>99</Col><Field"), "column of a well"),
     "Index.xml, no column": (operetta("<Col>2</Col><Field", "<Field"), "has no Col"),
     "Index.xml, plane is no number": (operetta("<PlaneID>2", "<PlaneID>1e99"), "PlaneID"),
@@ -169,14 +175,15 @@ PLATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pattern, unknown group": (pattern("pattern = '(?P<well>...).*(?P<time>.)'"), "groups are"),
     "pattern, broken": (pattern("pattern = '(?P<well>['"), "no regular expression"),
     "pattern, too long": (pattern(f"pattern = '(?P<well>{'a' * 2000})'"), "more than 1000 characters"),
-    "pattern, no match": (pattern("pattern = '(?P<well>...)'"), "matches 0 of 6"),
+    "pattern, no match": (pattern("pattern = '(?P<well>...)'"), "matches none of 6"),
     "pattern, well is none": (pattern("pattern = '(?P<well>B0).*'"), "is no well"),
     "configuration, unknown key": (pattern("patern = 'x'"), "no setting 'patern'. Known are pattern, voxel_size"),
     "configuration, no TOML": (pattern("pattern ="), "no TOML"),
     "configuration, unknown format": (pattern("format = 'CZI'"), "no format 'CZI'. Known are Operetta"),
     "configuration, voxel size of nothing": (pattern("voxel_size = [0, 1, 1]"), "voxel_size"),
     "configuration, unknown channel": (
-        pattern("pattern = '(?P<well>...)/.*(?P<channel>w.).*(?P<z>\\d).tif'\nchannels = {w9 = 'DNA'}"), "no channel 'w9'",
+        pattern("pattern = '(?P<well>...)/.*(?P<channel>w.).*(?P<z>\\d).tif'\nchannels = {w9 = 'DNA'}"),
+        "no channel 'w9'",
     ),
     "OME-XML claims more planes": (huge_ome, "18 planes, the file has 6 pages"),
     "nothing to read": (lambda folder: folder.mkdir(), "no export"),
@@ -306,7 +313,9 @@ def test_values_that_counts_can_hold_survive(dtype: type, tmp_path: Path) -> Non
     np.testing.assert_array_equal(read_plane(tmp_path / "p.tif"), values)
 
 
-@pytest.mark.parametrize("options", [{"compression": c} for c in ("zlib", "lzw", "zstd", "packbits")] + [{"tile": (32, 32)}])
+@pytest.mark.parametrize(
+    "options", [{"compression": c} for c in ("zlib", "lzw", "zstd", "packbits")] + [{"tile": (32, 32)}]
+)
 def test_what_microscopes_write_is_read(options: dict[str, object], tmp_path: Path) -> None:
     path = image(tmp_path / "p.tif", **options)
     np.testing.assert_array_equal(read_plane(path), np.arange(64 * 64).reshape(64, 64))

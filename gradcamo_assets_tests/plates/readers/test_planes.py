@@ -56,9 +56,9 @@ def test_missing_planes_are_named(tmp_path: Path) -> None:
     assert dict(export.incomplete) == {
         ("B02", 1): "lacks DNA at all z, AGP at z 2 and 3 of 5",
         ("B02", 2): "Index.xml names it, but there is no file of it",
-        ("C11", 1): "the whole well lacks ER",
-        ("C11", 2): "the whole well lacks ER",
-        ("C11", 3): "the whole well lacks ER",
+        ("C11", 1): "lacks ER in the whole well",
+        ("C11", 2): "lacks ER in the whole well",
+        ("C11", 3): "lacks ER in the whole well",
     }
 
 
@@ -128,7 +128,9 @@ def test_loaddata_takes_the_longest_end_of_a_path_that_exists(tmp_path: Path) ->
     assert read_export(folder).planes["file"][0] == "images/B02-1-0-0.tiff", "the longer end has no such file"
 
 
-@pytest.mark.parametrize(("names", "sites"), [(["1", "3"], [1, 3]), (["0", "2", "10"], [1, 2, 3]), (["a9", "a10"], [1, 2])])
+@pytest.mark.parametrize(
+    ("names", "sites"), [(["1", "3"], [1, 3]), (["0", "2", "10"], [1, 2, 3]), (["a9", "a10"], [1, 2])]
+)
 def test_sites_keep_the_vendors_numbers_where_they_can(names: list[str], sites: list[int], tmp_path: Path) -> None:
     (tmp_path / "x.tif").touch()
     rows = pl.DataFrame({"well": "a1", "site": names, "channel": 0, "z": 0, "file": "x.tif", "page": range(len(names))})
@@ -144,7 +146,9 @@ def test_channels_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_two_files_for_one_plane_are_both_named(tmp_path: Path) -> None:
     folder = exports.write_metaxpress(tmp_path / "p1", some_pixels(shape=(2, 1, 4, 4)), time_point=False)
     (folder / "plate_A1_B02_s1_w1.tif").rename(folder / "other_B02_s1_w2.tif")
-    with pytest.raises(PlateError, match=r"both other_B02_s1_w2\.tif .* and plate_A1_B02_s1_w2\.tif .*same plane") as error:
+    with pytest.raises(
+        PlateError, match=r"both other_B02_s1_w2\.tif .* and plate_A1_B02_s1_w2\.tif .*same plane"
+    ) as error:
         read_export(folder)
     assert (error.value.well, error.value.site) == ("B02", 1)
 
@@ -155,6 +159,21 @@ def test_no_format(tmp_path: Path) -> None:
     assert format_of(tmp_path) is None
     assert format_of(tmp_path / "nothing") is None
     assert format_of(tmp_path / "notes.csv") is None
+
+
+def test_what_is_damaged_is_still_a_plate(tmp_path: Path) -> None:
+    (tmp_path / "p1").mkdir()
+    (tmp_path / "p1.toml").write_text("patern = 'x'")
+    assert format_of(tmp_path / "p1") == "Pattern"
+    with pytest.raises(PlateError, match="no setting 'patern'"):
+        read_export(tmp_path / "p1")
+
+
+def test_a_name_that_is_none_does_not_hide_a_plate(tmp_path: Path) -> None:
+    folder = exports.write_operetta(tmp_path / "plate(1)", STACK)
+    assert format_of(folder) == "Operetta"
+    with pytest.raises(PlateError, match="no usable plate name"):
+        read_export(folder)
 
 
 def test_a_format_is_told_from_a_root_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
