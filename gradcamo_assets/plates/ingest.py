@@ -61,7 +61,7 @@ def ingest_plate(source: Path, plates: Path) -> Ingested:
         problem = f"two plate maps, {maps[0].name} and {maps[1].name}"
         raise PlateError(problem, "Keep one of them.", plate=plate.name, path=source)
     wells = sorted({field.well for field in (*plate.fields, *plate.bad_fields)}, key=natural_key)
-    plate_map = read_plate_map(maps[0] if maps else None, wells)
+    plate_map = read_plate_map(maps[0] if maps else None, wells, beside.metadata)
     labels = None if beside.labels is None else read_label_table(beside.labels)
     fields, shape, statistics = _examine(plate)
 

@@ -1,4 +1,4 @@
-"""What each well was given: plate maps, label tables of pooled screens, and the treatment class.
+"""What stands in plate maps and label tables of pooled screens, under the field's names, a row a well or cell.
 
 Files come as people write them: column and well names are brought into the field's spelling, and what cannot be
 understood is an error rather than a guess.
@@ -7,6 +7,7 @@ understood is an error rather than a guess.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +16,42 @@ import polars as pl
 
 from gradcamo_assets.common.errors import PlateError, PlateMapError
 from gradcamo_assets.common.names import well_name
+from gradcamo_assets.plates.tables import read_table
+from gradcamo_assets.plates.treatments import GIVEN, TEXT, treatment_class, treatments, unit_name, with_ranks
 
-PERT_TYPES = ("trt", "negcon", "poscon", "empty")
-_OTHER_TYPES = {"treatment": "trt", "compound": "trt", "negative": "negcon", "positive": "poscon"}
-_NEGATIVE = ("dmso", "negcon", "negative", "negativecontrol", "vehicle", "untreated", "mock")
-_NOTHING = ("empty", "blank")
+__all__ = ["PlateMap", "read_label_table", "read_plate_map", "treatment_class"]
+
 _SPELLINGS = {
-    "Metadata_Well": ("well", "wellposition", "wellid", "wellname"),
+    "Metadata_Well": ("well", "wellposition", "wellid", "wellname", "destinationwell"),
     "Metadata_Site": ("site", "field", "fov"),
-    "Metadata_Compound": ("compound", "compoundname", "compoundid", "pertiname", "pertid", "broadsample", "treatment"),
-    "Metadata_Dose": ("dose", "dosevalue", "concentration", "conc", "mmolesperliter"),
-    "Metadata_Dose_Unit": ("doseunit", "doseunits", "concentrationunit", "concunit", "unit", "units"),
-    "Metadata_pert_type": ("perttype",),
+    "compound": (
+        "compound", "compoundname", "cmpd", "cmpdname", "drug", "drugname", "pertiname", "perturbation", "compoundid",
+        "cmpdid", "pertid", "broadsample", "treatment", "sample", "samplename", "inchikey",
+    ),
+    "dose": (
+        "dose", "dosevalue", "pertdose", "finaldose", "finalconcentration", "finalconc", "concentration", "conc",
+        "mmolesperliter", "mgperml",
+    ),
+    "unit": (
+        "doseunit", "doseunits", "pertdoseunit", "pertdoseunits", "concentrationunit", "concentrationunits",
+        "concunit", "concunits", "unit", "units",
+    ),
+    "pert_type": ("perttype", "perturbationtype"),
+    "control_type": ("controltype",),
+    "solvent": ("solvent",),
+    "row": ("row", "wellrow", "platerow"),
+    "column": ("column", "col", "wellcolumn", "wellcol", "platecolumn"),
+    "broad_sample": ("broadsample",),
+    "pert_iname": ("pertiname",),
+    "pert_id": ("pertid",),
     "label": ("label",),
     "kind": ("kind",),
-}
-"""The field's column names, and how people spell them, the likeliest first."""
-_GIVEN = ("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit", "Metadata_pert_type")
-_COLUMNS = ("Metadata_Well", *_GIVEN[:3], "Metadata_Dose_Rank", "Metadata_pert_type")
-_FORMAT = f"Give a CSV or TSV file with the columns Metadata_Well, {', '.join(_GIVEN)}."
-_BLANK = r"^(nan|na|n/a|none|null|)$"
+}  # fmt: skip
+"""What a column means, and how people spell it, the likeliest first. A dose may have its unit behind its name."""
+_SAMPLES = ("broad_sample", "pert_iname", "pert_id")
+_COLUMNS = ("Metadata_Well", *GIVEN[:3], "Metadata_Dose_Rank", "Metadata_pert_type")
+_FORMAT = f"Give a CSV, TSV or XLSX file with the columns Metadata_Well, {', '.join(GIVEN)}."
+_BLANK = r"^(nan|na|n/a|#n/a|none|null|-|)$"
 
 
 @dataclass(frozen=True)
@@ -47,30 +64,39 @@ class PlateMap:
     unknown: list[str]
 
 
-def read_plate_map(path: Path | None, wells: Sequence[str]) -> PlateMap:
+def read_plate_map(path: Path | None, wells: Sequence[str], metadata: Sequence[Path] = ()) -> PlateMap:
     """The treatment of every well in ``wells``.
 
     Columns of the frame: Metadata_Well, Metadata_Compound, Metadata_Dose (0 for controls), Metadata_Dose_Unit,
     Metadata_Dose_Rank (0 for a dose of 0, else 1, 2, ... by dose within compound and unit) and Metadata_pert_type (trt,
     negcon, poscon or empty). DMSO and its like are negative controls. Without a file every well is empty.
 
+    Args:
+        metadata: tables of what the samples of the map are (Broad's ``external_metadata.tsv``), joined on
+            ``broad_sample``, ``pert_iname`` or ``pert_id``; they give compounds their names, and kinds of treatment.
+
     Raises:
         PlateMapError: an unreadable file, no well or compound column, no well's name, a well twice, a dose that is
-            negative or no number, an unknown perturbation type.
+            negative or no number, an unknown unit or perturbation type, a sample with two descriptions.
     """
     names = list(dict.fromkeys(well_name(well) for well in wells))
     plate = pl.DataFrame({"Metadata_Well": names}, schema={"Metadata_Well": pl.String})
-    found = plate.clear() if path is None else _read(path, required=("Metadata_Well", "Metadata_Compound"))
+    found = pl.DataFrame(schema=dict.fromkeys(("Metadata_Well", *TEXT), pl.String))
+    if path is not None:
+        found = _read(path, required=("Metadata_Well", "compound"))
     twice = found.filter(pl.col("Metadata_Well").is_duplicated())["Metadata_Well"].unique(maintain_order=True)
     if len(twice):
         raise PlateMapError(f"wells appear twice: {', '.join(twice[:5])}", "List every well once.", path=path)
-    mapped = set(found["Metadata_Well"])
-    frame = _with_ranks(plate.join(_treatments(found, path), on="Metadata_Well", how="left", maintain_order="left"))
+    for file in metadata:
+        found = _described(found, file)
+    given = found.select("Metadata_Well").hstack(treatments(found, path))
+    frame = with_ranks(plate.join(given, on="Metadata_Well", how="left", maintain_order="left"))
     frame = frame.with_columns(pl.col("Metadata_pert_type").fill_null("empty"))
+    mapped, asked = set(found["Metadata_Well"]), set(names)
     return PlateMap(
         frame.select(_COLUMNS),
         missing=[name for name in names if name not in mapped],
-        unknown=[name for name in found["Metadata_Well"] if name not in set(names)],
+        unknown=[name for name in found["Metadata_Well"] if name not in asked],
     )
 
 
@@ -83,101 +109,94 @@ def read_label_table(path: Path) -> pl.DataFrame:
     Raises:
         PlateMapError: as for a plate map; and a label twice in a field, a site or label below 1, an unknown kind.
     """
-    frame = _read(path, required=("Metadata_Well", "Metadata_Site", "label", "Metadata_Compound"))
+    frame = _read(path, required=("Metadata_Well", "Metadata_Site", "label", "compound"), times=50)
     kind = pl.col("kind").fill_null("target") if "kind" in frame.columns else pl.lit("target").alias("kind")
     site, label = pl.col("Metadata_Site").cast(pl.Int32, strict=False), pl.col("label").cast(pl.Int64, strict=False)
-    numbers = frame.select(site, label, kind)
+    numbers = frame.select("Metadata_Well", site, label, kind)
     if not numbers.select(((site >= 1) & (label >= 1)).fill_null(False).all()).item():
         raise PlateMapError("a site or a label is no number from 1", "Number sites and labels from 1.", path=path)
     odd = sorted(set(numbers["kind"]) - {"target", "bystander"})
     if odd:
         raise PlateMapError(f"{odd[0]!r} is no kind of cell", "Use target or bystander.", path=path)
-    table = pl.concat([_treatments(frame, path), numbers], how="horizontal")
+    table = numbers.hstack(treatments(frame, path))
     if table.select("Metadata_Well", "Metadata_Site", "label").is_duplicated().any():
         raise PlateMapError("a label appears twice in one field", "List every cell once.", path=path)
-    return _with_ranks(table).select("Metadata_Well", "Metadata_Site", "label", "kind", *_COLUMNS[1:])
+    return with_ranks(table).select("Metadata_Well", "Metadata_Site", "label", "kind", *_COLUMNS[1:])
 
 
-def treatment_class() -> pl.Expr:
-    """The class of a row with plate map columns, as text.
-
-    ``negcon`` for negative controls, ``<compound>@<dose><unit>`` for what was given (without its dose where that is not
-    known), NULL for empty wells and unknown compounds.
-    """
-    kind, unit = pl.col("Metadata_pert_type"), pl.col("Metadata_Dose_Unit").fill_null("")
-    dose = pl.col("Metadata_Dose").map_elements(lambda value: f"{value:g}", return_dtype=pl.String)
-    given = pl.concat_str("Metadata_Compound", pl.concat_str(pl.lit("@"), dose, unit).fill_null(""))
-    return pl.when(kind == "negcon").then(pl.lit("negcon")).when(kind != "empty").then(given)
-
-
-def _read(path: Path, required: tuple[str, ...]) -> pl.DataFrame:
-    """The file as text columns under the field's names, wells normalised, blanks as NULL."""
-    try:
-        separator = "\t" if path.suffix in (".tsv", ".txt") else ","
-        raw = pl.read_csv(path, separator=separator, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise PlateMapError(f"unreadable table: {str(error).splitlines()[0]}", _FORMAT, path=path) from error
-    text = pl.all().str.strip_chars()
-    text = pl.when(text.str.to_lowercase().str.contains(_BLANK)).then(None).otherwise(text).name.keep()
-    frame = raw.select(text).select(**_columns(raw.columns, path))
+def _read(path: Path, required: tuple[str, ...] = (), times: int = 1) -> pl.DataFrame:
+    """The file as text under the names of ``_SPELLINGS`` and all of ``TEXT``, wells normalised, blanks as NULL."""
+    raw, decimal_comma = read_table(path, times)
+    text = pl.when(pl.all().str.to_lowercase().str.contains(_BLANK)).then(None).otherwise(pl.all()).name.keep()
+    chosen, column_unit = _columns(raw.columns, path)
+    frame = raw.select(text).select(**chosen)
+    frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
+    if "Metadata_Well" not in chosen and {"row", "column"} <= chosen.keys():
+        frame = frame.with_columns(Metadata_Well=pl.concat_str(_row_letters("row"), "column"))
     for column in required:
         if column not in frame.columns:
-            raise PlateMapError(f"no column {column}, only {', '.join(raw.columns)}", _FORMAT, path=path)
-    frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
-    try:
-        wells = [well_name(well or "") for well in frame["Metadata_Well"]]
-    except PlateError as error:
-        raise PlateMapError(error.problem, error.remedy, path=path) from error
-    return frame.with_columns(pl.Series("Metadata_Well", wells, dtype=pl.String))
+            told = "Metadata_Compound" if column == "compound" else column
+            raise PlateMapError(f"no column {told}, only {', '.join(raw.columns[:20])}", _FORMAT, path=path)
+    if "Metadata_Well" in required:
+        try:
+            wells = {well: well_name(well or "") for well in frame["Metadata_Well"].unique(maintain_order=True)}
+        except PlateError as error:
+            raise PlateMapError(error.problem, error.remedy, path=path) from error
+        frame = frame.with_columns(pl.col("Metadata_Well").replace(wells))
+    if decimal_comma and "dose" in chosen:
+        frame = frame.with_columns(pl.col("dose").str.replace_all(",", ".", literal=True))
+    added = {name: pl.lit(None, pl.String) for name in TEXT if name not in frame.columns}
+    return frame.with_columns(**added | {"column_unit": pl.lit(column_unit, pl.String)})
 
 
-def _columns(found: Sequence[str], path: Path) -> dict[str, pl.Expr]:
-    """The column of the file that means each of ours: ``Well Position``, ``well`` and ``Metadata_Well`` are all one."""
-    plain = {name: re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("metadata_")) for name in found}
-    chosen: dict[str, pl.Expr] = {}
+def _columns(found: Sequence[str], path: Path) -> tuple[dict[str, str], str | None]:
+    """The column of the file that means each of ours, and the unit that the dose column's name ends in.
+
+    ``Well Position``, ``well`` and ``Metadata_Well`` are all one, so are ``Conc (uM)`` and ``conc_um``.
+    """
+    plain = {name: _plain(name) for name in found}
+    chosen: dict[str, str] = {}
     for ours, spellings in _SPELLINGS.items():
-        meant = ([name for name in found if plain[name] == spelling] for spelling in spellings)
+        meant = ([name for name in found if plain[name][0] == spelling] for spelling in spellings)
         matches = next(filter(None, meant), [])
         if len(matches) > 1:
             raise PlateMapError(f"columns {matches} both mean {ours}", "Keep one of them.", path=path)
         if matches:
-            chosen[ours] = pl.col(matches[0])
-    return chosen
+            chosen[ours] = matches[0]
+    return chosen, plain[chosen["dose"]][1] if "dose" in chosen else None
 
 
-def _treatments(frame: pl.DataFrame, path: Path | None) -> pl.DataFrame:
-    """The plate map columns of a table of text, typed and checked."""
-    text = frame.with_columns(pl.lit(None, pl.String).alias(name) for name in _GIVEN if name not in frame.columns)
-    dose = text["Metadata_Dose"].cast(pl.Float64, strict=False)
-    wrong = text.filter((dose.is_null() & text["Metadata_Dose"].is_not_null()) | ~dose.is_finite() | (dose < 0))
-    if wrong.height:
-        first = wrong.row(0, named=True)
-        raise PlateMapError(
-            f"{first['Metadata_Dose']!r} is no dose", "Give doses as numbers from 0, units in a column of their own.",
-            well=first["Metadata_Well"], path=path,
-        )  # fmt: skip
-    compound = pl.col("Metadata_Compound")
-    plain = compound.str.to_lowercase().str.replace_all(r"[^a-z0-9]", "")
-    kind = pl.col("Metadata_pert_type").str.to_lowercase().replace(_OTHER_TYPES)
-    pert_type = (
-        pl.when(kind.is_not_null()).then(kind)
-        .when(compound.is_null() | plain.is_in(_NOTHING)).then(pl.lit("empty"))
-        .when(plain.is_in(_NEGATIVE)).then(pl.lit("negcon"))
-        .otherwise(pl.lit("trt"))
-    )  # fmt: skip
-    typed = text.with_columns(dose, pert_type.alias("Metadata_pert_type"))
-    odd = sorted(set(typed["Metadata_pert_type"]) - set(PERT_TYPES))
-    if odd:
-        raise PlateMapError(f"{odd[0]!r} is no perturbation type", f"Use {', '.join(PERT_TYPES)}.", path=path)
-    control = pl.col("Metadata_pert_type") == "negcon"
-    undosed = (pl.col("Metadata_pert_type") == "poscon") & pl.col("Metadata_Dose").is_null()
-    given = pl.when(control | undosed).then(0.0).otherwise(pl.col("Metadata_Dose")).alias("Metadata_Dose")
-    return typed.select("Metadata_Well", "Metadata_Compound", given, "Metadata_Dose_Unit", "Metadata_pert_type")
+def _plain(name: str) -> tuple[str, str | None]:
+    """A column's name in letters and digits, and the unit behind it if it is a dose with one."""
+    text = unicodedata.normalize("NFKC", name).lower().removeprefix("metadata_").replace("\u03bc", "u")
+    full = re.sub(r"[^a-z0-9%/]", "", text)
+    for dose in _SPELLINGS["dose"]:
+        behind = full.removeprefix(dose)
+        if full.startswith(dose) and (unit := unit_name(behind or dose)):
+            return dose, unit
+    return re.sub(r"[^a-z0-9]", "", full), None
 
 
-def _with_ranks(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add Metadata_Dose_Rank; NULL where the dose is not known."""
-    dose = pl.col("Metadata_Dose")
-    above_zero = pl.when(dose > 0).then(dose).rank("dense").over("Metadata_Compound", "Metadata_Dose_Unit")
-    rank = pl.when(dose == 0).then(0).otherwise(above_zero)
-    return frame.with_columns(rank.cast(pl.Int32).alias("Metadata_Dose_Rank"))
+def _row_letters(column: str) -> pl.Expr:
+    """A plate row in letters, where it may be a number from 1: 2 is B, 27 is AA."""
+    numbers = {str(row): ("A" if row > 26 else "") + chr(ord("A") + (row - 1) % 26) for row in range(1, 33)}
+    return pl.col(column).str.strip_chars_start("0").replace(numbers)
+
+
+def _described(found: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """The map with what ``file`` says of its samples; what the map says itself stays, but for bare identifiers."""
+    table = _read(file)
+    key = next((name for name in _SAMPLES if name in table.columns and name in found.columns), None)
+    if key is None:
+        return found
+    told = table.drop_nulls(key).select(key, "compound", "pert_type", "control_type").unique()
+    twice = told.filter(pl.col(key).is_duplicated())[key]
+    if len(twice):
+        raise PlateMapError(f"{twice[0]} is described twice", "Describe every sample once.", path=file)
+    named = pl.when(pl.col("compound") == pl.col(key)).then(pl.coalesce("compound_told", "compound"))
+    joined = found.join(told, on=key, how="left", suffix="_told", maintain_order="left").with_columns(
+        named.otherwise("compound").alias("compound"),
+        pl.coalesce("pert_type", "pert_type_told"),
+        pl.coalesce("control_type", "control_type_told"),
+    )
+    return joined.select(found.columns)

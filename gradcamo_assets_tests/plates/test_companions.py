@@ -1,0 +1,110 @@
+"""What lies beside a plate in the inbox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.plates import ingest_plate, list_inbox, plates_to_ingest
+from gradcamo_assets.plates.companions import companions
+
+TABLE = "Assay_Plate_Barcode,Plate_Map_Name\n"
+
+
+def _inbox(folder: Path, *plates: str) -> Path:
+    for plate in plates:
+        (folder / plate).mkdir()
+    return folder
+
+
+def _file(path: Path, text: str = "well\tcompound\nA1\tx\n") -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["P 1.csv", "P_1.csv", "P_1.tsv", "P_1.xlsx", "P_1.platemap.csv", "P 1.platemap.xlsx"])
+def test_a_map_of_the_plates_name(tmp_path: Path, name: str) -> None:
+    inbox = _inbox(tmp_path, "P 1.zarr")
+    (inbox / "P_2.csv").touch()
+    path, labels = _file(inbox / name), _file(inbox / "P_1.labels.csv")
+    found = companions(inbox / "P 1.zarr")
+    assert (found.maps, found.labels, found.files) == ((path,), labels, (path, labels))
+
+
+@pytest.mark.parametrize("place", ["platemap/M-1.txt", "platemaps/M-1.csv", "M-1.tsv", "platemap/M-1.xlsx"])
+def test_a_map_through_the_barcode_table(tmp_path: Path, place: str) -> None:
+    inbox = _inbox(tmp_path, "BR1.zarr", "BR3.zarr")
+    path = _file(inbox / place)
+    table = _file(inbox / "barcode_platemap.csv", TABLE + "BR2,../../x\nBR1,M-1\nBR1,M-1\n")
+    metadata = _file(inbox / "external_metadata.tsv")
+    found = companions(inbox / "BR1.zarr")
+    assert (found.maps, found.files, found.metadata) == ((path,), (path,), (metadata,))
+    assert table not in found.files
+    assert companions(inbox / "BR3.zarr").maps == ()
+
+
+def test_a_map_of_the_plates_name_comes_before_the_barcode_table(tmp_path: Path) -> None:
+    inbox = _inbox(tmp_path, "BR1.zarr")
+    own = _file(inbox / "BR1.csv")
+    _file(inbox / "barcode_platemap.csv", TABLE + "BR1,M-1\n")
+    assert companions(inbox / "BR1.zarr").maps == (own,)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (TABLE + "BR1,../../x\n", "'../../x' is no usable plate map name"),
+        (TABLE + "BR1,/etc/passwd\n", "'/etc/passwd' is no usable"),
+        (TABLE + "BR1,..\n", "no usable"),
+        (TABLE + "BR1,a\\b\n", "no usable"),
+        (TABLE + "BR1,\n", "'' is no usable"),
+        (TABLE + "BR1,M-1\nBR1,M-2\n", "two plate maps, M-1 and M-2"),
+        (TABLE + "BR1,M-9\n", "M-9 is not there"),
+        (TABLE + "BR1\n", "1 cells"),
+        (TABLE + "BR1,=M\n", "formula"),
+        ("plate,map\nBR1,M-1\n", "no columns"),
+        ("", "empty"),
+    ],
+)
+def test_a_wrong_barcode_table_is_an_error_of_the_plate(tmp_path: Path, table: str, says: str) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    inbox = _inbox(tmp_path / "a" / "b", "BR1.zarr")
+    _file(tmp_path / "x.txt")  # where ../../x would lead to from the inbox
+    _file(inbox / "platemap" / "M-1.txt")
+    _file(inbox / "barcode_platemap.csv", table)
+    with pytest.raises(PlateError, match=says) as raised:
+        companions(inbox / "BR1.zarr")
+    assert raised.value.plate == "BR1" and raised.value.path == inbox / "barcode_platemap.csv"
+
+
+def test_a_plate_with_a_broad_map_is_taken_in_and_only_its_own_map_changes_it(tiny: Path, tmp_path: Path) -> None:
+    inbox = tiny.parent
+    (inbox / "tiny.csv").unlink()
+    (inbox / "tiny.labels.csv").unlink(missing_ok=True)
+    rows = "A01\tBRD-1\t5\tDMSO\nA02\t\t\tDMSO\nB01\tBRD-1\t1\tDMSO\nB02\tBRD-2\t1\tDMSO\n"
+    header = "well_position\tbroad_sample\tmmoles_per_liter\tsolvent\n"
+    path = _file(inbox / "platemap" / "M-1.txt", header + rows)
+    table = _file(inbox / "barcode_platemap.csv", TABLE + "tiny,M-1\n")
+    _file(inbox / "external_metadata.tsv", "broad_sample\tpert_iname\nBRD-1\tquinine\n")
+    done = ingest_plate(tiny, tmp_path / "plates")
+    wells = done.wells_frame.sort("Metadata_Well")
+    told = dict(zip(wells["Metadata_Well"], wells["Metadata_Compound"], strict=True))
+    assert told["A01"] == "quinine" and told["A02"] == "DMSO"
+
+    signature = list_inbox(inbox)[tiny]
+    table.write_text(TABLE + "tiny,M-1\nother,M-2\n")
+    _file(inbox / "external_metadata.tsv", "broad_sample\tpert_iname\nBRD-1\tquinine\nBRD-9\tz\n")
+    assert list_inbox(inbox)[tiny] == signature
+    path.write_text(header + rows.replace("5", "6.5"))
+    assert list_inbox(inbox)[tiny] != signature
+
+
+def test_one_plates_wrong_map_name_does_not_hide_the_others(tiny: Path) -> None:
+    inbox = tiny.parent
+    (inbox / "other.zarr").mkdir()
+    _file(inbox / "barcode_platemap.csv", TABLE + "other,../../x\n")
+    state = plates_to_ingest(list_inbox(inbox), {})
+    assert state.ready == [tiny] and "no usable plate map name" in state.problems["other"]
