@@ -135,14 +135,14 @@ def _read(path: Path, required: tuple[str, ...] = (), times: int = 1) -> pl.Data
         frame = frame.with_columns(Metadata_Well=pl.concat_str(_row_letters("row"), "column"))
     for column in required:
         if column not in frame.columns:
-            told = column if column.startswith("Metadata_") else f"Metadata_{column.capitalize()}"
+            told = "Metadata_Compound" if column == "compound" else column
             raise PlateMapError(f"no column {told}, only {', '.join(raw.columns[:20])}", _FORMAT, path=path)
     if "Metadata_Well" in required:
         try:
-            wells = [well_name(well or "") for well in frame["Metadata_Well"]]
+            wells = {well: well_name(well or "") for well in frame["Metadata_Well"].unique(maintain_order=True)}
         except PlateError as error:
             raise PlateMapError(error.problem, error.remedy, path=path) from error
-        frame = frame.with_columns(pl.Series("Metadata_Well", wells, dtype=pl.String))
+        frame = frame.with_columns(pl.col("Metadata_Well").replace(wells))
     if decimal_comma and "dose" in chosen:
         frame = frame.with_columns(pl.col("dose").str.replace_all(",", ".", literal=True))
     added = {name: pl.lit(None, pl.String) for name in TEXT if name not in frame.columns}
@@ -194,8 +194,9 @@ def _described(found: pl.DataFrame, file: Path) -> pl.DataFrame:
     if len(twice):
         raise PlateMapError(f"{twice[0]} is described twice", "Describe every sample once.", path=file)
     named = pl.when(pl.col("compound") == pl.col(key)).then(pl.coalesce("compound_told", "compound"))
-    return found.join(told, on=key, how="left", suffix="_told", maintain_order="left").with_columns(
+    joined = found.join(told, on=key, how="left", suffix="_told", maintain_order="left").with_columns(
         named.otherwise("compound").alias("compound"),
         pl.coalesce("pert_type", "pert_type_told"),
         pl.coalesce("control_type", "control_type_told"),
     )
+    return joined.select(found.columns)

@@ -1,31 +1,23 @@
-"""A table that a person made (CSV, TSV, XLSX), as text. Nothing here knows what its columns mean.
-
-Workbooks are parsed here, since calamine rounds numbers among text to nine decimals (1e-10 becomes 0) and allocates the
-whole rectangle up to the last cell used, which can end the process.
-"""
+"""A table that a person made (CSV, TSV, XLSX), as text. Nothing here knows what its columns mean."""
 
 from __future__ import annotations
 
 import csv
 import io
-import posixpath
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError, iterparse
+from typing import Any
 
 import polars as pl
 
 from gradcamo_assets.common.errors import PlateMapError
 
 MAX_COLUMNS, MAX_ROWS, MAX_BYTES = 1_000, 100_000, 20_000_000
-MAX_UNPACKED, MAX_ELEMENTS = 64 << 20, 1_000_000
-"""Bytes of a workbook, all its parts unpacked, and XML elements of one part."""
-_FORMULA = re.compile(r"\s*=|#(REF|VALUE|DIV/0|NAME|NULL|NUM)[!?]")
-_BROKEN = (OSError, ValueError, KeyError, IndexError, csv.Error, ParseError, zipfile.BadZipFile, zlib.error, EOFError,
-           RuntimeError)  # fmt: skip
+MAX_UNPACKED = 64 << 20
+"""Bytes of a workbook, all its parts unpacked."""
+_FORMULA = r"^(=|#(REF|VALUE|DIV/0|NAME|NULL|NUM)[!?])"
 
 
 def read_table(path: Path, times: int = 1) -> tuple[pl.DataFrame, bool]:
@@ -52,32 +44,34 @@ def read_table(path: Path, times: int = 1) -> tuple[pl.DataFrame, bool]:
         separator = _separator(text)
         rows = _sheet(data) if packed else csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         return _frame(rows, MAX_ROWS * times), separator == ";"
-    except _BROKEN as error:
-        problem = f"unreadable table: {str(error).strip() or type(error).__name__}"
-        raise PlateMapError(problem, "Save it again as CSV, TSV or XLSX, one table from the top.", path=path) from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise PlateMapError(
+            f"unreadable table: {error}", "Save it again as CSV, TSV or XLSX, one table from the top.", path=path
+        ) from error
 
 
 def _frame(rows: Iterator[list[str]], most: int) -> pl.DataFrame:
-    full = (stripped for row in rows if any(stripped := [cell.strip() for cell in row]))
-    header = next(full, [])
+    full = (row for row in rows if any(cell.strip() for cell in row))
+    header = [name.strip() for name in next(full, [])]
     if not header:
         raise ValueError("it is empty")
     if len(header) > MAX_COLUMNS:
         raise ValueError(f"it has more than {MAX_COLUMNS:,} columns")
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    if twice:
-        raise ValueError(f"two columns are called {twice[0]!r}")
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
+        raise ValueError(f"two columns are called {twice!r}")
     kept: list[list[str]] = []
     for row in full:
         if len(row) != len(header):
             raise ValueError(f"the row that begins with {row[0][:40]!r} has {len(row)} cells, the header {len(header)}")
-        if formula := next(filter(_FORMULA.match, row), None):
-            raise ValueError(f"{formula[:40]!r} is a formula or its error, not a value")
         if len(kept) == most:
             raise ValueError(f"it has more than {most:,} rows")
         kept.append(row)
     columns = zip(header, zip(*kept, strict=True) if kept else [()] * len(header), strict=True)
-    return pl.DataFrame([pl.Series(name, cells, dtype=pl.String) for name, cells in columns if name])
+    frame = pl.DataFrame([pl.Series(name, cells, dtype=pl.String).str.strip_chars() for name, cells in columns if name])
+    for column in frame:
+        if len(formulas := column.filter(column.str.contains(_FORMULA))):
+            raise ValueError(f"{formulas[0][:40]!r} is a formula or its error, not a value")
+    return frame
 
 
 def _decoded(data: bytes) -> str:
@@ -105,64 +99,43 @@ def _separator(text: str) -> str:
 
 
 def _sheet(data: bytes) -> Iterator[list[str]]:
-    """The rows of a workbook's first sheet, none shorter than its first."""
-    with zipfile.ZipFile(io.BytesIO(data)) as book:
-        if sum(part.file_size for part in book.infolist()) > MAX_UNPACKED:
-            raise ValueError(f"unpacked it is larger than {MAX_UNPACKED >> 20} MB")
-        links = _elements(book, "_rels/workbook.xml.rels", "Relationship")
-        targets = {link.get("Id"): link.get("Target", "") for link in links}
-        first = next(_elements(book, "workbook.xml", "sheet")).attrib
-        name = targets[next(value for key, value in first.items() if key.endswith("}id"))]
-        shared = [_runs(item) for item in _elements(book, "sharedStrings.xml", "si")]
-        width = 0
-        for row in _elements(book, name, "row"):
-            cells: dict[int, str] = {}
-            place = -1
-            for cell in row:
-                place = _column(cell.get("r", "")) if cell.get("r") else place + 1
-                if text := _value(cell, shared).strip():
-                    cells[place] = text
-            last = max(cells, default=-1)
-            if last >= MAX_COLUMNS:
-                raise ValueError(f"it has more than {MAX_COLUMNS:,} columns")
-            width = width or last + 1
-            yield [cells.get(place, "") for place in range(max(width, last + 1))]
+    """The rows of a workbook's first sheet, none shorter than its first; formulas count by their saved values."""
+    width = 0
+    for number, (row, formulas) in enumerate(_cells(data), start=1):
+        if any(value is None and formula is not None for value, formula in zip(row, formulas, strict=True)):
+            raise ValueError(f"a formula in row {number} was never computed: open the file in Excel and save it")
+        cells = ["" if value is None else str(value).strip() for value in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if len(cells) > MAX_COLUMNS:
+            raise ValueError(f"it has more than {MAX_COLUMNS:,} columns")
+        width = width or len(cells)
+        yield cells + [""] * (width - len(cells))
 
 
-def _elements(book: zipfile.ZipFile, name: str, tag: str) -> Iterator[Element]:
-    """The elements ``tag`` of one part of the workbook, none where it is not there; each is emptied after its use."""
-    name = posixpath.normpath(posixpath.join("/xl", name)).lstrip("/")
-    if name not in book.namelist():
-        return
-    part = book.read(name)
-    if b"<!DOCTYPE" in part.replace(b"\0", b""):
-        raise ValueError("a workbook declares no document type")
-    for count, (_, element) in enumerate(iterparse(io.BytesIO(part))):
-        if count == MAX_ELEMENTS:
-            raise ValueError(f"it has more than {MAX_ELEMENTS:,} elements")
-        if element.tag.rpartition("}")[2] == tag:
-            yield element
-            element.clear()
+def _cells(data: bytes) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """Values and formulas of each row, both None in a blank cell."""
+    import openpyxl
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as book:
+            if sum(part.file_size for part in book.infolist()) > MAX_UNPACKED:
+                raise _Refused(f"unpacked it is larger than {MAX_UNPACKED >> 20} MB")
+            if any(b"<!DOCTYPE" in book.read(part).replace(b"\0", b"") for part in book.infolist()):
+                raise _Refused("a workbook declares no document type")
+        sheets = []
+        for values in (True, False):
+            sheet = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=values).worksheets[0]
+            # What the file says of its own size may be anything.
+            sheet.reset_dimensions()
+            sheets.append(sheet.iter_rows(values_only=True))
+        yield from zip(*sheets, strict=True)
+    except _Refused:
+        raise
+    # Neither zip nor XML nor openpyxl have an error in common.
+    except Exception as error:
+        raise _Refused(f"it is no sound XLSX workbook ({' '.join(str(error).split())[:100]})") from error
 
 
-def _value(cell: Element, shared: list[str]) -> str:
-    """A cell's text; a formula counts as the value that it had when the file was saved."""
-    kind, value = cell.get("t"), cell.findtext("{*}v") or ""
-    if kind == "inlineStr":
-        return "".join(map(_runs, cell.iterfind("{*}is")))
-    if not value and kind != "str" and cell.find("{*}f") is not None:
-        raise ValueError(f"the formula in {cell.get('r')} was never computed: open the file in Excel and save it")
-    return shared[int(value)] if kind == "s" and value else value
-
-
-def _runs(item: Element) -> str:
-    """A text and its formatted runs, without phonetic hints."""
-    return "".join(part.text or "" for path in ("{*}t", "{*}r/{*}t") for part in item.iterfind(path))
-
-
-def _column(reference: str) -> int:
-    """0-based column of a cell's reference: 2 for ``C7``."""
-    index = 0
-    for letter in reference.rstrip("0123456789"):
-        index = index * 26 + ord(letter) - ord("A") + 1
-    return index - 1
+class _Refused(ValueError):
+    """What is wrong with a workbook, in our words."""

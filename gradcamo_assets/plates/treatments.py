@@ -27,7 +27,7 @@ _UNITS = {
     re.compile(r"()(?:(?:%|percent|pct)(?:[vw]/[vw])?|[vw]/[vw]%?)"): "%",
 }
 _LETTERS = {"pico": "p", "nano": "n", "micro": "u", "milli": "m", "mc": "u"}
-_DOSE = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*([^0-9.,+\-].*)?")
+_DOSE = re.compile(r"([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*([^0-9.,+\-].*)?")
 _SAME = 1e-9
 """Doses that differ by less, relative to themselves, are one dose."""
 
@@ -134,17 +134,17 @@ def _kind(compound: str | None, said: str | None, solvent: str | None) -> str:
     if said is None:
         return by_name
     kind = _KINDS.get(_plain(said))
-    if kind is None and _plain(said) == "" and by_name == "negcon":
+    if kind is None and not _plain(said) and by_name == "negcon":
         return by_name
     if kind is None:
-        problem = f"{said!r} is no perturbation type"
+        problem = f"{said[:40]!r} is no perturbation type"
         raise PlateMapError(problem, f"Use {', '.join(PERT_TYPES)}, or control with a control_type.")
     return kind
 
 
 def _plain(text: str) -> str:
     """Letters and digits, without a strength (``DMSO 0.1% v/v``) and the word control: ``dmso``."""
-    bare = re.sub(r"[0-9.,]+\s*%\s*\(?(?:[vw]/[vw])?", "", text.lower())
+    bare = re.sub(r"[0-9.,]+\s*%\s*\(?(?:[vw]/[vw])?", "", text[:100].lower())
     return re.sub(r"(?:control|controls|ctrl|ctl|only)$", "", re.sub(r"[^a-z0-9]", "", bare))
 
 
@@ -152,14 +152,16 @@ def _dose(text: str) -> tuple[float, str | None]:
     match = _DOSE.fullmatch(text)
     value = float(match[1]) if match else -1.0
     if match is None or not 0 <= value < float("inf"):
-        raise PlateMapError(f"{text!r} is no dose", "Give doses as numbers from 0, with their unit if need be: 10 uM.")
+        raise PlateMapError(
+            f"{text[:40]!r} is no dose", "Give doses as numbers from 0, with their unit if need be: 10 uM."
+        )
     return value, _known(match[2]) if match[2] else None
 
 
 def _known(unit: str) -> str:
     name = unit_name(unit)
     if name is None:
-        raise PlateMapError(f"{unit!r} is no unit", f"Use one of {', '.join(_SCALES)}.")
+        raise PlateMapError(f"{unit[:40]!r} is no unit", f"Use one of {', '.join(_SCALES)}.")
     return name
 
 

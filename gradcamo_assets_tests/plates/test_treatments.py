@@ -63,9 +63,7 @@ def test_all_spellings_of_a_well_a_dose_and_a_unit_are_one(
     assert _map(folder, [row]).rows() == [("A01", "x", float(value), unit, 1, "trt")]
 
 
-DOSES = st.lists(
-    st.tuples(st.integers(1, 9999), st.integers(-4, 2), st.sampled_from(sorted(IN_MICRO))), min_size=1, max_size=20
-)
+DOSE = st.tuples(st.integers(1, 9999), st.integers(-4, 2), st.sampled_from(sorted(IN_MICRO)))
 
 
 @given(st.lists(DOSE, min_size=1, max_size=20))
