@@ -138,9 +138,11 @@ def inbox(full: bool, retry: str | None, form: str) -> None:
             raise GradcamoError(f"the inbox holds no plate {retry!r}", there, path=home.inbox)
         forget_failures(home.plates, retry)
         states = read_inbox(home, now, full=full).states
-    rows = [(state.name, state.state, state.reason, state.path.name) for state in states]
-    columns = ["plate", "state", "reason", "folder"]
-    render(pl.DataFrame(rows, dict.fromkeys(columns, pl.String), orient="row"), form)  # type: ignore[arg-type]
+    rows = [(state.name, state.state, state.reason) for state in states]
+    columns = dict.fromkeys(["plate", "state", "reason"], pl.String)
+    render(pl.DataFrame(rows, columns, orient="row"), form)  # type: ignore[arg-type]
+    if form == "table":  # It cuts long texts.
+        click.echo("".join(f"\n{name}: {reason}" for name, _, reason in rows if len(reason) > 60))
 
 
 @main.command()

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import re
 import smtplib
 import urllib.request
 from dataclasses import dataclass
@@ -146,5 +147,5 @@ def _reason(context: dg.RunFailureSensorContext) -> str:
     """What the step said that failed first; of a run that was killed, what Dagster says."""
     for event in context.get_step_failure_events():
         if (error := event.step_failure_data.error) is not None:
-            return " ".join((error.cause or error).message.split())
+            return re.sub(r"^gradcamo_assets\S+: ", "", " ".join((error.cause or error).message.split()))
     return context.failure_event.message or "no reason is known"

@@ -11,6 +11,7 @@ from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
 from gradcamo_assets.orchestration.reconcile import Inbox, partitions_without_crops, read_inbox
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.plates import PlateState, known_plates
+from gradcamo_assets.scoring.reconcile import Partition
 
 _PARTITION = "dagster/partition"
 _STATUS = dg.DagsterRunStatus
@@ -18,6 +19,7 @@ _STATUS = dg.DagsterRunStatus
 _UNFINISHED = [_STATUS.QUEUED, _STATUS.STARTING, _STATUS.STARTED, _STATUS.CANCELING]
 _ATTEMPTS = 3
 _PAUSE = timedelta(hours=1)
+_MEMORY = timedelta(days=30)
 
 ingest_plates = dg.define_asset_job(
     "ingest_plates",
@@ -110,23 +112,29 @@ def _field_requests(
 
     A failed run is repeated an hour later, twice; a plate that is taken in again starts anew.
     """
-    wanted = partitions_without_crops(platform.lake)
-    if not wanted:
-        return [], []
-    failed: dict[str | None, list[dg.RunRecord]] = defaultdict(list)
-    since = dg.RunsFilter(job_name="process_fields", statuses=[_STATUS.FAILURE], created_after=min(wanted.values()))
-    for record in instance.get_run_records(since):
-        failed[record.dagster_run.tags.get(_PARTITION)].append(record)
-    known = known_plates(platform.home.plates)
+    failed: dict[Partition, list[dg.RunRecord]] = defaultdict(list)
+    lately = dg.RunsFilter(job_name="process_fields", statuses=[_STATUS.FAILURE], created_after=now - _MEMORY)
+    for record in instance.get_run_records(lately):
+        plate, site = (record.dagster_run.tags.get(f"{_PARTITION}/{part}", "") for part in ("plate", "site"))
+        if site.isdigit():
+            failed[plate, int(site)].append(record)
+    wanted = partitions_without_crops(platform.lake, {key: max(map(_ended, runs)) for key, runs in failed.items()})
+    known = known_plates(platform.home.plates) if wanted else {}
     requests, given_up = [], []
-    for (plate, site), ingested in wanted.items():
-        key = plate_site_key(plate, site)
-        attempts = [record for record in failed[str(key)] if record.create_timestamp >= ingested]
-        ended = max((record.end_time or 0 for record in attempts), default=0)
+    for (plate, site_number), ingested in wanted.items():
+        key = plate_site_key(plate, site_number)
+        attempts = [record for record in failed[plate, site_number] if record.create_timestamp >= ingested]
+        ended = max(map(_ended, attempts), default=0)
         if len(attempts) >= _ATTEMPTS:
-            given_up.append(f"{plate} site {site}: process_fields failed {len(attempts)} times; launch it by hand.")
+            given_up.append(
+                f"{plate} site {site_number}: process_fields failed {len(attempts)} times; launch it by hand."
+            )
         elif str(key) not in busy and now.timestamp() - ended >= _PAUSE.total_seconds():
             signature = known.get(plate, {}).get("signature", "")
-            run_key = f"fields {plate} {site} {signature} {ingested.isoformat()} {len(attempts)}"
+            run_key = f"fields {plate} {site_number} {signature} {ingested.isoformat()} {len(attempts)}"
             requests.append(dg.RunRequest(run_key=run_key, job_name="process_fields", partition_key=key))
     return requests, given_up
+
+
+def _ended(record: dg.RunRecord) -> float:
+    return record.end_time or record.update_timestamp.timestamp()

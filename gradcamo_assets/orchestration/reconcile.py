@@ -62,11 +62,15 @@ def read_inbox(
     return Inbox(found, plate_states(found, known, failures, before or {}, now, settings), failures)
 
 
-def partitions_without_crops(lake: Lake) -> dict[Partition, datetime]:
+def partitions_without_crops(lake: Lake, failed: Mapping[Partition, float] | None = None) -> dict[Partition, datetime]:
     """Plate x site partitions of ingested plates whose cells were not tabulated and cropped since, sorted.
 
     To each, when its plate was ingested (UTC): a plate that was taken in again gets new masks and crops.
+
+    Args:
+        failed: when the last run failed (seconds since 1970), by partition: it may have tabulated its cells before.
     """
+    failed = failed or {}
     times = lake.scan("plates").select("Metadata_Plate", "ingested_at").collect().iter_rows()
     ingested = {plate: time.replace(tzinfo=UTC) for plate, time in times}
     fields = lake.scan("fields").select("Metadata_Plate", "Metadata_Site", "qc_flag").collect()
@@ -77,7 +81,8 @@ def partitions_without_crops(lake: Lake) -> dict[Partition, datetime]:
     return {
         (plate, site): ingested[plate]
         for plate, site in sorted(there)
-        if plate in ingested and done.get((plate, site), 0) < ingested[plate].timestamp()
+        if plate in ingested
+        and done.get((plate, site), 0) < max(ingested[plate].timestamp(), failed.get((plate, site), 0))
     }
 
 

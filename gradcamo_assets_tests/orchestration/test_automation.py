@@ -1,29 +1,19 @@
-"""The inbox, the night, promotions and rollbacks: what is requested, and that it is requested once."""
+"""Promotions and rollbacks: what is requested, and that it is requested once."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import uuid
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import dagster as dg
 import pytest
-from click.testing import CliRunner
 
-from gradcamo_assets.cli import main
-from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.networks.bundle import load_bundle
-from gradcamo_assets.orchestration import night as automation_of_nights
-from gradcamo_assets.orchestration.automation import champion_model_sensor, inbox_sensor, nightly_ingest
+from gradcamo_assets.orchestration.automation import champion_model_sensor
 from gradcamo_assets.orchestration.partitions import plate_site_key
-from gradcamo_assets.plates import failures, write_synthetic_plate
+from gradcamo_assets.plates import write_synthetic_plate
 from gradcamo_assets.warehouse import run_sql
-from gradcamo_assets_tests.orchestration.conftest import SETTINGS, TINY, Bench
+from gradcamo_assets_tests.orchestration.conftest import TINY, Bench
 
 
 def tick(bench: Bench, sensor: dg.SensorDefinition, cursor: str | None = None) -> dg.SensorResult:
@@ -51,187 +41,6 @@ def another_version(bench: Bench, promote: bool = True) -> ModelVersion:
     if promote:
         registry.promote(version.version)
     return version
-
-
-def night(bench: Bench, date: datetime) -> list[dg.RunRequest] | dg.SkipReason:
-    """One evaluation of the nightly schedule."""
-    with dg.build_schedule_context(
-        instance=bench.instance, scheduled_execution_time=date, resources={"platform": bench.platform}
-    ) as context:
-        return nightly_ingest(context)  # type: ignore[return-value]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], datetime]:
-    """Sets what time it is, so many hours from now, for automation and for attempts to ingest."""
-    start = datetime.now(UTC)
-
-    def later(hours: float) -> datetime:
-        then = start + timedelta(hours=hours)
-        monkeypatch.setattr(automation_of_nights, "_now", lambda: then)
-        monkeypatch.setattr(failures, "datetime", SimpleNamespace(now=lambda _: then, fromisoformat=FROM_ISO))
-        return then
-
-    return later
-
-
-FROM_ISO = datetime.fromisoformat
-Clock = Callable[[float], datetime]
-
-
-def test_a_plate_is_taken_in_once_it_has_stopped_changing(bench: Bench) -> None:
-    assert requested(tick(bench, inbox_sensor)) == []
-    plate = write_synthetic_plate(bench.home.inbox, TINY)
-    first = tick(bench, inbox_sensor)
-    assert requested(first) == []
-    assert "tiny (copying)" in str(first.skip_reason)
-    (plate / "growing").write_text("x")
-    second = tick(bench, inbox_sensor, first.cursor)
-    assert requested(second) == []
-    third = tick(bench, inbox_sensor, second.cursor)
-    assert requested(third) == [("ingest_plates", "tiny")]
-    assert [r.partition_keys for r in third.dynamic_partitions_requests or []] == [["tiny"]]
-
-
-def test_ingested_plates_ask_for_their_fields_and_for_no_site_that_is_not_there(bench: Bench) -> None:
-    write_synthetic_plate(bench.home.inbox, TINY)
-    assert bench.ingest("tiny").success
-    bench.instance.add_dynamic_partitions("sites", ["7"])
-    wanted = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
-    assert requested(tick(bench, inbox_sensor)) == wanted
-    refused = bench.run("process_fields", plate_site_key("tiny", 7))
-    assert not refused.success
-    assert bench.run("process_fields", plate_site_key("tiny", 1)).success
-    assert requested(tick(bench, inbox_sensor)) == wanted[1:]
-
-
-def test_a_plate_taken_in_again_gets_new_masks_and_crops(scored_bench: Bench, tmp_path: Path) -> None:
-    bench = scored_bench.copy(tmp_path / "copy")
-    assert requested(tick(bench, inbox_sensor)) == []
-    plate = bench.home.inbox / "tiny.zarr"
-    before = (bench.home.plates / "tiny.json").read_text()
-    (plate / "A" / "01" / "note.txt").write_text("x")
-    assert "materialise its plate_images" in str(tick(bench, inbox_sensor).skip_reason), "changed: on request only"
-    assert bench.ingest("tiny").success
-    assert (bench.home.plates / "tiny.json").read_text() != before
-    keys = [plate_site_key("tiny", site) for site in (1, 2)]
-    again = tick(bench, inbox_sensor)
-    assert requested(again) == [("process_fields", key) for key in keys]
-    assert bench.run("process_fields", keys[0]).success
-    assert requested(tick(bench, inbox_sensor)) == [("process_fields", keys[1])]
-    assert bench.ingest("tiny").success
-    once_more = tick(bench, inbox_sensor)
-    assert requested(once_more) == requested(again)
-    assert not {r.run_key for r in once_more.run_requests or []} & {r.run_key for r in again.run_requests or []}
-
-
-def test_the_night_is_a_reconciliation(bench: Bench, clock: Clock) -> None:
-    date = clock(0)
-    assert isinstance(night(bench, date), dg.SkipReason)
-    plate = write_synthetic_plate(bench.home.inbox, TINY)
-    shutil.copytree(plate, plate.with_name("other.zarr"))
-    shutil.copytree(plate, plate.with_name("other.ome.zarr"))
-    assert isinstance(night(bench, date), dg.SkipReason), "it may still be copied"
-    date = clock(1)
-    requests = night(bench, date)
-    assert isinstance(requests, list)
-    assert [request.partition_key for request in requests] == ["tiny"]
-    assert bench.ingest("tiny").success
-    skipped = night(bench, date)
-    assert isinstance(skipped, dg.SkipReason)
-    assert "other.ome.zarr" in str(skipped.skip_message)
-    shutil.rmtree(bench.home.inbox)
-    with pytest.raises(PlateError, match="inbox cannot be listed"):
-        night(bench, date)
-
-
-def test_a_plate_that_fails_is_tried_again_and_quarantined_on_its_third_night(bench: Bench, clock: Clock) -> None:
-    (bench.home.inbox / "bad.zarr").mkdir()
-    keys: list[str | None] = []
-    for date in range(3):
-        requests = night(bench, clock(24 * date + 1))
-        assert isinstance(requests, list), date
-        keys += [request.run_key for request in requests]
-        assert not bench.ingest("bad").success
-        clock(24 * date + 1.9)
-        assert requested(tick(bench, inbox_sensor)) == []
-        if date < 2:
-            clock(24 * date + 1 + 2**date)
-            result = tick(bench, inbox_sensor)
-            assert requested(result) == [("ingest_plates", "bad")]
-            keys += [request.run_key for request in result.run_requests or []]
-    assert len(set(keys)) == len(keys) == 5
-    quarantined = night(bench, clock(24 * 30))
-    assert isinstance(quarantined, dg.SkipReason)
-    assert "no OME-Zarr plate" in str(quarantined.skip_message) and "--retry bad" in str(quarantined.skip_message)
-    failures.forget_failures(bench.home.plates, "bad")
-    again = tick(bench, inbox_sensor)
-    assert requested(again) == [("ingest_plates", "bad")]
-    assert again.run_requests and again.run_requests[0].run_key not in keys
-
-
-def test_a_plate_that_a_run_is_busy_with_is_not_requested(bench: Bench, clock: Clock) -> None:
-    write_synthetic_plate(bench.home.inbox, TINY)
-    clock(1)
-    job = bench.definitions.resolve_job_def("ingest_plates")
-    run = bench.instance.create_run_for_job(
-        job, tags={"dagster/partition": "tiny"}, status=dg.DagsterRunStatus.STARTED, run_id=str(uuid.uuid4())
-    )
-    result = tick(bench, inbox_sensor)
-    assert requested(result) == []
-    bench.instance.report_run_canceled(run)
-    assert requested(tick(bench, inbox_sensor, result.cursor)) == [("ingest_plates", "tiny")]
-
-
-def test_fields_that_failed_are_tried_again_an_hour_later_twice(bench: Bench, clock: Clock) -> None:
-    write_synthetic_plate(bench.home.inbox, TINY)
-    assert bench.ingest("tiny").success
-    bench.home.settings_file.write_text("[segmentation]\nno_such = 1\n")
-    key = plate_site_key("tiny", 1)
-    keys = set()
-    for attempt in range(3):
-        clock(1.1 * attempt)  # A run ends when it really does, which is at 0 h.
-        request = next(r for r in tick(bench, inbox_sensor).run_requests or [] if r.partition_key == key)
-        keys.add(request.run_key)
-        assert not bench.run("process_fields", key).success
-        clock(0.9)
-        assert ("process_fields", key) not in requested(tick(bench, inbox_sensor)), "not within the hour"
-    assert len(keys) == 3
-    clock(48)
-    assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 2))]
-    bench.home.settings_file.write_text(SETTINGS)
-    assert bench.ingest("tiny").success
-    assert ("process_fields", key) in requested(tick(bench, inbox_sensor)), "a plate taken in again starts anew"
-
-
-def test_two_plates_of_one_name_are_named_and_neither_is_taken(bench: Bench) -> None:
-    plate = write_synthetic_plate(bench.home.inbox, TINY)
-    shutil.copytree(plate, plate.with_name("tiny.ome.zarr"))
-    result = tick(bench, inbox_sensor)
-    assert requested(tick(bench, inbox_sensor, result.cursor)) == []
-    assert "tiny.ome.zarr" in str(result.skip_reason)
-    failed = bench.ingest("tiny")
-    assert not failed.success
-    assert not (bench.home.plates / "tiny.zarr").exists()
-
-
-def test_the_command_lists_states_and_forgets_failures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRADCAMO_HOME", str(bench.home.root))
-    bench.home.settings_file.write_text("[inbox]\nsettle_seconds = 0\n")
-    (bench.home.inbox / "bad.zarr").mkdir()
-    (bench.home.inbox / "notes").mkdir()
-
-    def inbox(*options: str) -> dict[str, str]:
-        result = CliRunner().invoke(main, ["inbox", "--format", "json", *options])
-        assert result.exit_code == 0, result.output
-        return {row["plate"]: row["state"] for row in json.loads(result.output)}
-
-    assert inbox() == {"bad": "ready", "notes": "unreadable"}
-    assert not bench.ingest("bad").success
-    assert inbox("--full")["bad"] == "waiting"
-    assert inbox("--retry", "bad")["bad"] == "ready"
-    unknown = CliRunner().invoke(main, ["inbox", "--retry", "nobody"])
-    assert unknown.exit_code == 1 and "bad, notes" in unknown.output
 
 
 def test_promotion_rescores_every_partition_once_and_a_rollback_republishes(
