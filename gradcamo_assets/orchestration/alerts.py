@@ -22,7 +22,7 @@ _SECONDS = 10
 
 
 @dataclass(frozen=True)
-class AlertSettings:
+class AlertConfig:
     """``[alerts]`` in ``gradcamo.toml``. Without ``webhook`` and ``mail_to`` nobody is told.
 
     ``webhook``: an address that takes JSON, https, or http on this machine. ``mail_to``: one address or a list. Where
@@ -72,7 +72,7 @@ def post(address: str, alert: dict[str, Any]) -> None:
         pass
 
 
-def mail(settings: AlertSettings, alert: dict[str, Any]) -> None:
+def mail(settings: AlertConfig, alert: dict[str, Any]) -> None:
     """Send an alert by mail.
 
     Raises:
@@ -124,7 +124,7 @@ def alert_of(home: Home, run: dg.DagsterRun, reason: str) -> dict[str, Any]:
 def alert_on_failure(context: dg.RunFailureSensorContext, platform: Platform) -> None:
     """Tell of one failed run. An alert that cannot be sent is logged, and is not sent again."""
     try:
-        settings = platform.home.settings("alerts", AlertSettings)
+        settings = platform.home.settings("alerts", AlertConfig)
         if not settings.webhook and not settings.mail_to:
             return
         alert = alert_of(platform.home, context.dagster_run, _reason(context))

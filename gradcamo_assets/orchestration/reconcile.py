@@ -17,7 +17,7 @@ import polars as pl
 from gradcamo_assets.common import Home
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import read_config
-from gradcamo_assets.plates import InboxSettings, PlateState, known_plates, list_inbox, plate_states
+from gradcamo_assets.plates import InboxConfig, PlateState, known_plates, list_inbox, plate_states
 from gradcamo_assets.plates.failures import Failures, read_failures
 from gradcamo_assets.plates.inbox import Look
 from gradcamo_assets.scoring.reconcile import Partition, partitions_to_score
@@ -56,7 +56,7 @@ def read_inbox(
     Raises:
         PlateError: where the inbox cannot be listed.
     """
-    settings = home.settings("inbox", InboxSettings)
+    settings = home.settings("inbox", InboxConfig)
     known, failures = known_plates(home.plates), read_failures(home.plates)
     found = list_inbox(home.inbox, {} if full else known, settings, only=only)
     return Inbox(found, plate_states(found, known, failures, before or {}, now, settings), failures)

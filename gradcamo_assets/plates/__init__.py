@@ -4,7 +4,7 @@ Nothing here knows of segmentation, crops, models or Dagster.
 """
 
 from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field, read_label
-from gradcamo_assets.plates.inbox import InboxSettings, PlateState, list_inbox, plate_states
+from gradcamo_assets.plates.inbox import InboxConfig, PlateState, list_inbox, plate_states
 from gradcamo_assets.plates.ingest import IngestConfig, Ingested, ingest_plate
 from gradcamo_assets.plates.platemap import read_label_table, read_plate_map, treatment_class
 from gradcamo_assets.plates.quality import field_quality
@@ -15,7 +15,7 @@ from gradcamo_assets.plates.synthetic_field import render_field
 
 __all__ = [
     "Field",
-    "InboxSettings",
+    "InboxConfig",
     "IngestConfig",
     "Ingested",
     "Plate",

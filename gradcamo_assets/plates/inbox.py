@@ -25,7 +25,7 @@ _NO_PLATES = ("platemap", "platemaps", "metadata")
 
 
 @dataclass(frozen=True)
-class InboxSettings:
+class InboxConfig:
     """``[inbox]`` in ``gradcamo.toml``: when a plate counts as complete.
 
     ``settle_seconds``: nothing of it changed for so long. ``marker``: instead, a file of this name lies in the plate's
@@ -79,7 +79,7 @@ def plate_states(
     failures: Mapping[str, Failures],
     before: Mapping[str, str],
     now: datetime,
-    settings: InboxSettings,
+    settings: InboxConfig,
 ) -> list[PlateState]:
     """One state for each folder found, sorted by name: what is there, less what is known, less what has to wait.
 
@@ -134,7 +134,7 @@ def plate_states(
     return sorted(states, key=lambda state: (state.name, state.path))
 
 
-def _complete(look: Look, before: str | None, now: datetime, settings: InboxSettings) -> tuple[State, str]:
+def _complete(look: Look, before: str | None, now: datetime, settings: InboxConfig) -> tuple[State, str]:
     if not look.signature:
         return "copying", "it is changing at this moment"
     if settings.marker is not None:
@@ -148,7 +148,7 @@ def _complete(look: Look, before: str | None, now: datetime, settings: InboxSett
 def list_inbox(
     inbox: Path,
     known: Mapping[str, Mapping[str, Any]],
-    settings: InboxSettings | None = None,
+    settings: InboxConfig | None = None,
     *,
     only: str | None = None,
 ) -> dict[Path, Look | None]:
@@ -165,7 +165,7 @@ def list_inbox(
         PlateError: where the inbox cannot be listed; an inbox out of reach is never an empty one. A single plate that
             cannot be listed has a ``problem``.
     """
-    settings = settings or InboxSettings()
+    settings = settings or InboxConfig()
     try:
         with os.scandir(inbox) as listing:
             names = [entry.name for entry in listing if entry.is_dir() and not entry.name.startswith(".")]
@@ -184,7 +184,7 @@ def list_inbox(
     return found
 
 
-def _look(path: Path, record: Mapping[str, Any], settings: InboxSettings) -> Look | None:
+def _look(path: Path, record: Mapping[str, Any], settings: InboxConfig) -> Look | None:
     try:
         if record and not path.is_symlink() and as_recorded(path, record):
             return Look(str(record["signature"]))

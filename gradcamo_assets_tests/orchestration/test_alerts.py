@@ -16,7 +16,7 @@ import pytest
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.orchestration.alerts import AlertSettings, alert_on_failure, post
+from gradcamo_assets.orchestration.alerts import AlertConfig, alert_on_failure, post
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.plates.failures import attempt
 from gradcamo_assets_tests.orchestration.conftest import Bench
@@ -150,7 +150,7 @@ def test_settings_that_are_wrong_are_no_failure(bench: Bench) -> None:
 )
 def test_only_https_or_loopback_may_be_called(address: str) -> None:
     with pytest.raises(GradcamoError) as error:
-        AlertSettings(webhook=address)
+        AlertConfig(webhook=address)
     assert not address or address not in str(error.value)
 
 
@@ -158,7 +158,7 @@ def test_only_https_or_loopback_may_be_called(address: str) -> None:
     "address", ["https://example.com/x", "http://localhost:8/", "http://[::1]/", "http://127.0.0.2"]
 )
 def test_https_and_loopback_may(address: str) -> None:
-    assert AlertSettings(webhook=address).webhook == address
+    assert AlertConfig(webhook=address).webhook == address
 
 
 class Post:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.plates import ingest_plate, list_inbox, plates_to_ingest
+from gradcamo_assets.plates import ingest_plate, list_inbox
 from gradcamo_assets.plates.companions import companions
+from gradcamo_assets.plates.signature import source_signature
 
 TABLE = "Assay_Plate_Barcode,Plate_Map_Name\n"
 
@@ -94,17 +95,19 @@ def test_a_plate_with_a_broad_map_is_taken_in_and_only_its_own_map_changes_it(ti
     told = dict(zip(wells["Metadata_Well"], wells["Metadata_Compound"], strict=True))
     assert told["A01"] == "quinine" and told["A02"] == "DMSO"
 
-    signature = list_inbox(inbox)[tiny]
+    signature = source_signature(tiny)
     table.write_text(TABLE + "tiny,M-1\nother,M-2\n")
     _file(inbox / "external_metadata.tsv", "broad_sample\tpert_iname\nBRD-1\tquinine\nBRD-9\tz\n")
-    assert list_inbox(inbox)[tiny] == signature
+    assert source_signature(tiny) == signature
     path.write_text(header + rows.replace("5", "6.5"))
-    assert list_inbox(inbox)[tiny] != signature
+    assert source_signature(tiny) != signature
 
 
 def test_one_plates_wrong_map_name_does_not_hide_the_others(tiny: Path) -> None:
     inbox = tiny.parent
     (inbox / "other.zarr").mkdir()
     _file(inbox / "barcode_platemap.csv", TABLE + "other,../../x\n")
-    state = plates_to_ingest(list_inbox(inbox), {})
-    assert state.ready == [tiny] and "no usable plate map name" in state.problems["other"]
+    found = list_inbox(inbox, {})
+    look, other = found[tiny], found[inbox / "other.zarr"]
+    assert look is not None and look.problem is None
+    assert other is not None and "no usable plate map name" in (other.problem or "")

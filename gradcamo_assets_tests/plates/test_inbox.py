@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.plates import InboxSettings, inbox, ingest_plate, known_plates, list_inbox, plate_states
+from gradcamo_assets.plates import InboxConfig, inbox, ingest_plate, known_plates, list_inbox, plate_states
 from gradcamo_assets.plates.signature import folder_times
 
 NOW = datetime(2026, 3, 5, 2, tzinfo=UTC)
-DEFAULT = InboxSettings()
+DEFAULT = InboxConfig()
 
 
-def state_in(folder: Path, known: dict | None = None, settings: InboxSettings = DEFAULT, days: int = 1) -> dict:
+def state_in(folder: Path, known: dict | None = None, settings: InboxConfig = DEFAULT, days: int = 1) -> dict:
     """State and reason by name of what really lies in a folder, as it will be seen some days from now."""
     later = datetime.now(UTC) + timedelta(days=days)
     found = list_inbox(folder, known or {}, settings)
@@ -66,7 +66,7 @@ def test_the_table_beside_a_plate_belongs_to_it(tiny: Path) -> None:
 
 
 def test_a_marker_alone_decides(tiny: Path) -> None:
-    settings = InboxSettings(marker="complete.txt")
+    settings = InboxConfig(marker="complete.txt")
     state, reason = state_in(tiny.parent, settings=settings)["tiny"]
     assert state == "copying" and "complete.txt" in reason
     for marker in (

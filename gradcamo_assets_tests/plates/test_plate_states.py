@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.common.errors import GradcamoError
-from gradcamo_assets.plates import InboxSettings, plate_states
+from gradcamo_assets.plates import InboxConfig, plate_states
 from gradcamo_assets.plates.failures import Attempt, Failures
 from gradcamo_assets.plates.inbox import Look
 
 BOX = Path("inbox")
 NOW = datetime(2026, 3, 5, 2, tzinfo=UTC)
 SETTLED = NOW.timestamp() - 1000
-DEFAULT = InboxSettings()
+DEFAULT = InboxConfig()
 
 
 def states(found: dict[Path, Look | None], known: dict | None = None, now: datetime = NOW, **more: dict) -> list:
@@ -62,20 +62,20 @@ def test_an_unusable_name_is_unreadable() -> None:
         (Look("1", NOW.timestamp() + 60), {}, DEFAULT, "copying"),
         (Look("1", NOW.timestamp()), {"a": Look("1", NOW.timestamp()).token}, DEFAULT, "ready"),
         (Look("1", NOW.timestamp()), {"a": Look("1", SETTLED).token}, DEFAULT, "copying"),
-        (Look("1", NOW.timestamp()), {}, InboxSettings(settle_seconds=0), "ready"),
+        (Look("1", NOW.timestamp()), {}, InboxConfig(settle_seconds=0), "ready"),
         (Look("", float("inf")), {"a": Look("", float("inf")).token}, DEFAULT, "copying"),
-        (Look("1", SETTLED), {"a": Look("1", SETTLED).token}, InboxSettings(marker="done"), "copying"),
-        (Look("1", NOW.timestamp(), marked=True), {}, InboxSettings(marker="done"), "ready"),
+        (Look("1", SETTLED), {"a": Look("1", SETTLED).token}, InboxConfig(marker="done"), "copying"),
+        (Look("1", NOW.timestamp(), marked=True), {}, InboxConfig(marker="done"), "ready"),
     ],
 )
-def test_when_a_plate_counts_as_complete(look: Look, before: dict, settings: InboxSettings, state: str) -> None:
+def test_when_a_plate_counts_as_complete(look: Look, before: dict, settings: InboxConfig, state: str) -> None:
     assert states({BOX / "a.zarr": look}, before=before, settings=settings) == [("a", state)]
 
 
 def test_settings_are_checked() -> None:
     for wrong in ({"marker": "../done"}, {"marker": ""}, {"settle_seconds": -1}, {"settle_seconds": "soon"}):
         with pytest.raises(GradcamoError):
-            InboxSettings(**wrong)  # type: ignore[arg-type]
+            InboxConfig(**wrong)  # type: ignore[arg-type]
 
 
 def failed(*hours: float, signature: str = "1", reason: str | None = "no fields") -> dict[str, Failures]:
@@ -130,13 +130,13 @@ WORLD = {
     "failures": st.dictionaries(
         NAMES, st.builds(lambda s, a: Failures(s, tuple(sorted(a, key=lambda x: x.at))), SIGNATURES, st.lists(ATTEMPTS))
     ),
-    "settings": st.builds(InboxSettings, st.floats(0, 1000), st.none() | st.just("done")),
+    "settings": st.builds(InboxConfig, st.floats(0, 1000), st.none() | st.just("done")),
 }
 
 
 @given(**WORLD, random=st.randoms(use_true_random=False))
 def test_every_folder_has_one_state_whatever_the_order(
-    found: dict, known: dict, failures: dict, settings: InboxSettings, random: object
+    found: dict, known: dict, failures: dict, settings: InboxConfig, random: object
 ) -> None:
     result = plate_states(found, known, failures, {}, NOW, settings)
     assert sorted(state.path for state in result) == sorted(found)
@@ -152,7 +152,7 @@ def test_every_folder_has_one_state_whatever_the_order(
 
 
 @given(found=WORLD["found"], settings=WORLD["settings"], missed=st.sets(st.integers(0, 5)))
-def test_a_missed_night_changes_nothing(found: dict, settings: InboxSettings, missed: set[int]) -> None:
+def test_a_missed_night_changes_nothing(found: dict, settings: InboxConfig, missed: set[int]) -> None:
     def after(nights: list[int]) -> dict[str, dict]:
         known: dict[str, dict] = {}
         for night in nights:

@@ -29,6 +29,7 @@ def _write(folder: Path, text: str | bytes, name: str = "map.csv") -> Path:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
+
 _TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml"
 
 
@@ -122,7 +123,8 @@ def test_separators_encodings_and_line_ends_are_told_apart(
 
 
 def test_a_workbook_reads_as_the_same_table_does_and_as_calamine_reads_it(tmp_path: Path) -> None:
-    shared = "<si><t>well</t></si><si><r><t>com</t></r><r><t>pound</t></r><rPh sb="0" eb="1"><t>hint</t></rPh></si><si><t>A1</t></si>"
+    hinted = '<si><r><t>com</t></r><r><t>pound</t></r><rPh sb="0" eb="1"><t>hint</t></rPh></si>'
+    shared = f"<si><t>well</t></si>{hinted}<si><t>A1</t></si>"
     rows = (
         '<row r="2"><c r="B2" t="s"><v>0</v></c><c r="C2" t="s"><v>1</v></c>'
         '<c r="E2" t="inlineStr"><is><t>Dose (nM)</t></is></c></row>'
