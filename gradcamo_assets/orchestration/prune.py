@@ -15,7 +15,7 @@ import polars as pl
 from gradcamo_assets.common import GradcamoError, Home, plate_name
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry
 from gradcamo_assets.plates import known_plates, list_inbox
-from gradcamo_assets.plates.companions import LABELS_ENDING
+from gradcamo_assets.plates.staging import ENDINGS, Staging
 from gradcamo_assets.warehouse import LAKE_TABLES, Key, Lake
 
 Edit = Callable[[pl.DataFrame], pl.DataFrame]
@@ -123,7 +123,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     tables = [table for table in LAKE_TABLES.values() if table.keys and "plate" not in table.keys]
     shared = [(key, without) for table in tables if "Metadata_Plate" in table.polars for key in lake.keys(table.name)]
     edits = [(key, edit) for key, edit in shared if len(_lost(lake, key, edit))]
-    files = [f"{plate}{ending}" for ending in (".json", ".zarr", ".platemap.csv", LABELS_ENDING)]
+    files = [f"{plate}{ending}" for ending in (*ENDINGS, ".zarr")] + [Staging(home.plates, plate).folder.name]
     paths = [
         *_there([home.plates], *files), *_there([home.plates / "failures"], f"{plate}.json"),
         *_there([home.masks, home.crops], plate), *_there([home.reports], f"{plate}.html"),

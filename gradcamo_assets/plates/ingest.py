@@ -62,7 +62,7 @@ class Ingested:
 
     ``plate_frame`` has one row, ``wells_frame`` one a well, ``fields_frame`` one a field, bad ones with their reason in
     ``qc_flag``. ``statistics``: ``{channel: {"center", "scale"}}`` in counts. ``illumination``: (C, y, x) around 1, or
-    None where the plate has too few fields to tell.
+    None where the plate has too few fields to tell. ``source_problems``: of ``problems``, the export's.
     """
 
     plate: Plate
@@ -72,6 +72,7 @@ class Ingested:
     statistics: dict[str, dict[str, float]]
     illumination: NDArray[np.float32] | None
     problems: list[str]
+    source_problems: tuple[str, ...]
 
 
 def ingest_plate(
@@ -151,7 +152,7 @@ def ingest_plate(
     return Ingested(
         load_plate(plates, name), pl.DataFrame([row]),
         plate_map.frame.select(pl.lit(name).alias("Metadata_Plate"), pl.all()),
-        fields.drop("content"), statistics, light, problems,
+        fields.drop("content"), statistics, light, problems, found.problems,
     )  # fmt: skip
 
 

@@ -22,18 +22,19 @@ from gradcamo_assets.common.files import replaced_file, write_json
 from gradcamo_assets.plates.companions import LABELS_ENDING
 
 ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING = ".illumination.npy", ".platemap.csv", ".json"
-_OURS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
+ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
 """What lies beside an ingested plate. The record comes last."""
 
 
 class Staging:
-    """The growing plate of one ingestion; ``staged`` makes one. ``plate`` is the folder to fill."""
+    """The growing plate of one ingestion; ``staged`` makes one. ``plate`` is the folder to fill, in ``folder``."""
 
     def __init__(self, plates: Path, name: str):
-        self.plate = plates / f".{name}.ingesting" / "plate.zarr"
-        self._plates, self._name, self._folder = plates, name, self.plate.parent
-        self._fields, self._files = self._folder / "fields", self._folder / "files"
-        self._made_from, self._commit = self._folder / "made_from.json", self._folder / "commit.json"
+        self.folder = plates / f".{name}.ingesting"
+        self.plate = self.folder / "plate.zarr"
+        self._plates, self._name = plates, name
+        self._fields, self._files = self.folder / "fields", self.folder / "files"
+        self._made_from, self._commit = self.folder / "made_from.json", self.folder / "commit.json"
 
     def finished(self, key: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
         """What ``finish`` was given for the field ``key``, or None where it is still to be done."""
@@ -60,11 +61,11 @@ class Staging:
         target = self._plates / f"{self._name}.zarr"
         (self._plates / f"{self._name}{RECORD_ENDING}").unlink(missing_ok=True)
         if target.exists():
-            shutil.rmtree(self._folder / "old.zarr", ignore_errors=True)
-            target.rename(self._folder / "old.zarr")
+            shutil.rmtree(self.folder / "old.zarr", ignore_errors=True)
+            target.rename(self.folder / "old.zarr")
         if self.plate.exists():
             self.plate.rename(target)
-        for ending in _OURS:
+        for ending in ENDINGS:
             if ending in files:
                 (self._files / f"{self._name}{ending}").replace(self._plates / f"{self._name}{ending}")
             else:
@@ -73,7 +74,7 @@ class Staging:
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def take_up(self, made_from: Mapping[str, Any]) -> None:
         """Keep what an ingestion of the same source that was killed has left, and nothing else."""
@@ -86,7 +87,7 @@ class Staging:
             if published:
                 self._made_from.unlink()
         if not self._made_from.exists() or json.loads(self._made_from.read_text()) != made_from:
-            for path in self._folder.iterdir():
+            for path in self.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
             write_json(self._made_from, made_from)
@@ -105,8 +106,8 @@ def staged(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[St
         PlateError: where another process is ingesting this plate.
     """
     staging = Staging(plates, name)
-    staging.plate.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(staging.plate.parent / "lock")
+    staging.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(staging.folder / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

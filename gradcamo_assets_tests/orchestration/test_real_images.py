@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,22 @@ def test_two_real_cell_painting_fields_as_a_2d_plate(bench: Bench, shared_data: 
     cells = bench.platform.lake.read("cells")
     assert not cells["touches_z_border"].any()
     assert scores["true_class"].unique().sort().to_list() == ["RAB30 CRISPR", "RAB30 ORF"]
+
+
+def test_a_real_imagexpress_export_goes_to_its_crops(bench: Bench, shared_data: Path) -> None:
+    source = shared_data / "imagexpress_9987" / "resources" / "ImageXpress_exported" / "9987_Plate_3434"
+    shutil.copytree(source, bench.home.inbox / "9987")
+    (bench.home.inbox / "9987.tsv").write_text("Well Position\tCompound\tConc (nM)\nB2\tDMSO\t0\nB3\tnocodazole\t300\n")
+    bench.home.settings_file.write_text(
+        "[crops]\nshape = [1, 48, 48]\nkeep_border = true\n[segmentation]\ndiameter = 16\n"
+    )
+    result = bench.ingest("9987")
+    assert result.success
+    told = bench.checks(result)["true_z_stacks"]
+    assert not told.passed and "FITC and Texas Red repeat one plane" in str(told.metadata["problems"].value)
+    assert all(run.success for run in bench.process("9987"))
+    cells = bench.platform.lake.read("cells")
+    kept = cells.filter(pl.col("crop_index").is_not_null())
+    assert dict(kept.group_by("Metadata_Well").len().rows()).keys() == {"B02", "B03"} and len(kept) >= 8
+    assert set(kept["treatment_class"]) == {"negcon", "nocodazole@300nM"}
+    assert not cells["touches_z_border"].any()

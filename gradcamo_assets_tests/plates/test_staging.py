@@ -109,7 +109,7 @@ def test_one_ingestion_of_a_plate_at_a_time(tmp_path: Path) -> None:
     with staged(tmp_path, "p", {}) as staging:
         with pytest.raises(PlateError, match="another run"), staged(tmp_path, "p", {}):
             pass
-        assert staging.plate.parent.is_dir()
+        assert staging.folder.is_dir()
 
 
 class Killed(BaseException):

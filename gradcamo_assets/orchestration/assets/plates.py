@@ -1,6 +1,6 @@
 """``plate_images``: a plate of the inbox, checked, copied and measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,6 +49,11 @@ def source_of(home: Home, plate: str) -> tuple[Path, str]:
             asset="plate_images",
             description="No field is out of focus beside the others, and no stack repeats a plane.",
         ),
+        dg.AssetCheckSpec(
+            "true_z_stacks",
+            asset="plate_images",
+            description="What came in is what its files claim: no projection or repeated plane, no wavelength missing.",
+        ),
     ],
 )
 def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
@@ -81,7 +86,7 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
             "voxel_size_zyx_um": str(found.plate.voxel_size),
             "source": row["source_path"],
             "format": row["format"],
-            "problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in found.problems) or "none"),
+            "problems": dg.MetadataValue.md(_bullets(found.problems)),
             "median_focus": number(found.fields_frame["focus_score"].median()),
             "median_saturation": number(found.fields_frame["saturation"].median()),
             "fields_out_of_focus": len(warned),
@@ -103,10 +108,16 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
                 metadata={"warned": len(warned), "fields": dg.MetadataValue.md(_listing(warned, "qc_warning"))},
             ),
             dg.AssetCheckResult(
+                check_name="true_z_stacks",
+                passed=not found.source_problems,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"problems": dg.MetadataValue.md(_bullets(found.source_problems))},
+            ),
+            dg.AssetCheckResult(
                 check_name="plate_map_matches",
                 passed=not map_problems,
                 severity=dg.AssetCheckSeverity.WARN,
-                metadata={"problems": dg.MetadataValue.md("\n".join(f"- {text}" for text in map_problems) or "none")},
+                metadata={"problems": dg.MetadataValue.md(_bullets(map_problems))},
             ),
         ],
     )
@@ -122,9 +133,12 @@ def _progress(context: dg.AssetExecutionContext, name: str) -> Callable[[int, in
     return tell
 
 
+def _bullets(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts) or "none"
+
+
 def _listing(fields: pl.DataFrame, reason: str) -> str:
-    rows = fields.select("path", reason).iter_rows()
-    return "\n".join(f"- {path}: {text}" for path, text in rows) or "none"
+    return _bullets(f"{path}: {text}" for path, text in fields.select("path", reason).iter_rows())
 
 
 def _channels(found: Ingested) -> str:
