@@ -45,7 +45,7 @@ def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
         if file.is_dir():
             shutil.copytree(file, target)
         else:
-            target.write_text(file.read_text().replace('"tiny"', '"twin"'))
+            target.write_bytes(file.read_bytes().replace(b'"tiny"', b'"twin"'))
     publish(lake, home.database)
     return bench
 
