@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from gradcamo_assets.common.files import write_json
 from gradcamo_assets.plates import SyntheticPlate, ingest_plate, known_plates, render_field
-from gradcamo_assets.plates.inbox import folder_times, list_inbox, plate_states, source_signature
+from gradcamo_assets.plates.inbox import InboxConfig, list_inbox, plate_states
+from gradcamo_assets.plates.signature import folder_times, source_signature
 from gradcamo_assets.plates.writing import create_field
 
 CHANNELS = 5
@@ -124,7 +125,7 @@ def a_night(scratch: Path, plates: int, files: int) -> float:
         write_json(known / f"{folder.name}.json", record)
     begun = time.perf_counter()
     records = known_plates(known)
-    states = plate_states(list_inbox(inbox, records), records, {}, {}, datetime.now(UTC))
+    states = plate_states(list_inbox(inbox, records), records, {}, {}, datetime.now(UTC), InboxConfig())
     seconds = time.perf_counter() - begun
     assert {state.state for state in states} == {"known"} and len(states) == plates
     return seconds
