@@ -94,3 +94,11 @@ def test_missing_scores_and_constant_values_are_drawn():
     table = scores().with_columns(pl.when(pl.col("Metadata_Site") == 1).then(None).otherwise(0.5).alias("gradcamo"))
     for figure in (figures.umap_scatter(table), figures.score_distributions(table)):
         assert figures.to_png(figure)
+
+
+def test_every_channels_light_is_drawn_on_one_scale() -> None:
+    light = np.stack([np.full((8, 8), 1.0), np.linspace(0.5, 1.5, 64).reshape(8, 8)]).astype(np.float32)
+    figure = illumination_maps(light, ["DNA", "ER"])
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [panel.get_title().split("\n") for panel in panels] == [["DNA", "1.00 to 1.00"], ["ER", "0.50 to 1.50"]]
+    assert {panel.images[0].get_clim() for panel in panels} == {(0.5, 1.5)}
