@@ -98,7 +98,7 @@ def test_missing_scores_and_constant_values_are_drawn():
 
 def test_every_channels_light_is_drawn_on_one_scale() -> None:
     light = np.stack([np.full((8, 8), 1.0), np.linspace(0.5, 1.5, 64).reshape(8, 8)]).astype(np.float32)
-    figure = illumination_maps(light, ["DNA", "ER"])
+    figure = figures.illumination_maps(light, ["DNA", "ER"])
     panels = [axes for axes in figure.axes if axes.images]
     assert [panel.get_title().split("\n") for panel in panels] == [["DNA", "1.00 to 1.00"], ["ER", "0.50 to 1.50"]]
     assert {panel.images[0].get_clim() for panel in panels} == {(0.5, 1.5)}
