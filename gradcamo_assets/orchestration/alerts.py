@@ -5,6 +5,7 @@ import json
 import os
 import re
 import smtplib
+import ssl
 import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -86,7 +87,7 @@ def mail(settings: AlertConfig, alert: dict[str, Any]) -> None:
     password = os.environ.get("GRADCAMO_SMTP_PASSWORD")
     with smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_SECONDS) as server:
         if password:
-            server.starttls()
+            server.starttls(context=ssl.create_default_context())
             server.login(settings.smtp_user or settings.mail_from, password)
         server.send_message(message)
 

@@ -17,9 +17,10 @@ _PARTITION = "dagster/partition"
 _STATUS = dg.DagsterRunStatus
 # Not NOT_STARTED: a run that a daemon left behind there would be waited for in vain.
 _UNFINISHED = [_STATUS.QUEUED, _STATUS.STARTING, _STATUS.STARTED, _STATUS.CANCELING]
+_ENDED_BADLY = [_STATUS.FAILURE, _STATUS.CANCELED]
 _ATTEMPTS = 3
 _PAUSE = timedelta(hours=1)
-_MEMORY = timedelta(days=30)
+_MEMORY = timedelta(days=365)
 
 ingest_plates = dg.define_asset_job(
     "ingest_plates",
@@ -82,7 +83,8 @@ def nightly_ingest(context: dg.ScheduleEvaluationContext, platform: Platform) ->
 def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.SensorResult:
     """Request plates that are complete, and the fields of plates that are in."""
     now = _now()
-    inbox = read_inbox(platform.home, now, json.loads(context.cursor) if context.cursor else {})
+    before = json.loads(context.cursor) if context.cursor else {}
+    inbox = read_inbox(platform.home, now, before)
     busy = _in_progress(context.instance)
     ready = _ready(inbox, busy)
     fields, given_up = _field_requests(platform, context.instance, busy, now)
@@ -93,8 +95,12 @@ def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(" ".join([*_notes(inbox.states), *given_up]) or "Nothing new."),
         dynamic_partitions_requests=[PLATES.build_add_request(names)] if names else [],
-        cursor=json.dumps({name: look.token for name, look in looks.items() if look}, sort_keys=True),
+        cursor=json.dumps({name: _since(look.token, before.get(name), now) for name, look in looks.items() if look}),
     )
+
+
+def _since(token: str, before: tuple[str, float] | None, now: datetime) -> tuple[str, float]:
+    return token, before[1] if before is not None and before[0] == token else now.timestamp()
 
 
 def _ingest_request(inbox: Inbox, state: PlateState, now: datetime) -> dg.RunRequest:
@@ -113,7 +119,7 @@ def _field_requests(
     A failed run is repeated an hour later, twice; a plate that is taken in again starts anew.
     """
     failed: dict[Partition, list[dg.RunRecord]] = defaultdict(list)
-    lately = dg.RunsFilter(job_name="process_fields", statuses=[_STATUS.FAILURE], created_after=now - _MEMORY)
+    lately = dg.RunsFilter(job_name="process_fields", statuses=_ENDED_BADLY, created_after=now - _MEMORY)
     for record in instance.get_run_records(lately):
         plate, site = (record.dagster_run.tags.get(f"{_PARTITION}/{part}", "") for part in ("plate", "site"))
         if site.isdigit():

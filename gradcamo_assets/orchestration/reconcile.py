@@ -41,7 +41,7 @@ class Inbox:
 def read_inbox(
     home: Home,
     now: datetime,
-    before: Mapping[str, str] | None = None,
+    before: Mapping[str, tuple[str, float]] | None = None,
     *,
     full: bool = False,
     only: str | None = None,
@@ -49,7 +49,7 @@ def read_inbox(
     """The state of every plate in the inbox.
 
     Args:
-        before: ``Look.token`` by name at the previous look.
+        before: ``Look.token`` at the previous look, and since when it has been that, by name.
         full: look at every file of known plates too.
         only: a plate's name, to look at no other.
 

@@ -6,6 +6,7 @@ checked, because names from a plate become paths.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import warnings
@@ -20,12 +21,16 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.names import natural_key, plate_name, slug, well_name
-from gradcamo_assets.plates.illumination import correct_illumination, read_illumination
+from gradcamo_assets.plates.illumination import correct_illumination
 
 _WELL_PATH = re.compile(r"[A-Za-z0-9]+/[A-Za-z0-9]+")
 _MICRONS = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 _LONGEST, _MOST_VOXELS = 2**17, 2**33
 """An axis and a field of pixels beyond these are no images; they would fill the memory."""
+_OUT_OF_REACH = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 _REPAIR = "Repair it, or export the plate again."
 
 
@@ -132,9 +137,9 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
         array = as_counts(pixels)
     except PlateError as error:
         raise _unreadable(field, plate.path, error.problem, remedy=error.remedy) from error
-    light = None if plate.illumination is None else read_illumination(plate.illumination)
-    if light is None:
+    if plate.illumination is None:
         return array
+    light = np.load(plate.illumination, allow_pickle=False)
     stacks = zip(array, light, strict=True)
     return np.stack([correct_illumination(stack, of_channel, plate.camera_offset) for stack, of_channel in stacks])
 
@@ -277,7 +282,14 @@ def _pixels(image: Any, axes: list[str], field: Field, root: Path) -> NDArray[An
         return image.get_as_numpy(axes_order=axes, **one)
     # Codecs have no error in common: a truncated chunk is a RuntimeError here, a ValueError there.
     except Exception as error:
+        if out_of_reach(error):
+            raise
         raise _unreadable(field, root, "its pixels cannot be read (damaged or truncated file?)", error) from error
+
+
+def out_of_reach(error: Exception) -> bool:
+    """Whether a disk or a share failed rather than the data on it: that is no reason to give up a field for good."""
+    return isinstance(error, OSError) and error.errno in _OUT_OF_REACH
 
 
 def _unreadable(

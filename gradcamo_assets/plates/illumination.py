@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +48,3 @@ def correct_illumination(
     for z, plane in enumerate(stack):
         out[z] = np.clip(np.rint((plane - np.float32(offset)) * gain + np.float32(offset)), 0, 65535)
     return out
-
-
-def read_illumination(path: Path) -> NDArray[np.float32] | None:
-    """The stored illumination, (C, y, x), or None where none was estimated."""
-    return np.load(path, allow_pickle=False) if path.is_file() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ from gradcamo_assets.plates.signature import as_recorded, walk
 
 State = Literal["ready", "copying", "known", "changed", "waiting", "quarantined", "unreadable"]
 _NO_PLATES = ("platemap", "platemaps", "metadata")
+_LARGEST_METADATA = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def plate_states(
     found: Mapping[Path, Look | None],
     known: Mapping[str, Mapping[str, Any]],
     failures: Mapping[str, Failures],
-    before: Mapping[str, str],
+    before: Mapping[str, tuple[str, float]],
     now: datetime,
     settings: InboxConfig,
 ) -> list[PlateState]:
@@ -87,7 +89,7 @@ def plate_states(
         found: as ``list_inbox`` gives it.
         known: record of every ingested plate by name; its ``signature`` is compared.
         failures: attempts that did not succeed, by name; those of another signature do not count.
-        before: ``Look.token`` of the previous look by name, none where there was none.
+        before: ``Look.token`` at the previous look and since when (seconds since 1970) it has been that, by name.
         now: with a time zone.
 
     Two plates of one name are both held back. A plate that changed after ingestion is taken in again on request only:
@@ -112,10 +114,10 @@ def plate_states(
         failed = failures.get(name)
         if failed is not None and failed.signature != look.signature:
             failed = None
-        if name in known:
+        if name in known and (known[name].get("signature") != look.signature or not (failed and failed.attempts)):
             tried = f" The last attempt: {failed.last}." if failed and failed.attempts else ""
             if known[name].get("signature") == look.signature:
-                return "known", tried.strip()
+                return "known", ""
             return "changed", f"it changed after ingestion. To take it in again, materialise its plate_images.{tried}"
         if failed is not None and failed.attempts:
             if failed.is_quarantined(now):
@@ -134,13 +136,15 @@ def plate_states(
     return sorted(states, key=lambda state: (state.name, state.path))
 
 
-def _complete(look: Look, before: str | None, now: datetime, settings: InboxConfig) -> tuple[State, str]:
+def _complete(look: Look, before: tuple[str, float] | None, now: datetime, settings: InboxConfig) -> tuple[State, str]:
     if not look.signature:
         return "copying", "it is changing at this moment"
     if settings.marker is not None:
         return ("ready", "") if look.marked else ("copying", f"waits for its marker {settings.marker}")
     age = now.timestamp() - look.newest
-    if age >= settings.settle_seconds or before == look.token:
+    # Where the clock of a share runs ahead of ours, only looks of our own can tell.
+    unchanged = now.timestamp() - before[1] if before is not None and before[0] == look.token else 0
+    if max(age, unchanged) >= settings.settle_seconds:
         return "ready", ""
     return "copying", f"changed {max(age, 0):.0f} s ago; waits until nothing has for {settings.settle_seconds:g} s"
 
@@ -203,6 +207,9 @@ def _is_plate(path: Path) -> bool:
         return True
     for file in ("zarr.json", ".zattrs"):
         with suppress(OSError, ValueError, AttributeError, TypeError):
+            info = (path / file).lstat()
+            if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST_METADATA:
+                continue
             metadata = json.loads((path / file).read_text())
             if "plate" in metadata.get("attributes", {}).get("ome", metadata):
                 return True

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.plates.companions import LABELS_ENDING, companions
 from gradcamo_assets.plates.hcs import Plate
 from gradcamo_assets.plates.illumination import estimate_illumination
@@ -123,7 +122,6 @@ def ingest_plate(
             "by_reference": not staging.plate.exists(), "format": found.format, "acquisition": dict(found.acquisition),
             "ngff_version": plate.ngff_version, "channels": plate.channels, "voxel_size": plate.voxel_size,
             "camera_offset": config.camera_offset, "shape": shape, "statistics": statistics,
-            "content": digest(fields.select("path", "content").rows()),
             "fields": fields.select(
                 well="Metadata_Well", site="Metadata_Site", path="path", reason="qc_flag"
             ).to_dicts(),
@@ -152,13 +150,12 @@ def ingest_plate(
     return Ingested(
         load_plate(plates, name), pl.DataFrame([row]),
         plate_map.frame.select(pl.lit(name).alias("Metadata_Plate"), pl.all()),
-        fields.drop("content"), statistics, light, problems, found.problems,
+        fields, statistics, light, problems, found.problems,
     )  # fmt: skip
 
 
 def _open(source: Path, config: IngestConfig) -> Source:
-    form = format_of(source)
-    if form is None or form.startswith("OME-Zarr"):
+    if format_of(source) is None:
         return ZarrSource(source, by_reference=config.ome_zarr == "reference")
     return ExportSource(source)
 
@@ -176,7 +173,7 @@ def _take_in(
         progress(done, len(fields))
         row: dict[str, Any] = {
             "Metadata_Plate": plate.name, "Metadata_Well": field.well, "Metadata_Site": field.site,
-            "path": field.path, "qc_flag": plate.bad_fields.get(field), "content": None,
+            "path": field.path, "qc_flag": plate.bad_fields.get(field),
         }  # fmt: skip
         rows.append(row)
         if row["qc_flag"] is not None:
@@ -201,8 +198,7 @@ def _take_in(
             f"none of its {len(rows)} fields can be used, the first ({rows[0]['path']}): {rows[0]['qc_flag']}",
             "Export the plate again.", plate=plate.name, path=plate.path,
         )  # fmt: skip
-    text = {"qc_flag": pl.String, "content": pl.String}
-    frame = pl.DataFrame(rows, schema_overrides=text, infer_schema_length=None)
+    frame = pl.DataFrame(rows, schema_overrides={"qc_flag": pl.String}, infer_schema_length=None)
     return frame.with_columns(field_warnings(frame, plate.channels)), measured
 
 
@@ -210,7 +206,7 @@ def _results(meter: FieldMeter) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
     """What is kept of a measured field: its part of the row, and what the plate's own numbers are made from."""
     numbers = {name: _finite(value) for name, value in asdict(meter.quality()).items()}
     arrays: dict[str, NDArray[Any]] = {"sample": meter.sample, "shade": meter.shade, "shape": np.array(meter.shape)}
-    return {**numbers, "content": str(meter.content)}, arrays
+    return numbers, arrays
 
 
 def _finite(value: Any) -> Any:

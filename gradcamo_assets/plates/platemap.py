@@ -144,6 +144,10 @@ def _read(path: Path, required: tuple[str, ...] = (), times: int = 1) -> pl.Data
             raise PlateMapError(error.problem, error.remedy, path=path) from error
         frame = frame.with_columns(pl.col("Metadata_Well").replace(wells))
     if decimal_comma and "dose" in chosen:
+        grouped = frame["dose"].filter(frame["dose"].str.contains(r"^[1-9]\d{0,2}(\.\d{3})+(,|\s|$)"))
+        if len(grouped) and frame["dose"].str.contains(",", literal=True).any():
+            problem = f"dose {grouped[0]!r} may be a fraction or have its thousands set apart"
+            raise PlateMapError(problem, "Write doses without points between thousands.", path=path)
         frame = frame.with_columns(pl.col("dose").str.replace_all(",", ".", literal=True))
     added = {name: pl.lit(None, pl.String) for name in TEXT if name not in frame.columns}
     return frame.with_columns(**added | {"column_unit": pl.lit(column_unit, pl.String)})

@@ -82,10 +82,10 @@ class FieldMeter:
         # Counting costs a pass over the pixels, and only a ceiling is worth it.
         at_highest = float(np.count_nonzero(pixels == highest)) / pixels.size if highest in _CEILINGS else 0.0
         signal_to_noise = (p99 - p5) / noise if noise else float("nan")
-        constant, content = bool(pixels.min() == highest), zlib.crc32(np.ascontiguousarray(stack).data)
+        constant = bool(pixels.min() == highest)
         sample, shade = pixels[self._where], _shade(stack)
         numbers = (p1, median, p99, p5, signal_to_noise, highest, at_highest, 0 if constant else _repeated(stack))
-        self._channels.append(_Channel(profile, *numbers, constant, content, sample, shade))
+        self._channels.append(_Channel(profile, *numbers, constant, sample, shade))
 
     @property
     def sample(self) -> NDArray[np.uint16]:
@@ -96,11 +96,6 @@ class FieldMeter:
     def shade(self) -> NDArray[np.float32]:
         """(C, up to 32, up to 32): means over the slices and over blocks of the plane."""
         return np.stack([channel.shade for channel in self._channels])
-
-    @property
-    def content(self) -> list[int]:
-        """CRC-32 of each channel's pixels in C order."""
-        return [channel.content for channel in self._channels]
 
     def quality(self) -> FieldQuality:
         """What was measured, once every channel was added."""
@@ -131,7 +126,6 @@ class _Channel:
     at_highest: float
     repeated: int
     constant: bool
-    content: int
     sample: NDArray[np.uint16]
     shade: NDArray[np.float32]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,20 @@ def known_plate(plates: Path, name: str) -> dict[str, Any] | None:
 
 
 def known_plates(plates: Path) -> dict[str, dict[str, Any]]:
-    """The records of all ingested plates by name. A folder that is not there holds none."""
-    names = sorted(path.stem for path in plates.glob(f"[!.]*{RECORD_ENDING}"))
-    return {name: record for name in names if (record := known_plate(plates, name)) is not None}
+    """The records of all ingested plates by name. A folder that is not there holds none.
+
+    A record that cannot be read is told of in the log and counts as none: its plate is taken in again.
+    """
+    known = {}
+    for path in sorted(plates.glob(f"[!.]*{RECORD_ENDING}")):
+        try:
+            record = known_plate(plates, path.stem)
+        except PlateError as error:
+            logging.getLogger(__name__).warning(str(error))
+            continue
+        if record is not None:
+            known[path.stem] = record
+    return known
 
 
 def load_plate(plates: Path, name: str, illumination: bool = False) -> Plate:
@@ -47,7 +59,7 @@ def load_plate(plates: Path, name: str, illumination: bool = False) -> Plate:
     """
     record = known_plate(plates, name)
     path = plates / f"{name}.zarr"
-    if record is not None and record["by_reference"]:
+    if record is not None and record.get("by_reference"):
         path = Path(record["source"])
     if record is None or not path.is_dir():
         raise PlateError("the plate has not been ingested", "Ingest it first.", plate=name, path=path)
@@ -59,5 +71,5 @@ def load_plate(plates: Path, name: str, illumination: bool = False) -> Plate:
         tuple(field for field, reason in reasons.items() if reason is None),
         {field: reason for field, reason in reasons.items() if reason is not None},
         illumination=light if illumination and light.is_file() else None,
-        camera_offset=record["camera_offset"],
+        camera_offset=record.get("camera_offset", 0.0),
     )  # fmt: skip

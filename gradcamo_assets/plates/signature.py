@@ -68,7 +68,11 @@ def walk(source: Path) -> tuple[str, float]:
     """
     if source.is_symlink():
         raise PlateError("it is a symbolic link", "Copy the plate itself.", path=source)
-    beside = [(path.name, path.stat()) for path in companions(source).files]
+    tables = companions(source).files
+    for path in tables:
+        if path.is_symlink():
+            raise PlateError("it is a symbolic link", "Copy the file itself.", path=path)
+    beside = [(path.name, path.stat()) for path in tables]
     try:
         infos = [source.stat(), *(info for _, info in beside)]
         newest = max(max(info.st_mtime, info.st_ctime) for info in infos)

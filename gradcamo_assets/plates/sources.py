@@ -8,8 +8,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import mode
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
@@ -19,12 +21,12 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field
-from gradcamo_assets.plates.readers import PROJECTION, Export, read_export, read_plane
-from gradcamo_assets.plates.writing import copy_field, create_field, create_plate
+from gradcamo_assets.plates.readers import PROJECTION, Export, plane_shape, read_export, read_plane
+from gradcamo_assets.plates.writing import create_field, create_plate
 
 Stack = NDArray[np.uint16]
-_PROBED = 3
-"""Fields whose planes are compared to tell a true z-stack."""
+_PROBED = 8
+"""Fields that are looked at to tell the size of planes and a true z-stack."""
 
 
 class Source(Protocol):
@@ -89,7 +91,7 @@ class ExportSource:
         self._files = {
             (well, site): rows for (well, site), rows in export.planes.group_by(["well", "site"], maintain_order=True)
         }
-        self._shape: tuple[int, int] | None = None
+        self._shape = self._commonest_shape()
         bad = {self._field(*key): reason for key, reason in export.incomplete.items()}
         fields = tuple(field for key in self._files if (field := self._field(*key)) not in bad)
         self.plate = Plate(export.name, path, "0.5", export.channels, export.voxel_size, fields, bad)
@@ -107,11 +109,6 @@ class ExportSource:
         import zarr
 
         rows = self._files[field.well, field.site]
-        first = self._read(field, rows.row(0, named=True))
-        if self._shape is None:
-            self._shape = first.shape
-        if first.shape != self._shape:
-            raise self._unreadable(field, f"its planes are {first.shape}, those of the first field {self._shape}")
         path = folder / field.path
         shutil.rmtree(path, ignore_errors=True)
         self._create(folder, path)
@@ -128,13 +125,14 @@ class ExportSource:
                 written.result()
 
     def _stacks(self, field: Field, rows: pl.DataFrame) -> Iterator[Stack]:
-        assert self._shape is not None
         for (_channel,), planes in rows.group_by(["channel"], maintain_order=True):
             stack = np.empty((self._depth, *self._shape), np.uint16)
             for row in planes.iter_rows(named=True):
                 plane = self._read(field, row)
                 if plane.shape != self._shape:
-                    raise self._unreadable(field, f"a plane is {plane.shape}, others are {self._shape}", row["file"])
+                    raise self._unreadable(
+                        field, f"a plane is {plane.shape}, most on the plate are {self._shape}", row["file"]
+                    )
                 stack[row["z"]] = plane
             yield stack
 
@@ -147,12 +145,21 @@ class ExportSource:
     def _create(self, folder: Path, path: Path) -> None:
         template = folder.parent / "template"
         if not template.exists():
-            assert self._shape is not None
             shape = (len(self.plate.channels), self._depth, *self._shape)
             making = folder.parent / "template.making"
             create_field(making, shape, self.plate.channels, self.plate.voxel_size)
             making.rename(template)
-        copy_field(template, path)
+        shutil.copytree(template, path)
+
+    def _commonest_shape(self) -> tuple[int, int]:
+        """Of the planes of a few fields, evenly spread. What cannot be read is told of when it is taken in."""
+        shapes = []
+        for rows in list(self._files.values())[:: max(1, len(self._files) // _PROBED)]:
+            with suppress(PlateError):
+                shapes.append(plane_shape(self._export.path / rows["file"][0], rows["page"][0]))
+        if not shapes:
+            raise PlateError("none of its TIFF files can be read", "Export it again.", path=self._export.path)
+        return mode(shapes)
 
     def _unreadable(self, field: Field, problem: str, file: str = "") -> PlateError:
         place: dict[str, Any] = {"plate": field.plate, "well": field.well, "site": field.site}
@@ -165,19 +172,20 @@ class ExportSource:
 def true_stack(export: Export) -> tuple[Export, list[str]]:
     """The export as what it really is, a z-stack or single planes, and what of it was left out, in words.
 
-    Projections beside a stack are left out. A channel that repeats one plane all through the stack makes it none: the
-    plate is then taken in two dimensions, from its projections where it has them, else from the first slice.
+    Projections beside a stack are left out, and so are channels that have fewer slices than others. A channel that
+    repeats one plane all through the stack makes it none: the plate is then taken in two dimensions, from its
+    projections where it has them, else from the first slice.
     """
     projected = export.planes.filter(pl.col("z") == PROJECTION)
     slices = export.planes.filter(pl.col("z") != PROJECTION)
     depth = slices["z"].n_unique()
     repeated = _repeated(export, slices) if depth > 1 else []
     if depth > 1 and not repeated:
-        notes = ["projections of the stacks (maximum or other) lie beside them and were left out"]
-        return replace(export, planes=slices), notes if projected.height else []
-    first = slices.filter(pl.col("z") == 0)
-    flat = pl.concat([projected.with_columns(z=pl.lit(0, pl.Int32)), first])
-    flat = flat.unique(["well", "site", "channel"], keep="first", maintain_order=True).sort("well", "site", "channel")
+        notes = ["projections of the stacks lie beside them and were left out"] if projected.height else []
+        return _whole_stacks(export, slices, depth, notes), notes
+    # The planes are sorted, projections before slices.
+    flat = export.planes.unique(["well", "site", "channel"], keep="first", maintain_order=True)
+    flat = flat.with_columns(z=pl.lit(0, pl.Int32))
     notes = []
     if repeated:
         whence = "its projections" if projected.height else "the first slice of each stack"
@@ -190,6 +198,20 @@ def true_stack(export: Export) -> tuple[Export, list[str]]:
         notes.append("only projections, no z-stack: the plate was taken in as two-dimensional")
     voxel_size = (1.0, *export.voxel_size[1:])
     return replace(export, planes=flat, voxel_size=voxel_size), notes
+
+
+def _whole_stacks(export: Export, slices: pl.DataFrame, depth: int, notes: list[str]) -> Export:
+    """The channels that have every slice; the others are named in ``notes``."""
+    counts = dict(slices.group_by("channel").agg(pl.col("z").n_unique()).iter_rows())
+    whole = [index for index in range(len(export.channels)) if counts.get(index) == depth]
+    for index, channel in enumerate(export.channels):
+        if index not in whole:
+            notes.append(f"channel {channel} has {counts.get(index, 0)} of {depth} slices and was left out")
+    if not whole:
+        raise PlateError(f"no channel has all {depth} slices", "Export it again.", plate=export.name, path=export.path)
+    renumbered = pl.col("channel").replace_strict(whole, range(len(whole)), return_dtype=pl.Int32)
+    planes = slices.filter(pl.col("channel").is_in(whole)).with_columns(renumbered)
+    return replace(export, planes=planes, channels=tuple(export.channels[index] for index in whole))
 
 
 def _repeated(export: Export, slices: pl.DataFrame) -> list[str]:
@@ -210,5 +232,8 @@ def _repeated(export: Export, slices: pl.DataFrame) -> list[str]:
 
 def _one_plane(export: Export, rows: pl.DataFrame) -> bool:
     planes = (read_plane(export.path / file, page) for file, page in rows.select("file", "page").iter_rows())
-    first = next(planes)
+    first = next(planes, None)
+    # A channel without light is no repetition, and one slice repeats nothing.
+    if first is None or rows.height < 2 or first.min() == first.max():
+        return False
     return all(np.array_equal(first, plane) for plane in planes)

@@ -73,7 +73,8 @@ class Staging:
         self.discard()
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind. What says that anything is worth keeping goes first."""
+        self._made_from.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def take_up(self, made_from: Mapping[str, Any]) -> None:
@@ -83,9 +84,9 @@ class Staging:
             published = not (self._files / f"{self._name}{RECORD_ENDING}").exists()
             if not published and json.loads(self._commit.read_text())["copied"] and not self.plate.exists():
                 target.rename(self.plate)
-            self._commit.unlink()
             if published:
-                self._made_from.unlink()
+                self._made_from.unlink(missing_ok=True)
+            self._commit.unlink()
         if not self._made_from.exists() or json.loads(self._made_from.read_text()) != made_from:
             for path in self.folder.iterdir():
                 if path.is_dir():
@@ -97,7 +98,8 @@ class Staging:
 def staged(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[Staging]:
     """The staging area of a plate, for one ingestion at a time.
 
-    It is kept where the process is killed or the disk is full, and left empty where the plate is refused.
+    It is kept where the process is killed, the disk is full or the source out of reach, and emptied where the plate is
+    refused.
 
     Args:
         made_from: what the result depends on, as JSON; fields finished from anything else are done again.
@@ -106,17 +108,20 @@ def staged(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[St
         PlateError: where another process is ingesting this plate.
     """
     staging = Staging(plates, name)
-    staging.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(staging.folder / "lock")
+    # Not in the staging area, which is removed while the lock is held.
+    lock = FileLock(plates / ".locks" / name, mode=0o666)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise PlateError("another run is ingesting it", "Wait for that one.", plate=name) from error
     try:
+        staging.folder.mkdir(exist_ok=True)
         staging.take_up(made_from)
         yield staging
-    except GradcamoError:
-        staging.discard()
+    except GradcamoError as error:
+        if not isinstance(error.__cause__, OSError):
+            staging.discard()
         raise
     finally:
         lock.release()

@@ -5,6 +5,7 @@ What is on the plate stands in ``synthetic_design``, how it looks in ``synthetic
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from gradcamo_assets.common.files import replaced_file, replaced_folder
 from gradcamo_assets.plates.synthetic_design import VOXEL_SIZE, SyntheticPlate, plate_map
 from gradcamo_assets.plates.synthetic_field import render_field
-from gradcamo_assets.plates.writing import copy_field, create_field, create_plate
+from gradcamo_assets.plates.writing import create_field, create_plate
 
 
 def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: bool = False) -> Path:
@@ -37,7 +38,7 @@ def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: boo
         bar = tqdm(fields, desc=f"synthesising {config.name}", unit="field", disable=not progress)
         for index, name, site in bar:
             path = folder / name[0] / name[1:] / str(site - 1)
-            copy_field(template, path)
+            shutil.copytree(template, path, dirs_exist_ok=True)
             field = render_field(config, index, site)
             for at, pixels in (("0", field.image), ("labels/cells/0", field.cells), ("labels/nuclei/0", field.nuclei)):
                 zarr.open_array(path / at, mode="r+")[:] = pixels

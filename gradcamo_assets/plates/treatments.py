@@ -129,7 +129,9 @@ def _treatment(
 def _kind(compound: str | None, said: str | None, solvent: str | None) -> str:
     # A well without a compound that has the vehicle is a control (Broad's maps); a 'control' is told by its name.
     by_name = _KINDS.get(_plain(compound or solvent or "empty"))
-    if by_name not in ("negcon", "empty"):
+    if said is None and compound is not None and not _plain(compound):
+        raise PlateMapError(f"{compound[:40]!r} may be any control", "Say which in a column Metadata_pert_type.")
+    if by_name not in ("negcon", "poscon", "empty"):
         by_name = "trt" if compound else "empty"
     if said is None:
         return by_name

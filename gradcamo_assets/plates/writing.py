@@ -5,7 +5,6 @@ Specification: https://ngff.openmicroscopy.org/0.5/
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from gradcamo_assets.common.names import natural_key
 _COMPRESSOR = {"name": "blosc", "configuration": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle"}}
 _COLOURS = ("0000FF", "00FF00", "FFFF00", "FF8000", "FF0000", "FFFFFF")
 _LONGEST = 1280
-"""Pixels along a side of a chunk, at most."""
+"""Pixels along a side of a chunk, where that can be had."""
 
 
 def create_plate(folder: Path, name: str, wells: Mapping[str, Sequence[str]]) -> None:
@@ -40,7 +39,8 @@ def create_field(
     voxel_size: tuple[float, float, float],
     labels: Sequence[str] = (),
 ) -> None:
-    """An empty image, and empty labels: ``<path>/0`` (C, Z, Y, X) uint16, one channel a shard, one slice a chunk.
+    """An empty image, and empty labels: ``<path>/0`` (C, Z, Y, X) uint16, one channel a shard, and in it a slice,
+    or a part of one, a chunk.
 
     Args:
         voxel_size: (z, y, x) in micrometres.
@@ -62,13 +62,7 @@ def create_field(
         image.derive_label(name, dtype="uint32")
 
 
-def copy_field(template: Path, path: Path) -> None:
-    """Another empty field like ``template``: ngio takes longer over the metadata of one than its pixels take."""
-    shutil.copytree(template, path, dirs_exist_ok=True)
-
-
 def _chunk(length: int) -> int:
-    """The longest part of an axis that divides it evenly, as shards ask, and is no longer than ``_LONGEST``."""
-    return next(
-        length // parts for parts in range(1, length + 1) if length % parts == 0 and length // parts <= _LONGEST
-    )
+    """A part of an axis that divides it evenly, as shards ask, and is neither long nor short; else the whole axis."""
+    wanted = range(_LONGEST, _LONGEST // 3, -1)
+    return length if length <= _LONGEST else next((part for part in wanted if length % part == 0), length)

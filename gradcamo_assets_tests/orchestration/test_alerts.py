@@ -175,7 +175,7 @@ class Post:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def starttls(self) -> None:
+    def starttls(self, context: object) -> None:
         Post.calls.append("tls")
 
     def login(self, user: str, password: str) -> None:

@@ -49,7 +49,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return later
 
 
-def test_a_plate_is_taken_in_once_it_has_stopped_changing(bench: Bench) -> None:
+def test_a_plate_is_taken_in_once_it_has_stopped_changing(bench: Bench, clock: Clock) -> None:
+    clock(0)
     assert requested(tick(bench, inbox_sensor)) == []
     plate = write_synthetic_plate(bench.home.inbox, TINY)
     first = tick(bench, inbox_sensor)
@@ -58,9 +59,11 @@ def test_a_plate_is_taken_in_once_it_has_stopped_changing(bench: Bench) -> None:
     (plate / "growing").write_text("x")
     second = tick(bench, inbox_sensor, first.cursor)
     assert requested(second) == []
-    third = tick(bench, inbox_sensor, second.cursor)
-    assert requested(third) == [("ingest_plates", "tiny")]
-    assert [r.partition_keys for r in third.dynamic_partitions_requests or []] == [["tiny"]]
+    assert requested(tick(bench, inbox_sensor, second.cursor)) == [], "two looks in a row are too soon"
+    clock(0.1)
+    fourth = tick(bench, inbox_sensor, second.cursor)
+    assert requested(fourth) == [("ingest_plates", "tiny")]
+    assert [r.partition_keys for r in fourth.dynamic_partitions_requests or []] == [["tiny"]]
 
 
 def test_ingested_plates_ask_for_their_fields_and_for_no_site_that_is_not_there(bench: Bench) -> None:
@@ -93,6 +96,19 @@ def test_a_plate_taken_in_again_gets_new_masks_and_crops(scored_bench: Bench, tm
     once_more = tick(bench, inbox_sensor)
     assert requested(once_more) == requested(again)
     assert not {r.run_key for r in once_more.run_requests or []} & {r.run_key for r in again.run_requests or []}
+
+
+def test_sites_that_a_plate_no_longer_has_leave_no_rows(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    lake = bench.platform.lake
+    for well in (bench.home.inbox / "tiny.zarr").glob("[AB]/*/zarr.json"):
+        meta = json.loads(well.read_text())
+        meta["attributes"]["ome"]["well"]["images"] = meta["attributes"]["ome"]["well"]["images"][:1]
+        well.write_text(json.dumps(meta))
+    assert bench.ingest("tiny").success
+    for table in ("fields", "cells", "scores", "embeddings"):
+        assert {key.site for key in lake.keys(table, plate="tiny")} == {1}
+    assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 1))]
 
 
 def test_the_night_is_a_reconciliation(bench: Bench, clock: Clock) -> None:

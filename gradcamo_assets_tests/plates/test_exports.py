@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates import IngestConfig, ingest_plate, known_plate, load_plate, open_plate, read_field
 from gradcamo_assets.plates.readers import PROJECTION, read_export
 from gradcamo_assets.plates.sources import true_stack
+from gradcamo_assets.plates.writing import create_field
 from gradcamo_assets_tests.plates.readers.exports import (
     Pixels,
     some_pixels,
@@ -197,3 +199,72 @@ def test_only_projections_are_two_dimensional(tmp_path: Path) -> None:
     export = read_export(write_metaxpress(tmp_path / "p", some_pixels(shape=(2, 3, 16, 16)), projection=True))
     flat, notes = true_stack(replace(export, planes=export.planes.filter(pl.col("z") == PROJECTION)))
     assert flat.planes["z"].unique().to_list() == [0] and "only projections" in notes[0]
+
+
+def _without(folder: Path, *names: str) -> None:
+    for name in names:
+        for path in folder.rglob(name):
+            path.unlink()
+
+
+def test_a_channel_with_fewer_slices_than_others_is_left_out(tmp_path: Path) -> None:
+    pixels = some_pixels(shape=(3, 3, 16, 16))
+    write_metaxpress(tmp_path / "p", pixels, ["DNA", "ER", "BF"])
+    for step in (2, 3):
+        _without(tmp_path / "p" / "TimePoint_1" / f"ZStep_{step}", "*_w3.tif")
+    done = ingest_plate(tmp_path / "p", tmp_path / "plates")
+    assert done.plate.channels == ("DNA", "ER") and not done.plate.bad_fields
+    assert "channel BF has 1 of 3 slices and was left out" in done.problems
+    np.testing.assert_array_equal(read_field(done.plate, done.plate.fields[0]), pixels["B02", 1][:2])
+
+
+def test_a_channel_of_projections_beside_stacks_is_left_out(tmp_path: Path) -> None:
+    pixels = some_pixels(shape=(3, 3, 16, 16))
+    write_metaxpress(tmp_path / "p", pixels, ["DNA", "ER", "BF"], projection=True)
+    for step in (1, 2, 3):
+        _without(tmp_path / "p" / "TimePoint_1" / f"ZStep_{step}", "*_w3.tif")
+    done = ingest_plate(tmp_path / "p", tmp_path / "plates")
+    assert done.plate.channels == ("DNA", "ER") and done.plate_frame["size_z"].item() == 3
+    assert any("BF has 0 of 3 slices" in problem for problem in done.problems)
+
+
+def test_a_channel_without_light_does_not_make_a_plate_flat(tmp_path: Path) -> None:
+    pixels = some_pixels(shape=(2, 3, 16, 16))
+    for stack in pixels.values():
+        stack[1] = 0
+    done = ingest_plate(write_metaxpress(tmp_path / "p", pixels), tmp_path / "plates")
+    assert done.plate_frame["size_z"].item() == 3 and not done.source_problems
+
+
+def test_one_field_of_another_size_does_not_rule_the_plate(tmp_path: Path) -> None:
+    pixels = some_pixels(wells=("B02", "B03", "B04"), sites=1, shape=(2, 2, 16, 16))
+    pixels["B02", 1] = some_pixels(shape=(2, 2, 20, 16))["B02", 1]
+    done = ingest_plate(write_metaxpress(tmp_path / "p", pixels), tmp_path / "plates")
+    assert [field.well for field in done.plate.fields] == ["B03", "B04"]
+
+
+def test_a_share_that_fails_is_no_bad_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_metaxpress(tmp_path / "p", some_pixels(shape=(2, 2, 16, 16)))
+    opened = tifffile.TiffFile
+
+    def fails(path: Path, *args: object, **options: object) -> tifffile.TiffFile:
+        if "C11_s2" in Path(path).name:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *args, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tifffile, "TiffFile", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            ingest_plate(source, tmp_path / "plates")
+    assert known_plate(tmp_path / "plates", "p") is None
+    assert len(ingest_plate(source, tmp_path / "plates").plate.fields) == 4
+
+
+@pytest.mark.parametrize("size", [1, 1080, 1280, 1281, 1301, 2160, 2161, 2557])
+def test_chunks_are_few_whatever_the_size(tmp_path: Path, size: int) -> None:
+    create_field(tmp_path / "f", (1, 2, size, 7), ["DNA"], (1.0, 0.5, 0.5))
+    array = zarr.open_array(tmp_path / "f" / "0")
+    assert array.shape == (1, 2, size, 7) == array.shards and array.chunks[2] in (size, 1080, 427)
+    pixels = np.arange(2 * size * 7, dtype=np.uint16).reshape(array.shape)
+    array[:] = pixels
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "f" / "0", mode="r")[:], pixels)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
-from gradcamo_assets.plates.illumination import correct_illumination, estimate_illumination, read_illumination
+from gradcamo_assets.plates.illumination import correct_illumination, estimate_illumination
 from gradcamo_assets.plates.quality import FieldMeter
 
 OFFSET = 100.0
@@ -65,10 +62,3 @@ def test_pixels_stay_within_16_bits() -> None:
     stack = np.array([[[0, 65535]]], np.uint16)
     dim = correct_illumination(stack, np.full((1, 2), 0.5, np.float32), 100)
     assert dim.tolist() == [[[0, 65535]]]
-
-
-def test_what_was_never_estimated_is_none(tmp_path: Path) -> None:
-    assert read_illumination(tmp_path / "no.npy") is None
-    with pytest.raises(ValueError, match="pickle"):
-        np.save(tmp_path / "bad.npy", np.array([{}], dtype=object), allow_pickle=True)
-        read_illumination(tmp_path / "bad.npy")

@@ -106,7 +106,8 @@ def test_a_plate_that_changes_while_copied_is_not_recorded(
     monkeypatch.setattr(ingest, "FieldMeter", arrives_late)
     with pytest.raises(PlateError, match="changed while"):
         ingest_plate(tiny, tmp_path / "plates")
-    assert known_plates(tmp_path / "plates") == {} and not list((tmp_path / "plates").iterdir())
+    assert known_plates(tmp_path / "plates") == {}
+    assert [path.name for path in (tmp_path / "plates").iterdir()] == [".locks"]
 
 
 def test_without_a_map_wells_are_empty(tiny: Path, tmp_path: Path) -> None:

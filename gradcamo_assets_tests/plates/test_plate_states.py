@@ -17,6 +17,7 @@ from gradcamo_assets.plates.inbox import Look
 BOX = Path("inbox")
 NOW = datetime(2026, 3, 5, 2, tzinfo=UTC)
 SETTLED = NOW.timestamp() - 1000
+AHEAD = Look("1", NOW.timestamp() + 3600)
 DEFAULT = InboxConfig()
 
 
@@ -60,11 +61,12 @@ def test_an_unusable_name_is_unreadable() -> None:
         (Look("1", NOW.timestamp() - 119), {}, DEFAULT, "copying"),
         (Look("1", NOW.timestamp() - 120), {}, DEFAULT, "ready"),
         (Look("1", NOW.timestamp() + 60), {}, DEFAULT, "copying"),
-        (Look("1", NOW.timestamp()), {"a": Look("1", NOW.timestamp()).token}, DEFAULT, "ready"),
-        (Look("1", NOW.timestamp()), {"a": Look("1", SETTLED).token}, DEFAULT, "copying"),
+        (AHEAD, {"a": (AHEAD.token, NOW.timestamp() - 120)}, DEFAULT, "ready"),
+        (AHEAD, {"a": (AHEAD.token, NOW.timestamp() - 30)}, DEFAULT, "copying"),
+        (Look("1", NOW.timestamp()), {"a": (Look("1", SETTLED).token, 0.0)}, DEFAULT, "copying"),
         (Look("1", NOW.timestamp()), {}, InboxConfig(settle_seconds=0), "ready"),
-        (Look("", float("inf")), {"a": Look("", float("inf")).token}, DEFAULT, "copying"),
-        (Look("1", SETTLED), {"a": Look("1", SETTLED).token}, InboxConfig(marker="done"), "copying"),
+        (Look("", float("inf")), {}, DEFAULT, "copying"),
+        (Look("1", SETTLED), {"a": (Look("1", SETTLED).token, 0.0)}, InboxConfig(marker="done"), "copying"),
         (Look("1", NOW.timestamp(), marked=True), {}, InboxConfig(marker="done"), "ready"),
     ],
 )
@@ -162,3 +164,10 @@ def test_a_missed_night_changes_nothing(found: dict, settings: InboxConfig, miss
         return known
 
     assert after([night for night in range(6) if night not in missed] + [6]) == after(list(range(7)))
+
+
+def test_a_plate_whose_rows_were_not_written_is_tried_again() -> None:
+    found = {BOX / "a.zarr": Look("1", SETTLED)}
+    failures = {"a": Failures("1", (Attempt(NOW - timedelta(hours=2), "the lake is full"),))}
+    assert states(found, known={"a": {"signature": "1"}}, failures=failures) == [("a", "ready")]
+    assert states(found, known={"a": {"signature": "0"}}, failures=failures) == [("a", "changed")]

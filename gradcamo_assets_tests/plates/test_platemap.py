@@ -301,3 +301,17 @@ def test_a_label_table_is_typed(tmp_path: Path) -> None:
 def test_a_wrong_label_table_is_an_error(tmp_path: Path, row: str) -> None:
     with pytest.raises(PlateMapError):
         read_label_table(_write(tmp_path, f"well,site,label,kind,compound\n{row}\n"))
+
+
+def test_a_control_of_unknown_kind_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(PlateMapError, match="'Control' may be any control"):
+        read_plate_map(_write(tmp_path, "well,compound\nA1,Control\n"), ["A1"])
+    frame = read_plate_map(_write(tmp_path, "well,compound\nA1,positive control\nA2,neg ctrl\n"), ["A1", "A2"]).frame
+    assert frame["Metadata_pert_type"].to_list() == ["poscon", "negcon"]
+
+
+def test_thousands_beside_decimal_commas_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlateMapError, match=r"'1\.000' may be a fraction"):
+        read_plate_map(_write(tmp_path, "well;compound;dose\nA1;x;1.000\nA2;x;10,5\n"), ["A1", "A2"])
+    frame = read_plate_map(_write(tmp_path, "well;compound;dose\nA1;x;0.001\nA2;x;10,5\n"), ["A1", "A2"]).frame
+    assert frame["Metadata_Dose"].to_list() == [0.001, 10.5]

@@ -88,7 +88,7 @@ def test_finished_fields_are_not_done_again(tmp_path: Path, monkeypatch: pytest.
     first, taken[:] = list(taken), [""] * 6
     ingest_plate(source, plates)
     assert len(first) == 5 and not set(first) & set(taken[6:]) and len(taken[6:]) == 7
-    assert [path.name for path in plates.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in plates.iterdir() if path.name.startswith(".")] == [".locks"]
 
 
 def test_a_changed_source_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +156,23 @@ def test_a_publication_that_dies_at_any_step_is_completed(
         ingest_plate(tiny, plates)
         assert _contents(plates) == _contents(calm)
     assert 6 <= deaths < 19
+
+
+def test_a_kill_while_a_staging_area_is_removed_leaves_nothing_to_be_believed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plates = tmp_path / "plates"
+    ingest_plate(tiny, plates)
+    before = _contents(plates)
+
+    def dies(folder: Path, **options: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "discard", lambda self: (self._made_from.unlink(missing_ok=True), dies(self.folder)))
+        with pytest.raises(Killed):
+            ingest_plate(tiny, plates)
+        shutil.rmtree(plates / ".tiny.ingesting" / "files")
+        (plates / ".tiny.ingesting" / "commit.json").unlink()
+    ingest_plate(tiny, plates)
+    assert _contents(plates) == before

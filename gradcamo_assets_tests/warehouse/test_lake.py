@@ -129,3 +129,13 @@ def test_a_damaged_file_is_named(lake: Lake, found: pl.DataFrame) -> None:
     lake.write("cells", found, plate="P1", site=1).write_bytes(b"PAR1 no more")
     with pytest.raises(StoreError, match="cells cannot be read"):
         lake.read("cells")
+
+
+def test_files_of_an_earlier_release_are_read_with_the_new_columns_empty(lake: Lake, found: pl.DataFrame) -> None:
+    lake.write("cells", found, plate="P1", site=1)
+    lake.write("cells", rows.cells(np.random.default_rng(1), "P1", 2, 5), plate="P1", site=2)
+    path = lake.root / Key("cells", "P1", 1).path
+    found.drop("centroid_z").with_columns(gone=pl.lit(1)).write_parquet(path)
+    read = lake.read("cells", plate="P1")
+    assert read.columns == found.columns and read["centroid_z"].null_count() == found.height
+    assert lake.read("cells", plate="P1", site=1)["label"].to_list() == found["label"].to_list()

@@ -16,6 +16,7 @@ from gradcamo_assets.orchestration.reconcile import read_inbox
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.plates import IngestConfig, Ingested, ingest_plate
 from gradcamo_assets.plates.failures import attempt
+from gradcamo_assets.warehouse import LAKE_TABLES
 
 
 def source_of(home: Home, plate: str) -> tuple[Path, str]:
@@ -64,10 +65,15 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     with attempt(home.plates, name, signature):
         config = home.settings("plates", IngestConfig)
         found = ingest_plate(source, home.plates, config, _progress(context, name))
-    lake.write("plates", found.plate_frame, plate=name)
-    lake.write("wells", found.wells_frame, plate=name)
-    for (site,), fields in found.fields_frame.group_by("Metadata_Site"):
-        lake.write("fields", fields, plate=name, site=site)
+        # A plate is in once its rows are: an attempt that ends before that is made again.
+        lake.write("plates", found.plate_frame, plate=name)
+        lake.write("wells", found.wells_frame, plate=name)
+        for (site,), fields in found.fields_frame.group_by("Metadata_Site"):
+            lake.write("fields", fields, plate=name, site=site)
+        gone = {key.site for key in lake.keys("fields", plate=name)} - set(found.fields_frame["Metadata_Site"])
+        for table in (table.name for table in LAKE_TABLES.values() if "site" in table.keys):
+            for site in gone:
+                lake.drop(table, plate=name, site=site)
     sites = sorted({str(field.site) for field in found.plate.fields}, key=int)
     context.instance.add_dynamic_partitions(str(SITES.name), sites)
     bad = found.fields_frame.filter(pl.col("qc_flag").is_not_null())

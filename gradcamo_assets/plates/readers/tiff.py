@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
-from gradcamo_assets.plates.hcs import as_counts
+from gradcamo_assets.plates.hcs import as_counts, out_of_reach
 
 if TYPE_CHECKING:
     import tifffile
@@ -61,6 +61,8 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
         raise PlateError("there is no such file", "Copy it again from the microscope.", path=path) from error
     # Codecs and parsers have no error in common.
     except Exception as error:
+        if out_of_reach(error):
+            raise
         raise PlateError(
             f"no TIFF, or a damaged one: {' '.join(str(error).split())[:200]}", "Copy it again, or export it again.",
             path=path,
