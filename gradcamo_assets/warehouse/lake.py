@@ -108,9 +108,15 @@ class Lake:
         return [key for key in found if key and all(getattr(key, name) == value for name, value in wanted.items())]
 
     def scan(self, table: str, **keys: Any) -> pl.LazyFrame:
-        """The rows under ``keys`` (all, without any), lazily; none: an empty frame with the table's columns."""
+        """The rows under ``keys`` (all, without any), lazily; none: an empty frame with the table's columns.
+
+        A file written before a column was known has NULL in it.
+        """
         paths = [self.root / key.path for key in self.keys(table, **keys)]
-        return pl.scan_parquet(paths, hive_partitioning=False) if paths else lake_table(table).empty().lazy()
+        schema = lake_table(table).polars
+        if not paths:
+            return pl.LazyFrame(schema=schema)
+        return pl.scan_parquet(paths, schema=schema, missing_columns="insert", hive_partitioning=False)
 
     def read(self, table: str, **keys: Any) -> pl.DataFrame:
         """The rows under ``keys``.

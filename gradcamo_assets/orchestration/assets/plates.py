@@ -67,7 +67,9 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     lake.write("plates", found.plate_frame, plate=name)
     lake.write("wells", found.wells_frame, plate=name)
     for (site,), fields in found.fields_frame.group_by("Metadata_Site"):
-        lake.write("fields", fields, plate=name, site=site)
+        # What the masks will tell is unknown until they are made.
+        later = fields.with_columns(n_cells=pl.lit(None), foreground_share=pl.lit(None))
+        lake.write("fields", later, plate=name, site=site)
     sites = sorted({str(field.site) for field in found.plate.fields}, key=int)
     context.instance.add_dynamic_partitions(str(SITES.name), sites)
     bad = found.fields_frame.filter(pl.col("qc_flag").is_not_null())
