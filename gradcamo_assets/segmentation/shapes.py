@@ -165,12 +165,14 @@ def nearest(
             if away[other] >= found[index]:
                 break
             theirs, best = shell(other), found[index]
-            # A few voxels of both tell roughly how far; only those that can be nearer are looked at then.
-            best = min(best, KDTree(mine[::16]).query(theirs[::16], distance_upper_bound=best)[0].min())
+            if np.isinf(best):
+                # A few voxels of both tell roughly how far; from then on only those are looked at that can be nearer.
+                best = KDTree(mine[::16]).query(theirs[::16])[0].min()
             facing = mine[_to_box(mine, low[other], high[other]) < best]
-            behind = theirs[_to_box(theirs, low[index], high[index]) < best]
-            if len(facing) and len(behind):
-                best = min(best, KDTree(facing).query(behind, distance_upper_bound=best)[0].min())
+            behind = theirs[_to_box(theirs, facing.min(0), facing.max(0)) < best] if len(facing) else facing
+            if len(behind):
+                tree = KDTree(facing, balanced_tree=False, compact_nodes=False)
+                best = min(best, tree.query(behind, distance_upper_bound=best)[0].min())
             if best < found[index]:
                 found[index], found[other] = best, min(best, found[other])
     return np.where(np.isinf(found), np.nan, found)

@@ -43,8 +43,8 @@ def test_ordinary_cells_pass_and_odd_ones_are_named():
     last = flags.to_list()[-4:]
     assert last[0] == f"volume {12300 / median:.3g} x the median"
     assert last[1].startswith("volume 0.0496 ") and "; channel 2 intensity 8.9" in last[1]
-    assert last[2] == "solidity 0.4, the median 0.92; cell probability 0.2, the median 0.92"
-    assert last[3] == "flow error 0.9, the median 0.12; DNA intensity 0.09 x the median"
+    assert last[2] == "solidity 0.4, the median 0.93; cell probability 0.2, the median 0.93"
+    assert last[3] == "flow error 0.9, the median 0.13; DNA intensity 0.09 x the median"
     assert cell_flags(odd, QcConfig(outlier=0)).null_count() == 40
     assert cell_flags(odd.tail(10), QcConfig()).null_count() == 10
 
@@ -80,7 +80,7 @@ def test_outliers_are_warned_of_and_left_out_only_where_that_is_asked_for():
     plain = judged(cells, QcConfig()).tail(4)
     assert plain["qc_flag"].to_list() == ["bystander", None, None, None]
     assert [str(text).partition(" 8.9")[0] for text in plain["qc_warning"]] == [
-        "no nucleus; volume", "2 nuclei", "no nucleus; cell probability 0.6, the median 0.92", "volume",
+        "no nucleus; volume", "2 nuclei", "no nucleus; cell probability 0.6, the median 0.93", "volume",
     ]  # fmt: skip
     strict = QcConfig(drop_outliers=True, min_probability=0.7, max_nuclei=1, need_nucleus=True)
     flags = judged(cells, strict)["qc_flag"]
