@@ -27,6 +27,7 @@ def field_cells(
     voxel_size: tuple[float, float, float],
     well_row: dict[str, object],
     mask_version: str,
+    image: np.ndarray | None = None,
     label_table: pl.DataFrame | None = None,
     true_cells: np.ndarray | None = None,
 ) -> pl.DataFrame:
@@ -34,11 +35,13 @@ def field_cells(
 
     Args:
         masks: of the field. voxel_size: (z, y, x) in um. well_row: the well's row of the plate map.
+        image: (C, Z, Y, X), for the mean intensities; None leaves them NULL.
         label_table: the plate's label table for this field; ``true_cells`` (Z, Y, X), the labels it speaks of. A
             predicted cell takes the treatment of the true cell that covers at least half of it; bystanders and cells
             that match none are flagged and left unscored.
     """
-    table = cell_table(masks.cells, masks.nuclei).with_columns(qc_flag=pl.lit(None, pl.String))
+    table = cell_table(masks.cells, masks.nuclei, voxel_size, image=image, confidence=masks.confidence)
+    table = table.with_columns(qc_flag=pl.lit(None, pl.String))
     if label_table is not None and true_cells is not None:
         matches = match_labels(masks.cells, true_cells).filter(pl.col("overlap") >= _LEAST_OVERLAP)
         treatments = label_table.select(pl.col("label").cast(pl.Int32).alias("true_label"), "kind", *TREATMENT)

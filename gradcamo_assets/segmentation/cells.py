@@ -5,66 +5,141 @@ Takes label arrays, returns polars frames. Not here: how the labels were made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from scipy import ndimage as ndi
 
-from gradcamo_assets.segmentation.masks import overlaps
+from gradcamo_assets.segmentation import shapes
+from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, overlaps
 
-CELL_SCHEMA: dict[str, type[pl.DataType]] = {
+CELL_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "label": pl.Int32,
     **dict.fromkeys(("centroid_z", "centroid_y", "centroid_x"), pl.Float64),
     **dict.fromkeys(("bbox_z0", "bbox_z1", "bbox_y0", "bbox_y1", "bbox_x0", "bbox_x1"), pl.Int32),
     "volume_voxels": pl.Int64,
     **dict.fromkeys(("touches_xy_border", "touches_z_border"), pl.Boolean),
     **dict.fromkeys(("nucleus_label", "n_nuclei"), pl.Int32),
+    **dict.fromkeys(("nucleus_share", "sphericity", "solidity"), pl.Float64),
+    "mean_intensity": pl.List(pl.Float64),
+    "n_slices": pl.Int32,
+    "stitch_breaks": pl.Int32,
+    **dict.fromkeys(("nearest_neighbour_um", "cell_probability", "flow_error"), pl.Float64),
+    "qc_warning": pl.String,
 }
 _MATCH_SCHEMA = {"label": pl.Int32, "true_label": pl.Int32, "overlap": pl.Float64, "iou": pl.Float64}
 
 
-def cell_table(cells: np.ndarray, nuclei: np.ndarray) -> pl.DataFrame:
+def cell_table(
+    cells: np.ndarray,
+    nuclei: np.ndarray,
+    voxel_size: Sequence[float] = (1.0, 1.0, 1.0),
+    *,
+    image: np.ndarray | None = None,
+    confidence: pl.DataFrame | None = None,
+) -> pl.DataFrame:
     """One row a cell, by label: ``CELL_SCHEMA``.
 
     Args:
         cells, nuclei: labels (Z, Y, X) of whole numbers, 0 outside.
+        voxel_size: (z, y, x) in micrometres.
+        image: (C, Z, Y, X); None leaves ``mean_intensity`` NULL.
+        confidence: ``Masks.confidence``; its columns are NULL for a cell that it does not list.
 
     Centroids are means of voxel indices; boxes are half-open. A nucleus belongs to the one cell that holds most of it;
-    ``nucleus_label`` is the one with the largest overlap (NULL without any), ``n_nuclei`` counts them.
-    ``touches_z_border`` is False where Z is 1, since a single slice has no border in z.
+    ``nucleus_label`` is the one with the largest overlap (NULL without any), ``n_nuclei`` counts them,
+    ``nucleus_share`` is the share of the cell that they fill.
+    ``touches_z_border`` is False where Z is 1, since a single slice has no border in z. ``sphericity``, ``solidity``
+    and ``nearest_neighbour_um``: see ``shapes``; the last is NULL for the only cell of a field. ``qc_warning`` says
+    where a cell has no nucleus, or several.
     """
-    boxes = ndi.find_objects(cells.astype(np.int32, copy=False))
+    boxes = ndi.find_objects(cells.view(np.int32) if cells.dtype == np.uint32 else cells.astype(np.int32, copy=False))
     labels = np.array([label for label, box in enumerate(boxes, start=1) if box is not None], np.int64)
     if not len(labels):
         return pl.DataFrame(schema=CELL_SCHEMA)
-    corners = np.array([[(part.start, part.stop) for part in box] for box in boxes if box is not None])
-    where = np.nonzero(cells)
-    label = cells[where].astype(np.int64)
-    volume = np.bincount(label)[labels]
-    columns: dict[str, np.ndarray] = {"label": labels, "volume_voxels": volume}
+    boxes = [box for box in boxes if box is not None]
+    corners = np.array([[(part.start, part.stop) for part in box] for box in boxes])
+    sums, intensity = _sums(cells, labels, image)
+    volume = sums["volume"].astype(np.int64)
+    columns: dict[str, np.ndarray] = {"label": labels, "volume_voxels": volume, "n_slices": sums["slices"]}
     for axis, name in enumerate("zyx"):
-        columns[f"centroid_{name}"] = np.bincount(label, where[axis])[labels] / volume
+        columns[f"centroid_{name}"] = sums[name] / volume
         columns[f"bbox_{name}0"], columns[f"bbox_{name}1"] = corners[:, axis, 0], corners[:, axis, 1]
     touches = (corners[:, :, 0] == 0) | (corners[:, :, 1] == cells.shape)
     columns["touches_xy_border"] = touches[:, 1] | touches[:, 2]
     columns["touches_z_border"] = touches[:, 0] & (cells.shape[0] > 1)
+    flat = len(cells) == 1
+    outlines = shapes.outlines(cells, voxel_size)
+    size = volume * float(np.prod(voxel_size[1:] if flat else voxel_size))
+    columns["sphericity"] = shapes.sphericity(size, outlines.surface[labels], flat)
+    columns["solidity"] = shapes.solidity(volume, outlines.corners)
+    gaps = shapes.nearest(cells, boxes, labels, ~outlines.touching[labels], voxel_size)
+    several = pl.col("n_nuclei")
     return (
         pl.DataFrame(columns)
+        .with_columns(
+            pl.Series("nearest_neighbour_um", gaps, nan_to_null=True),
+            pl.Series("mean_intensity", intensity, pl.List(pl.Float64)),
+        )
         .join(_nuclei_of_cells(cells, nuclei), on="label", how="left", maintain_order="left")
-        .with_columns(pl.col("n_nuclei").fill_null(0))
+        .join(
+            (pl.DataFrame(schema=CONFIDENCE_SCHEMA) if confidence is None else confidence).cast({"label": pl.Int64}),
+            on="label", how="left", maintain_order="left",
+        )
+        .with_columns(several.fill_null(0), nucleus_share=pl.col("nucleus_voxels").fill_null(0) / volume)
+        .with_columns(
+            qc_warning=pl.when(several == 0)
+            .then(pl.lit("no nucleus"))
+            .when(several > 1)
+            .then(pl.format("{} nuclei", several))
+        )
         .select([pl.col(name).cast(kind) for name, kind in CELL_SCHEMA.items()])
-    )
+    )  # fmt: skip
+
+
+def _sums(
+    cells: np.ndarray, labels: np.ndarray, image: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], list[list[float] | None]]:
+    """Of each cell the voxels, the slices, the sums of its indices, and its mean intensities; slice by slice."""
+    size = int(labels[-1]) + 1
+    sums = {name: np.zeros(size) for name in ("volume", "slices", "z", "y", "x")}
+    bright = None if image is None else np.zeros((len(image), size))
+    width = cells.shape[2]
+    for z, plane in enumerate(cells.reshape(len(cells), -1)):
+        inside = np.flatnonzero(plane)
+        label = plane[inside].astype(np.int64)
+        area = np.bincount(label, minlength=size)
+        sums["volume"] += area
+        sums["slices"] += area > 0
+        sums["z"] += area * z
+        sums["y"] += np.bincount(label, inside // width, size)
+        sums["x"] += np.bincount(label, inside % width, size)
+        if image is not None and bright is not None:
+            for total, channel in zip(bright, image, strict=True):
+                total += np.bincount(label, channel[z].reshape(-1)[inside], size)
+    sums = {name: values[labels] for name, values in sums.items()}
+    return sums, [None] * len(labels) if bright is None else (bright[:, labels] / sums["volume"]).T.tolist()
 
 
 def _pairs(first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> pl.DataFrame:
-    return pl.DataFrame(dict(zip((*names, "shared"), overlaps(first, second), strict=True)))
+    """Labels that share voxels, and how many (``shared``). Slice by slice: a whole field's pairs fill the memory."""
+    parts = (overlaps(one[None], other[None]) for one, other in zip(first, second, strict=True))
+    frames = [pl.DataFrame(dict(zip((*names, "shared"), part, strict=True))) for part in parts]
+    return pl.concat(frames).group_by(names).agg(pl.col("shared").sum())
 
 
 def _nuclei_of_cells(cells: np.ndarray, nuclei: np.ndarray) -> pl.DataFrame:
-    """For each cell with a nucleus: ``label``, ``nucleus_label``, ``n_nuclei``. Ties go to the smaller label."""
+    """For each cell with a nucleus: ``label``, ``nucleus_label``, ``n_nuclei``, ``nucleus_voxels`` of all of them.
+
+    Ties go to the smaller label.
+    """
     pairs = _pairs(cells, nuclei, ("label", "nucleus_label"))
     owned = pairs.sort(["shared", "label"], descending=[True, False]).unique("nucleus_label", keep="first")
     ranked = owned.sort(["label", "shared", "nucleus_label"], descending=[False, True, False])
-    return ranked.group_by("label").agg(pl.col("nucleus_label").first(), pl.len().alias("n_nuclei"))
+    return ranked.group_by("label").agg(
+        pl.col("nucleus_label").first(), pl.len().alias("n_nuclei"), pl.col("shared").sum().alias("nucleus_voxels")
+    )
 
 
 def match_labels(predicted: np.ndarray, truth: np.ndarray) -> pl.DataFrame:

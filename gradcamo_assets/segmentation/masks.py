@@ -5,9 +5,17 @@ Not here: networks and images (``segment``), the table of cells (``cells``), fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import polars as pl
+
+CONFIDENCE_SCHEMA: dict[str, type[pl.DataType]] = {
+    "label": pl.Int32,
+    "cell_probability": pl.Float64,
+    "flow_error": pl.Float64,
+    "stitch_breaks": pl.Int32,
+}
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,7 @@ class Masks:
 
     cells: np.ndarray
     nuclei: np.ndarray
+    confidence: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CONFIDENCE_SCHEMA))
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

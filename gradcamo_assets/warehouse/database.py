@@ -76,9 +76,10 @@ def replace_rows(
     else:
         connection.execute(f"DELETE FROM {table.name}")
     if present:
-        paths, names = [str(root / key.path) for key in present], ", ".join(table.polars)
-        source = f"SELECT {names} FROM read_parquet(?, hive_partitioning = false)"
-        connection.execute(f"INSERT INTO {table.name} {source}", [paths])
+        paths = [str(root / key.path) for key in present]
+        # By name: a file written before a column was known has NULL in it.
+        source = "SELECT * FROM read_parquet(?, hive_partitioning = false, union_by_name = true)"
+        connection.execute(f"INSERT INTO {table.name} BY NAME {source}", [paths])
 
 
 def refresh_aggregates(connection: duckdb.DuckDBPyConnection, changed: Iterable[Key]) -> None:

@@ -53,17 +53,28 @@ def test_bad_fields_are_named_and_the_others_reach_their_crops(damaged: Bench) -
 
     results = damaged.process("tiny")
     assert all(result.success for result in results)
+    usable = damaged.checks(results[0])["fields_usable"]
+    assert not usable.passed and not usable.blocking
+    assert f"{TINY.well_names[3]}: no cell was found" in str(usable.metadata["unusable"].value)
+    assert damaged.checks(results[1])["fields_usable"].passed
     lake = damaged.platform.lake
     fields = lake.read("fields")
     bad = fields.filter(pl.col("qc_flag").is_not_null())
-    assert bad.select("Metadata_Well", "Metadata_Site").rows() == [("A01", 1), ("A02", 1), ("A03", 1)]
-    assert bad["qc_flag"].to_list()[2] == "empty"
+    wells = [("A01", 1), ("A02", 1), ("A03", 1), (TINY.well_names[3], 1)]
+    assert bad.select("Metadata_Well", "Metadata_Site").rows() == wells
+    assert bad["qc_flag"].to_list()[2:] == ["empty", "unusable masks: no cell was found"]
+    assert bad["n_cells"].to_list() == [None, None, None, 0]
     cells = lake.read("cells")
     seen = set(cells.select("Metadata_Well", "Metadata_Site").unique().rows())
     no_cells = (TINY.well_names[3], 1)
     assert seen == {(well, site) for well in TINY.well_names for site in (1, 2)} - {
         ("A01", 1), ("A02", 1), ("A03", 1), no_cells,
     }  # fmt: skip
+    counted = cells.group_by("Metadata_Well", "Metadata_Site").agg(n=pl.len()).join(
+        fields, on=["Metadata_Well", "Metadata_Site"]
+    )  # fmt: skip
+    assert (counted["n"] == counted["n_cells"]).all() and counted["foreground_share"].is_between(0.01, 0.9).all()
+    assert cells["mean_intensity"].list.len().unique().to_list() == [5]
     assert read_masks(damaged.home.masks / "tiny" / f"{no_cells[0]}_s1").cells.max() == 0
     assert cells.filter(Metadata_Well=lacking.pop())["treatment_class"].null_count() > 0
 

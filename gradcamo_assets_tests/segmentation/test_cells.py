@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from skimage.measure import regionprops
 
 from gradcamo_assets.segmentation import CELL_SCHEMA, cell_table, match_labels
+from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA
 
 LABELS = hnp.arrays(
     np.uint32, st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 5)
@@ -86,3 +87,28 @@ def test_thousands_of_cells_take_seconds_at_most():
     started = time.perf_counter()
     assert len(cell_table(cells, cells)) == len(match_labels(cells, cells)) == 4096
     assert time.perf_counter() - started < 10
+
+
+@given(LABELS, st.integers(0, 2**31))
+@settings(max_examples=40)
+def test_intensities_slices_and_nuclear_shares_agree_with_a_loop(cells, seed):
+    rng = np.random.default_rng(seed)
+    nuclei, image = rng.integers(0, 3, cells.shape), rng.integers(0, 60000, (2, *cells.shape)).astype(np.uint16)
+    for row in cell_table(cells, nuclei.astype(np.uint32), image=image).iter_rows(named=True):
+        mine = cells == row["label"]
+        np.testing.assert_allclose(row["mean_intensity"], [channel[mine].mean() for channel in image])
+        assert row["n_slices"] == mine.any((1, 2)).sum()
+        sizes = {
+            n: [(mine & (nuclei == n)).sum(), [((cells == c) & (nuclei == n)).sum() for c in range(1, 6)]]
+            for n in (1, 2)
+        }
+        owned = [n for n, (here, of) in sizes.items() if here == max(of) > 0 and of.index(max(of)) == row["label"] - 1]
+        assert row["nucleus_share"] == sum(sizes[n][0] for n in owned) / mine.sum()
+        assert row["qc_warning"] == {0: "no nucleus", 1: None, 2: "2 nuclei"}[len(owned)]
+
+
+def test_confidence_stands_beside_its_cell():
+    cells = np.array([[[1, 1, 0, 3, 3]]], np.uint32)
+    row = {"label": 3, "cell_probability": 0.9, "flow_error": 0.1, "stitch_breaks": 2}
+    table = cell_table(cells, cells, confidence=pl.DataFrame([row], schema=CONFIDENCE_SCHEMA))
+    assert table.select(*row).rows() == [(1, None, None, None), tuple(row.values())]

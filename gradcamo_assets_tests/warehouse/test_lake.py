@@ -135,7 +135,7 @@ def test_files_of_an_earlier_release_are_read_with_the_new_columns_empty(lake: L
     lake.write("cells", found, plate="P1", site=1)
     lake.write("cells", rows.cells(np.random.default_rng(1), "P1", 2, 5), plate="P1", site=2)
     path = lake.root / Key("cells", "P1", 1).path
-    found.drop("centroid_z").with_columns(gone=pl.lit(1)).write_parquet(path)
+    found.drop("Metadata_Compound").with_columns(gone=pl.lit(1)).write_parquet(path)
     read = lake.read("cells", plate="P1")
-    assert read.columns == found.columns and read["centroid_z"].null_count() == found.height
+    assert read.columns == found.columns and read["Metadata_Compound"].null_count() == found.height
     assert lake.read("cells", plate="P1", site=1)["label"].to_list() == found["label"].to_list()

@@ -202,6 +202,23 @@ def test_the_log_of_a_users_session_poisons_nothing(tmp_path: Path) -> None:
     assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
 
 
+@pytest.mark.parametrize("before", [["P1"], ["P2"], ["P1", "P2"]])
+def test_files_from_before_a_column_was_known_have_null_in_it(tmp_path: Path, before: list[str]) -> None:
+    lake, database = rows.filled(tmp_path / "lake", sites=1, versions=1), tmp_path / "qc.duckdb"
+    for plate in ("P1", "P2"):
+        found = lake.read("cells", plate=plate, site=1).with_columns(solidity=0.5)
+        path = lake.write("cells", found, plate=plate, site=1)
+        if plate in before:
+            found.drop("solidity", "mean_intensity").write_parquet(path)
+    assert publish(lake, database).rebuilt
+    expected = {plate: None if plate in before else 0.5 for plate in ("P1", "P2")}
+    assert dict(lake.read("cells").select("Metadata_Plate", "solidity").unique().rows()) == expected
+    assert dict(run_sql(database, "SELECT DISTINCT Metadata_Plate, solidity FROM cells").rows()) == expected
+    found.drop("label").write_parquet(path)
+    with pytest.raises(StoreError, match="Make the partitions anew"):
+        publish(lake, database)
+
+
 @pytest.mark.parametrize("damage", ["written to", "truncated", "no database", "another schema", "moved lake"])
 def test_a_file_that_cannot_be_built_upon_is_made_anew(tmp_path: Path, damage: str) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"

@@ -69,7 +69,8 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
         lake.write("plates", found.plate_frame, plate=name)
         lake.write("wells", found.wells_frame, plate=name)
         for (site,), fields in found.fields_frame.group_by("Metadata_Site"):
-            lake.write("fields", fields, plate=name, site=site)
+            later = fields.with_columns(n_cells=pl.lit(None), foreground_share=pl.lit(None))
+            lake.write("fields", later, plate=name, site=site)
         gone = {key.site for key in lake.keys("fields", plate=name)} - set(found.fields_frame["Metadata_Site"])
         for table in (table.name for table in LAKE_TABLES.values() if "site" in table.keys):
             for site in gone:

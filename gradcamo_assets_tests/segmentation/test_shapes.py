@@ -1,0 +1,106 @@
+"""Shapes and distances against formulas, scikit-image and loops over all voxels."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+from skimage.draw import disk
+from skimage.measure import perimeter_crofton, regionprops
+from skimage.morphology import convex_hull_image
+
+from gradcamo_assets.segmentation import cell_table
+from gradcamo_assets_tests.segmentation.test_cells import LABELS
+
+
+def ellipsoid(radii: tuple[float, float, float], voxel: tuple[float, float, float], at: float = 0.0) -> np.ndarray:
+    axes = [np.arange(-np.ceil(r / v) - 1, np.ceil(r / v) + 2) * v + at * v for r, v in zip(radii, voxel, strict=True)]
+    grid = np.meshgrid(*axes, indexing="ij")
+    return (sum((g / r) ** 2 for g, r in zip(grid, radii, strict=True)) <= 1).astype(np.uint32)
+
+
+def only(cells: np.ndarray, voxel: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> dict:
+    return cell_table(cells, np.zeros_like(cells), voxel).row(0, named=True)
+
+
+@pytest.mark.parametrize("voxel", [(1.0, 1.0, 1.0), (2.0, 0.5, 0.5), (3.0, 0.3, 0.3)])
+@pytest.mark.parametrize("radii", [(10.0, 10.0, 10.0), (6.0, 10.0, 10.0), (6.0, 9.0, 13.0)])
+@pytest.mark.parametrize("at", [0.0, 0.37])
+def test_ellipsoids_are_as_round_as_knud_thomsens_formula_says(radii, voxel, at):
+    """Its error is 1.2% at most; a sphere has 1."""
+    a, b, c = radii
+    surface = 4 * np.pi * (((a * b) ** 1.6075 + (a * c) ** 1.6075 + (b * c) ** 1.6075) / 3) ** (1 / 1.6075)
+    expected = np.pi ** (1 / 3) * (8 * np.pi * a * b * c) ** (2 / 3) / surface
+    assert only(ellipsoid(radii, voxel, at), voxel)["sphericity"] == pytest.approx(expected, rel=0.05)
+
+
+def test_lumps_are_less_round_and_less_solid_than_balls():
+    ball = ellipsoid((8.0, 8.0, 8.0), (1.0, 1.0, 1.0))
+    pair = np.concatenate([ball, ball], axis=2)
+    one, two = only(ball), only(pair)
+    # Twice the volume and the surface of one; the hull is a ball and a cylinder as long as the centres are apart.
+    assert two["sphericity"] == pytest.approx(2 ** (-1 / 3), rel=0.07)
+    assert two["solidity"] == pytest.approx(one["solidity"] * (8 / 3) / (4 / 3 + 19 / 8), rel=0.05)
+
+
+def test_flat_cells_are_measured_as_scikit_image_does():
+    plane = np.zeros((80, 90), np.uint32)
+    for label, centre in enumerate([(25, 25), (40, 40)], start=1):
+        plane[disk(centre, 15 + label)] = label
+    plane[60:70, 10:80] = 3
+    table = cell_table(plane[None], np.zeros_like(plane[None]), (7.0, 0.5, 0.5))
+    for row, p in zip(table.iter_rows(named=True), regionprops(plane.astype(int)), strict=True):
+        expected = min(1.0, 4 * np.pi * p.area / perimeter_crofton(p.image, 4) ** 2)
+        assert row["sphericity"] == pytest.approx(expected, rel=1e-9)
+        assert row["solidity"] == pytest.approx(p.solidity, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_solidity_agrees_with_scikit_images_hull(seed):
+    """On lumps of balls; the hull of voxels counts voxels there, here it is a volume."""
+    rng = np.random.default_rng(seed)
+    cells = np.zeros((24, 40, 40), np.uint32)
+    grid = np.indices(cells.shape)
+    for centre in rng.uniform(9, (15, 31, 31), (3, 3)):
+        cells[((grid - centre[:, None, None, None]) ** 2).sum(0) < rng.uniform(5, 9) ** 2] = 1
+    assert only(cells)["solidity"] == pytest.approx((cells > 0).sum() / convex_hull_image(cells).sum(), abs=0.03)
+
+
+@given(st.tuples(*[st.integers(1, 9)] * 3))
+@settings(max_examples=30, deadline=None)
+def test_boxes_are_solid(size):
+    cells = np.pad(np.ones(size, np.uint32), 1)
+    row = only(cells)
+    assert row["solidity"] == pytest.approx(1.0)
+    assert row["n_slices"] == size[0]
+
+
+@given(LABELS, st.tuples(*[st.floats(0.2, 5)] * 3))
+@settings(max_examples=80, deadline=None)
+def test_the_nearest_neighbour_agrees_with_a_loop_over_pairs_of_voxels(cells, voxel):
+    table = cell_table(cells, np.zeros_like(cells), voxel)
+    for row in table.iter_rows(named=True):
+        mine, others = np.argwhere(cells == row["label"]), np.argwhere((cells > 0) & (cells != row["label"]))
+        if not len(others):
+            assert row["nearest_neighbour_um"] is None
+            continue
+        faces = (np.abs(mine[:, None] - others).sum(-1) == 1).any()
+        expected = 0.0 if faces else cdist(mine * voxel, others * voxel).min()
+        assert row["nearest_neighbour_um"] == pytest.approx(expected)
+
+
+def test_the_nearest_neighbour_of_scattered_balls():
+    rng, voxel = np.random.default_rng(3), np.array([2.0, 0.5, 0.5])
+    cells = np.zeros((12, 90, 90), np.uint32)
+    grid = np.indices(cells.shape)
+    for label in range(1, 25):
+        centre = rng.uniform(4, np.array(cells.shape) - 4)[:, None, None, None]
+        cells[(((grid - centre) * voxel[:, None, None, None]) ** 2).sum(0) < rng.uniform(1, 4) ** 2] = label
+    table = cell_table(cells, np.zeros_like(cells), tuple(voxel))
+    assert (table["nearest_neighbour_um"] > 0).any()
+    for label, gap in table.filter(pl.col("nearest_neighbour_um") > 0).select("label", "nearest_neighbour_um").rows():
+        mine, others = np.argwhere(cells == label), np.argwhere((cells > 0) & (cells != label))
+        assert gap == pytest.approx(cdist(mine * voxel, others * voxel).min())
