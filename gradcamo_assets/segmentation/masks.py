@@ -5,17 +5,30 @@ Not here: networks and images (``segment``), the table of cells (``cells``), fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import polars as pl
+
+CONFIDENCE_SCHEMA: dict[str, type[pl.DataType]] = {
+    "label": pl.Int32,
+    "cell_probability": pl.Float64,
+    "flow_error": pl.Float64,
+    "stitch_breaks": pl.Int32,
+}
+"""How far each cell can be believed; ``confidence_of`` says what the columns are."""
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Labels of one field's cells and nuclei, each (Z, Y, X) uint32, 0 outside; the two are numbered independently."""
+    """Labels of one field's cells and nuclei, each (Z, Y, X) uint32, 0 outside; the two are numbered independently.
+
+    ``confidence``: one row a cell, ``CONFIDENCE_SCHEMA``; no rows where the masks were not made by a ``Segmenter``.
+    """
 
     cells: np.ndarray
     nuclei: np.ndarray
+    confidence: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CONFIDENCE_SCHEMA))
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
