@@ -68,7 +68,7 @@ class SegmenterConfig:
             to 200 pixels; the network's own scale (30 pixels) where the voxel size is unknown (1, 1, 1) or implausible,
             or the two differ by less than a third.
         stitch_threshold: least intersection over union that joins objects of neighbouring slices.
-        flow_threshold: highest flow error of an object in a slice; 0 keeps all. ``3d`` does not use it.
+        flow_threshold: highest flow error of an object; 0 keeps all. Cellpose does not use it in ``3d``.
         cellprob_threshold: least logit of a pixel inside an object; lower gives larger and more objects.
         min_volume: fewest voxels of a cell; of a nucleus a quarter of that.
 
@@ -233,14 +233,16 @@ class Segmenter:
             torch.set_num_threads(threads)
         found = masks.reshape(depth, height, width)
         flows, logits = flows.reshape(-1, depth, height, width), logits.reshape(depth, height, width)
+        pieces: list[np.ndarray] = [found] if whole else list(found)
         if whole:
             # Each component is the sum of two planes' flows, each 5 where the network is sure; the logit that of three.
             length = np.maximum(np.sqrt((flows**2).sum(axis=0)), 5)
-            return found, [object_quality(found, flows / length, logits / 3)]
-        quality = [object_quality(plane, flows[:, z] / 5, logits[z]) for z, plane in enumerate(found)]
+            quality = [object_quality(found, flows / length, logits / 3)]
+        else:
+            quality = [object_quality(plane, flows[:, z] / 5, logits[z]) for z, plane in enumerate(found)]
         if compact and self.config.flow_threshold > 0:
-            for plane, (size, _, error) in zip(found, quality, strict=True):
-                plane[(error > self.config.flow_threshold * size)[plane]] = 0
+            for piece, (size, _, error) in zip(pieces, quality, strict=True):
+                piece[(error > self.config.flow_threshold * size)[piece]] = 0
         return found, quality
 
     @cached_property
