@@ -157,8 +157,11 @@ class Segmenter:
             raise SegmentationError(
                 f"{image.shape[1]} slices are too few for the mode '3d'", "Set mode to 'stitch' for thin stacks."
             )
-        nucleus = intensities.combined([image[nuclear]])
-        cytoplasm = intensities.combined([image[index] for index in stains]) if stains else np.zeros_like(nucleus)
+        # Half precision: whole stacks are what takes the memory, and their values lie between -0.5 and 3.
+        nucleus = intensities.combined([image[nuclear]]).astype(np.float16)
+        cytoplasm = np.zeros_like(nucleus)
+        if stains:
+            cytoplasm = intensities.combined([image[index] for index in stains]).astype(np.float16)
         scales = self._diameter(voxel_size), self._anisotropy(voxel_size)
         cells, confidence = self._objects("cells", [cytoplasm, nucleus], *scales, self.config.min_volume)
         del cytoplasm
@@ -185,16 +188,19 @@ class Segmenter:
         depth, height, width = inputs[0].shape
         whole = self.config.mode == "3d" and depth > 1
         batch = depth if whole else max(1, _PIXELS // (height * width))
-        found = np.zeros(inputs[0].shape, np.uint32)
+        batches: list[np.ndarray] = []
         quality: list[np.ndarray] = []
         for start in range(0, depth, batch):
-            parts = [part[start : start + batch] for part in inputs]
+            parts = [part[start : start + batch].astype(np.float32) for part in inputs]
             if max(float(part.max()) for part in parts) > 0:
                 slices = np.stack((*parts, *[np.zeros_like(parts[0])] * (3 - len(parts))), axis=1)
-                found[start : start + batch], errors = self._run(which, slices, diameter, anisotropy if whole else None)
+                objects, errors = self._run(which, slices, diameter, anisotropy if whole else None)
             else:
-                errors = [np.zeros((3, 1))] * (1 if whole else len(parts[0]))
+                objects = np.zeros(parts[0].shape, np.uint16)
+                errors = [np.zeros((3, 1))] * (1 if whole else len(objects))
+            batches.append(objects)
             quality += errors
+        found = np.concatenate(batches)
         threshold = self.config.stitch_threshold
         labels = without_specks(found if whole else stitched(found, threshold), least)
         return labels, confidence_of(found, labels, quality, threshold)
@@ -225,6 +231,8 @@ class Segmenter:
                 cellprob_threshold=self.config.cellprob_threshold,
                 min_size=-1,
                 niter=max(20, round(_STEPS * diameter / DIAMETER)) if compact else None,
+                # One tile at a time on a CPU: the activations of a tile take 100 MB.
+                batch_size=1 if compact and engine.device.type == "cpu" else 8,
                 # Cellpose pads an image by 16 pixels: a tile of just that size makes one tile of the whole slice.
                 bsize=int(min(_TILE_3D if whole else _TILE, 16 * np.ceil(scaled / 16) + 16)) if compact else None,
                 **({"z_axis": 0, "do_3D": True, "anisotropy": anisotropy} if whole else {}),
