@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,23 +20,42 @@ class CropConfig:
     Attributes:
         shape: (z, y, x) of a crop in voxels. The paper's is (21, 128, 128).
         keep_border: keep cells that the field's edge in x or y cuts through; a part of them was never imaged.
+        pad: keep cells so near the edge in x or y that their crop leaves the field, and fill what is missing with the
+            plate's centre; otherwise they are left out. In z crops are always padded.
     """
 
     shape: tuple[int, int, int] = (21, 128, 128)
     keep_border: bool = False
+    pad: bool = True
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise CropError(f"a crop of shape {self.shape} cannot be cut", "Give (z, y, x), each at least 1.")
 
 
-def qc_flag(config: CropConfig) -> pl.Expr:
-    """Why a cell of the cell table is left out of the crops, or NULL for a cell that is kept."""
+def qc_flag(config: CropConfig, field_shape: Sequence[int] | None = None) -> pl.Expr:
+    """Why a cell of the cell table is left out of the crops, or NULL for a cell that is kept.
+
+    Args:
+        field_shape: (z, y, x) of the field in voxels; needed without ``pad``.
+
+    Raises:
+        CropError: where it is needed and not given.
+    """
+    leaves = pl.lit(False)
+    if not config.pad:
+        if field_shape is None:
+            raise CropError("crops without padding need the field's shape", "Give the field's shape, or set pad.")
+        for axis, length, size in list(zip("zyx", config.shape, field_shape, strict=True))[1:]:
+            start = (pl.col(f"centroid_{axis}") + 0.5 - length / 2).round(mode="half_to_even")
+            leaves |= (start < 0) | (start + length > size)
     return (
         pl.when(pl.col("qc_flag").is_not_null())
         .then(pl.col("qc_flag"))
         .when(pl.col("touches_xy_border") & pl.lit(not config.keep_border))
         .then(pl.lit("touches the field's border"))
+        .when(leaves)
+        .then(pl.lit("the crop leaves the field"))
     )
 
 
@@ -75,12 +94,16 @@ def cut_crops(
     for label, *centroid in columns:
         windows = [window(c, n, size) for c, n, size in zip(centroid, config.shape, cells.shape, strict=True)]
         source = tuple(part for part, _ in windows)
+        found = cells[source]
+        inside, mine = image[(slice(None), *source)], found == label
+        seen = (found > 0).view(np.uint8) * np.uint8(NEIGHBOUR) - mine.view(np.uint8) * np.uint8(NEIGHBOUR - TARGET)
+        if not mine.any():
+            raise CropError(f"cell {label} has no voxel in its crop", "Make the cell table from these masks again.")
+        if found.shape == config.shape:
+            yield inside.copy(), seen
+            continue
         place = tuple(slice(before, before + part.stop - part.start) for part, before in windows)
         crop = np.broadcast_to(padding, (len(image), *config.shape)).copy()
-        crop[(slice(None), *place)] = image[(slice(None), *source)]
-        found = cells[source]
-        labels = np.zeros(config.shape, dtype=np.uint8)
-        labels[place] = np.where(found == label, TARGET, np.where(found > 0, NEIGHBOUR, BACKGROUND))
-        if not (labels == TARGET).any():
-            raise CropError(f"cell {label} has no voxel in its crop", "Make the cell table from these masks again.")
+        labels = np.full(config.shape, BACKGROUND, np.uint8)
+        crop[(slice(None), *place)], labels[place] = inside, seen
         yield crop, labels

@@ -1,4 +1,4 @@
-"""The crops of one field in one Zarr v3 group: images one crop a chunk, chunks grouped in shards; labels beside them.
+"""The crops of one field in one Zarr v3 group: images one crop a chunk, labels a few; chunks are grouped in shards.
 
 Zarr v3 sharding: https://zarr.dev/zeps/accepted/ZEP0002. A field is written whole or not at all.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import zarr
 
 _SHARD_BYTES = 64 << 20
-_LABELS = 16
+_LABELS = 4
 _REMEDY = "Materialise the crops of this plate and site again."
 
 
@@ -88,8 +88,9 @@ def write_crops(
     from zarr.codecs import BloscCodec
 
     crop_bytes = 2 * len(channels) * int(np.prod(shape))
-    per_shard = int(min(max(1, _SHARD_BYTES // crop_bytes), max(1, len(cell_ids))))
     n = len(cell_ids)
+    per_shard = int(min(max(1, _SHARD_BYTES // crop_bytes), max(1, n)))
+    per_shard -= per_shard % _LABELS if per_shard > _LABELS else 0
     with replaced_folder(path) as folder:
         group = zarr.open_group(folder, mode="w", zarr_format=3)
         arrays = {}
@@ -99,33 +100,33 @@ def write_crops(
             "images", shape=(n, len(channels), *shape), chunks=(1, len(channels), *shape),
             shards=(per_shard, len(channels), *shape), dtype="uint16", compressors=codec,
         )  # fmt: skip
-        # Labels shrink to nothing, so that what a chunk costs is the asking.
+        # Labels shrink to nothing, so that what a chunk costs is the asking: few to read many, small to read one.
         arrays["labels"] = group.create_array(
-            "labels", shape=(n, *shape), chunks=(max(1, min(n, _LABELS)), *shape), dtype="uint8", compressors=codec
-        )
+            "labels", shape=(n, *shape), chunks=(min(per_shard, _LABELS), *shape), shards=(per_shard, *shape),
+            dtype="uint8", compressors=codec,
+        )  # fmt: skip
         group.attrs.update(
             cell_ids=cell_ids, channels=channels, voxel_size=voxel_size, center=statistics["center"],
             scale=statistics["scale"],
         )  # fmt: skip
-        written = 0
-        batch: list[tuple[np.ndarray, np.ndarray]] = []
-        for crop in crops:
-            batch.append(crop)
-            if len(batch) == per_shard:
-                written += _flush(arrays, batch, written)
-        written += _flush(arrays, batch, written)
+        written = held = 0
+        batch = {name: np.empty((per_shard, *array.shape[1:]), array.dtype) for name, array in arrays.items()}
+        for image, labels in crops:
+            batch["images"][held], batch["labels"][held] = image, labels
+            held += 1
+            if held == per_shard:
+                written, held = _flush(arrays, batch, written, held), 0
+        written = _flush(arrays, batch, written, held)
         if written != n:
             raise CropError(f"{written} crops for {n} cells", "Make the cell table from these masks again.", path=path)
         provenance.write(folder)
 
 
-def _flush(arrays: dict[str, Any], batch: list[tuple[np.ndarray, np.ndarray]], at: int) -> int:
-    count = len(batch)
-    if count:
-        arrays["images"][at : at + count] = np.stack([image for image, _ in batch])
-        arrays["labels"][at : at + count] = np.stack([labels for _, labels in batch])
-        batch.clear()
-    return count
+def _flush(arrays: dict[str, Any], batch: dict[str, np.ndarray], written: int, held: int) -> int:
+    for name, array in arrays.items():
+        if held:
+            array[written : written + held] = batch[name][:held]
+    return written + held
 
 
 def open_crops(path: Path) -> CropField:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.common.importing import imported
 
 if TYPE_CHECKING:
     from torch import nn
-
-_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def _efficientnet3d(size: str) -> Callable[[int, int], tuple[nn.Module, str]]:
@@ -64,11 +61,4 @@ def build_encoder(name: str, in_channels: int, classes: int) -> tuple[nn.Module,
     if name in _BUILT_IN:
         return _BUILT_IN[name](in_channels, classes)
     remedy = f"Use one of {', '.join(encoder_names())}, or 'module:function' of an installed module."
-    if not _IMPORT_PATH.fullmatch(name):
-        raise BundleError(f"{name!r} is no known encoder", remedy)
-    module, function = name.split(":")
-    try:
-        builder = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise BundleError(f"encoder {name!r} cannot be imported ({error})", remedy) from error
-    return builder(in_channels, classes)
+    return imported(name, "encoder", remedy, BundleError)(in_channels, classes)

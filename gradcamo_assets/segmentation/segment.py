@@ -1,15 +1,12 @@
-"""Segments a field: two networks, Cellpose's tiling and dynamics on every slice, stitching along z.
+"""Segments a field: two networks, Cellpose's tiling and dynamics on every slice, stitching along z; or in 3D.
 
-Here: the configuration, loading what it names, and the run over a stack. Not here: the compact network (``compact``),
-what becomes of channels (``intensities``), stitching (``masks``).
+Here: the configuration, and the run over a stack. Not here: loading networks (``engines``), what becomes of channels
+(``intensities``), stitching and confidence (``masks``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,16 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.segmentation import intensities
-from gradcamo_assets.segmentation.masks import Masks, consistent, stitched, without_specks
+from gradcamo_assets.segmentation.engines import (
+    BUILT_IN,
+    REMEDY,
+    SHIPPED,
+    file_digest,
+    find_weights,
+    is_known,
+    load_engines,
+    state_digest,
+)
+from gradcamo_assets.segmentation.masks import Masks, confidence_of, object_quality, stitched, without_specks
 
-SHIPPED = Path(__file__).parent / "weights"
-"""Folder of the compact network's weights."""
+__all__ = ["BUILT_IN", "DIAMETER", "MODES", "NOMINAL_WIDTH", "SHIPPED", "Segmenter", "SegmenterConfig"]
 
-BUILT_IN = ("cpsam_v2", "cpsam", "cpdino", "cpdino-vitb")
-"""Cellpose's own networks, by name; the weights of over 1 GB are never downloaded here."""
+MODES = ("stitch", "3d")
 
 NOMINAL_WIDTH = 15.0
 """Width of a cell in micrometres that is assumed where no diameter is set."""
@@ -36,7 +42,8 @@ DIAMETER = 30.0
 
 _STEPS = 60
 _PIXELS = 4_000_000
-_TILE = 512
+_TILE, _TILE_3D = 512, 160
+_FEWEST_SLICES = 5
 
 
 @dataclass(frozen=True)
@@ -44,15 +51,24 @@ class SegmenterConfig:
     """How fields are segmented.
 
     Args:
-        network: ``compact`` (ships with the package), one of Cellpose's (``BUILT_IN``), or a path: a folder with
-            ``cells.safetensors`` and ``nuclei.safetensors`` that ``train`` wrote, or a file of Cellpose weights.
+        network: ``compact`` (ships with the package); one of Cellpose's (``BUILT_IN``), from Cellpose's own cache; a
+            path: a folder with ``cells.safetensors`` and ``nuclei.safetensors`` that ``train`` wrote, or a file of
+            Cellpose weights; or ``module:function``, where ``function(kind)``, for ``cells`` and for ``nuclei``,
+            returns a torch module that turns (B, 3, Y, X) float32 into flows in y and x times 5 and the logit
+            (B, 3, Y, X), and a style (B, 256). Inputs: cytoplasm, nucleus, zeros for cells; nucleus, zeros, zeros for
+            nuclei. Sides are 256 or 384. The module is imported, so name only code you trust.
+        mode: ``stitch``: slice by slice, stitched along z. ``3d``: Cellpose's flows in three planes and dynamics in 3D
+            (``do_3D``), for stacks of 5 slices or more; the field is held whole, at about 100 bytes a voxel of the
+            resampled stack. A single slice is segmented in 2D in both.
+        anisotropy: step in z over pixel size, for ``3d``; None: from the voxel size, 1 where that is unknown.
         nucleus: name of the DNA stain; None finds it by name.
-        cytoplasm: names of the stains that fill cells; None takes every other fluorescence channel.
+        cytoplasm: names of the stains that fill cells; None takes every other fluorescence channel. Without any (also
+            ``()``), cells are segmented from the nucleus stain alone.
         diameter: width of a cell in pixels. None: from the voxel size, taking cells as 15 um wide, where that gives 8
             to 200 pixels; the network's own scale (30 pixels) where the voxel size is unknown (1, 1, 1) or implausible,
             or the two differ by less than a third.
         stitch_threshold: least intersection over union that joins objects of neighbouring slices.
-        flow_threshold: highest flow error of an object in a slice; 0 keeps all.
+        flow_threshold: highest flow error of an object; 0 keeps all. Cellpose does not use it in ``3d``.
         cellprob_threshold: least logit of a pixel inside an object; lower gives larger and more objects.
         min_volume: fewest voxels of a cell; of a nucleus a quarter of that.
 
@@ -61,6 +77,8 @@ class SegmenterConfig:
     """
 
     network: str = "compact"
+    mode: str = "stitch"
+    anisotropy: float | None = None
     nucleus: str | None = None
     cytoplasm: tuple[str, ...] | None = None
     diameter: float | None = None
@@ -70,10 +88,12 @@ class SegmenterConfig:
     min_volume: int = 100
 
     def __post_init__(self) -> None:
-        known = self.network in ("compact", *BUILT_IN) or Path(self.network).exists()
-        stains = self.cytoplasm is None or (not isinstance(self.cytoplasm, str) and len(self.cytoplasm) > 0)
+        stains = self.cytoplasm is None or not isinstance(self.cytoplasm, str)
+        flat = self.anisotropy is None or 0.1 <= self.anisotropy <= 50
         for name, right, remedy in (
-            ("network", known, f"Use 'compact', one of {', '.join(BUILT_IN)}, or the path of existing weights"),
+            ("network", is_known(self.network), REMEDY),
+            ("mode", self.mode in MODES, f"Use one of {', '.join(MODES)}"),
+            ("anisotropy", flat, "Give a number from 0.1 to 50, or None"),
             ("cytoplasm", stains, "Give a tuple of channel names, or None for all that are not the nucleus"),
             ("diameter", self.diameter is None or 4 <= self.diameter <= 2000, "Give 4 to 2000 pixels, or None"),
             ("stitch_threshold", 0 < self.stitch_threshold <= 1, "Give a number above 0, at most 1"),
@@ -86,30 +106,32 @@ class SegmenterConfig:
 
 
 class Segmenter:
-    """Segments fields with one configuration; networks are loaded on first use.
+    """Segments fields with one configuration; networks are loaded on first use, to the GPU where there is one.
+
+    On a CPU the compact network runs on one thread (``torch.set_num_threads``, put back afterwards) and any other on
+    as many as torch was given, so that several processes may each segment a field.
 
     Raises:
-        SegmentationError: where the configured weights are absent.
+        SegmentationError: where the configured weights are absent, or a registered network cannot be imported.
     """
 
     def __init__(self, config: SegmenterConfig | None = None):
         self.config = config or SegmenterConfig()
-        self._weights = _weights(self.config.network)
+        self._weights = find_weights(self.config.network)
 
     @cached_property
     def version(self) -> dict[str, Any]:
         """What determines the masks: Cellpose's version, the weights' digests, the parameters. JSON values only."""
-        digests = {}
-        for which, path in self._weights.items():
-            with path.open("rb") as file:  # Up to 1 GB.
-                digests[which] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        digests = {which: file_digest(path) for which, path in self._weights.items()} or {
+            which: state_digest(engine.net) for which, engine in self._engines.items()
+        }
         return {
             **asdict(self.config),
-            "cytoplasm": self.config.cytoplasm and list(self.config.cytoplasm),
+            "cytoplasm": None if self.config.cytoplasm is None else list(self.config.cytoplasm),
             "network": Path(self.config.network).name,
             "cellpose": importlib.metadata.version("cellpose"),
             "weights": digests,
-            "method": 1,
+            "method": 2,
         }
 
     def segment(
@@ -131,18 +153,26 @@ class Segmenter:
                 "Give an image (C, Z, Y, X) and one name for each of its C channels.",
             )
         nuclear, stains = intensities.find_channels(channels, self.config.nucleus, self.config.cytoplasm)
-        if not stains:
+        if self.config.mode == "3d" and 1 < image.shape[1] < _FEWEST_SLICES:
             raise SegmentationError(
-                f"there is no cytoplasm stain: the channels are {', '.join(channels)}",
-                "Set cytoplasm; the nucleus channel itself may be named where nothing else was stained.",
+                f"{image.shape[1]} slices are too few for the mode '3d'", "Set mode to 'stitch' for thin stacks."
             )
-        nucleus = intensities.combined([image[nuclear]])
-        cytoplasm = intensities.combined([image[index] for index in stains])
-        diameter = self._diameter(voxel_size)
-        return Masks(
-            cells=self._objects("cells", [cytoplasm, nucleus], diameter, self.config.min_volume),
-            nuclei=self._objects("nuclei", [nucleus], diameter, self.config.min_volume // 4),
-        )
+        # Half precision: whole stacks are what takes the memory, and their values lie between -0.5 and 3.
+        nucleus = intensities.combined([image[nuclear]]).astype(np.float16)
+        cytoplasm = np.zeros_like(nucleus)
+        if stains:
+            cytoplasm = intensities.combined([image[index] for index in stains]).astype(np.float16)
+        scales = self._diameter(voxel_size), self._anisotropy(voxel_size)
+        cells, confidence = self._objects("cells", [cytoplasm, nucleus], *scales, self.config.min_volume)
+        del cytoplasm
+        nuclei, _ = self._objects("nuclei", [nucleus], *scales, self.config.min_volume // 4)
+        return Masks(cells, nuclei, confidence)
+
+    def _anisotropy(self, voxel_size: Sequence[float]) -> float:
+        if self.config.anisotropy is not None:
+            return self.config.anisotropy
+        found = float(voxel_size[0]) / max(float(np.mean(voxel_size[-2:])), 1e-9)
+        return found if 0.1 <= found <= 50 else 1.0
 
     def _diameter(self, voxel_size: Sequence[float]) -> float:
         if self.config.diameter is not None:
@@ -151,30 +181,48 @@ class Segmenter:
         implausible = tuple(voxel_size) == (1.0, 1.0, 1.0) or not 8 <= guessed <= 200
         return DIAMETER if implausible or 0.75 <= guessed / DIAMETER <= 4 / 3 else guessed
 
-    def _objects(self, which: str, inputs: list[np.ndarray], diameter: float, least: int) -> np.ndarray:
-        """Labels (Z, Y, X) uint32 of one kind, from its input images, a batch of slices at a time."""
-        planes = np.zeros(inputs[0].shape, np.uint32)
-        batch = max(1, _PIXELS // planes[0].size)
-        for start in range(0, len(planes), batch):
-            parts = [part[start : start + batch] for part in inputs]
+    def _objects(
+        self, which: str, inputs: list[np.ndarray], diameter: float, anisotropy: float, least: int
+    ) -> tuple[np.ndarray, pl.DataFrame]:
+        """Labels (Z, Y, X) uint32 of one kind, from its input images, and their confidence; in batches of slices."""
+        depth, height, width = inputs[0].shape
+        whole = self.config.mode == "3d" and depth > 1
+        batch = depth if whole else max(1, _PIXELS // (height * width))
+        batches: list[np.ndarray] = []
+        quality: list[np.ndarray] = []
+        for start in range(0, depth, batch):
+            parts = [part[start : start + batch].astype(np.float32) for part in inputs]
             if max(float(part.max()) for part in parts) > 0:
                 slices = np.stack((*parts, *[np.zeros_like(parts[0])] * (3 - len(parts))), axis=1)
-                planes[start : start + batch] = self._planes(which, slices, diameter)
-        return without_specks(stitched(planes, self.config.stitch_threshold), least)
+                objects, errors = self._run(which, slices, diameter, anisotropy if whole else None)
+            else:
+                objects = np.zeros(parts[0].shape, np.uint16)
+                errors = [np.zeros((3, 1))] * (1 if whole else len(objects))
+            batches.append(objects)
+            quality += errors
+        found = np.concatenate(batches)
+        threshold = self.config.stitch_threshold
+        labels = without_specks(found if whole else stitched(found, threshold), least)
+        return labels, confidence_of(found, labels, quality, threshold)
 
-    def _planes(self, which: str, slices: np.ndarray, diameter: float) -> np.ndarray:
-        """Each slice (Z, 3, Y, X), of the three channels that Cellpose wants, by itself."""
+    def _run(
+        self, which: str, slices: np.ndarray, diameter: float, anisotropy: float | None
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Objects in slices (Z, 3, Y, X), of the three channels that Cellpose wants, and their ``object_quality``.
+
+        Each slice by itself, numbered anew; with ``anisotropy`` all as one stack.
+        """
         import torch
 
         engine, (depth, _, height, width) = self._engines[which], slices.shape
-        compact = engine.backbone == "compact"
+        compact, whole = engine.backbone == "compact", anisotropy is not None
         scaled = DIAMETER / diameter * max(height, width)
         threads = torch.get_num_threads()
         if compact and engine.device.type == "cpu":
             # The dynamics are hundreds of small steps, which many threads on busy cores slow tenfold.
             torch.set_num_threads(1)
         try:
-            masks, flows, _ = engine.eval(
+            masks, (_, flows, logits, *_), _ = engine.eval(
                 slices,
                 channel_axis=1,
                 normalize=False,
@@ -183,68 +231,28 @@ class Segmenter:
                 cellprob_threshold=self.config.cellprob_threshold,
                 min_size=-1,
                 niter=max(20, round(_STEPS * diameter / DIAMETER)) if compact else None,
+                # One tile at a time on a CPU: the activations of a tile take 100 MB.
+                batch_size=1 if compact and engine.device.type == "cpu" else 8,
                 # Cellpose pads an image by 16 pixels: a tile of just that size makes one tile of the whole slice.
-                bsize=int(min(_TILE, 16 * np.ceil(scaled / 16) + 16)) if compact else None,
+                bsize=int(min(_TILE_3D if whole else _TILE, 16 * np.ceil(scaled / 16) + 16)) if compact else None,
+                **({"z_axis": 0, "do_3D": True, "anisotropy": anisotropy} if whole else {}),
             )
         finally:
             torch.set_num_threads(threads)
-        planes = masks.reshape(depth, height, width)
+        found = masks.reshape(depth, height, width)
+        flows, logits = flows.reshape(-1, depth, height, width), logits.reshape(depth, height, width)
+        pieces: list[np.ndarray] = [found] if whole else list(found)
+        if whole:
+            # Each component is the sum of two planes' flows, each 5 where the network is sure; the logit that of three.
+            length = np.maximum(np.sqrt((flows**2).sum(axis=0)), 5)
+            quality = [object_quality(found, flows / length, logits / 3)]
+        else:
+            quality = [object_quality(plane, flows[:, z] / 5, logits[z]) for z, plane in enumerate(found)]
         if compact and self.config.flow_threshold > 0:
-            planes = consistent(planes, flows[1].reshape(2, depth, height, width) / 5, self.config.flow_threshold)
-        return planes
+            for piece, (size, _, error) in zip(pieces, quality, strict=True):
+                piece[(error > self.config.flow_threshold * size)[piece]] = 0
+        return found, quality
 
     @cached_property
     def _engines(self) -> dict[str, Any]:
-        import torch
-        from cellpose.models import CellposeModel
-
-        from gradcamo_assets.segmentation.compact import load_network
-
-        # Cellpose warns at every stack that its own stitching is off, and at every slice without cells.
-        for part in ("models", "dynamics"):
-            logging.getLogger(f"cellpose.{part}").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self._weights["cells"].suffix != ".safetensors":
-            path = self._weights["cells"]
-            try:
-                model = CellposeModel(pretrained_model=str(path), device=device, use_bfloat16=device.type == "cuda")
-            except Exception as error:
-                raise SegmentationError(
-                    f"Cellpose cannot load these weights: {error}", "Give weights of Cellpose 4.", path=path
-                ) from error
-            return {"cells": model, "nuclei": model}
-        engines = {}
-        for which, path in self._weights.items():
-            # The constructor only loads Cellpose's own networks; eval needs no more than these five attributes.
-            engine = CellposeModel.__new__(CellposeModel)
-            engine.net, engine.device, engine.gpu = load_network(which, path, device), device, device.type == "cuda"
-            engine.backbone, engine.pretrained_model = "compact", str(path)
-            engines[which] = engine
-        return engines
-
-
-def _weights(network: str) -> dict[str, Path]:
-    """The weights file of each kind.
-
-    Raises:
-        SegmentationError: where it is absent.
-    """
-    if network in BUILT_IN:
-        from cellpose.models import MODEL_DIR
-
-        path = Path(MODEL_DIR) / network
-        if not path.is_file():
-            raise SegmentationError(
-                f"the weights of {network} are not on this machine",
-                'Download them once (over 1 GB) with: python -c "from cellpose.models import cache_model_path; '
-                f"cache_model_path('{network}')\", or use the network 'compact'.",
-                path=path,
-            )
-        return {"cells": path, "nuclei": path}
-    given = SHIPPED if network == "compact" else Path(network)
-    found = {which: given if given.is_file() else given / f"{which}.safetensors" for which in ("cells", "nuclei")}
-    for path in found.values():
-        if not path.is_file():
-            raise SegmentationError("weights are missing", "Train them, or install the package anew.", path=path)
-    return found
+        return load_engines(self.config.network, self._weights)

@@ -1,6 +1,7 @@
 """Masks of one field on disk: OME-Zarr (NGFF 0.5) label images in one folder, written whole or not at all.
 
-``<folder>/labels/cells`` and ``<folder>/labels/nuclei``, one resolution each. Not here: which folder a field has.
+``<folder>/labels/cells`` and ``<folder>/labels/nuclei``, one resolution each; the confidence of the cells stands in the
+properties of their label image, where viewers show it. Not here: which folder a field has.
 Specification: https://ngff.openmicroscopy.org/0.5/#labels-md
 """
 
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 
 from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.common.files import replaced_folder
 from gradcamo_assets.common.provenance import Provenance
-from gradcamo_assets.segmentation.masks import Masks
+from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, Masks
 
 _KINDS = ("cells", "nuclei")
 _CHUNK_VOXELS = 2**20
@@ -49,7 +52,8 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provena
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
         labels = root.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(_KINDS)}})
         for kind in _KINDS:
-            image = {"version": "0.5", "multiscales": [{"name": kind, **multiscale}], "image-label": {}}
+            about = {"properties": _properties(masks.confidence)} if kind == "cells" and len(masks.confidence) else {}
+            image = {"version": "0.5", "multiscales": [{"name": kind, **multiscale}], "image-label": about}
             labels.create_group(kind, attributes={"ome": image}).create_array(
                 "0",
                 data=getattr(masks, kind).astype(np.uint32, copy=False),
@@ -60,8 +64,13 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provena
         provenance.write(temporary)
 
 
+def _properties(confidence: pl.DataFrame) -> list[dict[str, Any]]:
+    """One object a label, as the specification words it; a number that is none is null, since JSON has no NaN."""
+    return confidence.rename({"label": "label-value"}).fill_nan(None).to_dicts()
+
+
 def read_masks(folder: Path) -> Masks:
-    """The masks that ``write_masks`` wrote.
+    """The masks that ``write_masks`` wrote; without confidence where none was written.
 
     Raises:
         SegmentationError: where there are none, or they cannot be read.
@@ -71,8 +80,12 @@ def read_masks(folder: Path) -> Masks:
     try:
         root = zarr.open_group(folder, mode="r")
         cells, nuclei = (np.asarray(root[f"labels/{kind}/0"][:], np.uint32) for kind in _KINDS)  # type: ignore[index]
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        about: Any = root["labels/cells"].attrs.asdict()["ome"]
+        rows = about.get("image-label", {}).get("properties", [])
+        values = [[row["label-value" if name == "label" else name] for name in CONFIDENCE_SCHEMA] for row in rows]
+        confidence = pl.DataFrame(values, schema=CONFIDENCE_SCHEMA, orient="row")
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, pl.exceptions.PolarsError) as error:
         raise SegmentationError(
             f"there are no readable masks: {error}", "Segment this field anew.", path=folder
         ) from error
-    return Masks(cells, nuclei)
+    return Masks(cells, nuclei, confidence)

@@ -100,6 +100,23 @@ def test_border_cells_are_flagged_and_crops_numbered() -> None:
     assert kept["crop_index"].to_list() == [0, None, 1]
 
 
+@given(st.floats(0, 39), st.floats(0, 49), st.sampled_from([(3, 16, 12), (3, 15, 13), (3, 60, 12)]))
+def test_cells_whose_crop_leaves_the_field_are_left_out_where_nothing_is_padded(y, x, shape) -> None:
+    """What is cut is the oracle: a crop that leaves the field in y or x holds padding, which is 0 here."""
+    image, cells = np.ones((1, 2, 40, 50), np.uint16), np.ones((2, 40, 50), np.uint32)
+    table = pl.DataFrame(
+        {"label": [1], "centroid_z": [0.5], "centroid_y": [y], "centroid_x": [x], "qc_flag": [None],
+         "touches_xy_border": [False]}, schema_overrides={"qc_flag": pl.String},
+    )  # fmt: skip
+    config = CropConfig(shape, pad=False)
+    crop, _ = next(cut_crops(image, cells, table, config, np.zeros(1)))
+    flag = table.select(qc_flag(config, cells.shape)).item()
+    assert flag == (None if crop.max(axis=(0, 1)).all() else "the crop leaves the field")
+    assert table.select(qc_flag(CropConfig(shape))).item() is None
+    with pytest.raises(CropError, match="field's shape"):
+        qc_flag(config)
+
+
 def make_store(path: Path, n: int, channels: tuple[str, ...] = ("DNA", "ER"), shape: tuple[int, int, int] = (2, 8, 8)):
     """A store of ``n`` random crops, and what went in."""
     rng = np.random.default_rng(n)
@@ -114,14 +131,24 @@ def make_store(path: Path, n: int, channels: tuple[str, ...] = ("DNA", "ER"), sh
     return images, labels
 
 
-@pytest.mark.parametrize("n", [0, 1, 5])
-def test_the_store_gives_back_what_went_in(tmp_path: Path, n: int) -> None:
+@pytest.mark.parametrize(("n", "shards"), [(0, 0), (1, 1), (3, 1), (5, 2), (41, 6)])
+def test_the_store_gives_back_what_went_in(
+    tmp_path: Path, n: int, shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradcamo_assets.crops.store._SHARD_BYTES", 9 * 512)
     images, labels = make_store(tmp_path / "a.zarr", n)
     field = open_crops(tmp_path / "a.zarr")
     assert len(field) == n
     got_images, got_labels = field.read(slice(0, n))
     np.testing.assert_array_equal(got_images, images)
     np.testing.assert_array_equal(got_labels, labels)
+    for row in range(n):
+        image, label = field.read(row)
+        np.testing.assert_array_equal(image, images[row])
+        np.testing.assert_array_equal(label, labels[row])
+    assert field.images.chunks[0] == 1
+    for name in ("images", "labels"):
+        assert len([path for path in (tmp_path / "a.zarr" / name / "c").rglob("*") if path.is_file()]) == shards
 
 
 def test_damaged_stores_name_the_file(tmp_path: Path) -> None:

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gradcamo_assets.segmentation.masks import consistent, overlaps, stitched, without_specks
+from gradcamo_assets.segmentation.masks import (
+    CONFIDENCE_SCHEMA,
+    confidence_of,
+    object_quality,
+    overlaps,
+    stitched,
+    without_specks,
+)
 
 PLANES = hnp.arrays(
     np.uint32, st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 4)
@@ -101,18 +111,98 @@ def test_specks_go_and_labels_close_up():
     assert out.max() == 2
 
 
-def test_flows_to_the_middle_are_kept_and_flows_that_lead_away_are_not():
-    planes = np.zeros((1, 40, 80), np.uint32)
-    planes[0][disk((40, 80), (20, 20), 12)], planes[0][disk((40, 80), (20, 60), 12)] = 1, 2
+def test_flows_to_the_middle_are_right_and_flows_that_lead_away_are_not():
+    plane = np.zeros((40, 80), np.uint32)
+    plane[disk((40, 80), (20, 20), 12)], plane[disk((40, 80), (20, 60), 12)] = 1, 2
     y, x = np.mgrid[:40, :80]
-    flows = np.zeros((2, 1, 40, 80))
+    flows = np.zeros((2, 40, 80))
     for label, centre, sign in ((1, 20, 1), (2, 60, -1)):
-        inside = planes[0] == label
+        inside = plane == label
         length = np.maximum(np.hypot(y - 20, x - centre), 1e-9)
-        flows[0, 0][inside], flows[1, 0][inside] = (
-            (sign * (20 - y) / length)[inside],
-            (sign * (centre - x) / length)[inside],
-        )
-    assert np.unique(consistent(planes, flows, 0.4)).tolist() == [0, 1]
-    assert np.unique(consistent(planes, flows * 0, 0.4)).tolist() == [0]
-    assert (consistent(planes, flows, 4.1) == planes).all()
+        flows[:, inside] = sign * np.stack([20 - y, centre - x])[:, inside] / length[inside]
+    size, probability, error = object_quality(plane, flows, np.zeros(plane.shape))
+    assert size.tolist() == [0, (plane == 1).sum(), (plane == 2).sum()]
+    np.testing.assert_allclose(probability, size / 2)
+    assert error[1] < 0.01 * size[1]
+    assert error[2] == pytest.approx(4 * size[2], rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (3, 6, 7)])
+def test_the_quality_of_objects_agrees_with_a_loop_over_voxels(shape):
+    rng = np.random.default_rng(3)
+    labels, flows, logits = rng.integers(0, 4, shape), rng.normal(size=(len(shape), *shape)), rng.normal(size=shape)
+    want = np.zeros((3, 4))
+    for at in zip(*np.nonzero(labels), strict=True):
+        label = labels[at]
+        towards = np.argwhere(labels == label).mean(axis=0) - at
+        towards = towards / max(np.linalg.norm(towards), 1e-6)
+        want[:, label] += 1, 1 / (1 + np.exp(-logits[at])), ((towards - flows[(slice(None), *at)]) ** 2).sum()
+    np.testing.assert_allclose(object_quality(labels, flows, logits), want)
+
+
+def test_the_flow_error_orders_masks_as_cellposes_does():
+    """The oracle is Cellpose's own error, which takes diffusion's flows: round cells are right, halved ones are not."""
+    from cellpose.dynamics import flow_error, masks_to_flows_gpu
+
+    whole = np.zeros((40, 120), np.int32)
+    for label, x in enumerate((20, 60, 100), start=1):
+        whole[disk((40, 120), (20, x), 13)] = label
+    flows, _ = masks_to_flows_gpu(whole, device=torch.device("cpu"))
+    cut = whole.copy()
+    cut[:20][cut[:20] == 2] = 4
+    cut[:, 103:][cut[:, 103:] == 3] = 5
+    theirs, _ = flow_error(cut, 5 * flows, device=torch.device("cpu"))
+    size, _, error = object_quality(cut, flows, np.zeros(cut.shape))
+    ours = error[1:] / size[1:]
+    assert ours.argsort().tolist() == theirs.argsort().tolist()
+    np.testing.assert_allclose(ours, theirs, atol=0.2)
+
+
+def test_confidence_follows_objects_through_stitching_gaps_and_renumbering():
+    planes = np.zeros((5, 20, 40), np.uint32)
+    planes[[0, 1, 3, 4], 2:12, 2:12] = np.array([1, 2, 1, 1])[:, None, None]  # Missed in the third slice.
+    planes[0, 2:12, 20:30], planes[1, 2:12, 24:34] = 2, 1  # Joined at an IoU of 60 / 140.
+    planes[2, 15, 15] = 1  # A speck, which is dropped.
+    quality = [np.zeros((3, int(plane.max()) + 1)) for plane in planes]
+    for z, plane in enumerate(planes):
+        for label in np.unique(plane[plane > 0]):
+            size = (plane == label).sum()
+            quality[z][:, label] = size, size * (0.5 + 0.1 * z), size * 0.1
+    labels = without_specks(stitched(planes, 0.25), 50)
+    assert (labels[2, 2:12, 2:12] == 1).all()
+    found = confidence_of(planes, labels, quality, 0.25)
+    assert dict(found.schema) == CONFIDENCE_SCHEMA
+    assert found["label"].to_list() == [1, 2]
+    np.testing.assert_allclose(found["cell_probability"], [0.7, 0.55])
+    np.testing.assert_allclose(found["flow_error"], 0.1)
+    assert found["stitch_breaks"].to_list() == [1, 1]
+    assert confidence_of(planes, labels, quality, 0.2)["stitch_breaks"].to_list() == [1, 0]
+    assert len(confidence_of(planes, 0 * labels, quality, 0.25)) == 0
+
+
+def test_two_thousand_touching_cells_in_twenty_slices_stay_themselves_and_take_seconds():
+    rng = np.random.default_rng(0)
+    rows, width = 45, 14
+    grid = np.kron(np.arange(rows * rows).reshape(rows, rows) + 1, np.ones((width, width), np.int64))
+    planes = np.empty((20, *grid.shape), np.uint32)
+    for plane in planes:
+        shift = rng.integers(-2, 3, 2)
+        plane[:] = np.append(0, rng.permutation(rows * rows) + 1)[np.pad(grid, 2)[
+            2 + shift[0] : 2 + shift[0] + len(grid), 2 + shift[1] : 2 + shift[1] + len(grid)
+        ]]  # fmt: skip
+    began = time.perf_counter()
+    labels = without_specks(stitched(planes, 0.25), 100)
+    found = confidence_of(planes, labels, [np.ones((3, rows * rows + 1))] * 20, 0.25)
+    assert time.perf_counter() - began < 5
+    assert len(found) == labels.max() == rows * rows
+    middles = labels[:, width // 2 :: width, width // 2 :: width]
+    assert (middles == middles[0]).all()
+
+
+def test_a_cell_in_every_slice_is_one_and_different_cells_in_every_slice_are_many():
+    planes = np.zeros((6, 20, 70), np.uint32)
+    for z, plane in enumerate(planes):
+        plane[disk((20, 70), (10, 10), 6)], plane[disk((20, 70), (10, 22 + 8 * z), 3)] = 2 - z % 2, 1 + z % 2
+    labels = stitched(planes, 0.25)
+    assert (labels[:, 10, 10] == labels[0, 10, 10]).all()
+    assert len(np.unique(labels)) == 1 + 1 + 6

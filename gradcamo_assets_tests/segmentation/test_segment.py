@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, cell_table, match_labels
+from gradcamo_assets.segmentation.compact import load_network
+from gradcamo_assets.segmentation.segment import SHIPPED
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -75,6 +78,119 @@ def test_batches_of_slices_and_tiles_give_what_whole_stacks_give(segmenter, fiel
     np.testing.assert_array_equal(whole.nuclei, batched.nuclei)
 
 
+def one_cell(depth: int = 3) -> np.ndarray:
+    """Two stains (2, Z, Y, X) of a round cell 30 pixels wide with a nucleus."""
+    distance = np.hypot(*np.mgrid[-48:48, -48:48])
+    stains = np.stack([900 * (distance < 8), 500 * (distance < 15)])[:, None] + np.full((2, depth, 1, 1), 100)
+    return np.random.default_rng(0).poisson(stains).astype(np.uint16)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_one_cell_only(segmenter, depth):
+    masks = segmenter.segment(one_cell(depth), ["DNA", "ER"])
+    assert (masks.cells.max(), masks.nuclei.max()) == (1, 1)
+    assert (masks.cells[:, 48, 48] == 1).all()
+    assert 500 <= (masks.cells[0] > 0).sum() <= 1000
+    row = masks.confidence.row(0, named=True)
+    assert row["label"] == 1
+    assert row["cell_probability"] > 0.8
+    assert row["flow_error"] < 0.3
+    assert row["stitch_breaks"] == 0
+
+
+def test_every_cell_has_its_confidence(segmenter, field):
+    masks = segmenter.segment(field.image, STAINS[: len(field.image)], (1.0, 0.5, 0.5))
+    assert masks.confidence["label"].to_list() == list(range(1, int(masks.cells.max()) + 1))
+    assert masks.confidence["cell_probability"].is_between(0.5, 1).all()
+    assert masks.confidence["flow_error"].is_between(0, 4).all()
+
+
+@pytest.mark.parametrize("cytoplasm", [None, ()])
+def test_cells_are_found_by_their_nuclei_where_nothing_else_is_stained(cytoplasm):
+    segmenter = Segmenter(SegmenterConfig(cytoplasm=cytoplasm))
+    masks = segmenter.segment(one_cell()[:1], ["DNA"])
+    assert masks.nuclei.max() == 1
+    assert (masks.cells[:, 48, 48] == 1).all()
+    assert segmenter.version["cytoplasm"] == (None if cytoplasm is None else [])
+
+
+@pytest.mark.parametrize("settings", [{"nucleus": "DAPI"}, {"cytoplasm": ("AGP",)}])
+def test_a_missing_channel_is_named(settings):
+    with pytest.raises(SegmentationError, match=r"no single channel '(DAPI|AGP)'"):
+        Segmenter(SegmenterConfig(**settings)).segment(one_cell(), ["DNA", "ER"])
+
+
+def test_three_dimensions_at_once(field):
+    """On balls: flows of three planes, the step in z twice the pixel."""
+    segmenter = Segmenter(SegmenterConfig(mode="3d"))
+    z, y, x = np.ogrid[:14, :64, :110]
+    distance = np.minimum(*(np.hypot(np.hypot(2 * (z - 6.5), y - 32), x - at) for at in (32, 66)))
+    image = np.random.default_rng(0).poisson(100 + np.stack([900 * (distance < 7), 500 * (distance < 13)]))
+    masks = segmenter.segment(image.astype(np.uint16), ["DNA", "ER"], (1.0, 0.5, 0.5))
+    truth = np.where(distance < 13, 1 + (x > 49), 0)
+    assert average_precision(masks.cells, truth) == 1
+    assert masks.confidence["label"].to_list() == [1, 2]
+    assert (masks.confidence["cell_probability"] > 0.5).all()
+    assert (masks.confidence["flow_error"] < 0.6).all()
+
+
+def test_three_dimensions_of_few_slices_are_refused_and_of_one_are_two(segmenter):
+    deep = Segmenter(SegmenterConfig(mode="3d"))
+    with pytest.raises(SegmentationError, match="too few"):
+        deep.segment(one_cell(4), ["DNA", "ER"])
+    np.testing.assert_array_equal(
+        deep.segment(one_cell(1), ["DNA", "ER"]).cells, segmenter.segment(one_cell(1), ["DNA", "ER"]).cells
+    )
+    empty = deep.segment(np.full((2, 6, 40, 40), 7, np.uint16), ["DNA", "ER"])
+    assert not empty.cells.any()
+    assert len(empty.confidence) == 0
+
+
+@pytest.mark.parametrize(
+    ("voxel", "anisotropy"), [((1.0, 0.5, 0.5), 2), ((1.0, 1.0, 1.0), 1), ((0.0, 1.0, 1.0), 1), ((2.0, 0.3, 0.5), 5)]
+)
+def test_anisotropy_follows_the_voxel_size(segmenter, voxel, anisotropy):
+    assert segmenter._anisotropy(voxel) == pytest.approx(anisotropy)
+    assert Segmenter(SegmenterConfig(anisotropy=3.5))._anisotropy(voxel) == 3.5
+
+
+def shipped_network(kind: str) -> torch.nn.Module:
+    return load_network(kind, SHIPPED / f"{kind}.safetensors")
+
+
+def another_network(kind: str) -> torch.nn.Module:
+    network = shipped_network(kind)
+    with torch.no_grad():
+        network.head.bias[2] -= 100
+    return network
+
+
+def no_network(kind: str) -> torch.nn.Module:
+    return torch.nn.Conv2d(3, 3, 1)
+
+
+def test_a_users_registered_network(segmenter, field):
+    """The shipped network by import path finds what it finds as 'compact'."""
+    mine = Segmenter(SegmenterConfig(network=f"{__name__}:shipped_network"))
+    image, names = field.image[:, 4:6], STAINS[: len(field.image)]
+    found, want = (each.segment(image, names, (1.0, 0.5, 0.5)) for each in (mine, segmenter))
+    assert average_precision(found.cells, want.cells) > 0.8
+    assert average_precision(found.nuclei, want.nuclei) > 0.8
+    other = Segmenter(SegmenterConfig(network=f"{__name__}:another_network"))
+    assert not other.segment(image, names, (1.0, 0.5, 0.5)).cells.any()
+    assert mine.version["network"] == f"{__name__}:shipped_network"
+    assert mine.version["weights"].keys() == {"cells", "nuclei"}
+    assert mine.version["weights"] == Segmenter(mine.config).version["weights"] != other.version["weights"]
+
+
+def test_registered_networks_that_are_absent_or_answer_otherwise_are_refused():
+    for name in ("no_module_of_this_name:f", f"{__name__}:absent"):
+        with pytest.raises(SegmentationError, match="cannot be imported"):
+            Segmenter(SegmenterConfig(network=name))
+    with pytest.raises(SegmentationError, match="contract"):
+        Segmenter(SegmenterConfig(network=f"{__name__}:no_network")).segment(one_cell(), ["DNA", "ER"])
+
+
 def test_values_that_are_no_numbers_are_refused(segmenter):
     with pytest.raises(SegmentationError, match="no numbers"):
         segmenter.segment(np.full((2, 1, 32, 32), np.nan), ["DNA", "ER"])
@@ -85,7 +201,7 @@ def test_shapes_and_channels_that_do_not_fit_are_refused(segmenter):
         ((2, 32, 32), ["DNA", "ER"], "shape"),
         ((2, 1, 32, 32), ["DNA"], "shape"),
         ((2, 1, 0, 32), ["DNA", "ER"], "shape"),
-        ((1, 1, 32, 32), ["DNA"], "no cytoplasm stain"),
+        ((2, 1, 32, 32), ["ER", "RNA"], "no channel could be the nucleus"),
         ((2, 1, 32, 32), ["w1", "w2"], "Set nucleus"),
     ):
         with pytest.raises(SegmentationError, match=message):
@@ -97,7 +213,9 @@ def test_shapes_and_channels_that_do_not_fit_are_refused(segmenter):
     [
         {"network": "cyto3"},
         {"network": "cpsam_v3"},
-        {"cytoplasm": ()},
+        {"mode": "2d"},
+        {"anisotropy": 0},
+        {"network": "module:"},
         {"cytoplasm": "ER"},
         {"diameter": 0},
         {"diameter": float("nan")},

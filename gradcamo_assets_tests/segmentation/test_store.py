@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.segmentation import Masks, read_masks, write_masks
+from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA
 
 PROVENANCE = Provenance(inputs="abc", parameters={"network": "compact"}, code="1")
 SIZE = (1.0, 0.5, 0.5)
@@ -27,6 +30,39 @@ def test_what_is_written_is_read(tmp_path, shape):
     np.testing.assert_array_equal(back.cells, masks.cells)
     np.testing.assert_array_equal(back.nuclei, masks.nuclei)
     assert PROVENANCE.is_current(tmp_path / "1")
+
+
+def test_confidence_stands_beside_the_labels_and_is_read_back(tmp_path):
+    confidence = pl.DataFrame([[1, 0.9, 0.1, 0], [7, 0.5, None, 3]], schema=CONFIDENCE_SCHEMA, orient="row")
+    masks = some_masks()
+    write_masks(tmp_path / "1", Masks(masks.cells, masks.nuclei, confidence), SIZE, PROVENANCE)
+    assert_frame_equal(read_masks(tmp_path / "1").confidence, confidence)
+    image = json.loads((tmp_path / "1" / "labels" / "cells" / "zarr.json").read_text())["attributes"]["ome"]
+    assert image["image-label"]["properties"][0] == {
+        "label-value": 1, "cell_probability": 0.9, "flow_error": 0.1, "stitch_breaks": 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("about", [None, {}, {"colors": [{"label-value": 1, "rgba": [0, 0, 0, 0]}]}])
+def test_masks_without_confidence_are_read_with_an_empty_frame(tmp_path, about):
+    write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
+    path = tmp_path / "1" / "labels" / "cells" / "zarr.json"
+    content = json.loads(path.read_text())
+    content["attributes"]["ome"]["image-label"] = about
+    if about is None:
+        del content["attributes"]["ome"]["image-label"]
+    path.write_text(json.dumps(content))
+    confidence = read_masks(tmp_path / "1").confidence
+    assert len(confidence) == 0
+    assert dict(confidence.schema) == CONFIDENCE_SCHEMA
+
+
+def test_confidence_that_is_no_table_is_told(tmp_path):
+    write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
+    path = tmp_path / "1" / "labels" / "cells" / "zarr.json"
+    path.write_text(path.read_text().replace('"image-label": {}', '"image-label": {"properties": [3]}'))
+    with pytest.raises(SegmentationError, match="no readable masks"):
+        read_masks(tmp_path / "1")
 
 
 def test_a_second_write_replaces_the_first(tmp_path):
@@ -70,6 +106,24 @@ def test_the_metadata_follow_the_specification(tmp_path):
     transformation = image["multiscales"][0]["datasets"][0]["coordinateTransformations"]
     assert transformation == [{"type": "scale", "scale": list(SIZE)}]
     assert "image-label" in image
+
+
+def test_the_labels_validate_as_ngff_and_open_in_the_reader_that_napari_uses(tmp_path):
+    zarr, ome_zarr_io, ome_zarr_reader = (pytest.importorskip(m) for m in ("zarr", "ome_zarr.io", "ome_zarr.reader"))
+    models = pytest.importorskip("ome_zarr_models.v05", reason="ome-zarr-models, which checks NGFF, is not installed")
+    confidence = pl.DataFrame([[3, 0.9, 0.1, 0]], schema=CONFIDENCE_SCHEMA, orient="row")
+    masks = some_masks()
+    write_masks(tmp_path / "1", Masks(masks.cells, masks.nuclei, confidence), SIZE, PROVENANCE)
+    for kind in ("cells", "nuclei"):
+        path = tmp_path / "1" / "labels" / kind
+        model = models.ImageLabel.from_zarr(zarr.open_group(path, mode="r"))
+        assert model.ome_attributes.image_label is not None
+        location = ome_zarr_io.parse_url(str(path))
+        (node,) = ome_zarr_reader.Reader(location)()
+        assert any(isinstance(spec, ome_zarr_reader.Label) for spec in node.specs)
+        np.testing.assert_array_equal(np.asarray(node.data[0]), getattr(masks, kind))
+        if kind == "cells":
+            assert node.metadata["properties"][3]["cell_probability"] == 0.9
 
 
 def test_refusals_name_the_folder(tmp_path):
