@@ -131,14 +131,15 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     home, lake = platform.home, platform.lake
     config, qc = home.settings("crops", CropConfig), home.settings("segmentation_qc", QcConfig)
     plate, fields = fields_at(home, plate_name, site)
-    statistics = plate_record(home, plate_name)["statistics"]
+    record = plate_record(home, plate_name)
+    statistics = record["statistics"]
     center = [float(statistics[name]["center"]) for name in plate.channels]
     scale = [float(statistics[name]["scale"]) for name in plate.channels]
     table = lake.read("cells", plate=plate_name, site=site)
     with_masks = [field for field in fields if mask_folder(home, field).exists()]
 
     def cut(field: Field) -> pl.DataFrame:
-        mine = number_crops(table.filter(Metadata_Well=field.well), qc_flag(config))
+        mine = number_crops(table.filter(Metadata_Well=field.well), qc_flag(config, record["shape"]))
         kept = mine.filter(pl.col("crop_index").is_not_null())
         masks_at = mask_folder(home, field)
         provenance = Provenance(
