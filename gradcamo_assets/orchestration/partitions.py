@@ -6,8 +6,11 @@ import dagster as dg
 
 PLATES = dg.DynamicPartitionsDefinition(name="plates")
 SITES = dg.DynamicPartitionsDefinition(name="sites")
-AUTOMATIC = dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
-"""Made when what it is made from has changed; plain ``eager`` would wait for plate x site pairs that no plate has."""
+AUTOMATIC = dg.AutomationCondition.eager().without(
+    ~dg.AutomationCondition.any_deps_missing()
+) & dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing())
+"""Made when what it is made from has changed. Plain ``eager`` would wait for plate x site pairs that no plate has; and
+without its own condition it would make a new plate's partition from nothing."""
 PLATE_SITES = dg.MultiPartitionsDefinition({"plate": PLATES, "site": SITES})
 
 

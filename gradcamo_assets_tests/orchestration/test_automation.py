@@ -129,3 +129,7 @@ def test_published_tables_follow_the_scores_by_themselves(scored_bench: Bench) -
     assert after.get_num_requested(dg.AssetKey("qc_database")) == 1
     assert after.get_num_requested(dg.AssetKey("profiles")) == 1
     assert after.get_requested_partitions(dg.AssetKey("audit")) == {"tiny"}
+    assert before.get_num_requested(dg.AssetKey("audit")) == 0
+    instance.add_dynamic_partitions("plates", ["new"])
+    later = dg.evaluate_automation_conditions(scored_bench.definitions, instance, cursor=after.cursor)
+    assert later.get_num_requested(dg.AssetKey("audit")) == 0, "a new plate has nothing to audit"
