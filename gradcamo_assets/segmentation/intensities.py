@@ -13,7 +13,7 @@ from gradcamo_assets.common.errors import SegmentationError
 
 _NUCLEUS = ("dna", "dapi", "hoechst", "nuclei", "nucleus", "nuclear", "draq5", "h2b", "syto")
 _NOT_FLUORESCENCE = ("brightfield", "bright field", "bright-field", "phase", "dic", "bf", "transmitted", "tl")
-_SAMPLES = 2_000_000
+_SAMPLES = 500_000
 
 
 def find_channels(
@@ -57,7 +57,7 @@ def _range(stack: np.ndarray) -> tuple[np.float32, np.float32]:
     """What becomes 0, and the range that becomes 1 (infinite for a constant stack)."""
     if not np.issubdtype(stack.dtype, np.integer) and not np.isfinite(stack).all():
         raise SegmentationError("the image holds values that are no numbers", "Read or export this field anew.")
-    step = max(1, stack.size // _SAMPLES)
+    step = stack.size // _SAMPLES | 1  # Odd, or it might keep to few columns.
     low, middle, high = np.percentile(stack.ravel()[::step], [1.0, 50.0, 99.7])
     rows = stack.reshape(-1, stack.shape[-1])[::step].astype(np.float32)
     noise = float(np.median(np.abs(np.diff(rows, axis=1)))) / 0.954 if rows.shape[-1] > 1 else 0.0
@@ -83,8 +83,21 @@ def combined(stacks: Sequence[np.ndarray]) -> np.ndarray:
     ranges = [_range(stack) for stack in stacks]
     out = np.empty(stacks[0].shape, np.float32)
     for z in range(len(out)):
-        parts = [
-            (stack[z].astype(np.float32) - low) / scale for stack, (low, scale) in zip(stacks, ranges, strict=True)
-        ]
-        out[z] = np.median(np.clip(parts, -0.5, 3.0), axis=0)
+        parts = np.stack([stack[z] for stack in stacks]).astype(np.float32)
+        for part, (low, scale) in zip(parts, ranges, strict=True):
+            part -= low
+            part /= scale
+        out[z] = _middle(np.clip(parts, -0.5, 3.0, out=parts))
     return out
+
+
+def _middle(parts: np.ndarray) -> np.ndarray:
+    """The median along the first axis, to the bit whatever the order; np.median takes ten times as long."""
+    if len(parts) > 4:
+        return np.median(parts, axis=0)
+    if len(parts) <= 2:
+        return parts.mean(0)
+    low, high = np.minimum(parts[0], parts[1]), np.maximum(parts[0], parts[1])
+    if len(parts) == 3:
+        return np.maximum(low, np.minimum(high, parts[2]))
+    return (np.maximum(low, np.minimum(*parts[2:])) + np.minimum(high, np.maximum(*parts[2:]))) / 2

@@ -72,3 +72,13 @@ def test_one_bad_stain_of_four_does_not_show():
     grains = rng.gamma(0.3, 3000, disk.shape)
     image = combined([*good, grains])
     assert np.corrcoef(image.ravel(), disk.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("stains", [1, 2, 3, 4, 5, 6])
+def test_stains_combine_to_their_median_in_any_order(stains):
+    rng = np.random.default_rng(stains)
+    stacks = [rng.gamma(2, 50 * 4**k, (3, 40, 50)).astype(np.uint16) for k in range(stains)]
+    image = combined(stacks)
+    np.testing.assert_allclose(image, np.median([combined([stack]) for stack in stacks], axis=0), atol=1e-6)
+    for _ in range(4):
+        np.testing.assert_array_equal(combined([stacks[k] for k in rng.permutation(stains)]), image)

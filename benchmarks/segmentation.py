@@ -1,0 +1,204 @@
+"""How well are cells and nuclei found? ``python -m benchmarks.segmentation [--quick]``
+
+Average precision as Cellpose means it, TP / (TP + FP + FN) with one-to-one matches of intersection over union 0.5 and
+more in 3D, after stitching; a mean over fields. Fields: the hard ones (``segmentation_fields``), and the synthetic
+plates of the package as easy ones. Methods: the compact network as shipped, with no setting but the voxel size; Otsu
+and watershed as one writes it with scikit-image; and the ceiling, Cellpose's dynamics on the true flows of each slice
+with our stitching. ``overhead_share``: the share of a segmentation's time outside the network and Cellpose's dynamics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from scipy import ndimage as ndi
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from tqdm import tqdm
+
+from benchmarks.segmentation_fields import CELL_WIDTH, HARD, LEAST_CELL, LEAST_NUCLEUS, QUICK, Field, hard_field
+from gradcamo_assets.plates import SyntheticPlate, render_field
+from gradcamo_assets.segmentation import Masks, Segmenter, SegmenterConfig
+from gradcamo_assets.segmentation.compact import CompactNetwork
+from gradcamo_assets.segmentation.intensities import combined, find_channels
+from gradcamo_assets.segmentation.masks import overlaps, stitched, without_specks
+
+EASY_VOXELS = (1.0, 0.5, 0.5)
+EASY = ((0, (12, 160, 160), 10), (1, (12, 160, 160), 10), (2, (16, 256, 256), 28), (3, (20, 320, 320), 45))
+"""Seed, shape and cells of the easy fields."""
+
+
+def average_precision(predicted: np.ndarray, truth: np.ndarray, iou: float = 0.5) -> float:
+    """TP / (TP + FP + FN) of two label arrays of one shape; 1 where both are empty."""
+    first, second, shared = overlaps(predicted, truth)
+    sizes, true_sizes = np.bincount(predicted.ravel()), np.bincount(truth.ravel())
+    good = shared >= iou * (sizes[first] + true_sizes[second] - shared)
+    edges = coo_matrix((np.ones(good.sum(), bool), (first[good], second[good])), (len(sizes), len(true_sizes)))
+    hits = int((maximum_bipartite_matching(edges.tocsr()) >= 0).sum()) if good.any() else 0
+    objects = np.count_nonzero(sizes[1:]) + np.count_nonzero(true_sizes[1:]) - hits
+    return hits / objects if objects else 1.0
+
+
+def easy_field(seed: int, shape: tuple[int, int, int], cells: int) -> Field:
+    """One field of the package's own synthetic plates."""
+    plate = SyntheticPlate(seed=seed, shape=shape, cells=cells)
+    made = render_field(plate, seed, 1)
+    return Field(
+        f"plate, {shape[2]} wide",
+        made.image,
+        plate.stains,
+        EASY_VOXELS,
+        made.cells.astype(int),
+        made.nuclei.astype(int),
+    )
+
+
+def watershed_masks(made: Field) -> Masks:
+    """Otsu's threshold and watersheds in 3D: nuclei split by their distance transform, cells grown from nuclei."""
+    from skimage.feature import peak_local_max
+    from skimage.filters import gaussian, threshold_otsu
+    from skimage.segmentation import watershed
+
+    nuclear, stains = find_channels(made.channels, None, None)
+    pixel = made.voxel_size[2]
+    sigma = (pixel / made.voxel_size[0], 1, 1)
+    smooth = gaussian(made.image[nuclear].astype(np.float32), sigma)
+    inside = smooth > threshold_otsu(smooth)
+    distance = ndi.distance_transform_edt(inside, sampling=made.voxel_size)
+    apart = max(1, round(0.2 * CELL_WIDTH / pixel))
+    peaks = peak_local_max(gaussian(distance, sigma), min_distance=apart, threshold_abs=0.1, exclude_border=False)
+    markers = np.zeros(inside.shape, np.int32)
+    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    nuclei = without_specks(watershed(-distance, markers, mask=inside), LEAST_NUCLEUS)
+    if stains:
+        smooth = gaussian(combined([made.image[k] for k in stains]), sigma)
+    body = (smooth > threshold_otsu(smooth)) | (nuclei > 0)
+    depth = ndi.distance_transform_edt(body, sampling=made.voxel_size)
+    return Masks(without_specks(watershed(-depth, nuclei.astype(np.int32), mask=body), LEAST_CELL), nuclei)
+
+
+def ceiling_masks(made: Field) -> Masks:
+    """The true masks, slice by slice turned into flows, by Cellpose's dynamics into masks, and stitched."""
+    least = {"cells": LEAST_CELL, "nuclei": LEAST_NUCLEUS}
+    return Masks(**{which: without_specks(stitched(_from_flows(getattr(made, which)), 0.25), least[which])
+                    for which in least})  # fmt: skip
+
+
+def _from_flows(truth: np.ndarray) -> np.ndarray:
+    from cellpose.dynamics import compute_masks, masks_to_flows_gpu
+
+    planes = np.zeros(truth.shape, np.int32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # Hundreds of small steps, which further threads only slow.
+    for z, plane in enumerate(truth):
+        present, labels = np.unique(np.append(plane, 0), return_inverse=True)
+        labels = labels[:-1].reshape(plane.shape).astype(np.int64)
+        if len(present) > 1:
+            widest = 2 * int(np.sqrt(np.bincount(labels.ravel())[1:].max()))
+            flows, _ = masks_to_flows_gpu(labels, niter=2 * widest)
+            planes[z] = compute_masks(5 * flows, np.where(plane > 0, 5.0, -5.0), niter=4 * widest, flow_threshold=0)
+    torch.set_num_threads(threads)
+    return planes
+
+
+@dataclass
+class Clock:
+    """Seconds by part: ``total``, and within it ``network``, ``dynamics`` and ``engine`` (all of Cellpose's eval)."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("total", "network", "dynamics", "engine"), 0.0)
+    )
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[part] += time.perf_counter() - start
+
+        return run
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Times what runs inside; calls that enclose one another are not counted twice."""
+        import cellpose.dynamics
+        from cellpose.models import CellposeModel
+
+        dynamics = cellpose.dynamics
+        with (
+            mock.patch.object(CompactNetwork, "forward", self.timed("network", CompactNetwork.forward)),
+            mock.patch.object(dynamics, "compute_masks", self.timed("dynamics", dynamics.compute_masks)),
+            mock.patch.object(CellposeModel, "eval", self.timed("engine", CellposeModel.eval)),
+        ):
+            yield
+
+
+def our_masks(made: Field, segmenters: dict[bool, Segmenter], clock: Clock) -> Masks:
+    """The shipped segmenter, told nothing but channel names and voxel size."""
+    alone = len(made.channels) == 1
+    if alone not in segmenters:
+        segmenters[alone] = Segmenter(SegmenterConfig(cytoplasm=("DNA",) if alone else None))
+        segmenters[alone].segment(made.image[:, :1, :64, :64], made.channels)  # Loads the networks.
+    with clock.watching():
+        return clock.timed("total", segmenters[alone].segment)(made.image, made.channels, made.voxel_size)
+
+
+def main(quick: bool) -> dict[str, float]:
+    """Print the table of every field and method; the figures of the last line."""
+    clock, segmenters, scores = Clock(), {}, {}
+    todo = [("hard", hard_field, (k,)) for k in (QUICK if quick else range(len(HARD)))]
+    todo += [("easy", easy_field, case) for case in (EASY[:1] if quick else EASY)]
+    print("| field | kind | cells | nuclei | " + " | ".join(f"{m} cells | {m} nuclei" for m in METHODS) + " |")
+    print("|" + " --- |" * (4 + 2 * len(METHODS)))
+    for kind, make, case in tqdm(todo, desc="fields", unit="field", disable=None):
+        made = make(*case)
+        row = []
+        for method in METHODS:
+            masks = our_masks(made, segmenters, clock) if method == "compact" else METHODS[method](made)
+            # A nucleus stain alone does not show where cells end.
+            row.append(average_precision(masks.cells, made.cells) if len(made.channels) > 1 else np.nan)
+            row.append(average_precision(masks.nuclei, made.nuclei))
+        scores.setdefault(kind, []).append(row)
+        print(f"| {made.name} | {kind} | {made.cells.max()} | {made.nuclei.max()} | {_columns(row)} |", flush=True)
+    means = {kind: np.nanmean(rows, axis=0) for kind, rows in scores.items()}
+    for kind, mean in means.items():
+        print(f"| mean | {kind} | | | {_columns(mean)} |")
+    seconds = clock.seconds
+    inner = seconds["network"] + seconds["dynamics"]
+    print(
+        f"compact: {seconds['total']:.1f} s, of which network {seconds['network']:.1f}, dynamics "
+        f"{seconds['dynamics']:.1f}, the rest of Cellpose's eval {seconds['engine'] - inner:.1f}, "
+        f"outside Cellpose {seconds['total'] - seconds['engine']:.1f}"
+    )
+    return {
+        "cells_ap50": round(float(means["hard"][0]), 4),
+        "nuclei_ap50": round(float(means["hard"][1]), 4),
+        "easy_cells_ap50": round(float(means["easy"][0]), 4),
+        "easy_nuclei_ap50": round(float(means["easy"][1]), 4),
+        "overhead_share": round(1 - inner / seconds["total"], 4),
+    }
+
+
+def _columns(values: Any) -> str:
+    return " | ".join("" if np.isnan(value) else f"{value:.3f}" for value in values)
+
+
+METHODS: dict[str, Callable[[Field], Masks] | None] = {
+    "compact": None, "Otsu + watershed": watershed_masks, "true flows": ceiling_masks
+}  # fmt: skip
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    torch.set_num_threads(2)
+    print(json.dumps(main(parser.parse_args().quick)))
