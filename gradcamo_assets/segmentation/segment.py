@@ -58,7 +58,7 @@ class SegmenterConfig:
             (B, 3, Y, X), and a style (B, 256). Inputs: cytoplasm, nucleus, zeros for cells; nucleus, zeros, zeros for
             nuclei. Sides are 256 or 384. The module is imported, so name only code you trust.
         mode: ``stitch``: slice by slice, stitched along z. ``3d``: Cellpose's flows in three planes and dynamics in 3D
-            (``do_3D``), for stacks of 5 slices or more; the field is held whole, at about 100 bytes a voxel of the
+            (``do_3D``), for stacks of 5 slices or more; the field is held whole, at about 110 bytes a voxel of the
             resampled stack. A single slice is segmented in 2D in both.
         anisotropy: step in z over pixel size, for ``3d``; None: from the voxel size, 1 where that is unknown.
         nucleus: name of the DNA stain; None finds it by name.
