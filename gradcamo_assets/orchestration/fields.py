@@ -22,9 +22,14 @@ def number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def bullets(texts: Iterable[str]) -> str:
+    """Texts as a markdown list."""
+    return "\n".join(f"- {text}" for text in texts) or "none"
+
+
 def listing(reasons: Mapping[str, str]) -> str:
     """Wells and what is said of each, as markdown."""
-    return "\n".join(f"- {well}: {reason}" for well, reason in sorted(reasons.items())) or "none"
+    return bullets(f"{well}: {reason}" for well, reason in sorted(reasons.items()))
 
 
 @dataclass

@@ -17,6 +17,7 @@ from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry
 from gradcamo_assets.plates import known_plates, list_inbox
 from gradcamo_assets.plates.staging import ENDINGS, Staging
 from gradcamo_assets.warehouse import LAKE_TABLES, Key, Lake
+from gradcamo_assets.warehouse.schema import tables_filed_by
 
 Edit = Callable[[pl.DataFrame], pl.DataFrame]
 
@@ -95,7 +96,7 @@ def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, p
         raise GradcamoError(f"version {version} is the champion", "Promote another version first.", plate=plate)
     wanted = {"model_name": registry.name, "model_version": version}
     wanted |= {} if plate is None else {"plate": plate_name(plate)}
-    keys = [key for name in _filed_by(*wanted) for key in lake.keys(name, **wanted)]
+    keys = [key for name in tables_filed_by(*wanted) for key in lake.keys(name, **wanted)]
     if not keys:
         there = sorted({key.model_version for key in lake.keys("scores", model_name=registry.name)})  # type: ignore[type-var]
         raise GradcamoError(
@@ -119,7 +120,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     def without(rows: pl.DataFrame) -> pl.DataFrame:
         return rows.filter(pl.col("Metadata_Plate").ne_missing(plate))
 
-    keys = [key for name in _filed_by("plate") for key in lake.keys(name, plate=plate)]
+    keys = [key for name in tables_filed_by("plate") for key in lake.keys(name, plate=plate)]
     tables = [table for table in LAKE_TABLES.values() if table.keys and "plate" not in table.keys]
     shared = [(key, without) for table in tables if "Metadata_Plate" in table.polars for key in lake.keys(table.name)]
     edits = [(key, edit) for key, edit in shared if len(_lost(lake, key, edit))]
@@ -129,10 +130,6 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
         *_there([home.masks, home.crops], plate), *_there([home.reports], f"{plate}.html"),
     ]  # fmt: skip
     return _checked(Plan(home.root, lake, tuple(keys), tuple(edits), tuple(paths)), plate)
-
-
-def _filed_by(*names: str) -> list[str]:
-    return [table.name for table in LAKE_TABLES.values() if set(names) <= set(table.keys)]
 
 
 def _there(folders: list[Path], *names: str) -> tuple[Path, ...]:

@@ -87,7 +87,7 @@ class ExportSource:
         export, notes = true_stack(read_export(path))
         self.format, self.problems, self.acquisition = export.format, (*export.problems, *notes), export.acquisition
         self._export = export
-        self._depth = int(export.planes["z"].max()) + 1 if export.planes.height else 0  # type: ignore[arg-type]
+        self._depth = int(export.planes["z"].max()) + 1  # type: ignore[arg-type]
         self._files = {
             (well, site): rows for (well, site), rows in export.planes.group_by(["well", "site"], maintain_order=True)
         }

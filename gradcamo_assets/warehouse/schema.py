@@ -237,3 +237,8 @@ def lake_table(name: str) -> Table:
     if name not in LAKE_TABLES:
         raise StoreError(f"there is no table {name!r}", f"The tables are {', '.join(LAKE_TABLES)}.")
     return LAKE_TABLES[name]
+
+
+def tables_filed_by(*keys: str) -> list[str]:
+    """The lake tables whose files are told apart by all of these keys."""
+    return [table.name for table in LAKE_TABLES.values() if set(keys) <= set(table.keys)]

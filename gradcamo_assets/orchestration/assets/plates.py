@@ -1,6 +1,6 @@
 """``plate_images``: a plate of the inbox, checked, copied and measured."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,13 +10,13 @@ import polars as pl
 from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.figures import illumination_maps, to_markdown
-from gradcamo_assets.orchestration.fields import number
+from gradcamo_assets.orchestration.fields import bullets, number
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
 from gradcamo_assets.orchestration.reconcile import read_inbox
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.plates import IngestConfig, Ingested, ingest_plate
 from gradcamo_assets.plates.failures import attempt
-from gradcamo_assets.warehouse import LAKE_TABLES
+from gradcamo_assets.warehouse.schema import tables_filed_by
 
 
 def source_of(home: Home, plate: str) -> tuple[Path, str]:
@@ -72,7 +72,7 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
             later = fields.with_columns(n_cells=pl.lit(None), foreground_share=pl.lit(None))
             lake.write("fields", later, plate=name, site=site)
         gone = {key.site for key in lake.keys("fields", plate=name)} - set(found.fields_frame["Metadata_Site"])
-        for table in (table.name for table in LAKE_TABLES.values() if "site" in table.keys):
+        for table in tables_filed_by("plate", "site"):
             for site in gone:
                 lake.drop(table, plate=name, site=site)
     sites = sorted({str(field.site) for field in found.plate.fields}, key=int)
@@ -93,7 +93,7 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
             "voxel_size_zyx_um": str(found.plate.voxel_size),
             "source": row["source_path"],
             "format": row["format"],
-            "problems": dg.MetadataValue.md(_bullets(found.problems)),
+            "problems": dg.MetadataValue.md(bullets(found.problems)),
             "median_focus": number(found.fields_frame["focus_score"].median()),
             "median_saturation": number(found.fields_frame["saturation"].median()),
             "fields_out_of_focus": len(warned),
@@ -118,13 +118,13 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
                 check_name="true_z_stacks",
                 passed=not found.source_problems,
                 severity=dg.AssetCheckSeverity.WARN,
-                metadata={"problems": dg.MetadataValue.md(_bullets(found.source_problems))},
+                metadata={"problems": dg.MetadataValue.md(bullets(found.source_problems))},
             ),
             dg.AssetCheckResult(
                 check_name="plate_map_matches",
                 passed=not map_problems,
                 severity=dg.AssetCheckSeverity.WARN,
-                metadata={"problems": dg.MetadataValue.md(_bullets(map_problems))},
+                metadata={"problems": dg.MetadataValue.md(bullets(map_problems))},
             ),
         ],
     )
@@ -140,12 +140,8 @@ def _progress(context: dg.AssetExecutionContext, name: str) -> Callable[[int, in
     return tell
 
 
-def _bullets(texts: Iterable[str]) -> str:
-    return "\n".join(f"- {text}" for text in texts) or "none"
-
-
 def _listing(fields: pl.DataFrame, reason: str) -> str:
-    return _bullets(f"{path}: {text}" for path, text in fields.select("path", reason).iter_rows())
+    return bullets(f"{path}: {text}" for path, text in fields.select("path", reason).iter_rows())
 
 
 def _channels(found: Ingested) -> str:
