@@ -92,7 +92,7 @@ def load_network(which: str, path: Path, device: torch.device | str = "cpu") -> 
     except (OSError, SafetensorError, RuntimeError) as error:
         raise SegmentationError(
             f"the compact network's weights do not load: {error}",
-            f"Install the package anew, or train them: python -m gradcamo_assets.segmentation.train --which {which}.",
+            "Install the package anew, or train them: python -m segmentation_training.train --out DIR.",
             path=path,
         ) from error
     network = network.fused().to(device)

@@ -1,14 +1,15 @@
 """Segments a field: two networks, Cellpose's tiling and dynamics on every slice, stitching along z; or in 3D.
 
-Here: the configuration, and the run over a stack. Not here: loading networks (``engines``), what becomes of channels
-(``intensities``), stitching and confidence (``masks``).
+Here: the run over a stack. Not here: its settings (``settings``), loading networks (``engines``), what becomes of
+channels (``intensities``), three dimensions at once (``volumes``), stitching and confidence (``masks``).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,91 +19,22 @@ import polars as pl
 
 from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.segmentation import intensities
-from gradcamo_assets.segmentation.engines import (
-    BUILT_IN,
-    REMEDY,
-    SHIPPED,
-    file_digest,
-    find_weights,
-    is_known,
-    load_engines,
-    state_digest,
-)
+from gradcamo_assets.segmentation.blocks import blocks, paste
+from gradcamo_assets.segmentation.engines import file_digest, find_weights, load_engines, state_digest
 from gradcamo_assets.segmentation.masks import Masks, confidence_of, object_quality, stitched, without_specks
+from gradcamo_assets.segmentation.settings import DIAMETER, NOMINAL_WIDTH, SegmenterConfig
+from gradcamo_assets.segmentation.volumes import at_size, volume_objects
 
-__all__ = ["BUILT_IN", "DIAMETER", "MODES", "NOMINAL_WIDTH", "SHIPPED", "Segmenter", "SegmenterConfig"]
-
-MODES = ("stitch", "3d")
-
-NOMINAL_WIDTH = 15.0
-"""Width of a cell in micrometres that is assumed where no diameter is set."""
-
-DIAMETER = 30.0
-"""Width of a cell, in pixels, at which both shipped sets of weights work best."""
-
-_STEPS = 60
-_PIXELS = 4_000_000
-_TILE, _TILE_3D = 512, 160
+# Steps of the dynamics, of a pixel each in 2D and two in 3D: objects are 30 pixels wide.
+_STEPS, _STEPS_3D = 60, 40
+# So much is held at once: of slices, and of a volume whose voxels were made cubes (about 110 bytes each).
+_PIXELS, _VOXELS = 4_000_000, 12_000_000
+# Widths of a cell by which blocks overlap.
+_HALO = 1.5
+_TILE = 512
 _FEWEST_SLICES = 5
-
-
-@dataclass(frozen=True)
-class SegmenterConfig:
-    """How fields are segmented.
-
-    Args:
-        network: ``compact`` (ships with the package); one of Cellpose's (``BUILT_IN``), from Cellpose's own cache; a
-            path: a folder with ``cells.safetensors`` and ``nuclei.safetensors`` that ``train`` wrote, or a file of
-            Cellpose weights; or ``module:function``, where ``function(kind)``, for ``cells`` and for ``nuclei``,
-            returns a torch module that turns (B, 3, Y, X) float32 into flows in y and x times 5 and the logit
-            (B, 3, Y, X), and a style (B, 256). Inputs: cytoplasm, nucleus, zeros for cells; nucleus, zeros, zeros for
-            nuclei. Sides are 256 or 384. The module is imported, so name only code you trust.
-        mode: ``stitch``: slice by slice, stitched along z. ``3d``: Cellpose's flows in three planes and dynamics in 3D
-            (``do_3D``), for stacks of 5 slices or more; the field is held whole, at about 110 bytes a voxel of the
-            resampled stack. A single slice is segmented in 2D in both.
-        anisotropy: step in z over pixel size, for ``3d``; None: from the voxel size, 1 where that is unknown.
-        nucleus: name of the DNA stain; None finds it by name.
-        cytoplasm: names of the stains that fill cells; None takes every other fluorescence channel. Without any (also
-            ``()``), cells are segmented from the nucleus stain alone.
-        diameter: width of a cell in pixels. None: from the voxel size, taking cells as 15 um wide, where that gives 8
-            to 200 pixels; the network's own scale (30 pixels) where the voxel size is unknown (1, 1, 1) or implausible,
-            or the two differ by less than a third.
-        stitch_threshold: least intersection over union that joins objects of neighbouring slices.
-        flow_threshold: highest flow error of an object; 0 keeps all. Cellpose does not use it in ``3d``.
-        cellprob_threshold: least logit of a pixel inside an object; lower gives larger and more objects.
-        min_volume: fewest voxels of a cell; of a nucleus a quarter of that.
-
-    Raises:
-        SegmentationError: for a value that cannot be meant.
-    """
-
-    network: str = "compact"
-    mode: str = "stitch"
-    anisotropy: float | None = None
-    nucleus: str | None = None
-    cytoplasm: tuple[str, ...] | None = None
-    diameter: float | None = None
-    stitch_threshold: float = 0.25
-    flow_threshold: float = 0.4
-    cellprob_threshold: float = 0.0
-    min_volume: int = 100
-
-    def __post_init__(self) -> None:
-        stains = self.cytoplasm is None or not isinstance(self.cytoplasm, str)
-        flat = self.anisotropy is None or 0.1 <= self.anisotropy <= 50
-        for name, right, remedy in (
-            ("network", is_known(self.network), REMEDY),
-            ("mode", self.mode in MODES, f"Use one of {', '.join(MODES)}"),
-            ("anisotropy", flat, "Give a number from 0.1 to 50, or None"),
-            ("cytoplasm", stains, "Give a tuple of channel names, or None for all that are not the nucleus"),
-            ("diameter", self.diameter is None or 4 <= self.diameter <= 2000, "Give 4 to 2000 pixels, or None"),
-            ("stitch_threshold", 0 < self.stitch_threshold <= 1, "Give a number above 0, at most 1"),
-            ("flow_threshold", 0 <= self.flow_threshold <= 4, "Give a number from 0 to 4"),
-            ("cellprob_threshold", -20 <= self.cellprob_threshold <= 20, "Give a number from -20 to 20"),
-            ("min_volume", self.min_volume >= 0, "Give a number of voxels"),
-        ):
-            if not right:
-                raise SegmentationError(f"{name} cannot be {getattr(self, name)!r}", f"{remedy}.")
+# Step between slices in widths of a cell.
+_COARSEST = 1 / 8
 
 
 class Segmenter:
@@ -162,11 +94,20 @@ class Segmenter:
         cytoplasm = np.zeros_like(nucleus)
         if stains:
             cytoplasm = intensities.combined([image[index] for index in stains]).astype(np.float16)
-        scales = self._diameter(voxel_size), self._anisotropy(voxel_size)
+        diameter, anisotropy = self._diameter(voxel_size), self._anisotropy(voxel_size)
+        known = self.config.anisotropy is not None or tuple(voxel_size) != (1.0, 1.0, 1.0)
+        whole = self._is_whole(image.shape[1], known, anisotropy / diameter)
+        scales = diameter, anisotropy if whole else None
         cells, confidence = self._objects("cells", [cytoplasm, nucleus], *scales, self.config.min_volume)
         del cytoplasm
         nuclei, _ = self._objects("nuclei", [nucleus], *scales, self.config.min_volume // 4)
         return Masks(cells, nuclei, confidence)
+
+    def _is_whole(self, depth: int, known: bool, step: float) -> bool:
+        """Whether a stack is segmented as one; ``step``: between slices, in widths of a cell."""
+        if self.config.mode == "auto":
+            return self._is_compact and depth >= _FEWEST_SLICES and known and step <= _COARSEST
+        return self.config.mode == "3d" and depth > 1
 
     def _anisotropy(self, voxel_size: Sequence[float]) -> float:
         if self.config.anisotropy is not None:
@@ -182,46 +123,113 @@ class Segmenter:
         return DIAMETER if implausible or 0.75 <= guessed / DIAMETER <= 4 / 3 else guessed
 
     def _objects(
-        self, which: str, inputs: list[np.ndarray], diameter: float, anisotropy: float, least: int
+        self, which: str, inputs: list[np.ndarray], diameter: float, anisotropy: float | None, least: int
     ) -> tuple[np.ndarray, pl.DataFrame]:
-        """Labels (Z, Y, X) uint32 of one kind, from its input images, and their confidence; in batches of slices."""
-        depth, height, width = inputs[0].shape
-        whole = self.config.mode == "3d" and depth > 1
-        batch = depth if whole else max(1, _PIXELS // (height * width))
-        batches: list[np.ndarray] = []
-        quality: list[np.ndarray] = []
-        for start in range(0, depth, batch):
-            parts = [part[start : start + batch].astype(np.float32) for part in inputs]
-            if max(float(part.max()) for part in parts) > 0:
-                slices = np.stack((*parts, *[np.zeros_like(parts[0])] * (3 - len(parts))), axis=1)
-                objects, errors = self._run(which, slices, diameter, anisotropy if whole else None)
-            else:
-                objects = np.zeros(parts[0].shape, np.uint16)
-                errors = [np.zeros((3, 1))] * (1 if whole else len(objects))
-            batches.append(objects)
-            quality += errors
-        found = np.concatenate(batches)
+        """Labels (Z, Y, X) uint32 of one kind, from its input images (Z, Y, X), and their confidence.
+
+        Stitched from slices where ``anisotropy`` is None.
+        """
         threshold = self.config.stitch_threshold
-        labels = without_specks(found if whole else stitched(found, threshold), least)
+        if anisotropy is not None:
+            found, quality = self._in_blocks(which, inputs, diameter, anisotropy)
+            labels = without_specks(found, least)
+        else:
+            found, quality = self._in_slices(which, inputs, diameter)
+            labels = without_specks(stitched(found, threshold), least)
         return labels, confidence_of(found, labels, quality, threshold)
 
-    def _run(
-        self, which: str, slices: np.ndarray, diameter: float, anisotropy: float | None
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Objects in slices (Z, 3, Y, X), of the three channels that Cellpose wants, and their ``object_quality``.
+    def _in_slices(self, which: str, inputs: list[np.ndarray], diameter: float) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Objects of every slice, numbered anew in each, and the ``object_quality`` of each; in batches of slices."""
+        depth, height, width = inputs[0].shape
+        batch = max(1, _PIXELS // (height * width))
+        found: list[np.ndarray] = []
+        quality: list[np.ndarray] = []
+        for start in range(0, depth, batch):
+            objects, flows, logits = self._run(which, [part[start : start + batch] for part in inputs], diameter)
+            quality += [object_quality(plane, flows[:, z] / 5, logits[z]) for z, plane in enumerate(objects)]
+            found.append(objects)
+        for plane, sums in zip(planes := np.concatenate(found), quality, strict=True):
+            self._drop_doubtful(plane, sums)
+        return planes, quality
 
-        Each slice by itself, numbered anew; with ``anisotropy`` all as one stack.
-        """
+    def _in_blocks(
+        self, which: str, inputs: list[np.ndarray], diameter: float, anisotropy: float
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Objects (Z, Y, X) of the whole stack and their ``object_quality``; in blocks of the plane that overlap."""
+        depth, height, width = inputs[0].shape
+        scale = DIAMETER / diameter
+        side = int((_VOXELS / (depth * anisotropy * scale**3)) ** 0.5)
+        found = np.zeros((depth, height, width), np.uint32)
+        sums = [np.zeros((3, 1))]
+        for outer, inner in blocks((height, width), side, round(_HALO * diameter)):
+            objects, quality = self._volume(which, [part[:, *outer] for part in inputs], scale, anisotropy)
+            sums.append(quality[:, paste(found[:, *outer], objects, inner, sum(part.shape[1] for part in sums))])
+        return found, [np.concatenate(sums, axis=1)]
+
+    def _volume(
+        self, which: str, inputs: list[np.ndarray], scale: float, anisotropy: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Objects (Z, Y, X) of one block and their ``object_quality``."""
+        if not self._is_compact:
+            objects, flows, logits = self._run(which, inputs, DIAMETER / scale, anisotropy)
+            length = np.maximum(np.sqrt((flows**2).sum(axis=0)), 5)
+            return objects, object_quality(objects, flows / length, logits / 3)
+        stack = np.stack(inputs).astype(np.float32)
+        if stack.max() <= 0:
+            return np.zeros(stack.shape[1:], np.uint16), np.zeros((3, 1))
+        size = [max(1, round(n * scale * k)) for n, k in zip(stack.shape[1:], (anisotropy, 1, 1), strict=True)]
+        with self._one_thread():
+            objects, flows, logits = volume_objects(
+                self._engines[which].net, stack, tuple(size), _STEPS_3D, 3 * self.config.cellprob_threshold
+            )
+        quality = object_quality(objects, flows, logits)
+        self._drop_doubtful(objects, quality)
+        return at_size(objects, stack.shape[1:]), quality
+
+    def _drop_doubtful(self, objects: np.ndarray, quality: np.ndarray) -> None:
+        """Clear objects whose flow error is too high, in place; Cellpose's own networks did so in their way."""
+        size, _, error = quality
+        if self._is_compact and self.config.flow_threshold > 0:
+            objects[(error > self.config.flow_threshold * size)[objects]] = 0
+
+    @contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        """One thread for the compact network on a CPU, and for the dynamics: hundreds of small steps, which many
+        threads on busy cores slow tenfold."""
         import torch
 
-        engine, (depth, _, height, width) = self._engines[which], slices.shape
-        compact, whole = engine.backbone == "compact", anisotropy is not None
-        scaled = DIAMETER / diameter * max(height, width)
         threads = torch.get_num_threads()
-        if compact and engine.device.type == "cpu":
-            # The dynamics are hundreds of small steps, which many threads on busy cores slow tenfold.
+        if self._is_compact and not torch.cuda.is_available():
             torch.set_num_threads(1)
         try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+    @property
+    def _is_compact(self) -> bool:
+        return all(engine.backbone == "compact" for engine in self._engines.values())
+
+    def _run(
+        self, which: str, inputs: list[np.ndarray], diameter: float, anisotropy: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cellpose's objects, flows and logits, from input images (Z, Y, X).
+
+        Each slice by itself, its objects (Z, Y, X) numbered anew, flows (2, Z, Y, X); with ``anisotropy`` all as one
+        stack, with flows (3, Z, Y, X). Logits (Z, Y, X).
+        """
+        parts = [part.astype(np.float32) for part in inputs]
+        (depth, height, width), whole = parts[0].shape, anisotropy is not None
+        if max(float(part.max()) for part in parts) <= 0:
+            return (
+                np.zeros((depth, height, width), np.uint16),
+                np.zeros((2 + whole, depth, height, width), np.float32),
+                np.zeros((depth, height, width), np.float32),
+            )
+        engine, compact = self._engines[which], self._is_compact
+        slices = np.stack((*parts, *[np.zeros_like(parts[0])] * (3 - len(parts))), axis=1)
+        scaled = DIAMETER / diameter * max(height, width)
+        with self._one_thread():
             masks, (_, flows, logits, *_), _ = engine.eval(
                 slices,
                 channel_axis=1,
@@ -234,24 +242,14 @@ class Segmenter:
                 # One tile at a time on a CPU: the activations of a tile take 100 MB.
                 batch_size=1 if compact and engine.device.type == "cpu" else 8,
                 # Cellpose pads an image by 16 pixels: a tile of just that size makes one tile of the whole slice.
-                bsize=int(min(_TILE_3D if whole else _TILE, 16 * np.ceil(scaled / 16) + 16)) if compact else None,
+                bsize=int(min(_TILE, 16 * np.ceil(scaled / 16) + 16)) if compact else None,
                 **({"z_axis": 0, "do_3D": True, "anisotropy": anisotropy} if whole else {}),
             )
-        finally:
-            torch.set_num_threads(threads)
-        found = masks.reshape(depth, height, width)
-        flows, logits = flows.reshape(-1, depth, height, width), logits.reshape(depth, height, width)
-        pieces: list[np.ndarray] = [found] if whole else list(found)
-        if whole:
-            # Each component is the sum of two planes' flows, each 5 where the network is sure; the logit that of three.
-            length = np.maximum(np.sqrt((flows**2).sum(axis=0)), 5)
-            quality = [object_quality(found, flows / length, logits / 3)]
-        else:
-            quality = [object_quality(plane, flows[:, z] / 5, logits[z]) for z, plane in enumerate(found)]
-        if compact and self.config.flow_threshold > 0:
-            for piece, (size, _, error) in zip(pieces, quality, strict=True):
-                piece[(error > self.config.flow_threshold * size)[piece]] = 0
-        return found, quality
+        return (
+            masks.reshape(depth, height, width),
+            flows.reshape(-1, depth, height, width),
+            logits.reshape(depth, height, width),
+        )
 
     @cached_property
     def _engines(self) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from gradcamo_assets.common.errors import SegmentationError
+from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, match_labels
 from gradcamo_assets.segmentation.compact import INPUTS, CompactNetwork, load_network
-from gradcamo_assets.segmentation.segment import SHIPPED
+from gradcamo_assets.segmentation.engines import SHIPPED
 
 
 @pytest.mark.parametrize("which", sorted(INPUTS))
@@ -37,3 +41,35 @@ def test_weights_that_are_absent_damaged_or_of_another_network_are_refused(tmp_p
     for path in (tmp_path / "cells.safetensors", tmp_path / "absent.safetensors", SHIPPED / "nuclei.safetensors"):
         with pytest.raises(SegmentationError, match="do not load"):
             load_network("cells", path)
+
+
+@pytest.mark.parametrize("which", sorted(INPUTS))
+def test_the_shipped_weights_reached_what_training_demands(which):
+    report = json.loads((SHIPPED / f"{which}.json").read_text())
+    assert report["ap50"]["all"] >= report["required"]
+    assert report["loss_every_50_steps"][-1] < report["loss_every_50_steps"][0]
+
+
+@pytest.fixture(scope="module")
+def slices():
+    """Three slices of a synthetic field, with the names of its channels."""
+    from gradcamo_assets.plates import SyntheticPlate, render_field
+
+    field = render_field(SyntheticPlate(seed=11), 0, 1)
+    return field.image[:, 5:8], ["DNA", "ER", "RNA", "AGP", "Mito"], field.nuclei[5:8]
+
+
+def test_the_order_of_channels_does_not_matter(slices):
+    image, channels, _ = slices
+    want = Segmenter().segment(image, channels)
+    order = [3, 1, 4, 0, 2]
+    made = Segmenter().segment(image[order], [channels[k] for k in order])
+    np.testing.assert_array_equal(made.cells, want.cells)
+    np.testing.assert_array_equal(made.nuclei, want.nuclei)
+
+
+def test_with_the_nucleus_stain_alone_a_cell_is_its_nucleus(slices):
+    image, _, truth = slices
+    masks = Segmenter(SegmenterConfig(cytoplasm=("DNA",))).segment(image[:1], ["DNA"])
+    for made in (masks.nuclei, masks.cells):
+        assert (match_labels(truth, made)["iou"] > 0.5).mean() > 0.85

@@ -9,7 +9,7 @@ import torch
 from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, cell_table, match_labels
 from gradcamo_assets.segmentation.compact import load_network
-from gradcamo_assets.segmentation.segment import SHIPPED
+from gradcamo_assets.segmentation.engines import SHIPPED
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -132,6 +132,29 @@ def test_three_dimensions_at_once(field):
     assert masks.confidence["label"].to_list() == [1, 2]
     assert (masks.confidence["cell_probability"] > 0.5).all()
     assert (masks.confidence["flow_error"] < 0.6).all()
+
+
+def test_blocks_of_a_field_give_what_the_whole_gives(field, monkeypatch):
+    segmenter = Segmenter(SegmenterConfig(mode="3d"))
+    image, stains = field.image[:, :, :, :64], STAINS[: len(field.image)]
+    whole = segmenter.segment(image, stains, (1.0, 0.5, 0.5))
+    monkeypatch.setattr("gradcamo_assets.segmentation.segment._VOXELS", 125 * 125 * 24)
+    monkeypatch.setattr("gradcamo_assets.segmentation.segment._HALO", 1.0)
+    pieces = segmenter.segment(image, stains, (1.0, 0.5, 0.5))
+    assert average_precision(pieces.cells, whole.cells) >= 0.85
+    assert average_precision(pieces.nuclei, whole.nuclei) >= 0.85
+    assert pieces.confidence["label"].to_list() == list(range(1, int(pieces.cells.max()) + 1))
+
+
+def test_stacks_are_segmented_as_one_where_their_slices_are_near(segmenter):
+    """By default: five slices, a known voxel size, and eight slices or more to the width of a cell."""
+    assert segmenter._is_whole(5, known=True, step=1 / 8)
+    assert not segmenter._is_whole(4, known=True, step=1 / 8)
+    assert not segmenter._is_whole(5, known=False, step=1 / 8)
+    assert not segmenter._is_whole(5, known=True, step=1 / 7)
+    assert not Segmenter(SegmenterConfig(mode="stitch"))._is_whole(5, known=True, step=1 / 30)
+    assert Segmenter(SegmenterConfig(mode="3d"))._is_whole(5, known=False, step=1)
+    assert not Segmenter(SegmenterConfig(mode="3d"))._is_whole(1, known=True, step=1 / 30)
 
 
 def test_three_dimensions_of_few_slices_are_refused_and_of_one_are_two(segmenter):

@@ -1,0 +1,49 @@
+"""Volumes: against Cellpose's own run in three planes, and labels at another size against scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage as ndi
+from torch import nn
+
+from gradcamo_assets.segmentation.volumes import at_size, volume_objects
+
+
+class EachPixelAlone(nn.Module):
+    """Answers each pixel from nothing but itself, so that tiles and rims cannot matter."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Conv2d(3, 3, 1)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, x):
+        return self.mix(x), x.new_zeros(len(x), 256)
+
+
+def test_answers_in_three_planes_are_added_as_cellpose_does():
+    from cellpose.core import run_3D
+
+    stack = np.random.default_rng(0).random((3, 7, 30, 41), np.float32)
+    network = EachPixelAlone()
+    want, _ = run_3D(network, np.ascontiguousarray(stack.transpose(1, 2, 3, 0)), bsize=64, batch_size=4)
+    with torch.inference_mode():
+        _, flows, logits = volume_objects(network, stack, stack.shape[1:], 1, 100.0)
+    length = np.maximum(np.sqrt((want[..., :3] ** 2).sum(-1)), 5)
+    np.testing.assert_allclose(flows, (want[..., :3] / length[..., None]).transpose(3, 0, 1, 2), atol=1e-5)
+    np.testing.assert_allclose(logits, want[..., 3] / 3, atol=1e-5)
+
+
+def test_labels_at_another_size_are_those_of_the_nearest_voxel():
+    labels = np.random.default_rng(1).integers(0, 9, (5, 8, 6))
+    for size in ((5, 8, 6), (10, 16, 18), (3, 4, 5), (1, 1, 1)):
+        made = at_size(labels, size)
+        assert made.shape == size
+        grid = np.meshgrid(
+            *[((np.arange(n) + 0.5) * old / n - 0.5) for n, old in zip(size, labels.shape, strict=True)], indexing="ij"
+        )
+        # A hair upwards, so that a tie goes the way it does there.
+        want = ndi.map_coordinates(labels, [part + 1e-6 for part in grid], order=0, mode="nearest")
+        np.testing.assert_array_equal(made, want)
