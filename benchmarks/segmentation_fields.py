@@ -99,9 +99,9 @@ class Field:
     nuclei: np.ndarray
 
 
-def hard_field(index: int) -> Field:
+def hard_field(index: int, first_seed: int = FIRST_SEED) -> Field:
     """Field ``index`` of ``HARD``; the same every time."""
-    setting, rng = HARD[index], np.random.default_rng(FIRST_SEED + index)
+    setting, rng = HARD[index], np.random.default_rng(first_seed + index)
     # So many pixels does one slice measure that the cells fill most of the stack.
     step = setting.width * (0.75 if setting.layers == 1 else 0.8 * setting.layers) / (0.8 * setting.shape[0])
     cells, nuclei, rim = _anatomy(rng, setting, step)
