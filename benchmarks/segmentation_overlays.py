@@ -31,7 +31,7 @@ def cases(data: Path) -> Iterator[Case]:
         channels = ("AGP", "DNA", "ER", "Mito", "RNA")
         yield title, image[:, None], channels, unknown, SegmenterConfig(diameter=50)
     stack = tifffile.imread(data / "plantseg_rgb3d" / "tests" / "resources" / "rgb_3D.tif").transpose(1, 0, 2, 3)
-    yield "plant tissue", stack, ("nuclei", "cytoplasm"), unknown, SegmenterConfig(mode="3d")
+    yield "cultured cells in 3D", stack, ("nuclei", "cytoplasm"), unknown, SegmenterConfig(mode="3d")
     folder = data / "imagexpress_9987" / "resources" / "ImageXpress_exported" / "9987_Plate_3434" / "TimePoint_1"
     planes = [tifffile.imread(folder / "ZStep_0" / f"9987_B02_s1_w{wave}.TIF") for wave in (1, 2)]
     settings = SegmenterConfig(diameter=16, min_volume=40)

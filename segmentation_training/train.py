@@ -26,7 +26,7 @@ from segmentation_training.images import training_image
 
 HELD_OUT = 500_000
 """Seed of the first image that training never draws."""
-REQUIRED = {"cells": 0.6, "nuclei": 0.6}
+REQUIRED = {"cells": 0.55, "nuclei": 0.55}
 """Average precision at 0.5 that new weights must reach on the images kept apart."""
 _RIM = 8
 _BATCH = 4

@@ -10,6 +10,7 @@ from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, match_labels
 from gradcamo_assets.segmentation.compact import INPUTS, CompactNetwork, load_network
 from gradcamo_assets.segmentation.engines import SHIPPED
+from segmentation_training.train import REQUIRED
 
 
 @pytest.mark.parametrize("which", sorted(INPUTS))
@@ -46,7 +47,7 @@ def test_weights_that_are_absent_damaged_or_of_another_network_are_refused(tmp_p
 @pytest.mark.parametrize("which", sorted(INPUTS))
 def test_the_shipped_weights_reached_what_training_demands(which):
     report = json.loads((SHIPPED / f"{which}.json").read_text())
-    assert report["ap50"]["all"] >= report["required"]
+    assert report["ap50"]["all"] >= REQUIRED[which]
     assert report["loss_every_50_steps"][-1] < report["loss_every_50_steps"][0]
 
 
