@@ -1,17 +1,27 @@
 """``data_split``, ``trained_model`` and ``champion_model``: what is learned from, what came of it, and who scores."""
 
+from pathlib import Path
+
 import dagster as dg
 import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.figures import to_markdown, training_curves
+from gradcamo_assets.figures import to_markdown
 from gradcamo_assets.learning.registry import CHAMPION
+from gradcamo_assets.learning.runs import Links
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder
 
-_KEPT = ("Metadata_CellID", "Metadata_Plate", "Metadata_Well", "Metadata_Site", "treatment_class")
+_FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
+_KEPT = ("Metadata_CellID", *_FIELD, "treatment_class", "mask_version")
+_ALT = {
+    "curves": "Training curves",
+    "confusion": "Predicted by true class on test wells",
+    "reliability": "Accuracy against confidence on test wells",
+    "maps": "Best, middle and worst maps on test wells",
+}
 
 
 class SplitConfig(dg.Config):
@@ -38,6 +48,11 @@ def _kept_cells(platform: Platform, plates: list[str]) -> pl.DataFrame:
     return frame.filter(pl.col("Metadata_Plate").is_in(plates)) if plates else frame
 
 
+def _crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
+    fields = cells.select(_FIELD).unique().sort(pl.all()).iter_rows()
+    return [crop_folder(platform.home, *field) for field in fields]
+
+
 @dg.asset(deps=[crops], group_name="models", kinds={"polars"})
 def data_split(context: dg.AssetExecutionContext, platform: Platform, config: SplitConfig) -> dg.MaterializeResult:
     """Wells for training, validation and test: disjoint by well, every class in each part where it can be."""
@@ -62,6 +77,7 @@ def data_split(context: dg.AssetExecutionContext, platform: Platform, config: Sp
 @dg.asset(deps=[data_split], group_name="models", kinds={"pytorch", "mlflow"}, pool="training")
 def trained_model(context: dg.AssetExecutionContext, platform: Platform, config: TrainConfig) -> dg.MaterializeResult:
     """An encoder that predicts the treatment of a crop, registered in MLflow; the first one becomes champion."""
+    from gradcamo_assets.learning.evidence import unseen_cells
     from gradcamo_assets.learning.fit import fit_and_register
     from gradcamo_assets.learning.promotion import promote, record_versions
     from gradcamo_assets.learning.train import TrainingConfig
@@ -70,33 +86,38 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     if not home.split_file.exists():
         raise GradcamoError("there is no split", "Materialise data_split first.", path=home.split_file)
     split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
-    cells = _kept_cells(platform, split["Metadata_Plate"].unique().to_list())
-    fields = cells.select("Metadata_Plate", "Metadata_Well", "Metadata_Site").unique(maintain_order=True)
-    training = home.settings("training", TrainingConfig, **config.model_dump())
+    cells = _kept_cells(platform, [])
+    unseen = unseen_cells(cells, split)
+    links = home.settings("links", Links)
     fitted = fit_and_register(
-        cells,
+        learned := cells.join(split, on="Metadata_Plate", how="semi"),
         split,
-        [crop_folder(home, *row) for row in fields.sort(pl.all()).iter_rows()],
-        training,
+        _crop_paths(platform, learned),
+        home.settings("training", TrainingConfig, **config.model_dump()),
         registry,
         work=home.mlflow,
         progress=False,
         report=context.log.info,
-        tags={"dagster_run_id": context.run_id},
+        tags={
+            "dagster_run_id": context.run_id,
+            "dagster_job": context.run.job_name,
+            "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run_id}",
+        },
+        unseen=(unseen, _crop_paths(platform, unseen)) if len(unseen) else None,
+        started=lambda run_id: context.log.info(f"MLflow run: {registry.pages(links, run_id)['mlflow_run']}"),
     )
     record_versions(lake, registry)
     first = registry.by_alias(CHAMPION) is None
     if first:
         promote(lake, registry, fitted.version, by=f"run {context.run_id}", reason="the first version")
-    history = pl.DataFrame({"epoch": list(range(1, training.epochs + 1)), **fitted.result.curves})
+    pages = registry.pages(links, fitted.version.run_id, fitted.version)
     return dg.MaterializeResult(
         metadata={
             "model_version": fitted.version.version,
             "promoted": "yes, it is the first" if first else "no: promote it in MLflow by moving the champion alias",
-            **{f"{part}_crops": n for part, n in fitted.crops.items()},
             **fitted.result.metrics,
-            "mlflow_run": fitted.version.run_id,
-            "curves": dg.MetadataValue.md(to_markdown(training_curves(history), "Training curves")),
+            **{name: dg.MetadataValue.url(page) for name, page in pages.items()},
+            **{name: dg.MetadataValue.md(to_markdown(figure, _ALT[name])) for name, figure in fitted.figures.items()},
         }
     )
 
