@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -69,7 +70,7 @@ def fit_and_register(
     metrics = {**result.metrics}
     for part in ("val", "test"):
         metrics |= {f"{part}_{name}": value for name, value in accuracy(result.model, parts[part]).items()}
-    result = TrainingResult(result.model, result.layer, metrics, result.curves)
+    result = replace(result, metrics=metrics)
     bundle = BundleConfig(
         encoder=config.encoder,
         layer=result.layer,
@@ -82,6 +83,8 @@ def fit_and_register(
     version = registry.register(
         result.model, bundle, parameters=asdict(config), metrics=metrics, curves=result.curves, tags=tags
     )
+    # Not before: what was trained for hours survives a registry that is away.
+    shutil.rmtree(result.checkpoints, ignore_errors=True)
     return Fitted(version, result, {part: len(dataset) for part, dataset in parts.items()})
 
 
