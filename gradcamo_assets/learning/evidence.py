@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import gradcamo_assets
@@ -23,6 +23,7 @@ from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops import NEIGHBOUR, TARGET
 from gradcamo_assets.crops.dataset import CropDataset
 from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.networks.registry import is_planar
 from gradcamo_assets.scoring.score import ON_TARGET_THRESHOLD
 
 METRICS = {
@@ -64,7 +65,8 @@ def judge(
     """
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     columns: dict[str, dict[str, list]] = {layer: {name: [] for name in _SCHEMA} for layer in layers}
-    for images, labels, targets in DataLoader(dataset, batch_size):
+    for *crops, targets in DataLoader(dataset, batch_size):
+        images, labels = as_taken(model, *crops)
         result = gradcamo(model, images, labels == TARGET, layer=layers, neighbour_masks=labels == NEIGHBOUR)
         for layer in layers:
             found = (result.layers[layer] if len(layers) > 1 else result).columns()
@@ -79,6 +81,11 @@ def judge(
         )
         for layer, values in columns.items()
     }
+
+
+def as_taken(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Crops (B, C, 1, Y, X) and their labels without z, where the network takes planes; else as they are."""
+    return (images.squeeze(2), labels.squeeze(1)) if is_planar(model) else (images, labels)
 
 
 def measured(cells: pl.DataFrame, part: str) -> dict[str, float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from gradcamo_assets.crops.dataset import CropDataset
 from gradcamo_assets.crops.store import CropField, open_crops
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.figures import confusion_matrix, crops_with_maps, reliability, to_png, training_curves
+from gradcamo_assets.learning.configuration import TrainingConfig
 from gradcamo_assets.learning.evidence import (
     METRICS,
+    as_taken,
     best_median_worst,
     calibration,
     confusion,
@@ -32,7 +35,7 @@ from gradcamo_assets.learning.evidence import (
 )
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.learning.split import PARTS, as_lists
-from gradcamo_assets.learning.train import TrainingConfig, TrainingResult, train_encoder
+from gradcamo_assets.learning.train import TrainingResult, train_encoder
 from gradcamo_assets.networks.bundle import BundleConfig
 
 if TYPE_CHECKING:
@@ -113,7 +116,7 @@ def fit_and_register(
         metrics = {**result.metrics, **peak_memory(), "train_crops": float(len(parts["train"]))}
         for part, found in judged.items():
             metrics |= measured(found, part)
-        result = TrainingResult(result.model, result.layer, metrics, result.curves)
+        result = replace(result, metrics=metrics)
         data = data_versions(parts, cells)
         figures = _figures(result, parts["test"], judged["test"], classes)
         version = registry.register(
@@ -126,6 +129,8 @@ def fit_and_register(
             | _files(judged, cells, classes, data),
             data=data,
         )
+    # Not before: what was trained for hours survives a registry that is away.
+    shutil.rmtree(result.checkpoints, ignore_errors=True)
     return Fitted(version, result, {part: len(dataset) for part, dataset in parts.items()}, figures)
 
 
@@ -153,7 +158,9 @@ def _figures(result: TrainingResult, crops: CropDataset, judged: pl.DataFrame, c
     rows = best_median_worst(judged)
     if rows:
         images, labels = (torch.stack(tensors) for tensors in list(zip(*(crops[row] for row in rows), strict=True))[:2])
-        maps = gradcamo(result.model, images, labels == TARGET, layer=result.layer).cam.float().cpu().numpy()
+        taken, masks = as_taken(result.model, images, labels)
+        maps = gradcamo(result.model, taken, masks == TARGET, layer=result.layer).cam.float().cpu().numpy()
+        maps = maps.reshape(len(maps), -1, *maps.shape[-2:])
         titles = [
             f"{row['true_class']}, taken for {row['predicted_class']}\nadjusted {row['gradcamo_adjusted']:.2f}"
             for row in judged[rows].iter_rows(named=True)
