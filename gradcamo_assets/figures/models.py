@@ -26,7 +26,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
         return empty_figure("No cells to show")
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(0.35 * len(classes) + 2.5, 3.5, 9))
-    axes = new_figure(side + 0.8, side).subplots()
+    figure = new_figure(side + 0.8, side)
+    axes = figure.subplots()
     picture = axes.imshow(share, cmap="cividis", vmin=0, vmax=1)
     if len(classes) <= _MOST_COUNTED:
         for (row, column), count in np.ndenumerate(counts):
@@ -36,8 +37,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
         axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
         axes.set_yticks(range(len(classes)), classes, fontsize=8)
     axes.set(xlabel="Predicted class", ylabel="True class")
-    axes.figure.colorbar(picture, ax=axes, label="Share of the true class's cells")
-    return axes.figure
+    figure.colorbar(picture, ax=axes, label="Share of the true class's cells")
+    return figure
 
 
 def reliability(bins: pl.DataFrame) -> Figure:
@@ -48,14 +49,15 @@ def reliability(bins: pl.DataFrame) -> Figure:
     """
     if bins.is_empty():
         return empty_figure("No cells to show")
-    axes = new_figure(4.2, 3.8).subplots()
+    figure = new_figure(4.2, 3.8)
+    axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
     axes.plot(bins["confidence"], bins["accuracy"], color=COLOURS[0], linewidth=1)
     size = 20 + 180 * bins["cells"].to_numpy() / bins["cells"].sum()
     axes.scatter(bins["confidence"], bins["accuracy"], s=size, color=COLOURS[0], zorder=3, label="bins of confidence")
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="Mean confidence", ylabel="Accuracy")
     axes.legend(fontsize=8, frameon=False)
-    return axes.figure
+    return figure
 
 
 def accuracy_against_score(points: pl.DataFrame, x: str = "on_target_fraction", y: str = "accuracy") -> Figure:
@@ -68,7 +70,8 @@ def accuracy_against_score(points: pl.DataFrame, x: str = "on_target_fraction", 
     points = points.drop_nulls([x, y])
     if points.is_empty():
         return empty_figure("No scored versions to show")
-    axes = new_figure(7, 4.2).subplots()
+    figure = new_figure(7, 4.2)
+    axes = figure.subplots()
     names, parts = (points[column].unique(maintain_order=True).to_list() for column in ("name", "part"))
     for row in points.iter_rows(named=True):
         colour = COLOURS[names.index(row["name"]) % len(COLOURS)]
@@ -79,8 +82,8 @@ def accuracy_against_score(points: pl.DataFrame, x: str = "on_target_fraction", 
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=_named(x), ylabel=_named(y))
     axes.grid(color="#DDDDDD")
     axes.set_axisbelow(True)
-    axes.figure.legend(loc="outside right center", fontsize=8, frameon=False)
-    return axes.figure
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure
 
 
 def paired_differences(pairs: pl.DataFrame) -> Figure:
@@ -105,6 +108,37 @@ def paired_differences(pairs: pl.DataFrame) -> Figure:
     panels[0].set_yticks(range(len(names)), names, fontsize=8)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     return panels[0].figure
+
+
+def layer_scores(layers: pl.DataFrame) -> Figure:
+    """What each layer's maps say of the same cells, a row a layer from the image to the head.
+
+    Args:
+        layers: ``layer``, ``on_target_fraction`` with ``_low`` and ``_high`` (may be NULL), ``median_gradcamo``,
+            ``median_adjusted``, ``median_ceiling``, ``median_chance``.
+    """
+    if layers.is_empty():
+        return empty_figure("No layers to show")
+    figure = new_figure(7, 0.45 * len(layers) + 1.6)
+    axes = figure.subplots()
+    rows = np.arange(len(layers))
+    score, chance, ceiling = (
+        layers[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        for name in ("median_gradcamo", "median_chance", "median_ceiling")
+    )
+    axes.hlines(rows, chance, ceiling, color="#CCCCCC", linewidth=6, label="from chance to ceiling")
+    axes.scatter(score, rows, marker="|", s=160, color="black", label="median score", zorder=3)
+    for number, name in enumerate(("on_target_fraction", "median_adjusted")):
+        for place, row in enumerate(layers.iter_rows(named=True)):
+            if row[name] is not None:
+                axes.errorbar(
+                    row[name], place + 0.18 * (2 * number - 1), xerr=_reach(row, name), fmt=MARKERS[number],
+                    color=COLOURS[number], capsize=3, label=None if place else _named(name),
+                )  # fmt: skip
+    axes.set_yticks(rows, layers["layer"].to_list(), fontsize=8)
+    axes.set(xlim=(min(-0.02, *axes.get_xlim()), 1.02), ylim=(len(layers) - 0.5, -0.5))
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    return figure
 
 
 def _reach(row: dict[str, Any], column: str) -> np.ndarray | None:

@@ -59,9 +59,9 @@ def judge(
         model: in eval mode. layers: dotted names of the layers to explain. classes: name of each logit.
 
     Returns:
-        By layer, a row a cell in the dataset's order: ``Metadata_CellID``, ``true_class``, ``predicted_class``,
-        ``probability``, ``gradcamo``, ``mask_fraction``, ``gradcamo_max``, ``gradcamo_adjusted``, ``looks_at``,
-        ``on_target``.
+        By layer, a row a cell in the dataset's order: ``Metadata_CellID``, plate, well, ``true_class``,
+        ``predicted_class``, ``probability``, ``gradcamo``, ``mask_fraction``, ``gradcamo_max``, ``gradcamo_adjusted``,
+        ``looks_at``, ``on_target``.
     """
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     columns: dict[str, dict[str, list]] = {layer: {name: [] for name in _SCHEMA} for layer in layers}
@@ -75,9 +75,12 @@ def judge(
             for name, values in columns[layer].items():
                 values += found[name]
     ids = [dataset.fields[field].cell_ids[row] for field, row, _ in dataset.items]
+    path = pl.col("Metadata_CellID").str.split("/")
     return {
         layer: pl.DataFrame({"Metadata_CellID": ids, **values}, {"Metadata_CellID": pl.String, **_SCHEMA}).with_columns(
-            on_target=pl.col("gradcamo") > ON_TARGET_THRESHOLD
+            Metadata_Plate=path.list.get(0),
+            Metadata_Well=path.list.get(1),
+            on_target=pl.col("gradcamo") > ON_TARGET_THRESHOLD,
         )
         for layer, values in columns.items()
     }
@@ -156,13 +159,14 @@ def unseen_cells(cells: pl.DataFrame, split: pl.DataFrame, most: int = 5000) -> 
     """
     inside = cells.join(split, on=["Metadata_Plate", "Metadata_Well"], how="semi")
     classes = inside["treatment_class"].drop_nulls().unique().implode()
-    found = (
-        cells.join(split, on="Metadata_Plate", how="anti")
-        .filter(pl.col("treatment_class").is_in(classes))
-        .filter(pl.col("treatment_class").n_unique().over("Metadata_Plate") > 1)
-        .sort("Metadata_CellID")
-    )
-    return found if len(found) <= most else found.sample(most, seed=0)
+    others = cells.join(split, on="Metadata_Plate", how="anti").filter(pl.col("treatment_class").is_in(classes))
+    return sampled(others.filter(pl.col("treatment_class").n_unique().over("Metadata_Plate") > 1), most)
+
+
+def sampled(cells: pl.DataFrame, most: int) -> pl.DataFrame:
+    """At most so many cells, the same ones every time."""
+    cells = cells.sort("Metadata_CellID")
+    return cells if len(cells) <= most else cells.sample(most, seed=0)
 
 
 def made_with() -> dict[str, str]:

@@ -91,7 +91,11 @@ def fit_and_register(
         channels, shape, voxel_size = common_frame(fields)
         labelled = cells.drop_nulls("treatment_class").join(split, on=["Metadata_Plate", "Metadata_Well"])
         classes = labelled["treatment_class"].unique().sort().to_list()
-        parts = {part: crops_of(labelled.filter(split=part), fields, classes, channels) for part in PARTS}
+        parts = {
+            # What is read once need not be kept.
+            part: crops_of(labelled.filter(split=part), fields, classes, channels, 0 if part == "test" else 2 << 30)
+            for part in PARTS
+        }
         result = train_encoder(
             parts["train"], parts["val"], classes, config, work=work, progress=progress, report=report
         )
@@ -106,7 +110,7 @@ def fit_and_register(
         )
         if unseen is not None:
             fitting = [field for field in map(open_crops, unseen[1]) if _fits(field, bundle)]
-            parts["unseen"] = crops_of(unseen[0], fitting, classes, channels)
+            parts["unseen"] = crops_of(unseen[0], fitting, classes, channels, 0)
             cells = pl.concat([cells, unseen[0]], how="diagonal_relaxed")
         judged = {
             part: judge(result.model, [result.layer], dataset, classes)[result.layer]
@@ -135,12 +139,16 @@ def fit_and_register(
 
 
 def crops_of(
-    cells: pl.DataFrame, fields: Sequence[CropField], classes: Sequence[str], channels: Sequence[str]
+    cells: pl.DataFrame,
+    fields: Sequence[CropField],
+    classes: Sequence[str],
+    channels: Sequence[str],
+    memory: int = 2 << 30,
 ) -> CropDataset:
-    """The crops of some cells with the index of their ``treatment_class``."""
+    """The crops of some cells with the index of their ``treatment_class``; ``memory`` as of ``CropDataset``."""
     index = {name: number for number, name in enumerate(classes)}
     pairs = cells.select("Metadata_CellID", "treatment_class").iter_rows()
-    return CropDataset(fields, {cell_id: index[name] for cell_id, name in pairs}, channels)
+    return CropDataset(fields, {cell_id: index[name] for cell_id, name in pairs}, channels, memory)
 
 
 def _fits(field: CropField, bundle: BundleConfig) -> bool:
@@ -177,12 +185,10 @@ def _files(
     held_out = {part: found for part, found in judged.items() if part != "val"}
     for part, found in held_out.items():
         tables[part] = {"confusion": confusion(found, classes).tolist(), "calibration": calibration(found).to_dicts()}
-    where = cells.select(
-        "Metadata_CellID", "Metadata_Plate", "Metadata_Well", cs.by_name("mask_version", require_all=False)
-    )
+    masks = cells.select("Metadata_CellID", cs.by_name("mask_version", require_all=False))
     rows = pl.concat([found.with_columns(split=pl.lit(part)) for part, found in held_out.items()])
     table = io.BytesIO()
-    rows.join(where, on="Metadata_CellID").write_parquet(table)
+    rows.join(masks, on="Metadata_CellID").write_parquet(table)
     return {CELLS: table.getvalue(), EVIDENCE: json.dumps(tables, indent=2).encode()}
 
 

@@ -158,6 +158,13 @@ class ModelRegistry:
             raise
         return ModelVersion(self.name, int(found.version), found.run_id, found.source)
 
+    def versions(self) -> list[ModelVersion]:
+        """Every registered version, oldest first."""
+        found = self.client.search_model_versions(f"name = '{self.name}'")
+        return sorted(
+            (ModelVersion(self.name, int(v.version), v.run_id, v.source) for v in found), key=lambda v: v.version
+        )
+
     def promote(self, version: int, alias: str = CHAMPION) -> None:
         """Point an alias at a version."""
         self.client.set_registered_model_alias(self.name, alias, str(version))
