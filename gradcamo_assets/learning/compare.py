@@ -27,6 +27,13 @@ MEASURES = {
     "gradcamo_adjusted": pl.col("gradcamo_adjusted"),
 }
 """What is compared, each a mean over cells."""
+_SIDE: dict[str, type[pl.DataType]] = {
+    "model_version": pl.Int64,
+    "part": pl.String,
+    "n_cells": pl.Int64,
+    "n_wells": pl.Int64,
+    **{f"{measure}{end}": pl.Float64 for measure in MEASURES for end in ("", "_low", "_high")},
+}
 _PAIRED: dict[str, type[pl.DataType]] = {
     "model_version": pl.Int64,
     "measure": pl.String,
@@ -63,7 +70,7 @@ def side_by_side(cells: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
                 mean, low, high = mean_by_wells(group.with_columns(value=value))
                 row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
             rows.append(row)
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return pl.DataFrame(rows, _SIDE)
 
 
 def paired_with(cells: Mapping[int, pl.DataFrame], champion: int) -> pl.DataFrame:

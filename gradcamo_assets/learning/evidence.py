@@ -171,7 +171,7 @@ def sampled(cells: pl.DataFrame, most: int) -> pl.DataFrame:
 
 def made_with() -> dict[str, str]:
     """Versions of the code as MLflow tags: this package, torch, numpy, and the commit where the package is a clone."""
-    tags = {name: version(name) for name in ("gradcamo-assets", "torch", "numpy")}
+    tags = {"gradcamo-assets": version("gradcamo-assets"), "torch": str(torch.__version__), "numpy": np.__version__}
     git = ["git", "-C", str(Path(gradcamo_assets.__file__).parent)]
     try:
         # An installed package may lie in the working tree of another project, which does not track it.

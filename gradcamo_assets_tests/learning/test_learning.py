@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -12,8 +11,6 @@ from hypothesis import strategies as st
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.common.errors import BundleError
-from gradcamo_assets.common.provenance import Provenance
-from gradcamo_assets.crops import write_crops
 from gradcamo_assets.learning.fit import fit_and_register
 from gradcamo_assets.learning.promotion import champion_moves, promote, record_champion, record_versions
 from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION, ModelRegistry
@@ -21,6 +18,7 @@ from gradcamo_assets.learning.split import as_lists, split_wells
 from gradcamo_assets.learning.train import TrainingConfig
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.warehouse import Lake
+from gradcamo_assets_tests.learning.tiny import write_plate
 
 
 def _cells(wells_of_class: dict[str, int]) -> pl.DataFrame:
@@ -62,24 +60,7 @@ def test_one_class_cannot_train() -> None:
 @pytest.fixture
 def plate(tmp_path: Path) -> tuple[pl.DataFrame, list[Path]]:
     """Eight wells of two classes that differ in the brightness of a blob."""
-    rng, shape = np.random.default_rng(0), (2, 24, 24)
-    rows, paths = [], []
-    for index in range(8):
-        well, name = f"A{index + 1:02d}", "ab"[index % 2]
-        ids = [f"P/{well}/1/{i}" for i in range(10)]
-        labels = np.zeros((10, *shape), np.uint8)
-        labels[:, :, 8:16, 8:16] = 1
-        images = rng.poisson(100, (10, 2, *shape)) + (400 * (index % 2) * (labels == 1))[:, None]
-        paths.append(tmp_path / f"{well}.zarr")
-        write_crops(
-            paths[-1], iter(zip(images.astype(np.uint16), labels, strict=True)), cell_ids=ids, shape=shape,
-            channels=["DNA", "ER"], statistics={"center": [100.0] * 2, "scale": [100.0] * 2},
-            voxel_size=[1.0, 0.5, 0.5], provenance=Provenance(well, {}, "1"),
-        )  # fmt: skip
-        rows += [
-            {"Metadata_CellID": i, "Metadata_Plate": "P", "Metadata_Well": well, "treatment_class": name} for i in ids
-        ]
-    return pl.DataFrame(rows), paths
+    return write_plate(tmp_path)
 
 
 def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Path]], tmp_path: Path) -> None:

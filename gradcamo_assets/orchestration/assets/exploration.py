@@ -34,25 +34,18 @@ def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> d
     layers = {row["model_version"]: row["layer"] for row in registry.rows()}
     name = pl.format("version {}, {}", "model_version", pl.col("model_version").replace_strict(layers, default="?"))
     points = side_by_side(cells)
-    if points.is_empty():
-        raise dg.Failure("No version was judged on a cell yet. Launch train_model.")
-    pairs = (
-        paired_with(cells, champion.version).with_columns(name=pl.format("version {}", "model_version"))
-        if champion
-        else pl.DataFrame()
-    )
     figure = accuracy_against_score(points.with_columns(name=name))
     metadata: dict[str, Any] = {
         "versions": len(versions),
         "accuracy_against_on_target": dg.MetadataValue.md(to_markdown(figure, "Accuracy against share on target")),
         "side_by_side": dg.MetadataValue.md(_markdown(points)),
     }
-    if len(pairs):
+    if champion:
+        pairs = paired_with(cells, champion.version).with_columns(name=pl.format("version {}", "model_version"))
+        picture = to_markdown(paired_differences(pairs), "Other versions less the champion, on the same cells")
         metadata |= {
-            "champion": champion.version if champion else 0,
-            "differences": dg.MetadataValue.md(
-                to_markdown(paired_differences(pairs), "Other versions less the champion, on the same cells")
-            ),
+            "champion": champion.version,
+            "differences": dg.MetadataValue.md(picture),
             "paired_with_the_champion": dg.MetadataValue.md(_markdown(pairs.drop("name"))),
         }
     return dg.MaterializeResult(metadata=metadata)
