@@ -22,7 +22,7 @@ def test_without_strength_nothing_happens_to_the_crops_or_to_their_memory() -> N
     images = _crops(3, 2, 4, 6, 5)
     before = images.clone()
     assert torch.equal(augment(images, **OFF), before)
-    augment(images, **{name: 0.5 for name in OFF})
+    augment(images, **dict.fromkeys(OFF, 0.5))
     assert torch.equal(images, before)
 
 
@@ -90,7 +90,7 @@ def test_intensities_differ_by_crop_and_stain_and_noise_by_voxel() -> None:
 
 def test_the_seed_repeats_the_draws() -> None:
     images = _crops(4, 2, 3, 6, 6)
-    strengths = {name: 0.5 for name in OFF}
+    strengths = dict.fromkeys(OFF, 0.5)
     torch.manual_seed(3)
     first = augment(images, **strengths)
     torch.manual_seed(3)

@@ -28,7 +28,9 @@ def _crops(folder: Path, shape: tuple[int, int, int] = (2, 24, 24), seed: int = 
     rng, path = np.random.default_rng(seed), folder / f"crops{seed}.zarr"
     labels = np.zeros((48, *shape), np.uint8)
     labels[:, :, 8:16, 8:16] = 1
-    images = rng.poisson(100, (48, 2, *shape)) + (400 * (np.arange(48) % 2)[:, None, None, None] * (labels == 1))[:, None]
+    images = (
+        rng.poisson(100, (48, 2, *shape)) + (400 * (np.arange(48) % 2)[:, None, None, None] * (labels == 1))[:, None]
+    )
     write_crops(
         path, iter(zip(images.astype(np.uint16), labels, strict=True)), cell_ids=[f"P/A01/1/{i}" for i in range(48)],
         shape=shape, channels=["DNA", "ER"], statistics={"center": [100.0] * 2, "scale": [100.0] * 2},
@@ -98,7 +100,9 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, field.channels)
     with torch.inference_mode():
         images, targets = torch.stack([image for image, _, _ in held_out]), torch.from_numpy(held_out.targets)
-        assert float(nn.functional.cross_entropy(result.model(images), targets)) == pytest.approx(losses[best], rel=1e-3)
+        assert float(nn.functional.cross_entropy(result.model(images), targets)) == pytest.approx(
+            losses[best], rel=1e-3
+        )
     lines: list[str] = []
     assert _train(tmp_path / "crops0.zarr", config, tmp_path, lines).curves == result.curves
     assert lines == []
