@@ -105,6 +105,7 @@ def paired_differences(pairs: pl.DataFrame) -> Figure:
             axes.errorbar(row["difference"], names.index(row["name"]), xerr=reach, fmt="o", color=COLOURS[0], capsize=3)
         axes.set_title(_named(measure), fontsize=9)
         axes.set_xlabel("less the champion's", fontsize=8)
+        axes.locator_params(axis="x", nbins=5)
     panels[0].set_yticks(range(len(names)), names, fontsize=8)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     return panels[0].figure

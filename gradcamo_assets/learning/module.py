@@ -34,14 +34,15 @@ class EncoderModule(lightning.LightningModule):
         self.seconds = 0.0
 
     def on_train_epoch_start(self) -> None:
-        """An epoch's draws depend on the seed, its number and the process, not on what ran before."""
+        """An epoch's time begins."""
         self._began = time.perf_counter()
-        torch.manual_seed(mixed(self.config.seed, self.current_epoch, self.global_rank))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """(images, labels, classes) to augmented images and classes: on the device, before any half precision."""
         images, _, target = batch
         if self.trainer.training:
+            # A step's draws, dropout's too, depend on its number and the process, not on what ran before.
+            torch.manual_seed(mixed(self.config.seed, self.global_step, self.global_rank))
             images = augment(images, **{name: getattr(self.config, name) for name in _AUGMENT})
         return images.squeeze(2) if self.planar else images, target
 

@@ -97,8 +97,9 @@ def train_encoder(
     if state is None or not is_over(state["curves"], config):
         if state and report:
             report(f"going on behind epoch {len(state['curves']['train_loss'])}")
+        sampler = BalancedSampler(train.targets, steps * share, config.seed, ranks)
         loaders = (
-            DataLoader(train, share, sampler=BalancedSampler(train.targets, steps * share, config.seed, ranks)),
+            DataLoader(train, share, sampler=sampler),
             DataLoader(validation, share) if len(validation) else None,
         )
         with _quiet(), _heard(report, ranks) as heard:

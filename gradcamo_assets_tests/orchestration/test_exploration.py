@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import polars as pl
+import pytest
 
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.assets.exploration import encoder_exploration, model_comparison
@@ -47,7 +48,9 @@ def test_the_numbers_logged_are_those_of_the_scores(scored_bench: Bench) -> None
         scored_bench.home.database,
         "SELECT accuracy_test, (SELECT count(*) FROM scores WHERE split = 'test') FROM model_comparison",
     ).row(0)
-    assert found == (metrics["test_accuracy"], metrics["test_crops"])
+    assert found[1] == metrics["test_crops"]
+    # Scores may be made in bfloat16, where a close call may fall to the other side.
+    assert found[0] == pytest.approx(metrics["test_accuracy"], abs=1.01 / found[1])
 
 
 def test_versions_are_compared_and_settings_tried(scored_bench: Bench, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """``data_split``, ``trained_model`` and ``champion_model``: what is learned from, what came of it, and who scores."""
 
+from enum import StrEnum
 from pathlib import Path
 
 import dagster as dg
@@ -24,11 +25,19 @@ _ALT = {
 }
 
 
+Apart = StrEnum("Apart", ["well", "plate", "position"])
+Precision = StrEnum("Precision", ["auto", "float32", "bfloat16", "float16"])
+
+
 class SplitConfig(dg.Config):
     """How wells are dealt."""
 
     plates: list[str] = Setting(default=[], description="Plates to learn from; empty means all that have crops.")
-    seed: int = Setting(default=0, description="Of the draw of wells.")
+    apart: Apart = Setting(
+        default=Apart.well,
+        description="What no two parts share: a well, a whole plate, or a position (the same well of every plate).",
+    )
+    seed: int = Setting(default=0, description="Of the draw.")
     val_fraction: float = Setting(default=0.17, description="Share of each class's wells that tune training.")
     test_fraction: float = Setting(default=0.33, description="Share of each class's wells that are held out.")
 
@@ -37,9 +46,24 @@ class TrainConfig(dg.Config):
     """How the encoder is trained; what is left empty stands in [training] of gradcamo.toml, or has its default."""
 
     encoder: str | None = Setting(default=None, description="Built-in encoder, or module:function of your own.")
+    weights: str | None = Setting(default=None, description="Safetensors file to start from; else fresh weights.")
+    layer: str | None = Setting(default=None, description="Dotted name of the layer to explain, if another.")
     epochs: int | None = Setting(default=None, description="Passes over the training crops.")
-    batch_size: int | None = Setting(default=None, description="Crops a step.")
+    patience: int | None = Setting(
+        default=None, description="Epochs without a lower validation loss that end training; 0 trains all epochs."
+    )
+    batch_size: int | None = Setting(default=None, description="Crops a step, shared out among the devices.")
     learning_rate: float | None = Setting(default=None, description="Highest rate of the one-cycle schedule.")
+    weight_decay: float | None = Setting(default=None, description="Of AdamW.")
+    label_smoothing: float | None = Setting(default=None, description="Share of the target spread over all classes.")
+    flip: float | None = Setting(default=None, description="Chance of each mirror image and of a quarter turn.")
+    rotate: float | None = Setting(default=None, description="Chance of a turn in plane by any angle.")
+    shift_z: float | None = Setting(default=None, description="Chance of a shift by one slice.")
+    gain: float | None = Setting(default=None, description="Deviation of the factor on a stain.")
+    offset: float | None = Setting(default=None, description="Deviation of the term on a stain, standardised units.")
+    noise: float | None = Setting(default=None, description="Deviation of the noise on a voxel, standardised units.")
+    precision: Precision | None = Setting(default=None, description="auto: 16 bits on a GPU, 32 elsewhere.")
+    devices: int | None = Setting(default=None, description="GPUs (without: processes); -1 takes every GPU.")
     seed: int | None = Setting(default=None, description="Of weights, order and augmentation.")
 
 
@@ -60,7 +84,7 @@ def data_split(context: dg.AssetExecutionContext, platform: Platform, config: Sp
     from gradcamo_assets.learning.split import PARTS, split_wells
 
     cells = _kept_cells(platform, config.plates)
-    split = split_wells(cells, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
+    split = split_wells(cells, **config.model_dump(exclude={"plates"}))
     with replaced_file(platform.home.split_file) as path:
         split.write_csv(path)
     wells = {part: len(split.filter(split=part)) for part in PARTS}
