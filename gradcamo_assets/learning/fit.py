@@ -14,7 +14,7 @@ import polars as pl
 import polars.selectors as cs
 import torch
 
-from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.common.errors import CropError, GradcamoError
 from gradcamo_assets.crops import TARGET
 from gradcamo_assets.crops.dataset import CropDataset
 from gradcamo_assets.crops.store import CropField, open_crops
@@ -108,15 +108,17 @@ def fit_and_register(
             voxel_size=voxel_size,
             split=as_lists(split),
         )
+        judged = {part: _judged(result, parts[part], classes) for part in ("val", "test")}
         if unseen is not None:
-            fitting = [field for field in map(open_crops, unseen[1]) if _fits(field, bundle)]
-            parts["unseen"] = crops_of(unseen[0], fitting, classes, channels, 0)
-            cells = pl.concat([cells, unseen[0]], how="diagonal_relaxed")
-        judged = {
-            part: judge(result.model, [result.layer], dataset, classes)[result.layer]
-            for part, dataset in parts.items()
-            if part != "train"
-        }
+            try:
+                fitting = [field for field in map(open_crops, unseen[1]) if _fits(field, bundle)]
+                others = crops_of(unseen[0], fitting, classes, channels, 0)
+                judged["unseen"] = _judged(result, others, classes)
+                parts["unseen"] = others
+                cells = pl.concat([cells, unseen[0]], how="diagonal_relaxed")
+            except CropError as error:  # Damage to another plate must not cost this training.
+                if report:
+                    report(f"unseen plates are left out of the evidence: {error}")
         metrics = {**result.metrics, **peak_memory(), "train_crops": float(len(parts["train"]))}
         for part, found in judged.items():
             metrics |= measured(found, part)
@@ -149,6 +151,10 @@ def crops_of(
     index = {name: number for number, name in enumerate(classes)}
     pairs = cells.select("Metadata_CellID", "treatment_class").iter_rows()
     return CropDataset(fields, {cell_id: index[name] for cell_id, name in pairs}, channels, memory)
+
+
+def _judged(result: TrainingResult, crops: CropDataset, classes: list[str]) -> pl.DataFrame:
+    return judge(result.model, [result.layer], crops, classes)[result.layer]
 
 
 def _fits(field: CropField, bundle: BundleConfig) -> bool:

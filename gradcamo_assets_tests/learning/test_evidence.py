@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor, nn
 
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.explain import gradcamo
@@ -29,11 +30,11 @@ from gradcamo_assets.learning.evidence import (
     measured,
     unseen_cells,
 )
-from gradcamo_assets.learning.fit import CELLS, EVIDENCE, crops_of, fit_and_register
+from gradcamo_assets.learning.fit import CELLS, EVIDENCE, _figures, crops_of, fit_and_register
 from gradcamo_assets.learning.registry import ModelRegistry
 from gradcamo_assets.learning.runs import Links
 from gradcamo_assets.learning.split import split_wells
-from gradcamo_assets.learning.train import TrainingConfig
+from gradcamo_assets.learning.train import TrainingConfig, TrainingResult
 from gradcamo_assets.networks.registry import build_encoder
 from gradcamo_assets_tests.learning.tiny import write_plate
 
@@ -115,6 +116,31 @@ def test_every_cell_is_judged_as_if_it_were_alone(tmp_path: Path) -> None:
             assert cell["on_target"] == (alone.gradcamo[0] > 0.5)
 
 
+class _Planar(nn.Module):
+    """A 2D network with a pooled head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, stride=4), nn.ReLU())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def test_a_network_of_planes_is_judged_and_shown_on_planes(tmp_path: Path) -> None:
+    cells, paths = write_plate(tmp_path, wells=2, cells=4, shape=(1, 24, 24))
+    crops = crops_of(cells, [open_crops(path) for path in paths], ["a", "b"], ["DNA", "ER"])
+    torch.manual_seed(0)
+    model = _Planar().eval()
+    judged = judge(model, ["features"], crops, ["a", "b"])["features"]
+    images = torch.stack([crops[row][0][:, 0] for row in range(len(crops))])
+    assert judged["predicted_class"].to_list() == ["ab"[k] for k in model(images).argmax(1)]
+    result = TrainingResult(model, "features", {}, {"train_loss": [1.0]}, tmp_path)
+    assert judged["gradcamo_adjusted"].count() > 0
+    assert set(_figures(result, crops, judged, ["a", "b"])) == {"confusion", "curves", "maps", "reliability"}
+
+
 def test_unseen_plates_share_classes_and_no_plate_with_the_split() -> None:
     plates = {"seen": "abc", "other": "abx", "controls": "a", "foreign": "xy"}
     rows = [
@@ -170,6 +196,14 @@ def test_a_version_stands_in_mlflow_with_its_evidence(tmp_path: Path) -> None:
     assert pages["mlflow_version"] == "http://lab:5000/#/models/gradcamo-encoder/versions/1"
     assert pages["mlflow_run"].endswith(f"/runs/{fitted.version.run_id}")
     assert registry.versions() == [fitted.version]
+
+    lines: list[str] = []
+    again = fit_and_register(
+        cells, split_wells(cells), paths, TrainingConfig(epochs=1, batch_size=8), registry, work=tmp_path,
+        progress=False, report=lines.append, unseen=(others, [*other_paths, tmp_path / "gone.zarr"]),
+    )  # fmt: skip
+    assert lines[-1].startswith("unseen plates are left out") and "gone.zarr" in lines[-1]
+    assert "unseen_accuracy" not in again.result.metrics and again.result.metrics["test_crops"] > 0
 
 
 def test_a_failed_and_a_killed_training_stand_as_failed(tmp_path: Path) -> None:

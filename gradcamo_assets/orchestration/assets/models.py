@@ -127,7 +127,8 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
             "dagster_job": context.run.job_name,
             "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run_id}",
         },
-        unseen=(unseen, _crop_paths(platform, unseen)) if len(unseen) else None,
+        # Crops of a plate that nobody trains on may have been pruned.
+        unseen=(unseen, [path for path in _crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
         started=lambda run_id: context.log.info(f"MLflow run: {registry.pages(links, run_id)['mlflow_run']}"),
     )
     record_versions(lake, registry)
