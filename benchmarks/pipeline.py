@@ -23,7 +23,7 @@ from gradcamo_assets.plates import (
     read_label_table,
     write_synthetic_plate,
 )
-from gradcamo_assets.segmentation import Segmenter
+from gradcamo_assets.segmentation import Masks, Segmenter
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Prepared:
     crops: list[Path]
 
 
-def prepare(config: SyntheticPlate, folder: Path, crop: CropConfig) -> Prepared:
-    """Synthesise a plate, take it in, segment it and cut its cells out."""
+def prepare(config: SyntheticPlate, folder: Path, crop: CropConfig, true_masks: bool = False) -> Prepared:
+    """Synthesise a plate, take it in, segment it (or take the true masks) and cut its cells out."""
     home = Home(folder).create()
     found = ingest_plate(write_synthetic_plate(home.inbox, config), home.plates)
     plate, segmenter = found.plate, Segmenter()
@@ -47,7 +47,11 @@ def prepare(config: SyntheticPlate, folder: Path, crop: CropConfig) -> Prepared:
     tables, paths = [], []
     for field in plate.fields:
         image = read_field(plate, field)
-        masks = segmenter.segment(image, plate.channels, plate.voxel_size)
+        masks = (
+            Masks(read_label(plate, field, "cells"), read_label(plate, field, "nuclei"))
+            if true_masks
+            else segmenter.segment(image, plate.channels, plate.voxel_size)
+        )
         table = field_cells(
             masks, plate=plate.name, well=field.well, site=field.site, voxel_size=plate.voxel_size,
             well_row=wells[field.well], mask_version="1",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from gradcamo_assets.common.errors import CropError
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops.store import CropField
 
 
@@ -73,6 +74,16 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
         """(N,) class index of every item."""
         return np.array([target for _, _, target in self.items], dtype=np.int64)
 
+    @property
+    def identity(self) -> str:
+        """Digest of which crops these are, their classes and their stains, in order."""
+        return digest(
+            [
+                (self.fields[index].version, self.fields[index].cell_ids[row], self.orders[index], target)
+                for index, row, target in self.items
+            ]
+        )
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -88,3 +99,36 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
         image, labels = found
         center, scale = torch.from_numpy(field.center[order]), torch.from_numpy(field.scale[order])
         return standardise(torch.from_numpy(image[order])[None], center, scale)[0], torch.from_numpy(labels), target
+
+
+class BalancedSampler(Sampler[int]):
+    """Items drawn with replacement so that every class is as likely, in every process of a training.
+
+    An epoch's draw follows from ``seed`` and ``set_epoch`` alone: a training taken up again draws what it would have
+    drawn, and each of ``ranks`` processes takes its own share of one balanced draw.
+
+    Args:
+        targets: (N,) class index of every item. total: items an epoch and process.
+    """
+
+    def __init__(self, targets: np.ndarray, total: int, seed: int, ranks: int = 1):
+        self.weights = torch.from_numpy(1.0 / np.bincount(targets)[targets])
+        self.total, self.seed, self.ranks, self.epoch = total, seed, ranks, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
+        drawn = torch.multinomial(self.weights, self.total * self.ranks, replacement=True, generator=generator)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        return iter(drawn[rank :: self.ranks].tolist())
+
+
+def mixed(*seeds: int) -> int:
+    """One seed made of several; neighbouring ones give unrelated streams."""
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])

@@ -11,14 +11,26 @@ from gradcamo_assets.figures.charts import (
     umap_scatter,
 )
 from gradcamo_assets.figures.images import crops_with_maps, illumination_maps, segmentation_overlay
+from gradcamo_assets.figures.models import (
+    accuracy_against_score,
+    confusion_matrix,
+    layer_scores,
+    paired_differences,
+    reliability,
+)
 from gradcamo_assets.figures.report import qc_report_html, to_markdown, to_png
 
 __all__ = [
+    "accuracy_against_score",
+    "confusion_matrix",
     "crops_with_maps",
     "illumination_maps",
+    "layer_scores",
     "on_target_intervals",
+    "paired_differences",
     "plate_heat_map",
     "qc_report_html",
+    "reliability",
     "score_distributions",
     "segmentation_overlay",
     "to_markdown",

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gradcamo_assets.common.errors import BundleError
 from gradcamo_assets.common.files import replaced_folder
 from gradcamo_assets.common.names import slug
+from gradcamo_assets.learning.runs import Links, log_evidence, open_run
 from gradcamo_assets.networks.bundle import BundleConfig, read_config, save_bundle
 
 if TYPE_CHECKING:
@@ -66,59 +68,66 @@ class ModelRegistry:
         self.folder.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
+    def run(
+        self, parameters: Mapping[str, Any] | None = None, tags: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[str]:
+        """An MLflow run, open from here on, for ``register``; see ``learning.runs``."""
+        client = self.client
+        return open_run(client, self._experiment(client), parameters or {}, tags or {})
+
     def register(
         self,
         model: nn.Module,
         config: BundleConfig,
         *,
+        run_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         curves: Mapping[str, Iterable[float]] | None = None,
-        figures: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes] | None = None,
+        data: Mapping[str, Mapping[str, Any]] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> ModelVersion:
-        """Log a run with its bundle and register it as the next version, aliased ``challenger``.
+        """Log a bundle with its evidence and register it as the next version, aliased ``challenger``.
 
         Args:
-            figures: PNG bytes by file name. curves: one value an epoch by metric name.
+            run_id: an open run of ``run``; by default one is opened for it, with ``parameters`` and ``tags``.
+            curves: one value an epoch by metric name. files: artifacts by path. data: what was read, by plate.
         """
-        client = self.client
-        run = client.create_run(self._experiment(client), tags=dict(tags or {}))
-        run_id = run.info.run_id
-        try:
-            for key, value in (parameters or {}).items():
-                client.log_param(run_id, key, value)
-            for key, value in (metrics or {}).items():
-                client.log_metric(run_id, key, value)
-            for key, values in (curves or {}).items():
-                for step, value in enumerate(values):
-                    client.log_metric(run_id, f"curve_{key}", value, step=step)
-            client.log_dict(run_id, config.split, "split.json")
-            with tempfile.TemporaryDirectory() as scratch:
-                for file_name, content in (figures or {}).items():
-                    path = Path(scratch) / slug(file_name, "file name")
-                    path.write_bytes(content)
-                    client.log_artifact(run_id, str(path), "figures")
-                bundle = Path(scratch) / "bundle"
-                config = save_bundle(bundle, model, config)
-                logged = client.create_logged_model(
-                    run.info.experiment_id, name="encoder", source_run_id=run_id, model_type="encoder"
+        if run_id is None:
+            with self.run(parameters, tags) as run_id:
+                return self.register(
+                    model, config, run_id=run_id, metrics=metrics, curves=curves, files=files, data=data
                 )
-                client.log_model_artifacts(logged.model_id, str(bundle))
-                client.finalize_logged_model(logged.model_id, "READY")
-            self._ensure_registered(client)
-            version = client.create_model_version(
-                self.name,
-                source=logged.artifact_location,
-                run_id=run_id,
-                model_id=logged.model_id,
+        client = self.client
+        log_evidence(client, run_id, metrics or {}, curves or {}, files or {}, data or {})
+        client.log_dict(run_id, config.split, "split.json")
+        with tempfile.TemporaryDirectory() as scratch:
+            save_bundle(Path(scratch), model, config)
+            bundle = client.create_logged_model(
+                self._experiment(client), name="encoder", source_run_id=run_id, model_type="encoder"
             )
-            client.set_registered_model_alias(self.name, CHALLENGER, str(version.version))
-            client.set_terminated(run_id)
-        except BaseException:
-            client.set_terminated(run_id, "FAILED")
-            raise
-        return ModelVersion(self.name, int(version.version), run_id, logged.artifact_location)
+            client.log_model_artifacts(bundle.model_id, scratch)
+            client.finalize_logged_model(bundle.model_id, "READY")
+        self._ensure_registered(client)
+        source = bundle.artifact_location
+        version = client.create_model_version(self.name, source=source, run_id=run_id, model_id=bundle.model_id)
+        client.set_registered_model_alias(self.name, CHALLENGER, str(version.version))
+        return ModelVersion(self.name, int(version.version), run_id, source)
+
+    def file(self, version: ModelVersion, path: str) -> bytes | None:
+        """An artifact that was logged with a version; None where it has none of this name."""
+        client = self.client
+        if path not in (found.path for found in client.list_artifacts(version.run_id)):
+            return None
+        with tempfile.TemporaryDirectory() as scratch:
+            return Path(client.download_artifacts(version.run_id, path, scratch)).read_bytes()
+
+    def pages(self, links: Links, run_id: str, version: ModelVersion | None = None) -> dict[str, str]:
+        """Where MLflow shows a run, ``mlflow_run``, and the version that came of it, ``mlflow_version``."""
+        web = (self.uri if self.uri.startswith("http") else links.mlflow_url).rstrip("/")
+        run = {"mlflow_run": f"{web}/#/experiments/{self._experiment(self.client)}/runs/{run_id}"}
+        return run | ({"mlflow_version": f"{web}/#/models/{self.name}/versions/{version.version}"} if version else {})
 
     def _experiment(self, client: MlflowClient) -> str:
         found = client.get_experiment_by_name(_EXPERIMENT)
@@ -148,6 +157,13 @@ class ModelRegistry:
                 return None
             raise
         return ModelVersion(self.name, int(found.version), found.run_id, found.source)
+
+    def versions(self) -> list[ModelVersion]:
+        """Every registered version, oldest first."""
+        found = self.client.search_model_versions(f"name = '{self.name}'")
+        return sorted(
+            (ModelVersion(self.name, int(v.version), v.run_id, v.source) for v in found), key=lambda v: v.version
+        )
 
     def promote(self, version: int, alias: str = CHAMPION) -> None:
         """Point an alias at a version."""

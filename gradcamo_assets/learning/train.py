@@ -1,142 +1,57 @@
 """Training an encoder to predict the treatment of a crop, with Lightning.
 
-Classes are balanced by resampling; augmentation keeps to what a microscope could have seen (flips and quarter turns in
-plane, small gain and offset per stain).
+Classes are balanced by resampling. Every epoch ends in a checkpoint, and its draws follow from the seed and its number
+alone, so that a training that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
-import time
+import shutil
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import save
+from torch import nn
+from torch.utils.data import DataLoader
 
 from gradcamo_assets.common.errors import GradcamoError
-from gradcamo_assets.crops.dataset import CropDataset
-from gradcamo_assets.networks.registry import build_encoder
+from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.crops.dataset import BalancedSampler, CropDataset
+from gradcamo_assets.explain.cam import logits_of
+from gradcamo_assets.learning.configuration import TrainingConfig
+from gradcamo_assets.learning.module import EncoderModule, Report, best_epoch, is_over
+from gradcamo_assets.networks.registry import build_encoder, is_planar
 
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How an encoder is trained.
-
-    Attributes:
-        encoder: a name for ``build_encoder``. epochs, batch_size, learning_rate, weight_decay: of AdamW under a
-            one-cycle schedule. gain, offset: deviation of the per-stain intensity jitter, in standardised units.
-        seed: of weights, order and augmentation.
-    """
-
-    encoder: str = "efficientnet3d-small"
-    epochs: int = 20
-    batch_size: int = 16
-    learning_rate: float = 4e-3
-    weight_decay: float = 1e-2
-    label_smoothing: float = 0.05
-    gain: float = 0.1
-    offset: float = 0.05
-    seed: int = 0
+_CODE = "1"
 
 
 @dataclass
 class TrainingResult:
-    """A trained network with its evidence: metrics of the last epoch and the curve of every epoch."""
+    """A trained network with its evidence: metrics of the epoch whose weights it has, and the curve of every epoch.
+
+    ``checkpoints`` holds the finished training until whoever keeps the network deletes it: until then, training the
+    same again ends at once.
+    """
 
     model: nn.Module
     layer: str
     metrics: dict[str, float]
-    curves: dict[str, list[float]] = field(default_factory=dict)
-
-
-def augment(images: Tensor, gain: float, offset: float, generator: torch.Generator) -> Tensor:
-    """(B, C, Z, Y, X) with random flips, one quarter turn a batch where crops are square, and jitter per stain."""
-    draws = torch.rand(3, generator=generator)
-    for axis, draw in zip((-1, -2, -3), draws, strict=True):
-        if draw < 0.5:
-            images = images.flip(axis)
-    if images.shape[-1] == images.shape[-2] and torch.rand((), generator=generator) < 0.5:
-        images = images.transpose(-1, -2)
-    shape = (*images.shape[:2], 1, 1, 1)
-    gains = 1 + gain * torch.randn(shape, generator=generator)
-    return images * gains.to(images) + offset * torch.randn(shape, generator=generator).to(images)
-
-
-class EncoderModule(lightning.LightningModule):
-    """Cross-entropy on treatment classes."""
-
-    def __init__(self, model: nn.Module, config: TrainingConfig, steps: int):
-        super().__init__()
-        self.model, self.config, self.steps = model, config, steps
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.curves: dict[str, list[float]] = {}
-        self._sums: dict[str, list[float]] = {}
-
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
-        """One step on (images, labels, classes)."""
-        images, _, target = batch
-        images = augment(images, self.config.gain, self.config.offset, self.generator)
-        return self._loss("train", images, target, self.config.label_smoothing)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> None:
-        """Loss and accuracy without augmentation."""
-        images, _, target = batch
-        self._loss("val", images, target, 0.0)
-
-    def _loss(self, part: str, images: Tensor, target: Tensor, smoothing: float) -> Tensor:
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
-        totals = self._sums.setdefault(part, [0.0, 0.0, 0.0])
-        for i, value in enumerate((float(loss.detach()) * len(target), float((logits.argmax(1) == target).sum()))):
-            totals[i] += value
-        totals[2] += len(target)
-        return loss
-
-    def _close(self, part: str) -> None:
-        loss, correct, n = self._sums.pop(part, (0.0, 0.0, 0.0))
-        if n and not self.trainer.sanity_checking:
-            for name, value in ((f"{part}_loss", loss / n), (f"{part}_accuracy", correct / n)):
-                self.curves.setdefault(name, []).append(value)
-                self.log(name, value, prog_bar=True)
-
-    def on_train_epoch_end(self) -> None:
-        """Close the epoch's averages."""
-        self._close("train")
-
-    def on_validation_epoch_end(self) -> None:
-        """Close the epoch's averages."""
-        self._close("val")
-
-    def configure_optimizers(self) -> Any:
-        """AdamW under a one-cycle schedule."""
-        optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.config.learning_rate, total_steps=self.steps, pct_start=0.2
-        )
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class _Report(lightning.Callback):
-    """Calls back after every epoch, for logs that have no terminal."""
-
-    def __init__(self, report: Callable[[str], None]):
-        self.report = report
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        last = {name: values[-1] for name, values in module.curves.items()}
-        text = ", ".join(f"{name} {value:.3f}" for name, value in last.items())
-        self.report(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {text}")
+    curves: dict[str, list[float]]
+    checkpoints: Path
 
 
 def train_encoder(
@@ -147,56 +62,115 @@ def train_encoder(
     *,
     work: Path,
     progress: bool = True,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> TrainingResult:
-    """Train a fresh encoder.
+    """Train an encoder, or go on where the same training was killed.
 
     Args:
-        classes: treatment class of each index the datasets use. work: folder for Lightning's scratch files.
-        progress: show a progress bar. report: called with one line an epoch.
+        classes: treatment class of each index the datasets use. work: folder of the checkpoints, in ``training/``
+            under a digest of all that determines the result.
+        progress: show a progress bar on a terminal. report: called with one line an epoch.
 
     Raises:
-        GradcamoError: if a class has no training crop.
+        GradcamoError: if a class has no training crop, or early stopping no validation crop. BundleError: as
+            ``build_encoder``.
     """
     counts = np.bincount(train.targets, minlength=len(classes))
     if not counts.all():
         empty = ", ".join(name for name, count in zip(classes, counts, strict=True) if not count)
         raise GradcamoError(f"no training crop of class {empty}", "Lower test_fraction, or leave the class out.")
+    if config.patience and not len(validation):
+        raise GradcamoError("early stopping needs validation crops", "Raise val_fraction, or set patience to 0.")
     lightning.seed_everything(config.seed, verbose=False)
+    model, layer = build_encoder(
+        config.encoder, len(train.orders[0]), len(classes), weights=config.weights, layer=config.layer
+    )
+    ranks = config.processes
+    share = math.ceil(config.batch_size / ranks)
+    steps = math.ceil(len(train) / (share * ranks))
+    fresh = hashlib.sha256(save(model.state_dict())).hexdigest()
+    identity = [_CODE, asdict(config), list(classes), train.identity, validation.identity, fresh]
+    folder = work / "training" / digest(identity)
+    state = _checkpoint(folder / "last.ckpt")
+    if state is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    if state is None or not is_over(state["curves"], config):
+        if state and report:
+            report(f"going on behind epoch {len(state['curves']['train_loss'])}")
+        sampler = BalancedSampler(train.targets, steps * share, config.seed, ranks)
+        loaders = (
+            DataLoader(train, share, sampler=sampler),
+            DataLoader(validation, share) if len(validation) else None,
+        )
+        with _quiet(), _heard(report, ranks) as heard:
+            trainer = lightning.Trainer(
+                max_epochs=config.epochs,
+                accelerator="gpu" if torch.cuda.is_available() else "cpu",
+                devices=ranks,
+                # Processes are spawned: a run of Dagster is no script that could be started once more.
+                strategy="ddp_spawn" if ranks > 1 else "auto",
+                use_distributed_sampler=False,
+                precision=config.lightning_precision,
+                logger=False,
+                enable_model_summary=False,
+                enable_progress_bar=progress and sys.stderr.isatty(),
+                num_sanity_val_steps=0,
+                default_root_dir=work,
+                callbacks=_keepers(folder, config),
+            )
+            module = EncoderModule(model, config, steps * config.epochs, heard)
+            trainer.fit(module, *loaders, ckpt_path=folder / "last.ckpt" if state else None, weights_only=True)
+        state = _checkpoint(folder / "last.ckpt")
+    best = _checkpoint(folder / "best.ckpt") if config.patience else state
+    if state is None or best is None:
+        raise GradcamoError("training left no checkpoint", "Look whether the disk is full.", path=folder)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in best["state_dict"].items()})
+    curves, seconds = state["curves"], state["seconds"]
+    metrics = {name: values[best_epoch(curves, config)] for name, values in curves.items()}
+    epochs = len(curves["train_loss"])
+    metrics |= {"epochs": epochs, "seconds": seconds, "seconds_per_crop": seconds / (steps * share * ranks * epochs)}
+    return TrainingResult(model.eval().requires_grad_(False), layer, metrics, curves, folder)
+
+
+def _keepers(folder: Path, config: TrainingConfig) -> list[ModelCheckpoint]:
+    """A checkpoint of the best epoch before that of the last: a kill between them repeats an epoch and loses none."""
+    common: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(folder, "best", monitor="val_loss", save_weights_only=True, **common)
+    return [*([best] if config.patience else []), ModelCheckpoint(folder, "last", **common)]
+
+
+def _checkpoint(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds; None where there is none, or a damaged one, whose epochs are trained again."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    channels = len(train.orders[0])
-    model, layer = build_encoder(config.encoder, channels, len(classes))
-    steps_an_epoch = math.ceil(len(train) / config.batch_size)
-    module = EncoderModule(model, config, steps_an_epoch * config.epochs)
-    sampler = WeightedRandomSampler(
-        torch.from_numpy(1.0 / counts[train.targets]),
-        steps_an_epoch * config.batch_size,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    start = time.perf_counter()
-    trainer = lightning.Trainer(
-        max_epochs=config.epochs,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=progress,
-        num_sanity_val_steps=0,
-        default_root_dir=work,
-        callbacks=[_Report(report)] if report else [],
-    )
-    trainer.fit(
-        module,
-        DataLoader(train, config.batch_size, sampler=sampler, drop_last=False),
-        DataLoader(validation, config.batch_size) if len(validation) else None,
-    )
-    seconds = time.perf_counter() - start
-    metrics = {name: values[-1] for name, values in module.curves.items()}
-    metrics |= {"seconds": seconds, "seconds_per_crop": seconds / max(1, len(sampler) * config.epochs)}
-    return TrainingResult(model.eval().requires_grad_(False), layer, metrics, module.curves)
+    with warnings.catch_warnings():
+        for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*exists and is not empty.*"):
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+@contextmanager
+def _heard(report: Report | None, processes: int) -> Iterator[Report | None]:
+    """A ``report`` that a child process can call."""
+    if report is None or processes == 1:
+        yield report
+        return
+    lines = get_context("spawn").SimpleQueue()
+    listener = threading.Thread(target=lambda: [report(line) for line in iter(lines.get, None)], daemon=True)
+    listener.start()
+    try:
+        yield lines.put
+    finally:
+        lines.put(None)
+        listener.join()
 
 
 @torch.inference_mode()
@@ -204,8 +178,9 @@ def accuracy(model: nn.Module, dataset: CropDataset, batch_size: int = 16) -> di
     """Accuracy and balanced accuracy (mean recall over classes) on a dataset; empty for an empty dataset."""
     if not len(dataset):
         return {}
-    device = next(model.parameters()).device
-    predicted = torch.cat([model(x.to(device)).argmax(1).cpu() for x, _, _ in DataLoader(dataset, batch_size)]).numpy()
+    device, planar = next(model.parameters()).device, is_planar(model)
+    batches = (x.squeeze(2) if planar else x for x, _, _ in DataLoader(dataset, batch_size))
+    predicted = torch.cat([logits_of(model(x.to(device))).argmax(1).cpu() for x in batches]).numpy()
     hits = predicted == dataset.targets
     recalls = [hits[dataset.targets == target].mean() for target in np.unique(dataset.targets)]
     return {"accuracy": float(hits.mean()), "balanced_accuracy": float(np.mean(recalls))}

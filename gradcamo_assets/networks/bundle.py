@@ -105,7 +105,7 @@ def load_bundle(folder: Path) -> tuple[nn.Module, BundleConfig]:
         if _sha256(path) != config.sha256:
             raise BundleError("the weights are not those the configuration was written for", _REMEDY, path=path)
         state = load_file(str(path))
-        model, _ = build_encoder(config.encoder, len(config.channels), len(config.classes))
+        model, _ = build_encoder(config.encoder, len(config.channels), len(config.classes), layer=config.layer)
         model.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise BundleError(f"the weights cannot be loaded ({error})", _REMEDY, path=path) from error

@@ -50,7 +50,13 @@ SIZES: dict[str, tuple[int, tuple[Stage, ...], int]] = {
         (Stage("fused", 48, 2, 4, (1, 2, 2)), Stage("factored", 96, 2, 4, (2, 2, 2))),
         192,
     ),
+    "large": (
+        32,
+        (Stage("fused", 64, 4, 4, (1, 2, 2)), Stage("factored", 160, 2, 6, (2, 2, 2))),
+        384,
+    ),
 }
+"""Larger ones are wider, and deeper before the last stride only: depth behind it blurs the map."""
 
 
 class EvenStridedConv(nn.Conv3d):

@@ -82,7 +82,49 @@ def every_figure() -> dict[str, Figure]:
             "val_accuracy": [1 - 0.7 * 0.85**k for k in range(20)],
         }
     )
+    counts = rng.integers(0, 4, (6, 6)) + np.diag(rng.integers(10, 30, 6))
+    bins = pl.DataFrame(
+        {"confidence": [0.35, 0.55, 0.75, 0.95], "accuracy": [0.4, 0.5, 0.6, 0.9], "cells": [3, 9, 20, 80]}
+    )
+    points = pl.DataFrame(
+        {
+            "name": ["version 1, activation"] * 2 + ["version 2, activation"] * 2,
+            "part": ["test", "unseen"] * 2,
+            "on_target_fraction": [0.2, 0.1, 0.7, None],
+            "on_target_fraction_low": [0.1, None, 0.6, None],
+            "on_target_fraction_high": [0.3, None, 0.8, None],
+            "accuracy": [0.9, 0.4, 0.85, 0.8],
+            "accuracy_low": [0.85, None, 0.8, None],
+            "accuracy_high": [0.95, None, 0.9, None],
+        }
+    )
+    pairs = pl.DataFrame(
+        {
+            "name": ["version 2"] * 2 + ["version 3"] * 2,
+            "measure": ["accuracy", "gradcamo_adjusted"] * 2,
+            "difference": [-0.05, 0.3, 0.02, 0.1],
+            "low": [-0.1, 0.2, None, None],
+            "high": [0.01, 0.4, None, None],
+        }
+    )
+    layers = pl.DataFrame(
+        {
+            "layer": ["body.3", "body.5", "activation"],
+            "median_gradcamo": [0.3, 0.5, 0.6],
+            "median_chance": [0.1, 0.1, 0.1],
+            "median_ceiling": [1.0, 1.0, 0.9],
+            "median_adjusted": [0.2, 0.4, 0.6],
+            "on_target_fraction": [0.2, 0.5, 0.8],
+            "on_target_fraction_low": [0.1, None, 0.7],
+            "on_target_fraction_high": [0.3, None, 0.9],
+        }
+    )
     return {
+        "confusion": figures.confusion_matrix(counts, [f"cmpd {k} uM" for k in range(6)]),
+        "reliability": figures.reliability(bins),
+        "versions": figures.accuracy_against_score(points),
+        "pairs": figures.paired_differences(pairs),
+        "layers": figures.layer_scores(layers),
         "crops": figures.crops_with_maps(*crops()),
         "crops_2d": figures.crops_with_maps(*crops(3, depth=1)),
         "overlay": figures.segmentation_overlay(field, cells, nuclei, (1.0, 0.3, 0.3), "P1, B02, site 1"),

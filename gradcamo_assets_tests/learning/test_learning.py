@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.common.errors import BundleError
-from gradcamo_assets.common.provenance import Provenance
-from gradcamo_assets.crops import write_crops
 from gradcamo_assets.learning.fit import fit_and_register
 from gradcamo_assets.learning.promotion import champion_moves, promote, record_champion, record_versions
 from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION, ModelRegistry
@@ -21,6 +19,7 @@ from gradcamo_assets.learning.split import as_lists, split_wells
 from gradcamo_assets.learning.train import TrainingConfig
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.warehouse import Lake
+from gradcamo_assets_tests.learning.tiny import write_plate
 
 
 def _cells(wells_of_class: dict[str, int]) -> pl.DataFrame:
@@ -52,6 +51,73 @@ def test_parts_are_disjoint_and_every_class_is_trained(wells: dict[str, int], se
     assert all(well.startswith("P/") for well in lists["train"])
 
 
+@given(
+    st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), min_size=1, max_size=7),
+    st.sampled_from(["well", "plate", "position"]),
+    st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_what_is_kept_apart_is_in_one_part_and_every_class_is_trained(
+    layouts: list[list[str]], apart: Any, seed: int
+) -> None:
+    """Plates of any layouts, a list of well classes each, with a pooled well on every third."""
+    rows = [
+        {"Metadata_Plate": f"P{i}", "Metadata_Well": f"A{j + 1:02d}", "treatment_class": kind}
+        for i, layout in enumerate(layouts)
+        for j, name in enumerate(layout)
+        for kind in (name, "abcd"[j % 4] if i % 3 == 2 else name)
+    ]
+    cells = pl.DataFrame(rows)
+    classes = set(cells["treatment_class"])
+    try:
+        split = split_wells(cells, seed=seed, apart=apart)
+    except GradcamoError:
+        unit = {"well": "Metadata_Well", "plate": "Metadata_Plate", "position": "Metadata_Well"}[apart]
+        held = cells.select(unit, "treatment_class").unique()
+        spare = [
+            group for _, group in held.group_by(unit)
+            if not set(group["treatment_class"]) - set(held.filter(pl.col(unit) != group[unit][0])["treatment_class"])
+        ]  # fmt: skip
+        strata = held.group_by(unit).agg(pl.col("treatment_class").sort()).group_by("treatment_class").len()["len"]
+        assert len(classes) < 2 or (apart != "well" and (not spare or strata.max() == 1))
+        return
+    assert set(split.rows()) == {(*row, part) for *row, part in split.rows()}
+    assert set(map(tuple, split.select("Metadata_Plate", "Metadata_Well").rows())) == set(
+        cells.select("Metadata_Plate", "Metadata_Well").rows()
+    )
+    units = {
+        "well": ["Metadata_Plate", "Metadata_Well"], "plate": ["Metadata_Plate"], "position": ["Metadata_Well"]
+    }[apart]  # fmt: skip
+    assert split.group_by(units).agg(pl.col("split").n_unique())["split"].max() == 1
+    trained = cells.join(split.filter(split="train"), on=["Metadata_Plate", "Metadata_Well"])
+    assert set(trained["treatment_class"]) == classes
+    assert split.equals(split_wells(cells.sample(fraction=1, shuffle=True, seed=1), seed=seed, apart=apart))
+
+
+def test_plates_and_positions_are_held_out_whole() -> None:
+    """Six plates of one layout: parts in proportion, all classes in each."""
+    layout = [(f"{row}{column:02d}", "abc"[column % 3]) for row in "ABCD" for column in range(1, 7)]
+    cells = pl.DataFrame(
+        [{"Metadata_Plate": f"P{i}", "Metadata_Well": w, "treatment_class": c} for i in range(6) for w, c in layout]
+    )
+    by_plate = split_wells(cells, apart="plate").group_by("split").agg(pl.col("Metadata_Plate").n_unique())
+    assert dict(by_plate.rows()) == {"train": 3, "val": 1, "test": 2}
+    by_position = cells.join(split_wells(cells, apart="position"), on=["Metadata_Plate", "Metadata_Well"])
+    assert dict(by_position.group_by("split").agg(pl.col("Metadata_Well").n_unique()).rows()) == {
+        "train": 12, "val": 3, "test": 9
+    }  # fmt: skip
+    assert (
+        by_position.group_by("split").agg(pl.col("treatment_class").n_unique())["treatment_class"].to_list() == [3] * 3
+    )
+    with pytest.raises(GradcamoError, match=r"1 plate\(s\) none can be held out"):
+        split_wells(cells.filter(Metadata_Plate="P0"), apart="plate")
+    of_its_own = cells.with_columns(treatment_class=pl.col("treatment_class") + pl.col("Metadata_Plate"))
+    with pytest.raises(GradcamoError, match="none can be held out"):
+        split_wells(of_its_own, apart="plate")
+    with pytest.raises(GradcamoError, match="'row'"):
+        split_wells(cells, apart="row")  # type: ignore[arg-type]
+
+
 def test_one_class_cannot_train() -> None:
     with pytest.raises(GradcamoError, match="1 treatment class"):
         split_wells(_cells({"a": 4}))
@@ -62,24 +128,7 @@ def test_one_class_cannot_train() -> None:
 @pytest.fixture
 def plate(tmp_path: Path) -> tuple[pl.DataFrame, list[Path]]:
     """Eight wells of two classes that differ in the brightness of a blob."""
-    rng, shape = np.random.default_rng(0), (2, 24, 24)
-    rows, paths = [], []
-    for index in range(8):
-        well, name = f"A{index + 1:02d}", "ab"[index % 2]
-        ids = [f"P/{well}/1/{i}" for i in range(10)]
-        labels = np.zeros((10, *shape), np.uint8)
-        labels[:, :, 8:16, 8:16] = 1
-        images = rng.poisson(100, (10, 2, *shape)) + (400 * (index % 2) * (labels == 1))[:, None]
-        paths.append(tmp_path / f"{well}.zarr")
-        write_crops(
-            paths[-1], iter(zip(images.astype(np.uint16), labels, strict=True)), cell_ids=ids, shape=shape,
-            channels=["DNA", "ER"], statistics={"center": [100.0] * 2, "scale": [100.0] * 2},
-            voxel_size=[1.0, 0.5, 0.5], provenance=Provenance(well, {}, "1"),
-        )  # fmt: skip
-        rows += [
-            {"Metadata_CellID": i, "Metadata_Plate": "P", "Metadata_Well": well, "treatment_class": name} for i in ids
-        ]
-    return pl.DataFrame(rows), paths
+    return write_plate(tmp_path)
 
 
 def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Path]], tmp_path: Path) -> None:
@@ -95,6 +144,7 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
         cells, split, paths, config, registry, work=tmp_path, progress=False, report=lines.append, tags={"who": "test"}
     )
     assert len(lines) == 6
+    assert not list((tmp_path / "training").iterdir()), "what is registered needs no checkpoint"
     assert fitted.result.metrics["test_accuracy"] > 0.9
     assert set(fitted.result.curves) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
     assert all(len(curve) == 6 for curve in fitted.result.curves.values())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from gradcamo_assets.common.errors import BundleError
@@ -76,6 +77,51 @@ def test_unknown_encoders_are_refused(name: str) -> None:
         build_encoder(name, 1, 2)
 
 
+def test_another_layer_is_checked_to_exist() -> None:
+    assert build_encoder("monai-resnet18", 2, 3, layer="layer3.1")[1] == "layer3.1"
+    with pytest.raises(BundleError, match=r"no layer 'layer9'.*layer3"):
+        build_encoder("monai-resnet18", 2, 3, layer="layer9")
+
+
+@pytest.mark.parametrize("name", ["efficientnet3d-small", f"{__name__}:tiny_encoder"])
+def test_weights_to_start_from(name: str, tmp_path: Path) -> None:
+    """All are taken over; with other classes all but the last layer; weights that do not fit are named."""
+    path, ours = tmp_path / "w.safetensors", build_encoder(name, 2, 3)[0]
+    save_file(ours.state_dict(), path)
+    same, other = (build_encoder(name, 2, classes, weights=path)[0] for classes in (3, 5))
+    torch.testing.assert_close(same.state_dict(), ours.state_dict())
+    taken = {key for key, value in other.state_dict().items() if torch.equal(value, ours.state_dict().get(key))}
+    assert {key.rsplit(".", 1)[0] for key in other.state_dict().keys() - taken} == {list(_layers(other))[-1]}
+    with pytest.raises(BundleError, match=r"other shapes for \S*weight.*as many stains"):
+        build_encoder(name, 4, 3, weights=path)
+    state = ours.state_dict()
+    gone = next(iter(state))
+    save_file({key: value for key, value in state.items() if key != gone}, path)
+    with pytest.raises(BundleError, match=f"lack {gone}"):
+        build_encoder(name, 2, 3, weights=path)
+    save_file({**state, "extra": torch.zeros(1)}, path)
+    with pytest.raises(BundleError, match="unknown extra"):
+        build_encoder(name, 2, 3, weights=path)
+    for content in (b"", b"\x80\x04 a pickle"):
+        path.write_bytes(content)
+        with pytest.raises(BundleError, match="cannot be read"):
+            build_encoder(name, 2, 3, weights=path)
+    with pytest.raises(BundleError, match="cannot be read"):
+        build_encoder(name, 2, 3, weights=tmp_path / "nowhere")
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def test_larger_sizes_are_larger_and_take_one_slice() -> None:
+    models = [EfficientNet3D(2, 2, size) for size in ("small", "base", "large")]
+    counts = [sum(p.numel() for p in model.parameters()) for model in models]
+    assert counts == sorted(counts)
+    with torch.inference_mode():
+        assert all(model.eval()(torch.zeros(1, 2, 1, 16, 16)).shape == (1, 2) for model in models)
+
+
 def _config(**changes: object) -> BundleConfig:
     values = {
         "encoder": "efficientnet3d-small", "layer": "activation", "classes": ["negcon", "a@1uM"],
@@ -117,6 +163,9 @@ def test_damaged_bundles_are_refused(bundle: Path) -> None:
         config.write_text(text)
         with pytest.raises(BundleError):
             load_bundle(bundle)
+    config.write_text(json.dumps({**json.loads(good_config), "layer": "body.99"}))
+    with pytest.raises(BundleError, match=r"no layer 'body\.99'"):
+        load_bundle(bundle)
     changed = {**json.loads(good_config), "classes": ["a", "b", "c"]}
     config.write_text(json.dumps(changed))
     with pytest.raises(BundleError, match="cannot be loaded"):

@@ -4,6 +4,7 @@ import dagster as dg
 
 from gradcamo_assets.orchestration.assets.audit import audit
 from gradcamo_assets.orchestration.assets.crops import cells, crops
+from gradcamo_assets.orchestration.assets.exploration import encoder_exploration, model_comparison
 from gradcamo_assets.orchestration.assets.masks import masks
 from gradcamo_assets.orchestration.assets.models import champion_model, data_split, trained_model
 from gradcamo_assets.orchestration.assets.plates import plate_images
@@ -19,6 +20,8 @@ ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     data_split,
     trained_model,
     champion_model,
+    encoder_exploration,
+    model_comparison,
     scores_and_embeddings,
     audit,
     qc_database,

@@ -1,0 +1,175 @@
+"""Training that is killed, stopped early, shared between processes, or on single planes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.crops import open_crops, write_crops
+from gradcamo_assets.crops.dataset import BalancedSampler, CropDataset
+from gradcamo_assets.learning.train import TrainingConfig, TrainingResult, accuracy, train_encoder
+
+CONFIG = TrainingConfig(epochs=4, batch_size=8, rotate=0.5, shift_z=0.5, noise=0.1)
+
+
+def _crops(folder: Path, shape: tuple[int, int, int] = (2, 24, 24), seed: int = 0) -> Path:
+    """48 crops of two stains; every other one has a bright target."""
+    rng, path = np.random.default_rng(seed), folder / f"crops{seed}.zarr"
+    labels = np.zeros((48, *shape), np.uint8)
+    labels[:, :, 8:16, 8:16] = 1
+    images = (
+        rng.poisson(100, (48, 2, *shape)) + (400 * (np.arange(48) % 2)[:, None, None, None] * (labels == 1))[:, None]
+    )
+    write_crops(
+        path, iter(zip(images.astype(np.uint16), labels, strict=True)), cell_ids=[f"P/A01/1/{i}" for i in range(48)],
+        shape=shape, channels=["DNA", "ER"], statistics={"center": [100.0] * 2, "scale": [100.0] * 2},
+        voxel_size=[1.0, 0.5, 0.5], provenance=Provenance(str(seed), {}, "1"),
+    )  # fmt: skip
+    return path
+
+
+def _train(path: Path, config: TrainingConfig, work: Path, lines: list[str] | None = None) -> TrainingResult:
+    field = open_crops(path)
+    train, validation = (
+        CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in rows}, field.channels)
+        for rows in (range(0, 32), range(32, 48))
+    )
+    report = None if lines is None else lines.append
+    return train_encoder(train, validation, ["a", "b"], config, work=work, progress=False, report=report)
+
+
+class _Killing(list):
+    """A list of report lines whose process is killed while the third epoch ends."""
+
+    def append(self, line: str) -> None:
+        if line.startswith("epoch 3"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _until_killed(path: Path, work: Path) -> None:
+    torch.set_num_threads(1)
+    _train(path, CONFIG, work, _Killing())
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    path = _crops(tmp_path)
+    process = multiprocessing.get_context("spawn").Process(target=_until_killed, args=(path, tmp_path / "killed"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    lines: list[str] = []
+    resumed = _train(path, CONFIG, tmp_path / "killed", lines)
+    assert [line.split(":")[0] for line in lines] == ["going on behind epoch 2", "epoch 3 of 4", "epoch 4 of 4"]
+    assert lines[-1].endswith("0:00:00 left")
+    whole = _train(path, CONFIG, tmp_path / "whole")
+    for name, curve in whole.curves.items():
+        assert resumed.curves[name] == pytest.approx(curve, rel=1e-4), name
+    assert resumed.metrics["seconds"] > 0
+
+    again: list[str] = []
+    finished = _train(path, CONFIG, tmp_path / "killed", again)
+    assert again == []
+    assert finished.metrics == resumed.metrics
+    (resumed.checkpoints / "last.ckpt").write_bytes(b"PK\3\4 torn")
+    _train(path, replace(CONFIG, epochs=1), tmp_path / "killed", again)
+    _train(_crops(tmp_path, seed=1), replace(CONFIG, epochs=1), tmp_path / "killed", again)
+    assert len(again) == 2, "another configuration or other crops are another training"
+    _train(path, CONFIG, tmp_path / "killed", again)
+    assert len(again) == 6, "a damaged checkpoint is no checkpoint"
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=40, batch_size=8, learning_rate=0.05, patience=2)
+    result = _train(_crops(tmp_path), config, tmp_path)
+    losses = result.curves["val_loss"]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 3 < 40
+    assert result.metrics["val_loss"] == losses[best]
+    field = open_crops(tmp_path / "crops0.zarr")
+    held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, field.channels)
+    with torch.inference_mode():
+        images, targets = torch.stack([image for image, _, _ in held_out]), torch.from_numpy(held_out.targets)
+        assert float(nn.functional.cross_entropy(result.model(images), targets)) == pytest.approx(
+            losses[best], rel=1e-3
+        )
+    lines: list[str] = []
+    assert _train(tmp_path / "crops0.zarr", config, tmp_path, lines).curves == result.curves
+    assert lines == []
+
+
+def test_two_processes_train_one_encoder(tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = _train(_crops(tmp_path), replace(CONFIG, epochs=3, devices=2), tmp_path, lines)
+    assert [line.split(":")[0] for line in lines] == [f"epoch {epoch} of 3" for epoch in (1, 2, 3)]
+    assert all(len(curve) == 3 for curve in result.curves.values())
+    assert result.curves["train_accuracy"][-1] > 0.9
+
+
+def test_draws_are_balanced_shared_out_and_follow_from_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    alone = BalancedSampler(targets, 3000, seed=5)
+    first = list(alone)
+    assert list(alone) == first
+    alone.set_epoch(1)
+    assert list(alone) != first
+    assert np.bincount(targets[first]) == pytest.approx([1000] * 3, rel=0.1)
+    shares = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(list(BalancedSampler(targets, 1500, seed=5, ranks=2)))
+        assert np.bincount(targets[shares[-1]]) == pytest.approx([500] * 3, rel=0.15)
+    assert [item for pair in zip(*shares, strict=True) for item in pair] == first
+
+
+def planar_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """A user's own 2D network."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, classes),
+    ), "2"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("encoder", "precision"), [("efficientnet3d-small", "auto"), (f"{__name__}:planar_encoder", "bfloat16")]
+)
+def test_flat_plates_train_the_same_way(encoder: str, precision: Any, tmp_path: Path) -> None:
+    path = _crops(tmp_path, (1, 24, 24))
+    config = replace(CONFIG, encoder=encoder, epochs=8, learning_rate=0.02, precision=precision)
+    result = _train(path, config, tmp_path)
+    field = open_crops(path)
+    assert accuracy(result.model, CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, ["DNA", "ER"]))[
+        "balanced_accuracy"
+    ] > 0.9  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 0}, {"flip": 1.5}, {"noise": -1.0}, {"precision": "int8"}, {"devices": 0}, {"devices": 99}],
+)
+def test_values_that_cannot_be_meant_are_refused(change: dict) -> None:
+    with pytest.raises(GradcamoError, match=next(iter(change))):
+        TrainingConfig(**change)
+
+
+def test_early_stopping_needs_validation_crops(tmp_path: Path) -> None:
+    field = open_crops(_crops(tmp_path))
+    train, none = (CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(n)}, field.channels) for n in (8, 0))
+    with pytest.raises(GradcamoError, match="validation crops"):
+        train_encoder(train, none, ["a", "b"], TrainingConfig(patience=1), work=tmp_path)
+    result = train_encoder(train, none, ["a", "b"], TrainingConfig(epochs=1), work=tmp_path, progress=False)
+    assert set(result.curves) == {"train_loss", "train_accuracy"}
+    if not torch.cuda.is_available():
+        with pytest.raises(GradcamoError, match="GPU"):
+            train_encoder(train, none, ["a", "b"], TrainingConfig(precision="float16"), work=tmp_path)
