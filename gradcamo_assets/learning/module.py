@@ -97,7 +97,9 @@ class EncoderModule(lightning.LightningModule):
 
 def best_epoch(curves: dict[str, list[float]], config: TrainingConfig) -> int:
     """0-based epoch whose weights are kept."""
-    return int(np.argmin(curves["val_loss"])) if config.patience else len(curves["train_loss"]) - 1
+    if not config.patience:
+        return len(curves["train_loss"]) - 1
+    return int(np.nan_to_num(curves["val_loss"], nan=np.inf).argmin())
 
 
 def is_over(curves: dict[str, list[float]], config: TrainingConfig) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from safetensors.torch import save
 from torch import nn
 from torch.utils.data import DataLoader
@@ -72,8 +72,8 @@ def train_encoder(
         progress: show a progress bar on a terminal. report: called with one line an epoch.
 
     Raises:
-        GradcamoError: if a class has no training crop, or early stopping no validation crop. BundleError: as
-            ``build_encoder``.
+        GradcamoError: if a class has no training crop, early stopping no validation crop, or the loss diverges.
+        BundleError: as ``build_encoder``.
     """
     counts = np.bincount(train.targets, minlength=len(classes))
     if not counts.all():
@@ -88,9 +88,9 @@ def train_encoder(
     ranks = config.processes
     share = math.ceil(config.batch_size / ranks)
     steps = math.ceil(len(train) / (share * ranks))
-    fresh = hashlib.sha256(save(model.state_dict())).hexdigest()
-    identity = [_CODE, asdict(config), list(classes), train.identity, validation.identity, fresh]
-    folder = work / "training" / digest(identity)
+    fresh = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    identity = [_CODE, asdict(config), ranks, list(classes), train.identity, validation.identity]
+    folder = work / "training" / digest([*identity, hashlib.sha256(fresh).hexdigest()])
     state = _checkpoint(folder / "last.ckpt")
     if state is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -102,6 +102,7 @@ def train_encoder(
             DataLoader(train, share, sampler=sampler),
             DataLoader(validation, share) if len(validation) else None,
         )
+        bars = [TQDMProgressBar()] if progress and sys.stderr.isatty() else []
         with _quiet(), _heard(report, ranks) as heard:
             trainer = lightning.Trainer(
                 max_epochs=config.epochs,
@@ -113,10 +114,10 @@ def train_encoder(
                 precision=config.lightning_precision,
                 logger=False,
                 enable_model_summary=False,
-                enable_progress_bar=progress and sys.stderr.isatty(),
+                enable_progress_bar=bool(bars),
                 num_sanity_val_steps=0,
                 default_root_dir=work,
-                callbacks=_keepers(folder, config),
+                callbacks=[*bars, *_keepers(folder, config)],
             )
             module = EncoderModule(model, config, steps * config.epochs, heard)
             trainer.fit(module, *loaders, ckpt_path=folder / "last.ckpt" if state else None, weights_only=True)
@@ -124,8 +125,11 @@ def train_encoder(
     best = _checkpoint(folder / "best.ckpt") if config.patience else state
     if state is None or best is None:
         raise GradcamoError("training left no checkpoint", "Look whether the disk is full.", path=folder)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in best["state_dict"].items()})
     curves, seconds = state["curves"], state["seconds"]
+    if not np.isfinite(curves["train_loss"]).all():
+        shutil.rmtree(folder)
+        raise GradcamoError("training diverged: its loss is no number", "Lower learning_rate, or use float32.")
+    model.load_state_dict({name.removeprefix("model."): value for name, value in best["state_dict"].items()})
     metrics = {name: values[best_epoch(curves, config)] for name, values in curves.items()}
     epochs = len(curves["train_loss"])
     metrics |= {"epochs": epochs, "seconds": seconds, "seconds_per_crop": seconds / (steps * share * ranks * epochs)}

@@ -108,6 +108,12 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert lines == []
 
 
+def test_a_training_that_diverges_gives_no_encoder(tmp_path: Path) -> None:
+    with pytest.raises(GradcamoError, match="no number"):
+        _train(_crops(tmp_path), TrainingConfig(epochs=3, learning_rate=1e30, patience=3), tmp_path)
+    assert not list((tmp_path / "training").iterdir())
+
+
 def test_two_processes_train_one_encoder(tmp_path: Path) -> None:
     lines: list[str] = []
     result = _train(_crops(tmp_path), replace(CONFIG, epochs=3, devices=2), tmp_path, lines)
