@@ -62,3 +62,10 @@ def build_encoder(name: str, in_channels: int, classes: int) -> tuple[nn.Module,
         return _BUILT_IN[name](in_channels, classes)
     remedy = f"Use one of {', '.join(encoder_names())}, or 'module:function' of an installed module."
     return imported(name, "encoder", remedy, BundleError)(in_channels, classes)
+
+
+def is_planar(model: nn.Module) -> bool:
+    """Whether a network takes single planes (B, C, Y, X), as one with 2D convolutions does."""
+    from torch import nn
+
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
