@@ -185,7 +185,7 @@ def test_configurations_that_are_not_even_one_are_refused(bundle: Path) -> None:
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner), max_leaves=9),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner)),
        st.sampled_from(sorted(HOSTILE)))  # fmt: skip
 @settings(deadline=None, max_examples=200)
 def test_whatever_a_configuration_holds_it_is_read_or_refused(value: object, key: str) -> None:
