@@ -63,7 +63,7 @@ class Verdict:
 CHECKS = {
     "better_than_chance": "Balanced accuracy on test wells is above chance.",
     "accuracy_on_test_wells": "Balanced accuracy on test wells is not below the champion's.",
-    "accuracy_on_unseen_plates": "Accuracy on unseen plates is not below the champion's, where both were tested on some.",
+    "accuracy_on_unseen_plates": "Accuracy on unseen plates is not below the champion's, where both have it.",
     "adjusted_gradcamo": "The median adjusted Grad-CAMO on test wells is not below the champion's.",
 }
 
@@ -93,7 +93,9 @@ def _compared(name: str, metric: str, tolerance: float, challenger: Evidence, ch
     if name == "accuracy_on_unseen_plates" and (ours is None or theirs is None):
         without = " and ".join(str(e.version) for e in (challenger, champion) if e.get(metric) is None)
         return Verdict(name, True, f"not compared: version {without} was tested on no unseen plate.")
-    pair = f"version {challenger.version} has {_number(ours)}, the champion, version {champion.version}, {_number(theirs)}"
+    pair = (
+        f"version {challenger.version} has {_number(ours)}, the champion, version {champion.version}, {_number(theirs)}"
+    )
     if ours is None or theirs is None:
         without = " and ".join(str(e.version) for e in (challenger, champion) if e.get(metric) is None)
         remedy = f"no {metric} was logged with version {without}: train it again, or promote by hand"

@@ -130,20 +130,29 @@ def _parsed(text: str | bytes, path: Path) -> BundleConfig:
         raise BundleError(f"the model bundle cannot be read ({'; '.join(wrong)})", _REMEDY, path=path) from error
 
 
+def verified_config(folder: Path) -> BundleConfig:
+    """The configuration, if the weights beside it are those it was written for.
+
+    Raises:
+        BundleError: as ``read_config``, or if the weights are missing or others.
+    """
+    config, path = read_config(folder), folder / WEIGHTS
+    try:
+        if _sha256(path) != config.sha256:
+            raise BundleError("the weights are not those the configuration was written for", _REMEDY, path=path)
+    except OSError as error:
+        raise BundleError(f"the weights cannot be loaded ({error})", _REMEDY, path=path) from error
+    return config
+
+
 def load_bundle(folder: Path) -> tuple[nn.Module, BundleConfig]:
     """The network in evaluation mode, and its configuration.
 
     Raises:
         BundleError: if a file is missing or damaged, or weights and configuration do not belong together.
     """
-    config = read_config(folder)
-    path = folder / WEIGHTS
-    try:
-        if _sha256(path) != config.sha256:
-            raise BundleError("the weights are not those the configuration was written for", _REMEDY, path=path)
-    except OSError as error:
-        raise BundleError(f"the weights cannot be loaded ({error})", _REMEDY, path=path) from error
-    return with_weights(config, path), config
+    config = verified_config(folder)
+    return with_weights(config, folder / WEIGHTS), config
 
 
 def with_weights(config: BundleConfig, weights: Path) -> nn.Module:

@@ -12,7 +12,7 @@ from gradcamo_assets.orchestration.resources import Platform
 
 
 class PromotionThresholds(dg.Config):
-    """When a challenger is good enough; what is left empty stands in [promotion] of gradcamo.toml, or has its default."""
+    """When a challenger is good enough; what is left empty stands in [promotion] of gradcamo.toml."""
 
     accuracy_tolerance: float | None = Setting(default=None, description="How much lower its accuracy may be.")
     adjusted_tolerance: float | None = Setting(default=None, description="How much lower its adjusted score may be.")
@@ -37,9 +37,7 @@ def promotion(
     if challenger is None:
         raise GradcamoError("there is no challenger", "Launch train_model, or register a version of your own.")
     thresholds = platform.home.settings("promotion", PromotionConfig, **config.model_dump())
-    answers = verdict(
-        evidence(registry, challenger), evidence(registry, champion) if champion else None, thresholds
-    )
+    answers = verdict(evidence(registry, challenger), evidence(registry, champion) if champion else None, thresholds)
     reasons = {answer.name: answer.text for answer in answers if not answer.passed}
     if champion == challenger:
         outcome = f"Version {challenger.version} is champion already."

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
+from pydantic import Field as Setting
 
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import crops_with_maps, to_markdown
@@ -14,11 +15,18 @@ from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.assets.models import champion_model
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
+from gradcamo_assets.orchestration.reconcile import crop_versions
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder
 from gradcamo_assets.warehouse.schema import lake_table
 
 _SHOWN = 6
+
+
+class ScoringRun(dg.Config):
+    """What a run of its own may ask for."""
+
+    again: bool = Setting(default=False, description="Compute again what the champion has scored already.")
 
 
 @dg.multi_asset(
@@ -29,6 +37,7 @@ _SHOWN = 6
             deps=[crops, champion_model],
             group_name="scores",
             kinds={"pytorch", "parquet"},
+            skippable=True,
             description="The champion's activations, averaged over the crop, one vector a cell.",
         ),
         dg.AssetSpec(
@@ -36,6 +45,7 @@ _SHOWN = 6
             deps=[crops, champion_model],
             group_name="scores",
             kinds={"pytorch", "parquet"},
+            skippable=True,
             description="Where the champion looked: Grad-CAMO and its companions, one row a cell.",
         ),
     ],
@@ -45,13 +55,32 @@ _SHOWN = 6
         dg.AssetCheckSpec("cells_scored", asset="gradcamo_scores", description="Every kept cell has a row of its own.")
     ],
 )
-def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform) -> Iterator[dg.MaterializeResult]:
-    """Embed and score every crop of a plate x site in one pass; rows of other model versions stay as they are."""
+def scores_and_embeddings(
+    context: dg.AssetExecutionContext, platform: Platform, config: ScoringRun
+) -> Iterator[dg.MaterializeResult | dg.AssetObservation]:
+    """Embed and score every crop of a plate x site in one pass; rows of other model versions stay as they are.
+
+    The champion is asked for once, so that all rows are of one version. What it has scored already is left alone.
+    """
     from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 
     plate, site = plate_site_of(context)
     home, lake, registry = platform.home, platform.lake, platform.registry
     champion = platform.champion()
+    keys: dict[str, Any] = {
+        "plate": plate,
+        "site": site,
+        "model_name": champion.name,
+        "model_version": champion.version,
+    }
+    there = crop_versions(lake, "cells", plate=plate, site=site).get((plate, site))
+    if there and there == crop_versions(lake, "scores", **keys).get((plate, site)) and not config.again:
+        note = f"{champion} has scored plate {plate}, site {site} already; set again to compute it anew."
+        context.log.info(note)
+        partition = context.partition_key
+        for asset in ("embeddings", "gradcamo_scores"):
+            yield dg.AssetObservation(asset, note, partition=partition, metadata={"model_version": champion.version})
+        return
     scorer = Scorer(registry.fetch(champion), home.settings("scoring", ScoringConfig))
     cells = lake.read("cells", plate=plate, site=site)
     kept = cells.filter(pl.col("crop_index").is_not_null())
@@ -75,12 +104,6 @@ def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform)
             figure = crops_with_maps(images, labels, scored.maps, titles)
             picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
         context.log.info(f"{well}: {len(field)} cells scored, {number} of {len(wells)} wells")
-    keys: dict[str, Any] = {
-        "plate": plate,
-        "site": site,
-        "model_name": champion.name,
-        "model_version": champion.version,
-    }
     scores = _rows(kept, frames, champion, scorer.config.split, context.run_id)
     vectors = [row for part in embeddings for row in part]
     columns = lake_table("embeddings").empty().columns
