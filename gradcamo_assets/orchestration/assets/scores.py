@@ -15,7 +15,6 @@ from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.assets.models import champion_model
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
-from gradcamo_assets.orchestration.reconcile import crop_versions
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder
 from gradcamo_assets.warehouse.schema import lake_table
@@ -57,7 +56,7 @@ class ScoringRun(dg.Config):
 )
 def scores_and_embeddings(
     context: dg.AssetExecutionContext, platform: Platform, config: ScoringRun
-) -> Iterator[dg.MaterializeResult | dg.AssetObservation]:
+) -> Iterator[dg.MaterializeResult | dg.AssetObservation | dg.AssetCheckResult]:
     """Embed and score every crop of a plate x site in one pass; rows of other model versions stay as they are.
 
     The champion is asked for once, so that all rows are of one version. What it has scored already is left alone.
@@ -73,19 +72,20 @@ def scores_and_embeddings(
         "model_name": champion.name,
         "model_version": champion.version,
     }
-    there = crop_versions(lake, "cells", plate=plate, site=site).get((plate, site))
-    if there and there == crop_versions(lake, "scores", **keys).get((plate, site)) and not config.again:
-        note = f"{champion} has scored plate {plate}, site {site} already; set again to compute it anew."
-        context.log.info(note)
-        partition = context.partition_key
-        for asset in ("embeddings", "gradcamo_scores"):
-            yield dg.AssetObservation(asset, note, partition=partition, metadata={"model_version": champion.version})
-        return
-    scorer = Scorer(registry.fetch(champion), home.settings("scoring", ScoringConfig))
     cells = lake.read("cells", plate=plate, site=site)
     kept = cells.filter(pl.col("crop_index").is_not_null())
+    before = lake.read("scores", **keys)
+    if len(kept) and not config.again and set(kept["crop_version"]) == set(before["crop_version"]):
+        note = f"{champion} has scored plate {plate}, site {site} already; set again to compute it anew."
+        context.log.info(note)
+        seen = {"partition": context.partition_key, "metadata": {"model_version": champion.version}}
+        for asset in ("embeddings", "gradcamo_scores"):
+            yield dg.AssetObservation(asset, note, **seen)
+        yield _check(kept, before)
+        return
     if not len(kept):
         context.log.warning(f"Plate {plate}, site {site} has no kept cell; there is nothing to score.")
+    scorer = Scorer(registry.fetch(champion), home.settings("scoring", ScoringConfig))
     frames: list[pl.DataFrame] = []
     embeddings: list[np.ndarray] = []
     picture: dg.MetadataValue | None = None
@@ -111,7 +111,6 @@ def scores_and_embeddings(
     vector_frame = vector_frame.cast(pl.String).with_columns(pl.Series("embedding", vectors, dtype=pl.List(pl.Float32)))
     lake.write("embeddings", scores.join(vector_frame, on="Metadata_CellID").select(columns), **keys)
     lake.write("scores", scores, **keys)
-    missing = len(kept) - scores["Metadata_CellID"].n_unique()
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version, "mlflow_run": champion.run_id}
     common["precision"] = scorer.precision
     yield dg.MaterializeResult(
@@ -124,14 +123,17 @@ def scores_and_embeddings(
             **_summary(scores),
             **({"crops_and_maps": picture} if picture else {}),
         },
-        check_results=[
-            dg.AssetCheckResult(
-                check_name="cells_scored",
-                asset_key="gradcamo_scores",
-                passed=missing == 0,
-                metadata={"missing": missing, "without_score": scores["gradcamo"].null_count()},
-            )
-        ],
+        check_results=[_check(kept, scores)],
+    )
+
+
+def _check(kept: pl.DataFrame, scores: pl.DataFrame) -> dg.AssetCheckResult:
+    missing = len(kept) - scores["Metadata_CellID"].n_unique()
+    return dg.AssetCheckResult(
+        check_name="cells_scored",
+        asset_key="gradcamo_scores",
+        passed=missing == 0,
+        metadata={"missing": missing, "without_score": scores["gradcamo"].null_count()},
     )
 
 
