@@ -34,7 +34,7 @@ class MlflowServer:
                 stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )  # fmt: skip
-        for _ in range(240):
+        for _ in range(480):
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
