@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -172,6 +173,70 @@ def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, 
         click.confirm("Delete this?", abort=True)
     plan.carry_out()
     click.echo("Deleted. The rows leave qc.duckdb with its next publication (job refresh_qc).")
+
+
+@main.command()
+@click.argument("version", type=click.IntRange(1))
+@click.option("--reason", default="by hand", show_default=True, help="Why; it is kept in the table promotions.")
+def promote(version: int, reason: str) -> None:
+    """Make VERSION of the encoder the champion: an older one, too. What it has not scored is scored by it."""
+    from gradcamo_assets.learning import promotion
+    from gradcamo_assets.orchestration.reconcile import scoring_state
+    from gradcamo_assets.orchestration.resources import Platform
+
+    platform = Platform()
+    home, lake, registry = platform.home, platform.lake, platform.registry
+    found = promotion.find_version(registry, version)
+    promotion.promote(lake, registry, found, by=os.environ.get("USER", "unknown"), reason=reason)
+    state = scoring_state(home, lake, registry, found)
+    click.echo(f"{found} is champion. champion_model_sensor (gradcamo ui) rescores {len(state.todo)} plate x site:")
+    for plate in sorted({plate for plate, _ in state.todo}):
+        click.echo(f"  {plate}: sites {', '.join(str(site) for name, site in state.todo if name == plate)}")
+    for reason in sorted({f"{plate} is left out: {reason}" for (plate, _), reason in state.refused.items()}):
+        click.echo(f"  {reason}")
+
+
+def _listed(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+    return [part.strip() for part in value.split(",")] if value else None
+
+
+@main.command()
+@click.argument("encoder", metavar="MODULE:FUNCTION")
+@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False, exists=True), required=True)
+@click.option("--classes", callback=_listed, required=True, metavar="A,B,...", help="Class of each logit, in order.")
+@click.option("--layer", help="Dotted name of the layer to explain; by default the one FUNCTION names.")
+@click.option("--plate", help="Take channels, crop shape and voxel size from the crops of this plate.")
+@click.option("--channels", callback=_listed, metavar="A,B,...", help="Stains in the order of its input.")
+@click.option("--crop-shape", callback=_listed, metavar="Z,Y,X", help="Voxels; Z is 1 for a 2D network.")
+@click.option("--voxel-size", callback=_listed, metavar="Z,Y,X", help="Micrometres.")
+def register(encoder: str, plate: str | None, **given: Any) -> None:
+    """Register an encoder that was trained elsewhere: FUNCTION(channels, classes) builds it, safetensors fill it."""
+    from gradcamo_assets.common import plate_name
+    from gradcamo_assets.crops import open_crops
+    from gradcamo_assets.learning.registering import register_weights
+    from gradcamo_assets.orchestration.resources import Platform
+
+    platform = Platform()
+    if plate is not None:
+        field = next((platform.home.crops / plate_name(plate)).glob("*.zarr"), None)
+        if field is None:
+            raise GradcamoError(
+                "the plate has no crops", "Give --channels, --crop-shape and --voxel-size.", plate=plate
+            )
+        crops = open_crops(field)
+        like = {"channels": crops.channels, "crop_shape": crops.images.shape[2:], "voxel_size": crops.voxel_size}
+        given |= {name: value for name, value in like.items() if given[name] is None}
+    if missing := [
+        f"--{name.replace('_', '-')}" for name in ("channels", "crop_shape", "voxel_size") if not given[name]
+    ]:
+        raise click.UsageError(f"Give --plate, or {', '.join(missing)}.")
+    try:
+        given["crop_shape"] = [int(n) for n in given["crop_shape"]]
+        given["voxel_size"] = [float(um) for um in given["voxel_size"]]
+    except ValueError as error:
+        raise click.UsageError(f"--crop-shape and --voxel-size are numbers: {error}") from error
+    version = register_weights(platform.registry, encoder, **given)
+    click.echo(f"{version} is registered as challenger. It scores after: gradcamo promote {version.version}")
 
 
 @main.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,10 @@ def imported(name: str, what: str, remedy: str, error: type[GradcamoError]) -> C
     """The function that ``name`` names. Its module is imported, so name only code you trust.
 
     Raises:
-        error: for a name of another form, or a function that cannot be imported.
+        error: for a name of another form, one of Python's own modules, or a function that cannot be imported.
     """
-    if not IMPORT_PATH.fullmatch(name):
+    # A name may come from a file: os:kill with two small numbers is no encoder.
+    if not IMPORT_PATH.fullmatch(name) or re.split(r"[.:]", name)[0] in sys.stdlib_module_names:
         raise error(f"{name!r} is no known {what}", remedy)
     module, function = name.split(":")
     try:

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 import polars as pl
 from filelock import FileLock
 
+from gradcamo_assets.common.errors import BundleError
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry, ModelVersion
+from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.warehouse import Lake
 from gradcamo_assets.warehouse.schema import lake_table
 
@@ -24,32 +26,61 @@ def record_champion(lake: Lake, registry: ModelRegistry, *, by: str, reason: str
 
     Connection errors of the registry pass through, so that an unreachable server is never taken for a move.
     """
-    champion = registry.by_alias(CHAMPION)
-    now = champion.version if champion else None
-    lake.root.mkdir(parents=True, exist_ok=True)
     # The sensor and a publishing run may see the same move at the same time; it is one row.
-    with FileLock(lake.root / ".champion.lock"):
-        moves = champion_moves(lake, registry.name)
-        before = moves["to_version"][-1] if len(moves) else None
-        if before == now:
-            return False
-        row = {
-            "model_name": registry.name,
-            "alias": CHAMPION,
-            "from_version": before,
-            "to_version": now,
-            "promoted_at": datetime.now(UTC).replace(tzinfo=None),
-            "promoted_by": by,
-            "reason": reason,
-        }
-        lake.append("promotions", _frame("promotions", [row]))
-    return True
+    with _lock(lake):
+        return _record(lake, registry, by, reason)
 
 
 def promote(lake: Lake, registry: ModelRegistry, version: ModelVersion, *, by: str, reason: str) -> None:
-    """Make a version the champion and record who did it and why."""
-    registry.promote(version.version, CHAMPION)
-    record_champion(lake, registry, by=by, reason=reason)
+    """Make a version the champion and record who did it and why.
+
+    Raises:
+        BundleError: if its bundle is damaged; the champion stays who it was.
+    """
+    load_bundle(registry.fetch(version))
+    # A sensor that saw the move first would record it without its reason.
+    with _lock(lake):
+        _record(lake, registry, "unknown", SEEN_IN_MLFLOW)
+        registry.promote(version.version, CHAMPION)
+        _record(lake, registry, by, reason)
+
+
+def _lock(lake: Lake) -> FileLock:
+    lake.root.mkdir(parents=True, exist_ok=True)
+    return FileLock(lake.root / ".champion.lock")
+
+
+def _record(lake: Lake, registry: ModelRegistry, by: str, reason: str) -> bool:
+    champion = registry.by_alias(CHAMPION)
+    now = champion.version if champion else None
+    moves = champion_moves(lake, registry.name)
+    before = moves["to_version"][-1] if len(moves) else None
+    if before == now:
+        return False
+    row = {
+        "model_name": registry.name,
+        "alias": CHAMPION,
+        "from_version": before,
+        "to_version": now,
+        "promoted_at": datetime.now(UTC).replace(tzinfo=None),
+        "promoted_by": by,
+        "reason": reason,
+    }
+    lake.append("promotions", _frame("promotions", [row]))
+    return True
+
+
+def find_version(registry: ModelRegistry, number: int) -> ModelVersion:
+    """A version by its number.
+
+    Raises:
+        BundleError: if there is none.
+    """
+    found = {int(v.version): v for v in registry.client.search_model_versions(f"name = '{registry.name}'")}
+    if number not in found:
+        there = ", ".join(map(str, sorted(found))) or "none; launch train_model"
+        raise BundleError(f"{registry.name} has no version {number}", f"There are: {there}.")
+    return ModelVersion(registry.name, number, found[number].run_id, found[number].source)
 
 
 def record_versions(lake: Lake, registry: ModelRegistry) -> int:

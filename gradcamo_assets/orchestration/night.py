@@ -10,15 +10,10 @@ import dagster as dg
 from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
 from gradcamo_assets.orchestration.reconcile import Inbox, partitions_without_crops, read_inbox
 from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.orchestration.runs import ATTEMPTS, ENDED_BADLY, PARTITION, ended_at, in_progress
 from gradcamo_assets.plates import PlateState, known_plates
 from gradcamo_assets.scoring.reconcile import Partition
 
-_PARTITION = "dagster/partition"
-_STATUS = dg.DagsterRunStatus
-# Not NOT_STARTED: a run that a daemon left behind there would be waited for in vain.
-_UNFINISHED = [_STATUS.QUEUED, _STATUS.STARTING, _STATUS.STARTED, _STATUS.CANCELING]
-_ENDED_BADLY = [_STATUS.FAILURE, _STATUS.CANCELED]
-_ATTEMPTS = 3
 _PAUSE = timedelta(hours=1)
 _MEMORY = timedelta(days=365)
 
@@ -36,12 +31,6 @@ process_fields = dg.define_asset_job(
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _in_progress(instance: dg.DagsterInstance) -> set[str | None]:
-    """Partitions that some run is busy with or queued for."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))
-    return {run.tags.get(_PARTITION) for run in runs}
 
 
 def _ready(inbox: Inbox, busy: set[str | None]) -> list[PlateState]:
@@ -63,7 +52,7 @@ def nightly_ingest(context: dg.ScheduleEvaluationContext, platform: Platform) ->
     inbox = read_inbox(platform.home, _now())
     for note in _notes(inbox.states):
         context.log.warning(note)
-    ready = _ready(inbox, _in_progress(context.instance))
+    ready = _ready(inbox, in_progress(context.instance))
     if not ready:
         return dg.SkipReason(" ".join(["No new plate in the inbox.", *_notes(inbox.states)]))
     context.instance.add_dynamic_partitions(str(PLATES.name), [state.name for state in ready])
@@ -85,7 +74,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.
     now = _now()
     before = json.loads(context.cursor) if context.cursor else {}
     inbox = read_inbox(platform.home, now, before)
-    busy = _in_progress(context.instance)
+    busy = in_progress(context.instance)
     ready = _ready(inbox, busy)
     fields, given_up = _field_requests(platform, context.instance, busy, now)
     requests = [*(_ingest_request(inbox, state, now) for state in ready), *fields]
@@ -119,19 +108,19 @@ def _field_requests(
     A failed run is repeated an hour later, twice; a plate that is taken in again starts anew.
     """
     failed: dict[Partition, list[dg.RunRecord]] = defaultdict(list)
-    lately = dg.RunsFilter(job_name="process_fields", statuses=_ENDED_BADLY, created_after=now - _MEMORY)
+    lately = dg.RunsFilter(job_name="process_fields", statuses=ENDED_BADLY, created_after=now - _MEMORY)
     for record in instance.get_run_records(lately):
-        plate, site = (record.dagster_run.tags.get(f"{_PARTITION}/{part}", "") for part in ("plate", "site"))
+        plate, site = (record.dagster_run.tags.get(f"{PARTITION}/{part}", "") for part in ("plate", "site"))
         if site.isdigit():
             failed[plate, int(site)].append(record)
-    wanted = partitions_without_crops(platform.lake, {key: max(map(_ended, runs)) for key, runs in failed.items()})
+    wanted = partitions_without_crops(platform.lake, {key: max(map(ended_at, runs)) for key, runs in failed.items()})
     known = known_plates(platform.home.plates) if wanted else {}
     requests, given_up = [], []
     for (plate, site_number), ingested in wanted.items():
         key = plate_site_key(plate, site_number)
         attempts = [record for record in failed[plate, site_number] if record.create_timestamp >= ingested]
-        ended = max(map(_ended, attempts), default=0)
-        if len(attempts) >= _ATTEMPTS:
+        ended = max(map(ended_at, attempts), default=0)
+        if len(attempts) >= ATTEMPTS:
             given_up.append(
                 f"{plate} site {site_number}: process_fields failed {len(attempts)} times; launch it by hand."
             )
@@ -140,7 +129,3 @@ def _field_requests(
             run_key = f"fields {plate} {site_number} {signature} {ingested.isoformat()} {len(attempts)}"
             requests.append(dg.RunRequest(run_key=run_key, job_name="process_fields", partition_key=key))
     return requests, given_up
-
-
-def _ended(record: dg.RunRecord) -> float:
-    return record.end_time or record.update_timestamp.timestamp()

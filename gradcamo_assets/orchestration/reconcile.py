@@ -5,16 +5,19 @@ The decisions are pure functions of the floors below (``plate_states``, ``partit
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from gradcamo_assets.common import Home
+from gradcamo_assets.common.errors import BundleError
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import read_config
 from gradcamo_assets.plates import InboxConfig, PlateState, known_plates, list_inbox, plate_states
@@ -86,22 +89,21 @@ def partitions_without_crops(lake: Lake, failed: Mapping[Partition, float] | Non
     }
 
 
-def crop_versions(lake: Lake, table: str, **keys: object) -> dict[Partition, set[str]]:
+def crop_versions(lake: Lake, table: str, **keys: object) -> dict[Partition, frozenset[str]]:
     """The crop versions that stand in a table, by partition; partitions without any are there with an empty set."""
-    found: dict[Partition, set[str]] = defaultdict(set)
+    found = {}
     for key in lake.keys(table, **keys):
         if key.plate is not None and key.site is not None:
-            found[key.plate, key.site] = set()
-    rows = (
-        lake.scan(table, **keys)
-        .select("Metadata_Plate", "Metadata_Site", "crop_version")
-        .drop_nulls("crop_version")
-        .unique()
-        .collect()
-    )
-    for plate, site, version in rows.iter_rows():
-        found[plate, site].add(version)
-    return dict(found)
+            path = lake.root / key.path
+            stat = path.stat()
+            found[key.plate, key.site] = _versions_in(path, stat.st_mtime_ns, stat.st_ino)
+    return found
+
+
+@lru_cache(maxsize=1 << 16)
+def _versions_in(path: Path, mtime: int, inode: int) -> frozenset[str]:
+    """Of one file, read once: files of the lake are replaced, never edited."""
+    return frozenset(pl.read_parquet(path, columns=["crop_version"])["crop_version"].drop_nulls().unique())
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Scoring:
 
     todo: list[Partition]
     refused: dict[Partition, str]
-    crops: dict[Partition, set[str]]
+    crops: dict[Partition, frozenset[str]]
 
 
 def scoring_state(home: Home, lake: Lake, registry: ModelRegistry, champion: ModelVersion) -> Scoring:
@@ -135,8 +137,8 @@ def scoring_state(home: Home, lake: Lake, registry: ModelRegistry, champion: Mod
     return Scoring(partitions_to_score(crops, scored, refused), refused, crops)
 
 
-def record_refusals(lake: Lake, champion: ModelVersion, refused: dict[Partition, str]) -> None:
-    """Keep the ``unscored`` table equal to what this version does not fit; nothing is written where nothing changed."""
+def record_refusals(lake: Lake, champion: ModelVersion, refused: dict[Partition, str]) -> bool:
+    """Keep the ``unscored`` table equal to what this version leaves unscored. Whether anything changed."""
     keys: dict[str, Any] = {"model_name": champion.name, "model_version": champion.version}
     known = {
         (row["Metadata_Plate"], row["Metadata_Site"]): row["reason"]
@@ -149,3 +151,17 @@ def record_refusals(lake: Lake, champion: ModelVersion, refused: dict[Partition,
             lake.write("unscored", frame, plate=plate, site=site, **keys)
     for plate, site in known.keys() - refused.keys():
         lake.drop("unscored", plate=plate, site=site, **keys)
+    return known != refused
+
+
+def unlearned_plates(lake: Lake, registry: ModelRegistry) -> list[str]:
+    """Plates with crops of known treatment of which no registered version was given a well, to learn or to test."""
+    seen = set()
+    for found in registry.client.search_model_versions(f"name = '{registry.name}'"):
+        version = ModelVersion(registry.name, int(found.version), found.run_id, found.source)
+        with suppress(BundleError):  # Whatever a damaged version was trained on, it can be trained on again.
+            wells = chain.from_iterable(read_config(registry.fetch(version)).split.values())
+            seen |= {well.split("/")[0] for well in wells}
+    usable = pl.col("crop_index").is_not_null() & pl.col("treatment_class").is_not_null()
+    plates = lake.scan("cells").filter(usable).select("Metadata_Plate").unique().collect().to_series()
+    return sorted(set(plates) - seen)

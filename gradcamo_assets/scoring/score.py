@@ -19,6 +19,7 @@ from gradcamo_assets.crops.dataset import channel_order, standardise
 from gradcamo_assets.crops.store import CropField
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import load_bundle
+from gradcamo_assets.networks.registry import is_planar
 from gradcamo_assets.scoring.fold import fold_batchnorm, halved, in_bfloat16
 
 ON_TARGET_THRESHOLD = 0.5
@@ -78,10 +79,13 @@ class Scorer:
         model, self.config = load_bundle(bundle)
         self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = settings.batch_size or (64 if self.device.type == "cuda" else 8)
-        model = model.to(self.device, memory_format=torch.channels_last_3d)
+        self.planar = is_planar(model)
+        memory = torch.channels_last if self.planar else torch.channels_last_3d
+        model = model.to(self.device, memory_format=memory)
         generator = torch.Generator().manual_seed(0)
-        sample = torch.randn(2, len(self.config.channels), *self.config.crop_shape, generator=generator)
-        sample = sample.to(self.device, memory_format=torch.channels_last_3d)
+        shape = self.config.crop_shape[1:] if self.planar else self.config.crop_shape
+        sample = torch.randn(2, len(self.config.channels), *shape, generator=generator)
+        sample = sample.to(self.device, memory_format=memory)
         model = fold_batchnorm(model, sample, keep=[self.config.layer])
         half = None
         if settings.precision == "auto":
@@ -91,7 +95,7 @@ class Scorer:
             if half is None:
                 raise BundleError("the encoder's logits differ in bfloat16", "Set precision = 'float32'.", path=bundle)
         # A copy in another type or with folded weights does not keep the memory format by itself.
-        self.model = (half or model).to(memory_format=torch.channels_last_3d)
+        self.model = (half or model).to(memory_format=memory)
         self.precision = "bfloat16" if half else "float32"
         self._memory: tuple[tuple[tuple[int, ...], int], list[Any]] | None = None
 
@@ -126,7 +130,8 @@ class Scorer:
                 columns[name] += table[name]
             embeddings.append(result.embedding.float().cpu().numpy())
             if sum(map(len, maps)) < keep_maps:
-                maps.append(result.cam.float().cpu().numpy())
+                cam = result.cam.float().cpu().numpy()
+                maps.append(cam[:, None] if self.planar else cam)
         scores = pl.DataFrame(columns, schema=_SCHEMA).with_columns(
             pl.Series("Metadata_CellID", field.cell_ids, dtype=pl.String),
             on_target=pl.col("gradcamo") > ON_TARGET_THRESHOLD,
@@ -140,6 +145,7 @@ class Scorer:
     def batches(self, field: CropField, rows: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Standardised images, channels last, and labels on the device; the next are read while these are worked on.
 
+        A 2D network gets planes, (B, C, Y, X) and (B, Y, X), any other (B, C, Z, Y, X) and (B, Z, Y, X).
         The images of a batch are good until the next one is asked for: they lie in the same memory.
 
         Args:
@@ -170,7 +176,9 @@ class Scorer:
                     pending.append(reader.submit(read, number + 1))
                 raw = self._to_device(images if order == list(range(images.shape[1])) else images[:, order])
                 n = len(raw)
-                yield last[:n].copy_(standardise(raw, center, scale, out=plain[:n])), self._to_device(labels)
+                last[:n].copy_(standardise(raw, center, scale, out=plain[:n]))
+                found = self._to_device(labels)
+                yield (last[:n, :, 0], found[:, 0]) if self.planar else (last[:n], found)
 
     def _memory_for(self, shape: tuple[int, ...], channels: int) -> list[Any]:
         """Memory for a batch (contiguous, channels last) and for two of stored crops, kept from field to field.

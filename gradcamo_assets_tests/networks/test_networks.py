@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,13 +67,29 @@ def tiny_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
     ), "1"
 
 
+def stubborn_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """Three classes, whatever is asked for."""
+    return tiny_encoder(in_channels, 3)
+
+
+def no_network(in_channels: int, classes: int) -> int:
+    """What a mistaken name may give."""
+    return in_channels + classes
+
+
 def test_a_users_own_encoder_by_import_path() -> None:
     model, layer = build_encoder("gradcamo_assets_tests.networks.test_networks:tiny_encoder", 2, 3)
     assert isinstance(model, nn.Sequential)
     assert layer == "1"
 
 
-@pytest.mark.parametrize("name", ["resnet", "os.system", "no_such_module:f", "json:no_such_function", "a b:c", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet", "os.system", "no_such_module:f", "torch:no_such_function", "a b:c", "", "../up:f", "/abs/path:f",
+        "os:kill", "os.path:join", "subprocess:Popen", "a:b:c", "a:b\n",
+    ],
+)  # fmt: skip
 def test_unknown_encoders_are_refused(name: str) -> None:
     with pytest.raises(BundleError, match="encoder"):
         build_encoder(name, 1, 2)
@@ -171,10 +189,80 @@ def test_damaged_bundles_are_refused(bundle: Path) -> None:
     with pytest.raises(BundleError, match="cannot be loaded"):
         load_bundle(bundle)
     config.write_text(json.dumps({**json.loads(good_config), "format": 99}))
-    with pytest.raises(BundleError, match="format 99"):
+    with pytest.raises(BundleError, match="format: Input should be 1"):
         read_config(bundle)
     with pytest.raises(BundleError):
         load_bundle(bundle / "nowhere")
+
+
+HOSTILE: dict[str, list[object]] = {
+    "encoder": [None, 7, "", "x" * 501, ["a"], "../../etc/passwd", "os:kill"],
+    "layer": [None, "", "no.such.layer", "", 0, "__class__", "pool.__dict__", "head"],
+    "classes": [None, "ab", ["a"], ["a", "a"], ["a", 1], ["a", None], ["a", ""], {"a": 0, "b": 1}, ["a", "b", "c"]],
+    "channels": [None, [], ["DNA", "DNA"], [1, 2], "DE", ["DNA"], ["DNA", "ER", "Mito"]],
+    "crop_shape": [None, [6, 32], [6, 32, 32, 1], [0, 32, 32], [-6, 32, 32], [6.0, 32, 32], ["6", 32, 32],
+                   [True, 32, 32], [10**30, 1, 1], [16384, 16384, 16384], "6x32x32"],
+    "voxel_size": [None, [1.0, 0.5], [1.0, 0.5, 0.0], [1.0, 0.5, -1.0], [1.0, 0.5, "0.5"], [1.0, 0.5, True],
+                   [1.0, 0.5, math.nan], [1.0, 0.5, math.inf], 1.0],
+    "split": [None, [], {"train": "P/A01"}, {"train": [1]}, {"train": None}, "train"],
+    "sha256": [None, 0, "0" * 64, ""],
+    "format": [None, 0, 2, "1", 1.5, 10**400],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
+def test_hostile_configurations_are_refused(bundle: Path, key: str, value: object) -> None:
+    config = bundle / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    with pytest.raises(BundleError):
+        load_bundle(bundle)
+
+
+def test_configurations_that_are_not_even_one_are_refused(bundle: Path) -> None:
+    config = bundle / "config.json"
+    content = json.loads(config.read_text())
+    required = content.keys() - {"split", "format"}
+    texts = [json.dumps({k: v for k, v in content.items() if k != key}) for key in required]
+    texts += ["[" * 100_000, '{"a":' * 100_000, "null", '"text"', "1e999", "\0", json.dumps({**content, "pickle": "x"})]
+    for text in texts:
+        config.write_text(text)
+        with pytest.raises(BundleError):
+            load_bundle(bundle)
+    config.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BundleError):
+        read_config(bundle)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner)),
+       st.sampled_from(sorted(HOSTILE)))  # fmt: skip
+@settings(deadline=None, max_examples=200)
+def test_whatever_a_configuration_holds_it_is_read_or_refused(value: object, key: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        content = {**asdict(_config()), key: value}
+        (Path(folder) / "config.json").write_text(json.dumps(content))
+        try:
+            assert asdict(read_config(Path(folder))) == content
+        except BundleError as error:
+            assert key in str(error)
+
+
+def test_a_head_of_another_length_and_a_layer_that_gives_no_map_are_refused(bundle: Path, tmp_path: Path) -> None:
+    here = "gradcamo_assets_tests.networks.test_networks"
+    model, _ = stubborn_encoder(2, 3)
+    save_bundle(
+        tmp_path / "stubborn", model, _config(encoder=f"{here}:stubborn_encoder", layer="1", classes=["a", "b"])
+    )
+    with pytest.raises(BundleError, match=r"gives \(1, 3\) for one crop, not 2 logits"):
+        load_bundle(tmp_path / "stubborn")
+    tiny, _ = tiny_encoder(2, 2)
+    save_bundle(tmp_path / "tiny", tiny, _config(encoder=f"{here}:tiny_encoder", layer="4"))
+    with pytest.raises(BundleError, match="no feature map"):
+        load_bundle(tmp_path / "tiny")
+    for name in ("no_network", "_config"):
+        save_bundle(tmp_path / name, tiny, _config(encoder=f"{here}:{name}", layer="1"))
+        with pytest.raises(BundleError, match="builds no network"):
+            load_bundle(tmp_path / name)
 
 
 def test_a_plate_that_does_not_fit_is_told_why() -> None:

@@ -55,10 +55,11 @@ def test_promotion_rescores_every_partition_once_and_a_rollback_republishes(
 
     second = another_version(bench)
     promoted = tick(bench, champion_model_sensor, settled.cursor)
-    assert requested(promoted) == [("rescore", plate_site_key("tiny", site)) for site in (1, 2)]
-    assert len({request.run_key for request in promoted.run_requests or []}) == 2
+    scores = [("rescore", plate_site_key("tiny", site)) for site in (1, 2)]
+    assert requested(promoted) == [("refresh_qc", None), *scores], "the database lists at once what waits"
+    assert len({request.run_key for request in promoted.run_requests or []}) == 3
     again = tick(bench, champion_model_sensor, promoted.cursor)
-    assert [r.run_key for r in again.run_requests or []] == [r.run_key for r in promoted.run_requests or []]
+    assert [r.run_key for r in again.run_requests or []] == [r.run_key for r in promoted.run_requests or []][1:]
     assert bench.run("rescore", plate_site_key("tiny", 1)).success
     assert requested(tick(bench, champion_model_sensor, again.cursor)) == [("rescore", plate_site_key("tiny", 2))]
     assert bench.run("refresh_qc").success

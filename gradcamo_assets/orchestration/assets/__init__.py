@@ -9,6 +9,7 @@ from gradcamo_assets.orchestration.assets.masks import masks
 from gradcamo_assets.orchestration.assets.models import champion_model, data_split, trained_model
 from gradcamo_assets.orchestration.assets.plates import plate_images
 from gradcamo_assets.orchestration.assets.profiles import confounder_audit, profiles, replicability, umap
+from gradcamo_assets.orchestration.assets.promotion import promotion
 from gradcamo_assets.orchestration.assets.qc import qc_database, qc_report
 from gradcamo_assets.orchestration.assets.scores import scores_and_embeddings
 
@@ -19,6 +20,7 @@ ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     crops,
     data_split,
     trained_model,
+    promotion,
     champion_model,
     encoder_exploration,
     model_comparison,

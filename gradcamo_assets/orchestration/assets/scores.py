@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
+from pydantic import Field as Setting
 
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import crops_with_maps, to_markdown
@@ -21,6 +22,12 @@ from gradcamo_assets.warehouse.schema import lake_table
 _SHOWN = 6
 
 
+class ScoringRun(dg.Config):
+    """What a run of its own may ask for."""
+
+    again: bool = Setting(default=False, description="Compute again what the champion has scored already.")
+
+
 @dg.multi_asset(
     name="scores_and_embeddings",
     specs=[
@@ -29,6 +36,7 @@ _SHOWN = 6
             deps=[crops, champion_model],
             group_name="scores",
             kinds={"pytorch", "parquet"},
+            skippable=True,
             description="The champion's activations, averaged over the crop, one vector a cell.",
         ),
         dg.AssetSpec(
@@ -36,6 +44,7 @@ _SHOWN = 6
             deps=[crops, champion_model],
             group_name="scores",
             kinds={"pytorch", "parquet"},
+            skippable=True,
             description="Where the champion looked: Grad-CAMO and its companions, one row a cell.",
         ),
     ],
@@ -45,18 +54,38 @@ _SHOWN = 6
         dg.AssetCheckSpec("cells_scored", asset="gradcamo_scores", description="Every kept cell has a row of its own.")
     ],
 )
-def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform) -> Iterator[dg.MaterializeResult]:
-    """Embed and score every crop of a plate x site in one pass; rows of other model versions stay as they are."""
+def scores_and_embeddings(
+    context: dg.AssetExecutionContext, platform: Platform, config: ScoringRun
+) -> Iterator[dg.MaterializeResult | dg.AssetObservation | dg.AssetCheckResult]:
+    """Embed and score every crop of a plate x site in one pass; rows of other model versions stay as they are.
+
+    The champion is asked for once, so that all rows are of one version. What it has scored already is left alone.
+    """
     from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 
     plate, site = plate_site_of(context)
     home, lake, registry = platform.home, platform.lake, platform.registry
     champion = platform.champion()
-    scorer = Scorer(registry.fetch(champion), home.settings("scoring", ScoringConfig))
+    keys: dict[str, Any] = {
+        "plate": plate,
+        "site": site,
+        "model_name": champion.name,
+        "model_version": champion.version,
+    }
     cells = lake.read("cells", plate=plate, site=site)
     kept = cells.filter(pl.col("crop_index").is_not_null())
+    before = lake.read("scores", **keys)
+    if len(kept) and not config.again and set(kept["crop_version"]) == set(before["crop_version"]):
+        note = f"{champion} has scored plate {plate}, site {site} already; set again to compute it anew."
+        context.log.info(note)
+        seen = {"partition": context.partition_key, "metadata": {"model_version": champion.version}}
+        for asset in ("embeddings", "gradcamo_scores"):
+            yield dg.AssetObservation(asset, note, **seen)
+        yield _check(kept, before)
+        return
     if not len(kept):
         context.log.warning(f"Plate {plate}, site {site} has no kept cell; there is nothing to score.")
+    scorer = Scorer(registry.fetch(champion), home.settings("scoring", ScoringConfig))
     frames: list[pl.DataFrame] = []
     embeddings: list[np.ndarray] = []
     picture: dg.MetadataValue | None = None
@@ -75,12 +104,6 @@ def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform)
             figure = crops_with_maps(images, labels, scored.maps, titles)
             picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
         context.log.info(f"{well}: {len(field)} cells scored, {number} of {len(wells)} wells")
-    keys: dict[str, Any] = {
-        "plate": plate,
-        "site": site,
-        "model_name": champion.name,
-        "model_version": champion.version,
-    }
     scores = _rows(kept, frames, champion, scorer.config.split, context.run_id)
     vectors = [row for part in embeddings for row in part]
     columns = lake_table("embeddings").empty().columns
@@ -88,7 +111,6 @@ def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform)
     vector_frame = vector_frame.cast(pl.String).with_columns(pl.Series("embedding", vectors, dtype=pl.List(pl.Float32)))
     lake.write("embeddings", scores.join(vector_frame, on="Metadata_CellID").select(columns), **keys)
     lake.write("scores", scores, **keys)
-    missing = len(kept) - scores["Metadata_CellID"].n_unique()
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version, "mlflow_run": champion.run_id}
     common["precision"] = scorer.precision
     yield dg.MaterializeResult(
@@ -101,14 +123,17 @@ def scores_and_embeddings(context: dg.AssetExecutionContext, platform: Platform)
             **_summary(scores),
             **({"crops_and_maps": picture} if picture else {}),
         },
-        check_results=[
-            dg.AssetCheckResult(
-                check_name="cells_scored",
-                asset_key="gradcamo_scores",
-                passed=missing == 0,
-                metadata={"missing": missing, "without_score": scores["gradcamo"].null_count()},
-            )
-        ],
+        check_results=[_check(kept, scores)],
+    )
+
+
+def _check(kept: pl.DataFrame, scores: pl.DataFrame) -> dg.AssetCheckResult:
+    missing = len(kept) - scores["Metadata_CellID"].n_unique()
+    return dg.AssetCheckResult(
+        check_name="cells_scored",
+        asset_key="gradcamo_scores",
+        passed=missing == 0,
+        metadata={"missing": missing, "without_score": scores["gradcamo"].null_count()},
     )
 
 

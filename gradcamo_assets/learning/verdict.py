@@ -1,0 +1,123 @@
+"""Whether a challenger should become champion: what was logged with both versions, held against each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
+from gradcamo_assets.networks.bundle import read_config
+
+
+@dataclass(frozen=True)
+class PromotionConfig:
+    """When a challenger may become champion: ``[promotion]`` of ``gradcamo.toml``.
+
+    Attributes:
+        accuracy_tolerance: how much lower its accuracy may be than the champion's.
+        adjusted_tolerance: how much lower its median adjusted Grad-CAMO may be.
+        least_over_chance: how far above chance its balanced accuracy must be.
+    """
+
+    accuracy_tolerance: float = 0.02
+    adjusted_tolerance: float = 0.05
+    least_over_chance: float = 0.1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was logged with a version: its metrics, its number of classes and the wells it was tested on."""
+
+    version: int
+    metrics: Mapping[str, float]
+    classes: int | None = None
+    test_wells: frozenset[str] = field(default_factory=frozenset)
+
+    def get(self, metric: str) -> float | None:
+        """A metric; None where it was not logged or is no number."""
+        value = self.metrics.get(metric)
+        return value if value is not None and math.isfinite(value) else None
+
+
+def evidence(registry: ModelRegistry, version: ModelVersion) -> Evidence:
+    """Read a version's evidence from MLflow.
+
+    Raises:
+        BundleError: if its bundle cannot be read.
+    """
+    config = read_config(registry.fetch(version))
+    metrics = registry.client.get_run(version.run_id).data.metrics
+    return Evidence(version.version, metrics, len(config.classes), frozenset(config.split.get("test", [])))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One question of ``CHECKS``, and its answer in words."""
+
+    name: str
+    passed: bool
+    text: str
+
+
+CHECKS = {
+    "better_than_chance": "Balanced accuracy on test wells is above chance.",
+    "accuracy_on_test_wells": "Balanced accuracy on test wells is not below the champion's.",
+    "accuracy_on_unseen_plates": "Accuracy on unseen plates is not below the champion's, where both have it.",
+    "adjusted_gradcamo": "The median adjusted Grad-CAMO on test wells is not below the champion's.",
+}
+
+
+def verdict(challenger: Evidence, champion: Evidence | None, config: PromotionConfig) -> list[Verdict]:
+    """One answer to each of ``CHECKS``; all must pass. What was not measured is no ground to promote.
+
+    Balanced accuracy (mean recall over classes), since half of a plate may be controls.
+    """
+    accuracy, chance = challenger.get("test_balanced_accuracy"), 1 / challenger.classes if challenger.classes else None
+    least = f"version {challenger.version} has {_number(accuracy)}{_wells(challenger)}; chance is {_number(chance)}"
+    passed = accuracy is not None and chance is not None and accuracy >= chance + config.least_over_chance
+    answers = [Verdict("better_than_chance", passed, f"{least}, asked for is {config.least_over_chance:g} above it.")]
+    for name, metric, tolerance in (
+        ("accuracy_on_test_wells", "test_balanced_accuracy", config.accuracy_tolerance),
+        ("accuracy_on_unseen_plates", "unseen_accuracy", config.accuracy_tolerance),
+        ("adjusted_gradcamo", "test_median_adjusted", config.adjusted_tolerance),
+    ):
+        answers.append(_compared(name, metric, tolerance, challenger, champion))
+    return answers
+
+
+def _compared(name: str, metric: str, tolerance: float, challenger: Evidence, champion: Evidence | None) -> Verdict:
+    if champion is None:
+        return Verdict(name, True, "there is no champion to compare with.")
+    ours, theirs = challenger.get(metric), champion.get(metric)
+    if name == "accuracy_on_unseen_plates" and (ours is None or theirs is None):
+        without = " and ".join(str(e.version) for e in (challenger, champion) if e.get(metric) is None)
+        return Verdict(name, True, f"not compared: version {without} was tested on no unseen plate.")
+    pair = (
+        f"version {challenger.version} has {_number(ours)}, the champion, version {champion.version}, {_number(theirs)}"
+    )
+    if ours is None or theirs is None:
+        without = " and ".join(str(e.version) for e in (challenger, champion) if e.get(metric) is None)
+        remedy = f"no {metric} was logged with version {without}: train it again, or promote by hand"
+        return Verdict(name, False, f"{pair}; {remedy}.")
+    notes = [f"{tolerance:g} less would do"]
+    if name != "accuracy_on_unseen_plates":
+        notes.append(_paired(challenger, champion))
+    if challenger.classes != champion.classes and name != "adjusted_gradcamo":
+        notes.append(f"over {challenger.classes} classes against {champion.classes}")
+    return Verdict(name, ours >= theirs - tolerance, f"{pair}; {', '.join(notes)}.")
+
+
+def _paired(challenger: Evidence, champion: Evidence) -> str:
+    if challenger.test_wells and challenger.test_wells == champion.test_wells:
+        return f"both on the same {len(challenger.test_wells)} test wells"
+    ours, theirs = (len(e.test_wells) or "an unknown number of" for e in (challenger, champion))
+    return f"on {ours} and {theirs} test wells, not the same ones, so chance of the draw is in the difference"
+
+
+def _wells(one: Evidence) -> str:
+    return f" on {len(one.test_wells)} test wells" if one.test_wells else ""
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

@@ -1,0 +1,68 @@
+"""``promotion``: the challenger becomes champion if the evidence logged with both versions says so."""
+
+import dagster as dg
+from pydantic import Field as Setting
+
+from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION
+from gradcamo_assets.learning.verdict import CHECKS
+from gradcamo_assets.orchestration.assets.models import trained_model
+from gradcamo_assets.orchestration.fields import listing
+from gradcamo_assets.orchestration.resources import Platform
+
+
+class PromotionThresholds(dg.Config):
+    """When a challenger is good enough; what is left empty stands in [promotion] of gradcamo.toml."""
+
+    accuracy_tolerance: float | None = Setting(default=None, description="How much lower its accuracy may be.")
+    adjusted_tolerance: float | None = Setting(default=None, description="How much lower its adjusted score may be.")
+    least_over_chance: float | None = Setting(default=None, description="How far above chance it must be.")
+
+
+@dg.asset(
+    deps=[trained_model],
+    group_name="models",
+    kinds={"mlflow"},
+    check_specs=[dg.AssetCheckSpec(name, asset="promotion", description=text) for name, text in CHECKS.items()],
+)
+def promotion(
+    context: dg.AssetExecutionContext, platform: Platform, config: PromotionThresholds
+) -> dg.MaterializeResult:
+    """The alias champion, moved to the challenger if all checks pass; scores follow by themselves."""
+    from gradcamo_assets.learning.promotion import promote
+    from gradcamo_assets.learning.verdict import PromotionConfig, evidence, verdict
+
+    lake, registry = platform.lake, platform.registry
+    challenger, champion = registry.by_alias(CHALLENGER), registry.by_alias(CHAMPION)
+    if challenger is None:
+        raise GradcamoError("there is no challenger", "Launch train_model, or register a version of your own.")
+    thresholds = platform.home.settings("promotion", PromotionConfig, **config.model_dump())
+    answers = verdict(evidence(registry, challenger), evidence(registry, champion) if champion else None, thresholds)
+    reasons = {answer.name: answer.text for answer in answers if not answer.passed}
+    if champion == challenger:
+        outcome = f"Version {challenger.version} is champion already."
+    elif reasons:
+        by_hand = f"To promote it all the same: gradcamo promote {challenger.version} --reason ..."
+        outcome = f"Refused: {' '.join(f'{name}: {text}' for name, text in reasons.items())} {by_hand}"
+    else:
+        why = " ".join(answer.text for answer in answers)
+        promote(lake, registry, challenger, by=f"run {context.run_id}", reason=why)
+        outcome = f"Version {challenger.version} is champion now."
+    context.log.info(outcome)
+    return dg.MaterializeResult(
+        metadata={
+            "outcome": outcome,
+            "challenger": challenger.version,
+            "champion_before": champion.version if champion else "none",
+            "answers": dg.MetadataValue.md(listing({answer.name: answer.text for answer in answers})),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=answer.name,
+                passed=answer.passed,
+                description=answer.text,
+                metadata={"challenger": challenger.version, "champion": champion.version if champion else "none"},
+            )
+            for answer in answers
+        ],
+    )
