@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import tifffile
 import zarr
+from PIL import Image
 from scipy import ndimage as ndi
 
 from benchmarks.segmentation_fields import hard_field
@@ -78,6 +79,7 @@ def main(data: Path, out: Path) -> None:
         axis.set_title(title, fontsize=10)
     figure.tight_layout()
     figure.savefig(out, dpi=80)
+    Image.open(out).convert("RGB").quantize(96).save(out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ _HALO = 1.5
 _TILE = 512
 _FEWEST_SLICES = 5
 # Step between slices in widths of a cell.
-_COARSEST = 1 / 8
+_COARSEST = 1 / 6
 
 
 class Segmenter:

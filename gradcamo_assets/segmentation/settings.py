@@ -28,9 +28,9 @@ class SegmenterConfig:
             (B, 3, Y, X), and a style (B, 256). Inputs: cytoplasm, nucleus, zeros for cells; nucleus, zeros, zeros for
             nuclei. Sides are 256 or 384. The module is imported, so name only code you trust.
         mode: ``stitch``: slice by slice, stitched along z. ``3d``: flows in three sets of planes and dynamics in 3D
-            (Cellpose's ``do_3D``), for stacks of 5 slices or more, in blocks of the plane; four times the work, and
+            (Cellpose's ``do_3D``), for stacks of 5 slices or more, in blocks of the plane; some six times the work, and
             fewer cells broken in z. ``auto``: ``3d`` with the compact network, for stacks that allow it whose voxel
-            size is known and whose slices are at most an eighth of a cell's width apart; ``stitch`` otherwise. A
+            size is known and whose slices are at most a sixth of a cell's width apart; ``stitch`` otherwise. A
             single slice is segmented in 2D in all.
         anisotropy: step in z over pixel size, for ``3d``; None: from the voxel size, 1 where that is unknown.
         nucleus: name of the DNA stain; None finds it by name.

@@ -17,7 +17,7 @@ from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.plates import SyntheticPlate, load_plate
 
-# Stitched slices take a quarter of the time, and these tests are not about masks.
+# Stitched slices take a sixth of the time, and these tests are not about masks.
 SETTINGS = (
     '[segmentation]\nmode = "stitch"\n'
     "[crops]\nshape = [6, 48, 48]\nkeep_border = true\n[training]\nepochs = 3\nbatch_size = 8\n"

@@ -88,8 +88,8 @@ def test_promotion_rescores_every_partition_once_and_a_rollback_republishes(
 def test_new_masks_are_scored_again(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     cursor = tick(bench, champion_model_sensor).cursor
-    with bench.home.settings_file.open("a") as file:
-        file.write("[segmentation]\nmin_volume = 200\n")
+    settings = bench.home.settings_file.read_text()
+    bench.home.settings_file.write_text(settings.replace("[segmentation]\n", "[segmentation]\nmin_volume = 200\n"))
     assert bench.run("process_fields", plate_site_key("tiny", 2)).success
     assert requested(tick(bench, champion_model_sensor, cursor)) == [("rescore", plate_site_key("tiny", 2))]
 

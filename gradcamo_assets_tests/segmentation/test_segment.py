@@ -147,11 +147,11 @@ def test_blocks_of_a_field_give_what_the_whole_gives(field, monkeypatch):
 
 
 def test_stacks_are_segmented_as_one_where_their_slices_are_near(segmenter):
-    """By default: five slices, a known voxel size, and eight slices or more to the width of a cell."""
-    assert segmenter._is_whole(5, known=True, step=1 / 8)
-    assert not segmenter._is_whole(4, known=True, step=1 / 8)
-    assert not segmenter._is_whole(5, known=False, step=1 / 8)
-    assert not segmenter._is_whole(5, known=True, step=1 / 7)
+    """By default: five slices, a known voxel size, and six slices or more to the width of a cell."""
+    assert segmenter._is_whole(5, known=True, step=1 / 6)
+    assert not segmenter._is_whole(4, known=True, step=1 / 6)
+    assert not segmenter._is_whole(5, known=False, step=1 / 6)
+    assert not segmenter._is_whole(5, known=True, step=1 / 5)
     assert not Segmenter(SegmenterConfig(mode="stitch"))._is_whole(5, known=True, step=1 / 30)
     assert Segmenter(SegmenterConfig(mode="3d"))._is_whole(5, known=False, step=1)
     assert not Segmenter(SegmenterConfig(mode="3d"))._is_whole(1, known=True, step=1 / 30)
