@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -88,7 +89,7 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
     changed = record_refusals(lake, champion, state.refused | given_up)
     events = []
     if new:
-        metadata = {"model_version": champion.version, "mlflow_run": champion.run_id}
+        metadata: dict[str, Any] = {"model_version": champion.version, "mlflow_run": champion.run_id}
         events.append(dg.AssetMaterialization("champion_model", description=move, metadata=metadata))
     if new and not todo and (moved or context.cursor is not None):
         # A rollback to a version that has scored already computes nothing: it republishes.
