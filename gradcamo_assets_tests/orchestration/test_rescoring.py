@@ -310,9 +310,10 @@ def test_a_run_for_what_is_scored_already_does_nothing_unless_told(daemon: Daemo
     assert result.success
     assert path.stat().st_mtime_ns == before
     assert result.get_asset_materialization_events() == []
-    assert "already" in str(
-        [event.message for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
-    )
+    seen = [event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
+    assert len(seen) == 2
+    assert all("already" in str(observation) for observation in seen)
+    assert daemon.bench.checks(result)["cells_scored"].passed
     again = {"ops": {"scores_and_embeddings": {"config": {"again": True}}}}
     assert len(daemon.bench.run("rescore", plate_site_key("P1", 1), **again).get_asset_materialization_events()) == 2
     assert path.stat().st_mtime_ns != before
