@@ -98,6 +98,8 @@ def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate
     if by not in QC_CHOICES:
         raise StoreError(f"there is no QC table by {by!r}", f"Choose one of {', '.join(map(repr, QC_CHOICES))}.")
     if by == "model":
+        if plate is not None:
+            raise StoreError("the comparison of models is over all plates", "Leave the plate out, or ask model_gain.")
         return run_sql(database, "SELECT * FROM model_comparison ORDER BY model_name, model_version")
     name, order = by, "ALL"
     if (group := by.replace(",", "_")) in QC_GROUPS:
