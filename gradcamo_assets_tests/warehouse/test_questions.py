@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 
 from gradcamo_assets.cli import main
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.warehouse import Lake, publish, qc_table
+from gradcamo_assets.warehouse import Lake, publish, qc_table, run_sql
 from gradcamo_assets.warehouse.queries import QC_CHOICES
 from gradcamo_assets_tests.warehouse import rows
 
@@ -231,3 +232,10 @@ def test_every_choice_answers_on_the_command_line(home: Path, monkeypatch: pytes
     assert {line.split(",")[3] for line in result.output.splitlines()[1:]} == {"P7"}
     with pytest.raises(StoreError, match="over all plates"):
         qc_table(home / "qc.duckdb", "model", plate="P7")
+
+
+def test_the_questions_of_the_readme_are_answered(home: Path) -> None:
+    asked = re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    assert len(asked) == 7
+    for sql in asked:
+        run_sql(home / "qc.duckdb", sql.strip().removesuffix(";"))
