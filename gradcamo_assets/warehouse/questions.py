@@ -16,6 +16,10 @@ _CHAMPION = "JOIN champions USING (model_name, model_version)"
 _DEVIATION = "({value} - {middle}) / greatest(1.4826 * {spread}, 0.01)"
 
 
+def _named(table: str, columns: str) -> str:
+    return ", ".join(f"{table}.{column}" for column in columns.split(", "))
+
+
 def _sign_test(up: str, down: str) -> str:
     """``up`` or ``down`` where the wells agree too well for chance (sign test at 5%, normal approximation)."""
     return f"""CASE
@@ -148,12 +152,14 @@ CELLS_TO_LOOK_AT = View(
     "Three rows a compound x dose x plate of the champion: the cells its maps miss most, and where their crops are",
     f"""
     WITH worst AS (
-        SELECT *, row_number() OVER (PARTITION BY {_KEYS}, {_DOSE} ORDER BY gradcamo_adjusted) AS place
+        -- Only these columns are carried through the ranking: it is most of the cost.
+        SELECT {_KEYS}, {_DOSE}, Metadata_CellID, mask_version, crop_version, looks_at, gradcamo, gradcamo_adjusted,
+            row_number() OVER (PARTITION BY {_KEYS}, {_DOSE} ORDER BY gradcamo_adjusted) AS place
         FROM current_scores WHERE split <> 'train' AND gradcamo_adjusted IS NOT NULL QUALIFY place <= 3
     )
     SELECT
-        worst.model_name, worst.model_version, worst.Metadata_Plate, worst.Metadata_Compound, worst.Metadata_Dose,
-        worst.Metadata_Dose_Unit, place, worst.Metadata_CellID, crop_index, looks_at, gradcamo, gradcamo_adjusted
+        {_named("worst", _KEYS)}, {_named("worst", _DOSE)}, place, Metadata_CellID,
+        crop_index, looks_at, gradcamo, gradcamo_adjusted
     FROM worst LEFT JOIN cells USING (Metadata_CellID, mask_version, crop_version)
     """,
     {"place": "1 is the lowest adjusted score of its compound x dose"},
