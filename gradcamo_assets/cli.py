@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gradcamo_assets.common import GradcamoError, Home
+from gradcamo_assets.warehouse.queries import QC_CHOICES
 
 _SHORTCUT = click.option(
     "--shortcut",
@@ -101,18 +102,14 @@ def sql(query: str, form: str) -> None:
 
 
 @main.command()
-@click.option(
-    "--by",
-    type=click.Choice(["dose", "site", "dose,site", "well", "plate", "model"]),
-    default="dose,site",
-    show_default=True,
-)
+@click.option("--by", type=click.Choice(QC_CHOICES), default="dose,site", show_default=True)
+@click.option("--plate", metavar="NAME", help="Only this plate.")
 @_FORMAT
-def qc(by: str, form: str) -> None:
-    """Print a ready-made QC table of the champion model."""
+def qc(by: str, plate: str | None, form: str) -> None:
+    """Print a ready-made QC table of the champion model, or the answer to a question."""
     from gradcamo_assets.warehouse import qc_table, render
 
-    render(qc_table(Home.from_environment().database, by=by), form)  # type: ignore[arg-type]
+    render(qc_table(Home.from_environment().database, by=by, plate=plate), form)  # type: ignore[arg-type]
 
 
 @main.command()

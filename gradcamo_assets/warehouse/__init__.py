@@ -4,7 +4,7 @@ Here belongs what tables there are, how rows are stored, published, aggregated a
 computed does not: rows come in as polars frames.
 """
 
-from gradcamo_assets.warehouse.aggregates import aggregate, bootstrap_interval
+from gradcamo_assets.warehouse.aggregates import aggregate, bootstrap_intervals
 from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.invariants import violations
 from gradcamo_assets.warehouse.lake import Key, Lake
@@ -14,6 +14,6 @@ from gradcamo_assets.warehouse.render import as_table, render
 from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
 
 __all__ = [
-    "LAKE_TABLES", "Column", "Key", "Lake", "Publication", "Table", "aggregate", "as_table", "bootstrap_interval",
+    "LAKE_TABLES", "Column", "Key", "Lake", "Publication", "Table", "aggregate", "as_table", "bootstrap_intervals",
     "connect", "lake_table", "publish", "qc_table", "render", "run_sql", "violations",
 ]  # fmt: skip

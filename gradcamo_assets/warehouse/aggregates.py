@@ -5,43 +5,58 @@ One plate x model version at a time, so that publishing costs what changed. Noth
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import polars as pl
 
-from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.warehouse.columns import DOSE_NAMES, MODEL_KEYS
 from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES, REGIONS
 
 RESAMPLES = 2000
 MIN_WELLS = 3
 
+# The columns of ``scores`` that aggregates are made of.
+NEEDED = (
+    *("Metadata_Plate", "Metadata_Well", "Metadata_Site", *DOSE_NAMES, *MODEL_KEYS),
+    *("split", "gradcamo", "gradcamo_adjusted", "on_target", "looks_at"),
+)
+
 _SCHEMAS = {table.name: table.polars for table in QC_TABLES}
 
 
-def bootstrap_interval(hits: np.ndarray, cells: np.ndarray, seed: int) -> tuple[float | None, float | None]:
-    """95% percentile interval of a share of cells, resampling wells (Efron and Tibshirani 1993, chapter 13).
+@lru_cache(maxsize=32)
+def _draws(wells: int, seed: int) -> np.ndarray:
+    """How often each well is drawn in each resample, resamples x wells."""
+    return np.random.default_rng(seed).multinomial(wells, np.full(wells, 1 / wells), RESAMPLES).astype(float)
 
-    Cells of a well are no independent samples of its treatment; wells are.
+
+def bootstrap_intervals(hits: np.ndarray, cells: np.ndarray, seed: int = 0) -> np.ndarray:
+    """95% percentile intervals of a share of cells, resampling wells (Efron and Tibshirani 1993, chapter 13).
+
+    Cells of a well are no independent samples of its treatment; wells are. All groups are resampled alike, so that an
+    interval depends on nothing but its own group.
 
     Args:
-        hits: cells on target, one value a well.
-        cells: cells with a score, one value a well, all above 0.
+        hits: cells on target, groups x wells.
+        cells: cells with a score, groups x wells, all above 0.
         seed: equal seeds give equal intervals.
 
     Returns:
-        Both ends, or None twice below three wells.
+        Lower and upper end, groups x 2; NaN below three wells.
     """
-    if len(cells) < MIN_WELLS:
-        return None, None
-    draws = np.random.default_rng(seed).integers(0, len(cells), (RESAMPLES, len(cells)))
-    low, high = np.quantile(hits[draws].sum(axis=1) / cells[draws].sum(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+    groups, wells = hits.shape
+    if wells < MIN_WELLS:
+        return np.full((groups, 2), np.nan)
+    draws = _draws(wells, seed)
+    return np.quantile((draws @ hits.T) / (draws @ cells.T), [0.025, 0.975], axis=0).T
 
 
 def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
     """The rows of ``qc_by_<by>`` for some scores.
 
     Args:
-        scores: rows of the table ``scores``.
+        scores: rows of the table ``scores``, at least its columns ``NEEDED``.
         by: ``dose``, ``site``, ``dose_site``, ``well`` or ``plate``.
 
     Returns:
@@ -49,14 +64,15 @@ def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
         count in ``n_cells`` and ``null_cells`` only.
     """
     groups = [*(column.name for column in QC_GROUPS[by]), "model_name", "model_version", "Metadata_Plate"]
-    kept = scores.filter(pl.col("split") != "train").sort("Metadata_CellID")
+    kept = scores.filter(pl.col("split") != "train")
     score = pl.col("gradcamo")
     looks = pl.col("looks_at").filter(score.is_not_null())
-    rows = kept.group_by(groups, maintain_order=True).agg(
+    rows = kept.group_by(groups).agg(
         n_cells=pl.len().cast(pl.Int64),
         n_wells=pl.col("Metadata_Well").n_unique().cast(pl.Int64),
         median_gradcamo=score.median(),
-        mean_gradcamo=score.mean(),
+        # Sorted, since a sum of floats depends on its order.
+        mean_gradcamo=score.sort().mean(),
         q25_gradcamo=score.quantile(0.25, "linear"),
         q75_gradcamo=score.quantile(0.75, "linear"),
         on_target_fraction=pl.col("on_target").filter(score.is_not_null()).mean(),
@@ -70,20 +86,19 @@ def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
 
 
 def _intervals(kept: pl.DataFrame, groups: list[str]) -> pl.DataFrame:
-    """``ci_low`` and ``ci_high`` of every group. The seed is the group's own name, so that no order matters."""
+    """``ci_low`` and ``ci_high`` of every group that has one."""
     scored = kept.filter(pl.col("gradcamo").is_not_null() & pl.col("on_target").is_not_null())
     wells = (
         scored.group_by(list(dict.fromkeys([*groups, "Metadata_Well"])))
         .agg(hits=pl.col("on_target").sum(), cells=pl.len())
         .sort("Metadata_Well")
         .group_by(groups, maintain_order=True)
-        .agg("hits", "cells")
+        .agg("hits", "cells", n=pl.len())
+        .filter(pl.col("n") >= MIN_WELLS)
     )
-    ends = [
-        bootstrap_interval(np.array(hits, float), np.array(cells, float), int(digest([str(part) for part in name]), 16))
-        for *name, hits, cells in wells.iter_rows()
-    ]
-    return wells.select(groups).with_columns(
-        pl.Series("ci_low", [low for low, _ in ends], dtype=pl.Float64),
-        pl.Series("ci_high", [high for _, high in ends], dtype=pl.Float64),
-    )
+    parts = [wells.select(groups).clear().with_columns(ci_low=pl.lit(0.0), ci_high=pl.lit(0.0))]
+    for alike in wells.partition_by("n"):
+        hits, cells = (np.array(alike[name].to_list(), float) for name in ("hits", "cells"))
+        ends = bootstrap_intervals(hits, cells)
+        parts.append(alike.select(groups).with_columns(ci_low=pl.lit(ends[:, 0]), ci_high=pl.lit(ends[:, 1])))
+    return pl.concat(parts)

@@ -1,11 +1,11 @@
-"""How a table is described: columns with type and comment, the key its files are filed under, what names a row.
+"""How a table or view is described: columns with type and comment, the key its files are filed under, what names a row.
 
 The tables are in ``schema`` and ``schema_scores``, which share the columns at the end of this module.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -51,6 +51,16 @@ class Table:
     def empty(self) -> pl.DataFrame:
         """A frame of no rows with the table's columns."""
         return pl.DataFrame(schema=self.polars)
+
+
+@dataclass(frozen=True)
+class View:
+    """One view: its query, and a comment for every column that means something else than in the tables it reads."""
+
+    name: str
+    comment: str
+    sql: str
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 def _key(name: str, dtype: Any, comment: str) -> Column:

@@ -74,7 +74,7 @@ def _bad_rows(table: Table, frame: pl.DataFrame) -> list[str]:
         values = frame[column.name]
         if not column.nullable and values.null_count():
             problems.append(f"{column.name} is NULL in {values.null_count()} rows")
-        if column.allowed and (odd := sorted(set(values.drop_nulls()) - set(column.allowed))):
+        if column.allowed and (odd := sorted(set(values.unique().drop_nulls()) - set(column.allowed))):
             problems.append(f"{column.name} holds {', '.join(odd)}, where only {', '.join(column.allowed)} are known")
     names = frame.select(table.unique)
     if len(twice := names.filter(names.is_duplicated())):

@@ -14,7 +14,7 @@ import polars as pl
 
 from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.common.provenance import digest
-from gradcamo_assets.warehouse.aggregates import RESAMPLES, aggregate
+from gradcamo_assets.warehouse.aggregates import NEEDED, RESAMPLES, aggregate
 from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Table
 from gradcamo_assets.warehouse.lake import Key
 from gradcamo_assets.warehouse.schema import DATABASE_TABLES, LAKE_TABLES
@@ -22,7 +22,7 @@ from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES
 from gradcamo_assets.warehouse.views import COLUMN_COMMENTS, views
 
 # Bump when an aggregate's values change and its columns do not.
-_CODE = "1"
+_CODE = "2"
 
 
 def schema_version() -> str:
@@ -94,7 +94,7 @@ def refresh_aggregates(connection: duckdb.DuckDBPyConnection, changed: Iterable[
         _delete(connection, table.name, wanted)
     for group in groups:
         where = "Metadata_Plate = ? AND model_name = ? AND model_version = ?"
-        scores = connection.sql(f"SELECT * FROM scores WHERE {where}", params=list(group)).pl()
+        scores = connection.sql(f"SELECT {', '.join(NEEDED)} FROM scores WHERE {where}", params=list(group)).pl()
         for by in QC_GROUPS:
             _insert(connection, f"qc_by_{by}", aggregate(scores, by))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
+from gradcamo_assets.warehouse.database import quoted
 from gradcamo_assets.warehouse.queries import connect
 from gradcamo_assets.warehouse.schema import COPIED_TABLES
 from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES
@@ -32,14 +34,18 @@ _WRONG = {
 }
 
 
-def violations(database: Path) -> list[str]:
+def violations(database: Path, plates: Collection[str] | None = None) -> list[str]:
     """What does not hold, one sentence each with how many rows; an empty list is what should come back.
+
+    Args:
+        plates: look at the rows of these plates, and of tables that know no plate; None: at all.
 
     Raises:
         StoreError: where the database cannot be read.
     """
     checks = {what: f"SELECT count(*) FROM {rows}" for what, rows in _WRONG.items()}
-    for table in (*COPIED_TABLES.values(), *QC_TABLES):
+    tables = (*COPIED_TABLES.values(), *QC_TABLES)
+    for table in tables:
         columns = ", ".join(table.unique)
         checks[f"rows of {table.name} that share {columns} with another"] = (
             f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {table.name} GROUP BY {columns} HAVING n > 1)"
@@ -49,6 +55,15 @@ def violations(database: Path) -> list[str]:
             f"SELECT abs((SELECT coalesce(sum(n_cells), 0) FROM qc_by_{by}) - count(*)) FROM scores "
             "WHERE split <> 'train'"
         )
+    narrowed = ""
+    if plates is not None:
+        names = ", ".join(map(quoted, plates)) or "NULL"
+        parts = (
+            f"{table.name} AS NOT MATERIALIZED (SELECT * FROM main.{table.name} WHERE Metadata_Plate IN ({names}))"
+            for table in tables
+            if "Metadata_Plate" in table.polars
+        )
+        narrowed = f"WITH {', '.join(parts)} "
     with closing(connect(database)) as connection:
-        counts = {what: connection.execute(sql).fetchall()[0][0] for what, sql in checks.items()}
+        counts = {what: connection.execute(narrowed + sql).fetchall()[0][0] for what, sql in checks.items()}
     return [f"{count} {what}" for what, count in counts.items() if count]

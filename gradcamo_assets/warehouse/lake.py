@@ -5,6 +5,7 @@ Nothing here knows DuckDB: the QC database is made from these files and can be m
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -18,7 +19,7 @@ from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.common.names import plate_name, slug
 from gradcamo_assets.warehouse.columns import KEY_COLUMNS
 from gradcamo_assets.warehouse.conform import conform
-from gradcamo_assets.warehouse.schema import lake_table
+from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
 
 _NUMBERS = ("site", "model_version")
 
@@ -106,6 +107,15 @@ class Lake:
         paths = sorted((self.root / table).rglob("*.parquet"))
         found = (Key.of_path(path.relative_to(self.root).as_posix()) for path in paths)
         return [key for key in found if key and all(getattr(key, name) == value for name, value in wanted.items())]
+
+    def plates_written_since(self, moment: float) -> set[str]:
+        """The plates of which a file was written at or after a moment, in seconds since the epoch."""
+        found = set()
+        for key in (key for table in LAKE_TABLES for key in self.keys(table)):
+            with suppress(FileNotFoundError):
+                if key.plate and (self.root / key.path).stat().st_mtime >= moment:
+                    found.add(key.plate)
+        return found
 
     def scan(self, table: str, **keys: Any) -> pl.LazyFrame:
         """The rows under ``keys`` (all, without any), lazily; none: an empty frame with the table's columns.

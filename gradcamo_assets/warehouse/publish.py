@@ -81,12 +81,14 @@ def _publish(lake: Lake, database: Path) -> Publication:
     work = database.with_name(f".{database.name}.next.tmp")
     _remove(work)
     try:
-        recorded = _copy(database, work, lake)
+        recorded = _recorded(database, work, lake)
         rebuilt = recorded is None
         recorded = recorded or {}
         paths = sorted(path for path in files.keys() | recorded if files.get(path) != recorded.get(path))
         changed = tuple(key for path in paths if (key := Key.of_path(path)))
         if changed or rebuilt:
+            if not rebuilt:
+                shutil.copyfile(database, work)
             _fill(work, lake, changed, files, rebuilt)
             # Before the rename, or a reader in between would find the new file with another's log.
             _log_of(database).unlink(missing_ok=True)
@@ -96,19 +98,22 @@ def _publish(lake: Lake, database: Path) -> Publication:
     return Publication(changed, rebuilt, time.perf_counter() - started)
 
 
-def _copy(database: Path, work: Path, lake: Lake) -> dict[str, str] | None:
-    """Copy the published file, without a log that somebody's session left, and read which lake files it holds.
+def _recorded(database: Path, work: Path, lake: Lake) -> dict[str, str] | None:
+    """Which lake files the published file holds; None where it cannot be built upon. Leaves no ``work`` behind.
 
-    None, and no copy, where it cannot be built upon.
+    It is read under another name, without a log that somebody's session left beside it. A link costs nothing, but is
+    refused while somebody has the file open for writing.
     """
-    with suppress(OSError, duckdb.Error):
-        modified = database.stat().st_mtime_ns
-        shutil.copyfile(database, work)
-        with closing(duckdb.connect(work, read_only=True)) as connection:
-            recorded = db.recorded(connection)
-        if all(recorded.pop(name, None) == value for name, value in _facts(lake, modified).items()):
-            return recorded
-    work.unlink(missing_ok=True)
+    for take in (os.link, shutil.copyfile):
+        with suppress(OSError, duckdb.Error):
+            modified = database.stat().st_mtime_ns
+            take(database, work)
+            with closing(duckdb.connect(work, read_only=True)) as connection:
+                recorded = db.recorded(connection)
+            _remove(work)
+            built_upon = all(recorded.pop(name, None) == value for name, value in _facts(lake, modified).items())
+            return recorded if built_upon else None
+        _remove(work)
     return None
 
 

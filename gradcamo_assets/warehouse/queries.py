@@ -14,7 +14,10 @@ import polars as pl
 
 from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.warehouse.database import quoted, recorded
+from gradcamo_assets.warehouse.questions import QUESTIONS
 from gradcamo_assets.warehouse.schema_scores import QC_GROUPS
+
+QC_CHOICES = ("dose", "site", "dose,site", "well", "plate", "model", *(view.name for view in QUESTIONS))
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI}
 
@@ -81,21 +84,29 @@ def run_sql(database: Path, sql: str, parameters: dict[str, object] | None = Non
     return frame.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
 
 
-def qc_table(database: Path, by: str = "dose", champion_only: bool = True) -> pl.DataFrame:
+def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate: str | None = None) -> pl.DataFrame:
     """One of the ready-made tables, sorted for reading.
 
     Args:
-        by: ``dose``, ``site``, ``dose,site``, ``well``, ``plate`` or ``model`` (all versions side by side).
+        by: one of ``QC_CHOICES``; ``model`` puts all versions side by side, the last six are questions.
         champion_only: only the champion's rows; ``model`` always shows all.
+        plate: only this plate; ``model`` is over all plates.
 
     Raises:
         StoreError: for another ``by``, or where the database cannot be read.
     """
+    if by not in QC_CHOICES:
+        raise StoreError(f"there is no QC table by {by!r}", f"Choose one of {', '.join(map(repr, QC_CHOICES))}.")
     if by == "model":
+        if plate is not None:
+            raise StoreError("the comparison of models is over all plates", "Leave the plate out, or ask model_gain.")
         return run_sql(database, "SELECT * FROM model_comparison ORDER BY model_name, model_version")
-    name = "_".join(part.strip() for part in by.split(","))
-    if name not in QC_GROUPS:
-        raise StoreError(f"there is no QC table by {by!r}", "Choose dose, site, 'dose,site', well, plate or model.")
-    where = "WHERE (model_name, model_version) IN (SELECT (model_name, model_version) FROM champions)"
-    order = ["model_name", "model_version", "Metadata_Plate", *(column.name for column in QC_GROUPS[name])]
-    return run_sql(database, f"SELECT * FROM qc_by_{name} {where if champion_only else ''} ORDER BY {', '.join(order)}")
+    name, order = by, "ALL"
+    if (group := by.replace(",", "_")) in QC_GROUPS:
+        name = f"qc_by_{group}"
+        keys = ["model_name", "model_version", "Metadata_Plate", *(column.name for column in QC_GROUPS[group])]
+        order = ", ".join(keys)
+    champions = "(model_name, model_version) IN (SELECT (model_name, model_version) FROM champions)"
+    conditions = [champions] * champion_only + ["Metadata_Plate = $plate"] * (plate is not None)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    return run_sql(database, f"SELECT * FROM {name} {where} ORDER BY {order}", {"plate": plate} if plate else None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
+from gradcamo_assets.warehouse.columns import View
+from gradcamo_assets.warehouse.questions import QUESTIONS
 from gradcamo_assets.warehouse.schema import LAKE_TABLES
 from gradcamo_assets.warehouse.schema_scores import AUDIT, QC_TABLES, SCORES
 
@@ -15,16 +16,6 @@ from gradcamo_assets.warehouse.schema_scores import AUDIT, QC_TABLES, SCORES
 COLUMN_COMMENTS = {
     column.name: column.comment for table in (*LAKE_TABLES.values(), *QC_TABLES, SCORES) for column in table.columns
 }
-
-
-@dataclass(frozen=True)
-class View:
-    """One view: its query, and a comment for every column that means something else than in ``COLUMN_COMMENTS``."""
-
-    name: str
-    comment: str
-    sql: str
-    columns: dict[str, str] = field(default_factory=dict)
 
 
 CHAMPIONS = View(
@@ -178,4 +169,4 @@ def views(lake: Path) -> tuple[View, ...]:
     pattern = f"{glob.escape(str(lake.absolute()))}/{table.name}/**/*.parquet".replace("'", "''")
     sql = f"SELECT {', '.join(table.polars)} FROM read_parquet('{pattern}', hive_partitioning = false)"
     embeddings = View(table.name, table.comment, sql)
-    return CHAMPIONS, CURRENT_SCORES, MODEL_COMPARISON, STALE_SCORES, AUDIT_BY_PLATE, embeddings
+    return CHAMPIONS, CURRENT_SCORES, MODEL_COMPARISON, STALE_SCORES, AUDIT_BY_PLATE, embeddings, *QUESTIONS

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from gradcamo_assets.warehouse import aggregate, bootstrap_interval
+from gradcamo_assets.warehouse import aggregate, bootstrap_intervals
 from gradcamo_assets_tests.warehouse import rows
 
 GROUPS = {
@@ -90,6 +90,21 @@ def test_intervals_follow_scipy_over_wells(scores: pl.DataFrame) -> None:
     assert row["ci_low"] < row["on_target_fraction"] < row["ci_high"]
 
 
+def test_intervals_equal_a_direct_bootstrap() -> None:
+    rng = np.random.default_rng(7)
+    cells = rng.integers(5, 40, (3, 12))
+    hits = rng.binomial(cells, [[0.2], [0.5], [0.9]])
+    found = bootstrap_intervals(hits.astype(float), cells.astype(float))
+    for group in range(3):
+        shares = []
+        for _ in range(5000):
+            drawn = [rng.integers(12) for _ in range(12)]
+            shares.append(sum(hits[group, i] for i in drawn) / sum(cells[group, i] for i in drawn))
+        assert found[group] == pytest.approx(np.percentile(shares, [2.5, 97.5]), abs=0.015)
+    np.testing.assert_array_equal(bootstrap_intervals(hits[1:2].astype(float), cells[1:2].astype(float))[0], found[1])
+    assert (bootstrap_intervals(hits.astype(float), cells.astype(float), seed=1) != found).any()
+
+
 def test_no_interval_below_three_wells_with_scores(scores: pl.DataFrame) -> None:
     assert aggregate(scores, "well")["ci_low"].null_count() == len(aggregate(scores, "well"))
     emptied = scores.with_columns(
@@ -127,11 +142,8 @@ def test_groups_of_train_cells_or_of_null_scores_only(scores: pl.DataFrame) -> N
 
 
 def test_intervals_cover_the_truth() -> None:
-    rng, truth, covered = np.random.default_rng(0), 0.4, 0
-    for trial in range(200):
-        cells = rng.integers(20, 60, 24)
-        hits = rng.binomial(cells, rng.beta(8 * truth, 8 * (1 - truth), 24))
-        low, high = bootstrap_interval(hits.astype(float), cells.astype(float), trial)
-        assert low is not None and high is not None
-        covered += low <= truth <= high
-    assert 0.88 <= covered / 200 <= 0.99
+    rng, truth = np.random.default_rng(0), 0.4
+    cells = rng.integers(20, 60, (200, 24))
+    hits = rng.binomial(cells, rng.beta(8 * truth, 8 * (1 - truth), (200, 24)))
+    low, high = bootstrap_intervals(hits.astype(float), cells.astype(float)).T
+    assert 0.88 <= ((low <= truth) & (truth <= high)).mean() <= 0.99

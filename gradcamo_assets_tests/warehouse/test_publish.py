@@ -1,10 +1,9 @@
-"""Publication disturbs no reader, a crash leaves the last good file, no row is lost, and it equals a rebuild."""
+"""Publication replaces what changed and nothing else, equals a rebuild, and survives damage."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
+import os
+import time
 from pathlib import Path
 
 import duckdb
@@ -13,50 +12,11 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from polars.testing import assert_frame_equal
 
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.warehouse import Key, Lake, connect, publish, run_sql, violations
-from gradcamo_assets.warehouse.schema import COPIED_TABLES
-from gradcamo_assets.warehouse.schema_scores import QC_TABLES
+from gradcamo_assets.warehouse import Key, Lake, publish, run_sql, violations
 from gradcamo_assets_tests.warehouse import rows
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def python(code: str, *arguments: Path | str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    )
-
-
-def count(database: Path) -> int:
-    return run_sql(database, "SELECT count(*) FROM scores").item()
-
-
-STORED = (*COPIED_TABLES, *(table.name for table in QC_TABLES))
-
-
-def contents(database: Path) -> dict[str, pl.DataFrame]:
-    names = (*STORED, "stale_scores", "model_comparison", "current_scores")
-    with connect(database) as connection:
-        return {name: pl.DataFrame(connection.table(name).to_arrow_table()) for name in names}
-
-
-def assert_equals_the_lake(lake: Lake, database: Path, fresh: Path) -> None:
-    """What was published step by step equals a new database, and its tables the lake's files."""
-    publish(lake, fresh)
-    anew = contents(fresh)
-    for name, table in contents(database).items():
-        assert_frame_equal(table, anew[name], abs_tol=1e-12, rel_tol=1e-12, check_row_order=False)
-        if name in COPIED_TABLES:
-            order = list(COPIED_TABLES[name].unique)
-            assert_frame_equal(table.sort(order), lake.read(name).sort(order), check_exact=True)
+from gradcamo_assets_tests.warehouse.published import assert_equals_the_lake, count
 
 
 def test_only_what_changed_is_replaced(tmp_path: Path) -> None:
@@ -122,84 +82,18 @@ def test_incremental_publication_equals_a_rebuild(
     assert violations(database) == []
 
 
-READER = """
-import sys, duckdb
-connection = duckdb.connect(sys.argv[1], read_only=True)
-count = lambda: print(connection.execute("SELECT count(*), sum(hash(gradcamo)) FROM scores").fetchall(), flush=True)
-count()
-sys.stdin.readline()
-count()
-"""
-
-
-def test_a_reader_keeps_the_old_data_and_blocks_nobody(tmp_path: Path) -> None:
-    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+def test_checking_some_plates_finds_what_is_wrong_in_them(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", versions=1), tmp_path / "qc.duckdb"
+    moment = time.time() - 60
+    for path in lake.root.rglob("*.parquet"):
+        os.utime(path, (moment, moment))
+    good = lake.read("scores", plate="P2", site=1)
+    broken = good.with_columns(gradcamo_max=pl.col("gradcamo") - 0.1)
+    lake.write("scores", broken, plate="P2", site=1, model_name="hepg2", model_version=1)
     publish(lake, database)
-    before = count(database)
-    reader = python(READER, database)
-    assert reader.stdout is not None
-    seen = reader.stdout.readline()
-    rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
-    assert publish(lake, database).changed
-    out, error = reader.communicate("\n", timeout=60)
-    assert (out, error, reader.returncode) == (seen, "", 0)
-    assert count(database) > before
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from gradcamo_assets.warehouse import Lake, publish
-from gradcamo_assets.warehouse import database as db
-die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[3] == "filling":
-    db.record = die
-else:
-    os.utime = die
-publish(Lake(Path(sys.argv[1])), Path(sys.argv[2]))
-"""
-
-
-@pytest.mark.parametrize("moment", ["filling", "renaming"])
-def test_a_killed_publisher_leaves_the_last_good_file(tmp_path: Path, moment: str) -> None:
-    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
-    publish(lake, database)
-    before, bytes_before = count(database), database.read_bytes()
-    rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
-    killed = python(KILLED, lake.root, database, moment)
-    killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL
-    assert list(tmp_path.glob(".qc.duckdb.*.tmp"))
-    assert database.read_bytes() == bytes_before and count(database) == before
-    assert publish(lake, database).changed
-    assert count(database) > before
-    assert not list(tmp_path.glob(".qc.duckdb.*.tmp*"))
-
-
-SESSION = """
-import os, sys, duckdb
-os.chmod(sys.argv[1], 0o644)
-connection = duckdb.connect(sys.argv[1])
-connection.execute("CREATE TABLE mine AS SELECT range AS a FROM range(1000)")
-os.kill(os.getpid(), 9)
-"""
-
-
-def test_the_log_of_a_users_session_poisons_nothing(tmp_path: Path) -> None:
-    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
-    publish(lake, database)
-    log = tmp_path / "qc.duckdb.wal"
-    python(SESSION, database).communicate(timeout=60)
-    assert log.exists()
-    left = log.read_bytes()
-    rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
-    publish(lake, database)
-    assert not log.exists()
-    after = count(database)
-    # A session that outlives the publication may still leave its log beside the new file.
-    log.write_bytes(left)
-    assert count(database) == after
-    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
+    assert lake.plates_written_since(moment + 1) == {"P2"} and lake.plates_written_since(moment) == {"P1", "P2"}
+    assert violations(database, ["P1"]) == violations(database, []) == []
+    assert violations(database, ["P2"]) == violations(database) != []
 
 
 @pytest.mark.parametrize("before", [["P1"], ["P2"], ["P1", "P2"]])
@@ -237,30 +131,6 @@ def test_a_file_that_cannot_be_built_upon_is_made_anew(tmp_path: Path, damage: s
             else:
                 connection.execute("DROP TABLE umap")
     assert publish(lake, database).rebuilt
-    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
-
-
-MANY = """
-import sys
-from pathlib import Path
-import numpy as np
-from gradcamo_assets.warehouse import Lake, publish
-from gradcamo_assets_tests.warehouse import rows
-lake, plate = Lake(Path(sys.argv[1])), sys.argv[3]
-for site in (1, 2, 3):
-    rows.put(lake, np.random.default_rng(site), plate, site, 1, n=20)
-    publish(lake, Path(sys.argv[2]))
-"""
-
-
-def test_four_publishers_at_once_lose_no_row(tmp_path: Path) -> None:
-    lake, database = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb"
-    publishers = [python(MANY, lake.root, database, f"P{number}") for number in range(4)]
-    for publisher in publishers:
-        _, error = publisher.communicate(timeout=120)
-        assert publisher.returncode == 0, error
-    assert not publish(lake, database).changed
-    assert run_sql(database, "SELECT DISTINCT Metadata_Plate, Metadata_Site FROM scores").height == 12
     assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
 
 

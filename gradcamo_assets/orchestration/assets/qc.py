@@ -1,5 +1,7 @@
 """``qc_database`` and ``qc_report``: the scores as biologists meet them."""
 
+import time
+
 import dagster as dg
 import polars as pl
 
@@ -15,6 +17,8 @@ from gradcamo_assets.orchestration.fields import number
 from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.warehouse import publish, qc_table, run_sql, violations
+
+_GOOD_UNTIL = "good_until"
 
 
 @dg.asset(
@@ -33,11 +37,13 @@ from gradcamo_assets.warehouse import publish, qc_table, run_sql, violations
 )
 def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """``qc.duckdb``: published from the lake by copy and rename; readers keep what they opened."""
-    home, lake, registry = platform.home, platform.lake, platform.registry
+    home, lake, registry, started = platform.home, platform.lake, platform.registry, time.time()
     versions = record_versions(lake, registry)
     record_champion(lake, registry, by="unknown")
     publication = publish(lake, home.database)
-    problems = violations(home.database)
+    # What others published since the last check has not been checked either.
+    since = 0.0 if publication.rebuilt else _good_until(context)
+    problems = violations(home.database, lake.plates_written_since(since) if since else None)
     table = qc_table(home.database, by="dose")
     return dg.MaterializeResult(
         metadata={
@@ -46,6 +52,8 @@ def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mat
             "files_changed": len(publication.changed),
             "plates_touched": ", ".join(publication.plates) or "none",
             "seconds": publication.seconds,
+            "megabytes": home.database.stat().st_size / 1e6,
+            **({} if problems else {_GOOD_UNTIL: dg.MetadataValue.timestamp(started)}),
             "qc_by_dose": dg.MetadataValue.md(_markdown(table)),
         },
         check_results=[
@@ -57,6 +65,13 @@ def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mat
             )
         ],
     )
+
+
+def _good_until(context: dg.AssetExecutionContext) -> float:
+    """When the last check began if it found nothing wrong, in seconds since the epoch; else 0."""
+    event = context.instance.get_latest_materialization_event(context.asset_key)
+    good = event.asset_materialization.metadata.get(_GOOD_UNTIL) if event and event.asset_materialization else None
+    return good.value if isinstance(good, dg.TimestampMetadataValue) else 0.0
 
 
 @dg.asset(

@@ -1,0 +1,218 @@
+"""What a biologist asks, as views that answer with a small table: one row a thing to decide about, and a verdict.
+
+They speak of the champion of each model name and of cells that it was not trained on; ``plate_drift`` of every version.
+"""
+
+from __future__ import annotations
+
+from gradcamo_assets.warehouse.columns import View
+
+_KEYS = "model_name, model_version, Metadata_Plate"
+_DOSE = "Metadata_Compound, Metadata_Dose, Metadata_Dose_Unit"
+_CHAMPION = "JOIN champions USING (model_name, model_version)"
+
+# Scales a median absolute deviation to a normal standard deviation, and keeps wells or plates that are nearly all alike
+# from making a hundredth look large.
+_DEVIATION = "({value} - {middle}) / greatest(1.4826 * {spread}, 0.01)"
+
+
+def _named(table: str, columns: str) -> str:
+    return ", ".join(f"{table}.{column}" for column in columns.split(", "))
+
+
+def _sign_test(up: str, down: str) -> str:
+    """``up`` or ``down`` where the wells agree too well for chance (sign test at 5%, normal approximation)."""
+    return f"""CASE
+            WHEN abs(wells_up - wells_down) - 1 < 1.96 * sqrt(wells_up + wells_down) THEN 'no clear difference'
+            WHEN wells_up > wells_down THEN '{up}' ELSE '{down}' END"""
+
+
+TRUSTED_DOSES = View(
+    "trusted_doses",
+    "One row a compound x dose x plate of the champion: is it sure that most of its profiles describe their cell?",
+    f"""
+    SELECT
+        {_KEYS}, {_DOSE}, n_cells, n_wells,
+        median_adjusted, on_target_fraction, ci_low, ci_high,
+        CASE
+            WHEN ci_low IS NULL THEN 'too few wells'
+            WHEN ci_low > 0.5 THEN 'trusted'
+            WHEN ci_high < 0.5 THEN 'not trusted'
+            ELSE 'undecided'
+        END AS verdict
+    FROM qc_by_dose {_CHAMPION}
+    """,
+    {"verdict": "trusted: the whole interval is above 0.5; not trusted: below; undecided: it holds 0.5"},
+)
+
+WELLS_TO_DROP = View(
+    "wells_to_drop",
+    "One row a well whose profiles should not be used, with the reason",
+    f"""
+    WITH compared AS (
+        SELECT *, n_cells - null_cells AS n_scored, median(median_adjusted) OVER plate AS plate_adjusted,
+            mad(median_adjusted) OVER plate AS spread
+        FROM qc_by_well {_CHAMPION} WINDOW plate AS (PARTITION BY {_KEYS})
+    ), judged AS (
+        SELECT *,
+            {_DEVIATION.format(value="median_adjusted", middle="plate_adjusted", spread="spread")} AS deviation,
+            CASE
+                WHEN n_scored < 5 THEN 'fewer than 5 cells with a score'
+                WHEN median_adjusted < 0.05 THEN 'no better than chance'
+                WHEN deviation < -4 THEN 'far below its plate'
+            END AS reason
+        FROM compared
+    )
+    SELECT
+        {_KEYS}, Metadata_Well, {_DOSE}, n_scored,
+        median_adjusted, plate_adjusted, deviation, reason
+    FROM judged LEFT JOIN wells USING (Metadata_Plate, Metadata_Well) WHERE reason IS NOT NULL
+    """,
+    {
+        "n_scored": "Cells with a score",
+        "plate_adjusted": "Median of median_adjusted over the wells of the plate",
+        "deviation": "Robust deviations of median_adjusted from plate_adjusted, of at least 0.01 each",
+        "reason": "Why the well should be dropped: below 0.05 is chance, below -4 deviations far below",
+    },
+)
+
+SITE_EFFECT = View(
+    "site_effect",
+    "One row a site x plate of the champion: does it differ from the other sites of the same wells?",
+    f"""
+    WITH by_field AS (
+        SELECT {_KEYS}, Metadata_Well, Metadata_Site, sum(gradcamo_adjusted) AS total, count(gradcamo_adjusted) AS n
+        FROM current_scores WHERE split <> 'train' GROUP BY ALL HAVING n > 0
+    ), paired AS (
+        SELECT *, total / n - (sum(total) OVER well - total) / nullif(sum(n) OVER well - n, 0) AS difference
+        FROM by_field WINDOW well AS (PARTITION BY {_KEYS}, Metadata_Well)
+    ), by_site AS (
+        SELECT {_KEYS}, Metadata_Site, median(difference) AS difference,
+            count(*) FILTER (difference > 0) AS wells_up, count(*) FILTER (difference < 0) AS wells_down
+        FROM paired GROUP BY ALL
+    )
+    SELECT
+        {_KEYS}, Metadata_Site, n_cells, on_target_fraction, median_adjusted, difference, wells_up, wells_down,
+        {_sign_test("higher", "lower")} AS verdict
+    FROM by_site JOIN qc_by_site USING ({_KEYS}, Metadata_Site)
+    """,
+    {
+        "difference": "Mean adjusted score of a well at this site less that at its other sites, median over wells",
+        "wells_up": "Wells whose cells score higher at this site",
+        "wells_down": "Wells whose cells score lower at this site",
+        "verdict": "higher, lower, or no clear difference: sign test over wells at 5%",
+    },
+)
+
+MODEL_GAIN = View(
+    "model_gain",
+    "One row a plate: has the champion helped over the champion before it, on the cells that both have scored?",
+    f"""
+    WITH pairs AS (
+        SELECT model_name, model_version, max_by(to_version, promotions.promoted_at) AS previous_version
+        FROM champions JOIN promotions USING (model_name)
+        WHERE alias = 'champion' AND to_version <> model_version GROUP BY ALL
+    ), by_well AS (
+        SELECT
+            new.model_name, new.model_version, previous_version, new.Metadata_Plate, new.Metadata_Well,
+            count(*) AS n, sum(old.on_target::INTEGER) AS hits_before, sum(new.on_target::INTEGER) AS hits_now,
+            sum(old.gradcamo_adjusted) AS before, sum(new.gradcamo_adjusted) AS now
+        FROM pairs JOIN scores new USING (model_name, model_version) JOIN scores old ON
+            old.model_name = new.model_name AND old.model_version = previous_version
+            AND old.Metadata_Plate = new.Metadata_Plate AND old.Metadata_CellID = new.Metadata_CellID
+            AND old.mask_version = new.mask_version AND old.crop_version = new.crop_version
+        WHERE new.split <> 'train' AND old.split <> 'train'
+            AND new.gradcamo_adjusted IS NOT NULL AND old.gradcamo_adjusted IS NOT NULL
+        GROUP BY ALL
+    ), by_plate AS (
+        SELECT
+            {_KEYS}, previous_version, sum(n)::BIGINT AS n_cells, count(*) AS n_wells,
+            sum(hits_before) / sum(n) AS on_target_before, sum(hits_now) / sum(n) AS on_target_now,
+            sum(before) / sum(n) AS adjusted_before, sum(now) / sum(n) AS adjusted_now,
+            count(*) FILTER (now > before) AS wells_up, count(*) FILTER (now < before) AS wells_down
+        FROM by_well GROUP BY ALL
+    )
+    SELECT *, {_sign_test("helped", "harmed")} AS verdict FROM by_plate
+    """,
+    {
+        "previous_version": "Version that was champion before",
+        "n_cells": "Cells with a score of both versions, made from the same masks and crops",
+        "on_target_before": "Share of them on target, by the version before",
+        "on_target_now": "Share of them on target, by the champion",
+        "adjusted_before": "Mean adjusted score, by the version before",
+        "adjusted_now": "Mean adjusted score, by the champion",
+        "wells_up": "Wells whose mean adjusted score rose",
+        "wells_down": "Wells whose mean adjusted score fell",
+        "verdict": "helped, harmed, or no clear difference: sign test over wells at 5%",
+    },
+)
+
+CELLS_TO_LOOK_AT = View(
+    "cells_to_look_at",
+    "Three rows a compound x dose x plate of the champion: the cells its maps miss most, and where their crops are",
+    f"""
+    WITH worst AS (
+        -- Only these columns are carried through the ranking: it is most of the cost.
+        SELECT {_KEYS}, {_DOSE}, Metadata_CellID, mask_version, crop_version, looks_at, gradcamo, gradcamo_adjusted,
+            row_number() OVER (PARTITION BY {_KEYS}, {_DOSE} ORDER BY gradcamo_adjusted) AS place
+        FROM current_scores WHERE split <> 'train' AND gradcamo_adjusted IS NOT NULL QUALIFY place <= 3
+    )
+    SELECT
+        {_named("worst", _KEYS)}, {_named("worst", _DOSE)}, place, Metadata_CellID,
+        crop_index, looks_at, gradcamo, gradcamo_adjusted
+    FROM worst LEFT JOIN cells USING (Metadata_CellID, mask_version, crop_version)
+    """,
+    {"place": "1 is the lowest adjusted score of its compound x dose"},
+)
+
+# What is compared from plate to plate, and what its comparison is called.
+_DRIFT = {"on_target_fraction": "on_target", "median_adjusted": "adjusted", "control_adjusted": "control"}
+
+
+def _drift(template: str) -> str:
+    return ", ".join(template.format(value=value, name=name) for value, name in _DRIFT.items())
+
+
+_EARLIER = _drift("median({value}) OVER earlier AS {name}_before, mad({value}) OVER earlier AS {name}_spread")
+_DEVIATIONS = _drift(
+    _DEVIATION.format(value="{value}", middle="{name}_before", spread="{name}_spread") + " AS {name}_deviation"
+)
+
+PLATE_DRIFT = View(
+    "plate_drift",
+    "One row a plate x model version: is it like the plates taken in before it?",
+    f"""
+    WITH controls AS (
+        SELECT {_KEYS}, median(median_adjusted) AS control_adjusted
+        FROM qc_by_well JOIN wells USING (Metadata_Plate, Metadata_Well)
+        WHERE Metadata_pert_type = 'negcon' GROUP BY ALL
+    ), compared AS (
+        SELECT *, count(*) OVER earlier AS earlier_plates, {_EARLIER}
+        FROM qc_by_plate LEFT JOIN controls USING ({_KEYS}) LEFT JOIN plates USING (Metadata_Plate)
+        WINDOW earlier AS (
+            PARTITION BY model_name, model_version ORDER BY ingested_at, Metadata_Plate
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+    ), judged AS (SELECT *, {_DEVIATIONS} FROM compared)
+    SELECT
+        model_name, model_version, ingested_at, Metadata_Plate, earlier_plates,
+        {_drift("{value}, {name}_before, {name}_deviation")},
+        CASE
+            WHEN earlier_plates < 8 THEN 'too few earlier plates'
+            WHEN greatest({_drift("abs({name}_deviation)")}) > 4 THEN 'differs'
+            ELSE 'as before'
+        END AS verdict
+    FROM judged
+    """,
+    {
+        "earlier_plates": "Plates taken in before it that the version has scored",
+        "control_adjusted": "Median of median_adjusted over the negative control wells",
+        "verdict": "differs: a value is over 4 robust deviations off; by chance 3% after 8 plates, 0.4% after 20",
+        **{f"{name}_before": f"Median of {value} over the earlier plates" for value, name in _DRIFT.items()},
+        **{
+            f"{name}_deviation": f"Robust deviations of {value} from {name}_before, of at least 0.01 each"
+            for value, name in _DRIFT.items()
+        },
+    },
+)
+
+QUESTIONS = (TRUSTED_DOSES, WELLS_TO_DROP, SITE_EFFECT, MODEL_GAIN, CELLS_TO_LOOK_AT, PLATE_DRIFT)

@@ -1,0 +1,36 @@
+"""The check of the QC database looks at what is new, and forgets nothing that was wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from gradcamo_assets.orchestration.assets.qc import qc_database
+from gradcamo_assets.orchestration.demo import QUIET
+from gradcamo_assets.warehouse import publish
+from gradcamo_assets_tests.orchestration.conftest import make_bench
+from gradcamo_assets_tests.warehouse import rows
+
+
+def test_what_is_wrong_is_reported_until_it_is_mended(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    lake = bench.platform.lake
+    rows.filled(lake.root, versions=1)
+    keys = {"plate": "P1", "site": 1, "model_name": "hepg2", "model_version": 1}
+    good = lake.read("scores", **keys)
+
+    def numbers_hold() -> bool:
+        result = dg.materialize(
+            [qc_database], instance=bench.instance, resources={"platform": bench.platform}, run_config=QUIET
+        )
+        return bench.checks(result)["numbers_hold"].passed
+
+    assert numbers_hold()
+    lake.write("scores", good.with_columns(gradcamo_max=pl.col("gradcamo") - 0.1), **keys)
+    publish(lake, bench.home.database)  # As another asset does, before the check.
+    assert not numbers_hold()
+    assert not numbers_hold()
+    lake.write("scores", good, **keys)
+    assert numbers_hold() and numbers_hold()
