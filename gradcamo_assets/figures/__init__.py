@@ -12,8 +12,10 @@ from gradcamo_assets.figures.charts import (
 )
 from gradcamo_assets.figures.images import crops_with_maps, illumination_maps, segmentation_overlay
 from gradcamo_assets.figures.report import qc_report_html, to_markdown, to_png
+from gradcamo_assets.figures.stains import channel_correlations
 
 __all__ = [
+    "channel_correlations",
     "crops_with_maps",
     "illumination_maps",
     "on_target_intervals",

@@ -10,12 +10,14 @@ from gradcamo_assets.orchestration.assets.plates import plate_images
 from gradcamo_assets.orchestration.assets.profiles import confounder_audit, profiles, replicability, umap
 from gradcamo_assets.orchestration.assets.qc import qc_database, qc_report
 from gradcamo_assets.orchestration.assets.scores import scores_and_embeddings
+from gradcamo_assets.orchestration.assets.stains import channel_correlation
 
 ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     plate_images,
     masks,
     cells,
     crops,
+    channel_correlation,
     data_split,
     trained_model,
     champion_model,
