@@ -34,9 +34,8 @@ def channel_correlations(table: pl.DataFrame) -> Figure:
         row, column = names.index(b), names.index(a)
         grid[row, column] = grid[column, row] = median
         colour = "w" if abs(median) > 0.6 else "k"
-        text = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
-        axes.text(column, row, f"{median:.2f}", **text)
-        axes.text(row, column, f"{low:.2f} to\n{high:.2f}", **text)
+        for x, y, text in ((column, row, f"{median:.2f}"), (row, column, f"{low:.2f} to\n{high:.2f}")):
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
     colours = colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")
     picture = axes.imshow(grid, cmap=colours, vmin=-1, vmax=1, aspect="auto")
     axes.set_xticks(range(len(names)), names, fontsize=8)

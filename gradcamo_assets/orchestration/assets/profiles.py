@@ -9,15 +9,18 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError, slug
+from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.reconcile import scoring_state
 from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.orchestration.stores import crop_folder
 from gradcamo_assets.profiling import POPULATIONS, ProfilesConfig
 from gradcamo_assets.warehouse import publish
 
 _MOST_CELLS = 20_000
+_FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
 _SCORES = ("Metadata_CellID", "gradcamo_adjusted", "on_target", "looks_at", "split")
 
 
@@ -73,6 +76,27 @@ def _cells(platform: Platform, champion: ModelVersion, plate: str) -> pl.DataFra
 
 def _sample(cells: pl.DataFrame, most: int) -> pl.DataFrame:
     return cells.sort("Metadata_CellID").sample(min(most, len(cells)), seed=0)
+
+
+def _with_background(platform: Platform, champion: ModelVersion, cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells of a plate, with the embeddings of the background of those of population ``all`` that have crops."""
+    from gradcamo_assets.scoring.background import background_embeddings
+    from gradcamo_assets.scoring.score import Scorer, ScoringConfig
+
+    drawn = cells.filter(population="all").select("Metadata_CellID", *_FIELD).sample(fraction=1, shuffle=True, seed=0)
+    folders = {
+        f"{plate}/{well}/{site}": crop_folder(platform.home, plate, well, site)
+        for plate, well, site in drawn.select(_FIELD).unique().iter_rows()
+    }
+    fields = {name: open_crops(folder) for name, folder in folders.items() if folder.exists()}
+    there = {cell for field in fields.values() for cell in field.cell_ids}
+    ids = [cell for cell in drawn["Metadata_CellID"] if cell in there]
+    if len(ids) < 2:
+        return cells
+    scorer = Scorer(platform.registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
+    made = pl.DataFrame({"Metadata_CellID": ids, "background": background_embeddings(scorer, fields, ids)})
+    made = made.with_columns(population=pl.lit("all"))
+    return cells.join(made, on=["Metadata_CellID", "population"], how="left")
 
 
 def _is_settled(platform: Platform, champion: ModelVersion) -> bool:
@@ -220,9 +244,12 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     for plate in plates:
         cells = _cells(platform, champion, plate)
         names = [name for name in settings.populations if name != "weighted"]
-        samples += [_sample(population(cells, name), settings.audit_cells) for name in names]
+        sample = pl.concat(_sample(population(cells, name), settings.audit_cells) for name in names)
+        samples.append(sample)
         if plate in todo:
-            tables.append(audit(pl.concat(samples[-len(names) :]), most=settings.audit_cells))
+            if settings.background:
+                sample = _with_background(platform, champion, sample)
+            tables.append(audit(sample, most=settings.audit_cells))
     if len(plates) > 1:
         tables.append(audit(pl.concat(samples)))
     table = pl.concat(tables, how="vertical_relaxed")
