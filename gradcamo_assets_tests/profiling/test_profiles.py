@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.profiling import ProfilesConfig, sphered_profiles, well_profiles
+from gradcamo_assets.profiling import ProfilesConfig, population, replicate_map, sphered_profiles, well_profiles
 from gradcamo_assets.profiling.profiles import SCREEN
 from gradcamo_assets_tests.profiling.frames import embeddings
 
@@ -80,3 +80,27 @@ def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(GradcamoError) as error:
         ProfilesConfig(**wrong)
     assert error.value.remedy
+
+
+def test_what_the_score_is_worth_can_be_read_off():
+    # Half of the cells look at themselves and carry their treatment; the others carry their field.
+    rng = np.random.default_rng(0)
+    wells = {f"{r}{c:02d}": ("DMSO", 0.0) if c < 3 else (f"c{c}", 1.0) for r in "ABCD" for c in range(1, 9)}
+    effect = {f"c{c}": rng.normal(size=16) * 2 for c in range(3, 9)}
+    cells = embeddings(wells, lambda p, w, s, compound, d: rng.normal(size=16) + effect.get(compound, 0), cells=20)
+    fields = {key: rng.normal(size=16) * 4 for key in cells.select("Metadata_Well", "Metadata_Site").unique().rows()}
+    on_target = np.arange(len(cells)) % 2 == 0
+    moved = [
+        row["embedding"]
+        if good
+        else (rng.normal(size=16) + fields[row["Metadata_Well"], row["Metadata_Site"]]).tolist()
+        for row, good in zip(cells.iter_rows(named=True), on_target, strict=True)
+    ]
+    cells = cells.with_columns(
+        embedding=pl.Series(moved, dtype=pl.List(pl.Float32)), on_target=pl.Series(on_target)
+    ).drop("population", "cells_in_field")
+    raw = pl.concat(well_profiles(population(cells, name)) for name in ("all", "on_target", "matched"))
+    table = replicate_map(sphered_profiles(raw, ProfilesConfig()).table).filter(pl.col("Metadata_Compound") != "DMSO")
+    found = dict(table.group_by("population").agg(pl.col("mean_average_precision").mean()).iter_rows())
+    assert found["on_target"] > 0.9 > found["matched"] + 0.1
+    assert found["on_target"] > found["all"] + 0.1
