@@ -56,6 +56,14 @@ class Home:
         return self.root / "reports"
 
     @property
+    def exports(self) -> Path:
+        return self.root / "exports"
+
+    @property
+    def fitted(self) -> Path:
+        return self.root / "fitted"
+
+    @property
     def dagster(self) -> Path:
         return self.root / "dagster"
 

@@ -19,9 +19,11 @@ from gradcamo_assets.figures.models import (
     reliability,
 )
 from gradcamo_assets.figures.report import qc_report_html, to_markdown, to_png
+from gradcamo_assets.figures.stains import channel_correlations
 
 __all__ = [
     "accuracy_against_score",
+    "channel_correlations",
     "confusion_matrix",
     "crops_with_maps",
     "illumination_maps",

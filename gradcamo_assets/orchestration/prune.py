@@ -103,7 +103,10 @@ def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, p
             f"version {version} has computed nothing that is kept", f"There are scores of versions {_listed(there)}.",
             plate=plate,
         )  # fmt: skip
-    return Plan(home.root, lake, keys=tuple(keys))
+    paths = _there([*home.exports.glob(plate or "*")], f"{registry.name}-v{version}")
+    if plate is None:
+        paths += _there([home.fitted / registry.name], str(version))
+    return Plan(home.root, lake, keys=tuple(keys), paths=paths)
 
 
 def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
@@ -127,7 +130,8 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     files = [f"{plate}{ending}" for ending in (*ENDINGS, ".zarr")] + [Staging(home.plates, plate).folder.name]
     paths = [
         *_there([home.plates], *files), *_there([home.plates / "failures"], f"{plate}.json"),
-        *_there([home.masks, home.crops], plate), *_there([home.reports], f"{plate}.html"),
+        *_there([home.masks, home.crops, home.exports, *home.fitted.glob("*/*/sphering")], plate),
+        *_there([home.reports], f"{plate}.html"),
     ]  # fmt: skip
     return _checked(Plan(home.root, lake, tuple(keys), tuple(edits), tuple(paths)), plate)
 

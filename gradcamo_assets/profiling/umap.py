@@ -1,8 +1,14 @@
-"""UMAP to two dimensions, also for the few rows of a small plate."""
+"""The map of a model version: UMAP to two dimensions, fitted once and kept; later cells are placed on it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from gradcamo_assets.common import GradcamoError
+
+_NEIGHBOURS = 5
 
 
 def umap_embedding(matrix: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -27,3 +33,43 @@ def umap_embedding(matrix: np.ndarray, seed: int = 0) -> np.ndarray:
 
     reducer = UMAP(n_neighbors=min(15, len(x) - 1), init="pca", random_state=seed, n_jobs=1)
     return np.asarray(reducer.fit_transform(x), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class CellMap:
+    """The cells a map was fitted on: ``vectors`` (n, d) and ``coordinates`` (n, 2), both float32.
+
+    That is all of it. UMAP's own object is a pickle; made again from the vectors, rounding alone moves its points by a
+    twentieth of the map; and its ``transform`` places a cell differently in different company.
+    """
+
+    vectors: np.ndarray
+    coordinates: np.ndarray
+
+    @classmethod
+    def fit(cls, vectors: np.ndarray, seed: int = 0) -> CellMap:
+        """UMAP of some cells' vectors, (n, d) with n at least 1."""
+        return cls(np.asarray(vectors, np.float32), umap_embedding(vectors, seed))
+
+    def place(self, vectors: np.ndarray) -> np.ndarray:
+        """Where cells (m, d) lie on the map, (m, 2) float32: the mean of their 5 nearest fitted cells, weighted by the
+        inverse of the distance. A fitted cell lies where it was, and no cell's place depends on the others asked for.
+
+        Raises:
+            GradcamoError: where the vectors have another length than those it was fitted on.
+        """
+        from sklearn.neighbors import KNeighborsRegressor
+
+        if np.shape(vectors)[1:] != self.vectors.shape[1:]:
+            raise GradcamoError(
+                f"vectors of shape {np.shape(vectors)} meet a map of {self.vectors.shape[1]} dimensions",
+                "Place cells on the map of their own model version.",
+            )
+        nearest = KNeighborsRegressor(min(_NEIGHBOURS, len(self.vectors)), weights="distance")
+        placed = nearest.fit(self.vectors, self.coordinates).predict(np.asarray(vectors, np.float32))
+        return np.asarray(placed, np.float32)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What ``save_fitted`` keeps of it."""
+        return {"vectors": self.vectors, "coordinates": self.coordinates}

@@ -7,6 +7,7 @@ import polars as pl
 from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.warehouse import columns as c
 from gradcamo_assets.warehouse.columns import Column, Table
+from gradcamo_assets.warehouse.schema_profiles import PROFILE_TABLES
 from gradcamo_assets.warehouse.schema_scores import AUDIT, QC_TABLES, SCORES
 
 _TABLES = (
@@ -155,60 +156,7 @@ _TABLES = (
         keys=("plate", "site", *c.MODEL_KEYS),
         unique=("Metadata_CellID", *c.MODEL_KEYS),
     ),
-    Table(
-        "profiles",
-        "One row a well x model version: embeddings aggregated to wells, then sphered on control wells",
-        (
-            c.PLATE,
-            c.WELL,
-            *c.TREATMENT,
-            *c.MODEL,
-            Column("n_cells", pl.Int32, "Cells aggregated"),
-            Column("profile", pl.List(pl.Float32), "Sphered profile"),
-        ),
-        keys=("plate", *c.MODEL_KEYS),
-        unique=("Metadata_Plate", "Metadata_Well", *c.MODEL_KEYS, *c.DOSE_NAMES),
-    ),
-    Table(
-        "umap",
-        "One row a cell x model version: its place on the two-dimensional map",
-        (
-            *c.CELL,
-            *c.MODEL,
-            Column("umap_x", pl.Float64, "First coordinate, no unit"),
-            Column("umap_y", pl.Float64, "Second coordinate, no unit"),
-        ),
-        keys=c.MODEL_KEYS,
-        unique=("Metadata_CellID", *c.MODEL_KEYS),
-    ),
-    Table(
-        "replicability",
-        "One row a treatment x model version: do replicates find each other among controls",
-        (
-            *c.MODEL,
-            *c.DOSE,
-            Column("mean_average_precision", pl.Float64, "Mean average precision of retrieving replicate wells"),
-            Column("p_value", pl.Float64, "Permutation p value of the mean average precision"),
-            Column("n_wells", pl.Int32, "Replicate wells"),
-        ),
-        keys=c.MODEL_KEYS,
-        unique=(*c.MODEL_KEYS, *c.DOSE_NAMES),
-    ),
-    Table(
-        "confounder_audit",
-        "One row a probe x model version: what a simple classifier reads from a representation, beside chance",
-        (
-            *c.MODEL,
-            Column("Metadata_Plate", pl.String, "Plate; NULL: all plates together"),
-            Column("target", pl.String, "What is predicted: dose, site, well_row, plate", nullable=False),
-            Column("representation", pl.String, "What it is predicted from: embedding, cell_count", nullable=False),
-            Column("score", pl.Float64, "Cross-validated score of the probe"),
-            Column("chance", pl.Float64, "Score of guessing"),
-            Column("n", pl.Int32, "Samples the probe saw"),
-        ),
-        keys=c.MODEL_KEYS,
-        unique=(*c.MODEL_KEYS, "Metadata_Plate", "target", "representation"),
-    ),
+    *PROFILE_TABLES,
 )
 
 LAKE_TABLES: dict[str, Table] = {table.name: table for table in _TABLES}

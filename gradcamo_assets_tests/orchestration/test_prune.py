@@ -38,7 +38,7 @@ def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
                 lake.write(name, renamed(rows), **{**keys, "plate": "twin"})
             elif "Metadata_Plate" in rows.columns and keys:
                 lake.write(name, pl.concat([rows, renamed(rows)]), **keys)
-    for folder in (home.masks, home.crops):
+    for folder in (home.masks, home.crops, home.exports):
         shutil.copytree(folder / "tiny", folder / "twin")
     for file in [*home.plates.glob("tiny.*"), *home.reports.glob("tiny.*")]:
         target = file.with_name(file.name.replace("tiny", "twin"))
@@ -52,7 +52,7 @@ def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
 
 def everything(bench: Bench) -> set[str]:
     """All files below the home but the lake's and Dagster's own."""
-    kept = (bench.home.root / part for part in ("inbox", "plates", "masks", "crops", "reports"))
+    kept = (bench.home.root / part for part in ("inbox", "plates", "masks", "crops", "reports", "exports"))
     return {str(path.relative_to(bench.home.root)) for folder in kept for path in folder.rglob("*") if path.is_file()}
 
 
@@ -135,8 +135,9 @@ def test_scores_of_an_old_version_go_and_those_of_the_champion_stay(two_plates: 
     assert left["cells", "twin"] == rows["cells", "twin"]
     output = gradcamo(bench, "prune", "--scores", "1", "--yes")
     assert "lake/umap" in output and "lake/replicability" in output
+    assert not [*bench.home.fitted.rglob("*.safetensors"), *bench.home.exports.rglob("*.parquet")]
     publish(lake, bench.home.database)
-    assert {name for name, _ in counts(bench)} <= {"plates", "wells", "fields", "cells"}
+    assert {name for name, _ in counts(bench)} <= {"plates", "wells", "fields", "cells", "channel_correlation"}
     assert run_sql(bench.home.database, "SELECT count(*) FROM models").item() == 2
     assert violations(bench.home.database) == []
 

@@ -27,11 +27,14 @@ def embeddings(
             "Metadata_pert_type": "negcon" if compound == "DMSO" else "trt",
             "model_name": model,
             "model_version": "1",
+            "population": "all",
+            "cells_in_field": cells,
+            "Metadata_CellID": f"{plate}/{well}/{site}/{label}",
             "embedding": np.asarray(vectors(plate, well, site, compound, dose), np.float32).tolist(),
         }
         for plate in plates
         for well, (compound, dose) in wells.items()
         for site in range(1, sites + 1)
-        for _ in range(cells)
+        for label in range(1, cells + 1)
     ]
     return pl.DataFrame(rows, schema_overrides={"embedding": pl.List(pl.Float32), "Metadata_Dose_Unit": pl.String})

@@ -5,9 +5,11 @@ import statistics
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.profiling import sphered_profiles, well_profiles
+from gradcamo_assets.profiling import well_profiles
 from gradcamo_assets_tests.profiling.frames import embeddings
 
 WELLS = {"A01": ("DMSO", 0.0), "A02": ("DMSO", 0.0), "A03": ("x", 1.0), "B01": ("DMSO", 0.0), "B02": ("x", 1.0)}
@@ -44,12 +46,13 @@ def test_a_pooled_well_has_one_profile_a_treatment():
     assert found["n_cells"].to_list() == [12, 12]
 
 
-def test_no_embeddings_give_no_profiles():
-    table = embeddings(WELLS, _noise()).clear()
-    profiles, notes = sphered_profiles(table)
-    assert profiles.is_empty()
-    assert notes == []
-    assert profiles.columns == well_profiles(embeddings(WELLS, _noise())).columns
+def test_a_well_has_one_profile_a_population_and_an_empty_table_none():
+    table = embeddings(WELLS, _noise())
+    both = pl.concat([table, table.with_columns(population=pl.lit("on_target"))])
+    found = well_profiles(both)
+    assert found.group_by("population").len().sort("population").rows() == [("all", 5), ("on_target", 5)]
+    assert well_profiles(table.clear()).is_empty()
+    assert well_profiles(table.clear()).schema == well_profiles(table).schema
 
 
 def test_vectors_of_two_lengths_are_refused():
@@ -58,35 +61,13 @@ def test_vectors_of_two_lengths_are_refused():
         well_profiles(table)
 
 
-def test_versions_may_differ_in_length():
-    table = pl.concat([embeddings(WELLS, _noise(d=3), model="small"), embeddings(WELLS, _noise(d=4), model="large")])
-    profiles, _ = sphered_profiles(table)
-    lengths = profiles.group_by("model_name").agg(pl.col("profile").list.len().unique().first())
-    assert dict(lengths.iter_rows()) == {"small": 3, "large": 4}
-
-
-def test_each_plate_is_sphered_on_its_own_controls():
-    rng = np.random.default_rng(0)
-    offset = {"P1": 0.0, "P2": 50.0}
-    table = embeddings(WELLS, lambda plate, *_: rng.normal(size=3) + offset[plate], plates=("P1", "P2"))
-    profiles, notes = sphered_profiles(table)
-    assert notes == []
-    for _, plate in profiles.group_by("Metadata_Plate"):
-        controls = np.array(plate.filter(Metadata_pert_type="negcon")["profile"].to_list())
-        np.testing.assert_allclose(controls.mean(axis=0), 0, atol=1e-5)
-
-
-def test_a_plate_without_controls_borrows_them_and_says_so():
-    table = embeddings(WELLS, _noise(), plates=("P1", "P2"))
-    table = table.filter((pl.col("Metadata_Plate") == "P1") | (pl.col("Metadata_Compound") == "x"))
-    profiles, notes = sphered_profiles(table)
-    assert len(notes) == 1
-    assert "plate P2" in notes[0]
-    assert profiles.height == 7
-
-
-def test_without_any_controls_profiles_stay_as_they_are():
-    table = embeddings({"A01": ("x", 1.0), "A02": ("y", 1.0)}, _noise())
-    profiles, notes = sphered_profiles(table)
-    assert "not sphered" in notes[0]
-    assert profiles.equals(well_profiles(table))
+@settings(max_examples=25, deadline=None)
+@given(weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=9), seed=st.integers(0, 99))
+def test_a_weighted_median_leaves_at_most_half_of_the_weight_on_either_side(weights, seed):
+    table = embeddings({"A01": ("x", 1.0)}, _noise(seed), sites=1, cells=len(weights))
+    found = well_profiles(table.with_columns(weight=pl.Series(weights)))["profile"][0]
+    values = np.array(table["embedding"].to_list())
+    for k, median in enumerate(found):
+        below = sum(w for w, v in zip(weights, values[:, k], strict=True) if v < median)
+        above = sum(w for w, v in zip(weights, values[:, k], strict=True) if v > median)
+        assert max(below, above) <= sum(weights) / 2 + 1e-9

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 
 from gradcamo_assets.profiling import replicate_map, well_profiles
@@ -51,3 +52,14 @@ def test_too_few_replicates_give_an_empty_table_of_the_same_schema():
     for table in (alone, one_treatment, profiles.clear()):
         assert replicate_map(table).is_empty()
         assert replicate_map(table).schema == replicate_map(profiles).schema
+
+
+def test_populations_are_ranked_apart_and_trained_wells_counted():
+    profiles = _profiles().with_columns(split=pl.when(pl.col("Metadata_Well") < "B").then(pl.lit("train")))
+    other = _profiles(1).with_columns(population=pl.lit("on_target"), split=pl.lit("test"))
+    both = replicate_map(pl.concat([profiles, other]))
+    for part in (profiles, other):
+        alone = replicate_map(part)
+        assert both.filter(population=part["population"][0]).equals(alone)
+    assert both.filter(population="on_target")["trained_share"].unique().to_list() == [0]
+    assert replicate_map(_profiles())["trained_share"].null_count() == len(replicate_map(_profiles()))

@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradcamo_assets.profiling import umap_embedding
+from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.profiling import CellMap, load_fitted, save_fitted
+from gradcamo_assets.profiling.umap import umap_embedding
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 4), (2, 4), (4, 1), (5, 1)])
@@ -32,3 +34,34 @@ def test_is_the_same_for_the_same_seed_and_parts_what_is_apart():
     nearest = [int(np.argmin([np.linalg.norm(row - centre) for centre in centres])) for row in found]
     assert nearest == [0] * 8 + [1] * 8
     assert np.isfinite(umap_embedding(rng.normal(size=(5, 4)))).all()
+
+
+def _map(n: int = 30, d: int = 4) -> CellMap:
+    rng = np.random.default_rng(1)
+    return CellMap(rng.normal(size=(n, d)).astype(np.float32), rng.normal(size=(n, 2)).astype(np.float32))
+
+
+def test_old_cells_stay_and_company_does_not_matter(tmp_path):
+    cell_map = _map()
+    save_fitted(tmp_path / "map.safetensors", cell_map.arrays, {})
+    kept = CellMap(**load_fitted(tmp_path / "map.safetensors")[0])
+    np.testing.assert_array_equal(kept.place(cell_map.vectors), cell_map.coordinates)
+    new = np.random.default_rng(2).normal(size=(9, 4))
+    together = kept.place(new)
+    np.testing.assert_allclose(np.concatenate([kept.place(new[k : k + 1]) for k in range(9)]), together, rtol=1e-5)
+
+
+def test_a_new_cell_lies_among_its_nearest_five():
+    cell_map = _map()
+    new = np.random.default_rng(3).normal(size=(6, 4))
+    for vector, place in zip(new, cell_map.place(new), strict=True):
+        distances = np.linalg.norm(cell_map.vectors - vector, axis=1)
+        nearest = np.argsort(distances)[:5]
+        weights = 1 / distances[nearest]
+        np.testing.assert_allclose(place, weights @ cell_map.coordinates[nearest] / weights.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_map_of_few_cells_places_too_and_another_models_vectors_are_refused():
+    assert CellMap.fit(np.array([[1.0, 2.0]])).place(np.zeros((3, 2))).shape == (3, 2)
+    with pytest.raises(GradcamoError, match="4 dimensions"):
+        _map().place(np.zeros((3, 5)))

@@ -12,12 +12,14 @@ from gradcamo_assets.orchestration.assets.profiles import confounder_audit, prof
 from gradcamo_assets.orchestration.assets.promotion import promotion
 from gradcamo_assets.orchestration.assets.qc import qc_database, qc_report
 from gradcamo_assets.orchestration.assets.scores import scores_and_embeddings
+from gradcamo_assets.orchestration.assets.stains import channel_correlation
 
 ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     plate_images,
     masks,
     cells,
     crops,
+    channel_correlation,
     data_split,
     trained_model,
     promotion,

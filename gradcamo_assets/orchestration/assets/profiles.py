@@ -1,27 +1,107 @@
 """``profiles``, ``umap``, ``replicability`` and ``confounder_audit``: what the champion's embeddings are worth."""
 
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
 import dagster as dg
 import polars as pl
+from pydantic import Field as Setting
 
-from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.common import GradcamoError, slug
+from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
+from gradcamo_assets.orchestration.reconcile import scoring_state
 from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.orchestration.stores import crop_folder
+from gradcamo_assets.profiling import POPULATIONS, ProfilesConfig
 from gradcamo_assets.warehouse import publish
 
 _MOST_CELLS = 20_000
+_FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
+_SCORES = ("Metadata_CellID", "gradcamo_adjusted", "on_target", "looks_at", "split")
 
 
-def _keys(champion: ModelVersion) -> dict:
+class ProfilesLaunch(dg.Config):
+    """How profiles are made; what is left empty stands in [profiles] of gradcamo.toml, or has its default."""
+
+    populations: list[str] | None = Setting(
+        default=None, description="; ".join(f"{name}: {text}" for name, text in POPULATIONS.items())
+    )
+    fit_on: str | None = Setting(default=None, description="Sphering is fitted on the controls, or on all wells.")
+    scope: str | None = Setting(default=None, description="Of each plate by itself, or over the screen.")
+    regularisation: float | None = Setting(default=None, description="Of the sphering, relative to its variances.")
+    formats: list[str] | None = Setting(default=None, description="Of the exports: parquet, h5ad.")
+    anew: bool = Setting(default=False, description="Fit the screen's sphering again, and make every plate's profiles.")
+
+
+class MapLaunch(dg.Config):
+    """Whether the map is kept."""
+
+    anew: bool = Setting(default=False, description="Fit the map of this model version again: every cell moves.")
+
+
+def _keys(champion: ModelVersion) -> dict[str, Any]:
     return {"model_name": champion.name, "model_version": champion.version}
 
 
-def _embeddings(platform: Platform, champion: ModelVersion) -> pl.DataFrame:
-    frame = platform.lake.read("embeddings", **_keys(champion))
-    if not len(frame):
+def _fitted(platform: Platform, champion: ModelVersion) -> Path:
+    """Where what is fitted once a model version is kept."""
+    return platform.home.fitted / slug(champion.name, "model name") / str(champion.version)
+
+
+def _plates(platform: Platform, champion: ModelVersion, table: str, *made_from: Path) -> tuple[list[str], list[str]]:
+    """Plates that the champion has embedded, and those of them whose rows in ``table`` are older than their embeddings,
+    the settings or ``made_from``."""
+    lake, keys = platform.lake, _keys(champion)
+    embedded: dict[str, int] = defaultdict(int)
+    for key in (key for name in ("embeddings", "scores") for key in lake.keys(name, **keys)):
+        embedded[str(key.plate)] = max(embedded[str(key.plate)], (lake.root / key.path).stat().st_mtime_ns)
+    if not embedded:
         raise GradcamoError(f"{champion} has embedded no cell yet", "Materialise embeddings first.")
-    return frame
+    floor = max((p.stat().st_mtime_ns for p in (platform.home.settings_file, *made_from) if p.exists()), default=0)
+    made = {key.plate: (lake.root / key.path).stat().st_mtime_ns for key in lake.keys(table, **keys)}
+    old = [p for p, time in sorted(embedded.items()) if made.get(p, made.get(None, 0)) <= max(time, floor)]
+    return sorted(embedded), old
+
+
+def _cells(platform: Platform, champion: ModelVersion, plate: str) -> pl.DataFrame:
+    """The embeddings of a plate with what the scores say of their cells."""
+    keys = _keys(champion)
+    scores = platform.lake.scan("scores", plate=plate, **keys).select(_SCORES).collect()
+    return platform.lake.read("embeddings", plate=plate, **keys).join(scores, on="Metadata_CellID", how="left")
+
+
+def _sample(cells: pl.DataFrame, most: int) -> pl.DataFrame:
+    return cells.sort("Metadata_CellID").sample(min(most, len(cells)), seed=0)
+
+
+def _with_background(platform: Platform, champion: ModelVersion, cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells of a plate, with the embeddings of the background of those of population ``all`` that have crops."""
+    from gradcamo_assets.scoring.background import background_embeddings
+    from gradcamo_assets.scoring.score import Scorer, ScoringConfig
+
+    drawn = cells.filter(population="all").select("Metadata_CellID", *_FIELD).sample(fraction=1, shuffle=True, seed=0)
+    folders = {
+        f"{plate}/{well}/{site}": crop_folder(platform.home, plate, well, site)
+        for plate, well, site in drawn.select(_FIELD).unique().iter_rows()
+    }
+    fields = {name: open_crops(folder) for name, folder in folders.items() if folder.exists()}
+    there = {cell for field in fields.values() for cell in field.cell_ids}
+    ids = [cell for cell in drawn["Metadata_CellID"] if cell in there]
+    if len(ids) < 2:
+        return cells
+    scorer = Scorer(platform.registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
+    made = pl.DataFrame({"Metadata_CellID": ids, "background": background_embeddings(scorer, fields, ids)})
+    made = made.with_columns(population=pl.lit("all"))
+    return cells.join(made, on=["Metadata_CellID", "population"], how="left")
+
+
+def _is_settled(platform: Platform, champion: ModelVersion) -> bool:
+    """Whether the champion has scored all there is: before that, nothing is fitted for good."""
+    return not scoring_state(platform.home, platform.lake, platform.registry, champion).todo
 
 
 def _publish(platform: Platform) -> None:
@@ -30,43 +110,100 @@ def _publish(platform: Platform) -> None:
 
 
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"polars"}, automation_condition=AUTOMATIC)
-def profiles(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """Well profiles: median over the cells of a site, mean over sites, sphered on the plate's control wells."""
-    from gradcamo_assets.profiling import sphered_profiles
+def profiles(context: dg.AssetExecutionContext, platform: Platform, config: ProfilesLaunch) -> dg.MaterializeResult:
+    """Well profiles of all cells, and of those on target: median over a site, mean over sites, sphered; and exports."""
+    from gradcamo_assets.profiling import (
+        Sphering,
+        export_profiles,
+        load_fitted,
+        population,
+        save_fitted,
+        sphered_profiles,
+        well_profiles,
+    )  # fmt: skip
+    from gradcamo_assets.profiling.profiles import SCREEN
 
-    champion = platform.champion()
-    frame, notes = sphered_profiles(_embeddings(platform, champion))
-    for note in notes:
-        context.log.warning(note)
-    for (plate,), part in frame.group_by("Metadata_Plate"):
-        platform.lake.write("profiles", part, plate=str(plate), **_keys(champion))
+    champion, home = platform.champion(), platform.home
+    launched = config.model_dump(exclude={"anew"}, exclude_none=True)
+    settings = home.settings("profiles", ProfilesConfig, **launched)
+
+    def kept_at(population: str, place: str) -> Path:
+        name = place if place != SCREEN else f"{SCREEN}-{settings.fit_on}-{settings.regularisation:g}"
+        return _fitted(platform, champion) / "sphering" / name / f"{population}.safetensors"
+
+    known: dict[str, Sphering] = {}
+    if settings.scope == "screen" and not config.anew:
+        paths = {name: kept_at(name, SCREEN) for name in settings.populations}
+        known = {name: Sphering.of_fitted(*load_fitted(path)) for name, path in paths.items() if path.exists()}
+    plates, todo = _plates(platform, champion, "profiles")
+    if config.anew or launched or (settings.scope == "screen" and len(known) < len(settings.populations)):
+        todo = plates
+    raw = [
+        well_profiles(population(cells, name))
+        for cells in (_cells(platform, champion, plate) for plate in todo)
+        for name in settings.populations
+    ]
+    made = sphered_profiles(pl.concat(raw), settings, known) if raw else None
+    if made is not None:
+        for note in made.notes:
+            context.log.warning(note)
+        for (name, place), sphering in made.fitted.items():
+            if place != SCREEN or _is_settled(platform, champion):
+                save_fitted(kept_at(name, place), sphering.arrays, sphering.notes)
+        for plate in todo:
+            part = made.table.filter(Metadata_Plate=plate)
+            platform.lake.write("profiles", part, plate=plate, **_keys(champion))
+            if len(part) and settings.formats:
+                folder = home.exports / plate / f"{champion.name}-v{champion.version}"
+                export_profiles(part, folder, settings.formats)
     _publish(platform)
+    counts = platform.lake.read("profiles", **_keys(champion))["population"].value_counts(sort=True).iter_rows()
     return dg.MaterializeResult(
-        metadata={"profiles": len(frame), "model_version": champion.version, "notes": " ".join(notes) or "none"}
+        metadata={
+            **{f"profiles_{name}": n for name, n in counts},
+            "plates_made": len(todo),
+            "model_version": champion.version,
+            "notes": " ".join(made.notes if made else []) or "none",
+            "exports": dg.MetadataValue.path(str(home.exports)),
+        }
     )
 
 
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"umap"}, automation_condition=AUTOMATIC)
-def umap(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """Cells on a two-dimensional map of the embedding, coloured by dose and by Grad-CAMO; a sample of large screens."""
-    from gradcamo_assets.profiling import umap_embedding
+def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunch) -> dg.MaterializeResult:
+    """Cells on a two-dimensional map of the embedding; fitted once a model version, later plates are placed on it."""
+    from gradcamo_assets.profiling import CellMap, load_fitted, save_fitted
     from gradcamo_assets.profiling.aggregate import vectors
 
     champion = platform.champion()
-    frame = _embeddings(platform, champion)
-    if len(frame) > _MOST_CELLS:
-        frame = frame.sample(_MOST_CELLS, seed=0)
-    coordinates = umap_embedding(vectors(frame["embedding"]))
-    table = frame.drop("embedding").with_columns(
-        umap_x=pl.Series(coordinates[:, 0], dtype=pl.Float64), umap_y=pl.Series(coordinates[:, 1], dtype=pl.Float64)
-    )
-    platform.lake.write("umap", table, **_keys(champion))
+    path = _fitted(platform, champion) / "umap.safetensors"
+    plates, todo = _plates(platform, champion, "umap", path)
+    cell_map = CellMap(**load_fitted(path)[0]) if path.exists() and not config.anew else None
+    frames = {
+        plate: _sample(platform.lake.read("embeddings", plate=plate, **_keys(champion)), _MOST_CELLS)
+        for plate in (todo if cell_map else plates)
+    }
+    if cell_map is None:
+        share = -(-_MOST_CELLS // len(plates))
+        cell_map = CellMap.fit(vectors(pl.concat(frame.head(share) for frame in frames.values())["embedding"]))
+        if _is_settled(platform, champion):
+            save_fitted(path, cell_map.arrays, {})
+    for plate, frame in frames.items():
+        coordinates = cell_map.place(vectors(frame["embedding"])) if len(frame) else None
+        placed = frame.drop("embedding").with_columns(
+            pl.Series(f"umap_{axis}", [] if coordinates is None else coordinates[:, n], dtype=pl.Float64)
+            for n, axis in enumerate("xy")
+        )
+        platform.lake.write("umap", placed, plate=plate, **_keys(champion))
     _publish(platform)
-    scores = platform.lake.read("scores", **_keys(champion)).select("Metadata_CellID", "gradcamo")
-    figure = umap_scatter(table.join(scores, on="Metadata_CellID", how="left"))
+    table = platform.lake.read("umap", **_keys(champion))
+    scores = platform.lake.scan("scores", **_keys(champion)).select("Metadata_CellID", "gradcamo").collect()
+    figure = umap_scatter(_sample(table, _MOST_CELLS).join(scores, on="Metadata_CellID", how="left"))
     return dg.MaterializeResult(
         metadata={
             "cells": len(table),
+            "cells_fitted": len(cell_map.vectors),
+            "plates_placed": len(frames),
             "model_version": champion.version,
             "map": dg.MetadataValue.md(to_markdown(figure, "UMAP of the embeddings by dose and by Grad-CAMO")),
         }
@@ -75,19 +212,19 @@ def umap(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materializ
 
 @dg.asset(deps=[profiles], group_name="profiles", kinds={"copairs"}, automation_condition=AUTOMATIC)
 def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """Do replicate wells find each other: mean average precision by treatment."""
+    """Do replicate wells find each other: mean average precision by treatment, for every population of cells."""
     from gradcamo_assets.profiling import replicate_map
 
     champion = platform.champion()
     table = replicate_map(platform.lake.read("profiles", **_keys(champion)))
     platform.lake.write("replicability", table, **_keys(champion))
     _publish(platform)
-    mean = table["mean_average_precision"].mean()
+    means = table.group_by("population").agg(pl.col("mean_average_precision").mean()).sort("population").iter_rows()
     return dg.MaterializeResult(
         metadata={
-            "treatments": len(table),
+            "treatments": table.select("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit").n_unique(),
             "model_version": champion.version,
-            **({"mean_average_precision": float(mean)} if isinstance(mean, float) else {}),
+            **{f"mean_average_precision_{name}": float(mean) for name, mean in means},
         }
     )
 
@@ -96,12 +233,29 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
 def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """What simple probes read from the embedding: treatment, and also site, well position and plate, beside chance."""
     from gradcamo_assets.profiling import confounder_audit as audit
+    from gradcamo_assets.profiling import population
 
-    champion = platform.champion()
-    table = audit(_embeddings(platform, champion))
-    platform.lake.write("confounder_audit", table, **_keys(champion))
+    champion, lake = platform.champion(), platform.lake
+    settings = platform.home.settings("profiles", ProfilesConfig)
+    plates, todo = _plates(platform, champion, "confounder_audit")
+    before = lake.read("confounder_audit", **_keys(champion))
+    tables = [before.filter(pl.col("Metadata_Plate").is_in(set(plates) - set(todo)))]
+    samples = []
+    for plate in plates:
+        cells = _cells(platform, champion, plate)
+        names = [name for name in settings.populations if name != "weighted"]
+        sample = pl.concat(_sample(population(cells, name), settings.audit_cells) for name in names)
+        samples.append(sample)
+        if plate in todo:
+            if settings.background:
+                sample = _with_background(platform, champion, sample)
+            tables.append(audit(sample, most=settings.audit_cells))
+    if len(plates) > 1:
+        tables.append(audit(pl.concat(samples)))
+    table = pl.concat(tables, how="vertical_relaxed")
+    lake.write("confounder_audit", table, **_keys(champion))
     _publish(platform)
-    found = table.filter(representation="embedding").select("target", "score")
+    found = table.filter(population="all", representation="embedding").select("target", "score")
     return dg.MaterializeResult(
         metadata={"model_version": champion.version, **{f"probe_{name}": float(v) for name, v in found.iter_rows()}}
     )
