@@ -10,11 +10,10 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.learning.fit import CELLS
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.warehouse import Lake
-from gradcamo_assets.warehouse.aggregates import bootstrap_interval
+from gradcamo_assets.warehouse.aggregates import bootstrap_intervals
 
 _COLUMNS = (
     "Metadata_CellID", "Metadata_Plate", "Metadata_Well", "mask_version", "split", "true_class", "predicted_class",
@@ -114,7 +113,8 @@ def mean_by_wells(cells: pl.DataFrame) -> tuple[float | None, float | None, floa
     if wells.is_empty():
         return None, None, None
     total, n = wells["value"].to_numpy(), wells["n"].to_numpy().astype(float)
-    return float(total.sum() / n.sum()), *bootstrap_interval(total, n, int(digest(wells.select(_WELL).rows()), 16))
+    low, high = pl.Series(bootstrap_intervals(total[None], n[None])[0]).fill_nan(None)
+    return float(total.sum() / n.sum()), low, high
 
 
 def _wells(cells: pl.DataFrame) -> int:

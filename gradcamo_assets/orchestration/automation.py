@@ -46,7 +46,7 @@ refresh_qc = dg.define_asset_job(
 audit_plates = dg.define_asset_job(
     "audit_plates",
     selection=["audit", "channel_correlation"],
-    description="Hold the champion's maps of a plate against what it does when image or weights are changed; compare its stains.",
+    description="Hold the champion's maps of a plate against changes of image and weights; correlate its stains.",
 )
 report_plates = dg.define_asset_job(
     "report_plates",
