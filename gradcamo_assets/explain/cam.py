@@ -222,19 +222,19 @@ def signed_map(activations: Tensor, weight: Tensor) -> Tensor:
     return (values * scaled.reshape(*scaled.shape, *(1,) * len(grid))).sum(1)
 
 
-def gradient_maps(scalars: Tensor, activations: Sequence[Tensor]) -> list[Tensor]:
+def gradient_maps(scalars: Tensor, activations: Sequence[Tensor], graph: bool = False) -> list[Tensor]:
     """Grad-CAM maps by one truncated backward: each (B, \\*grid), rectified.
 
     Args:
         scalars: (B,), of a graph that reaches the activations; in eval mode sample b depends on its own image only.
-        activations: each (B, K, *grid), from ``captured``.
+        activations: each (B, K, *grid), from ``captured``. graph: whether the maps can be differentiated in turn.
 
     Raises:
         ExplainError: where the scalar does not depend on a layer.
     """
     gradients: Sequence[Tensor | None] = (None,) * len(activations)
     if activations and scalars.requires_grad:
-        gradients = torch.autograd.grad(scalars.sum(), list(activations), allow_unused=True)
+        gradients = torch.autograd.grad(scalars.sum(), list(activations), allow_unused=True, create_graph=graph)
     maps = []
     for values, gradient in zip(activations, gradients, strict=True):
         if gradient is None:
@@ -244,5 +244,5 @@ def gradient_maps(scalars: Tensor, activations: Sequence[Tensor]) -> list[Tensor
             )
         dtype = torch.promote_types(gradient.dtype, torch.float32)
         total = gradient.to(dtype).flatten(2).sum(2)  # signed_map divides it by n: alpha.
-        maps.append(signed_map(values.detach(), total).clamp_min(0))
+        maps.append(signed_map(values if graph else values.detach(), total).clamp_min(0))
     return maps

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 
 def augment(
-    images: Tensor, *, flip: float, rotate: float, shift_z: float, gain: float, offset: float, noise: float
+    images: Tensor, *, flip: float, rotate: float, shift_z: float, gain: float, offset: float, noise: float, unlit: int = 0
 ) -> Tensor:
     """A changed copy of standardised crops (B, C, Z, Y, X); each crop has draws of its own.
 
     Args:
+        unlit: channels at the end, masks for example, that are moved only.
         flip: chance of a mirror image along each axis and, where crops are square, of y and x exchanged: at 0.5 every
             quarter turn and mirror image is as likely. These move voxels and interpolate nothing.
         rotate: chance of a turn by any angle. shift_z: chance of a shift by one slice, up or down.
@@ -40,9 +41,12 @@ def augment(
     chosen = torch.nonzero(torch.rand(count) < rotate).flatten().to(images.device)
     if len(chosen):
         images[chosen] = rotated(images[chosen], angles.to(images.device)[chosen])
-    of_stains = (*images.shape[:2], 1, 1, 1)
-    images.mul_((1 + gain * torch.randn(of_stains)).to(images)).add_((offset * torch.randn(of_stains)).to(images))
-    return images.add_(torch.randn_like(images), alpha=noise) if noise else images
+    lit = images[:, : images.shape[1] - unlit]
+    of_stains = (*lit.shape[:2], 1, 1, 1)
+    lit.mul_((1 + gain * torch.randn(of_stains)).to(images)).add_((offset * torch.randn(of_stains)).to(images))
+    if noise:
+        lit.add_(torch.randn_like(lit), alpha=noise)
+    return images
 
 
 def shifted(images: Tensor, step: int) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from gradcamo_assets.common.errors import GradcamoError
 
+_SWAPS = ("any", "neighbours", "controls")
+_REGULARISERS = ("none", "gradcamo", "energy", "rrr")
 _LIGHTNINGS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -20,6 +22,12 @@ class TrainingConfig:
             among the devices. patience: epochs without a lower validation loss after which training stops, and the
             weights of the best epoch are kept; 0 trains all epochs and keeps the last.
         flip, rotate, shift_z, gain, offset, noise: augmentation, as ``augment`` takes it; 0 is off.
+        swap: share of the crops that get other surroundings; 0 is off. swap_kind: ``any`` other crop's, the
+            ``neighbours`` alone, or those of ``controls``. swap_soften: width of the seam in voxels. swap_pool: crops of
+            any training well that are read a step to lend theirs; 0: the batch lends among itself.
+        regulariser: what is added to the loss: ``gradcamo``, ``energy``, ``rrr`` or ``none``. regulariser_weight: lambda.
+            regulariser_target: adjusted score beyond which ``gradcamo`` asks for no more. regulariser_after: epochs
+            before it sets in.
         precision: of the arithmetic; ``auto`` is 16 bits on a GPU, 32 elsewhere. Weights are kept in 32.
         devices: GPUs, or processes where there is none; -1 takes every GPU.
         seed: of weights, order and augmentation.
@@ -43,16 +51,29 @@ class TrainingConfig:
     gain: float = 0.1
     offset: float = 0.05
     noise: float = 0.0
+    swap: float = 0.5
+    swap_kind: Literal["any", "neighbours", "controls"] = "any"
+    swap_soften: int = 2
+    swap_pool: int = 0
+    regulariser: Literal["none", "gradcamo", "energy", "rrr"] = "none"
+    regulariser_weight: float = 1.0
+    regulariser_target: float = 1.0
+    regulariser_after: int = 2
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     devices: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        chances = all(0 <= chance <= 1 for chance in (self.flip, self.rotate, self.shift_z))
+        chances = all(0 <= chance <= 1 for chance in (self.flip, self.rotate, self.shift_z, self.swap))
+        counts = min(self.swap_soften, self.swap_pool, self.regulariser_after)
         strengths = min(self.gain, self.offset, self.noise, self.weight_decay, self.patience, self.seed) >= 0
         checks = (
             (min(self.epochs, self.batch_size) >= 1 and self.learning_rate > 0, "epochs, batch_size, learning_rate"),
-            (chances, "flip, rotate, shift_z (chances, 0 to 1)"),
+            (chances, "flip, rotate, shift_z, swap (chances, 0 to 1)"),
+            (min(counts, self.regulariser_weight) >= 0, "swap_soften, swap_pool, regulariser_weight, _after (0 or more)"),
+            (self.swap_kind in _SWAPS, f"swap_kind ({', '.join(_SWAPS)})"),
+            (self.regulariser in _REGULARISERS, f"regulariser ({', '.join(_REGULARISERS)})"),
+            (0 < self.regulariser_target <= 1, "regulariser_target (above 0, up to 1)"),
             (strengths, "gain, offset, noise, weight_decay, patience, seed (0 or more)"),
             (self.precision in ("auto", *_LIGHTNINGS), f"precision (auto, {', '.join(_LIGHTNINGS)})"),
             (self.devices == -1 or 1 <= self.devices <= self.batch_size, "devices (-1, or 1 to batch_size)"),
@@ -60,6 +81,12 @@ class TrainingConfig:
         for fine, what in checks:
             if not fine:
                 raise GradcamoError("training cannot be run as configured", f"Mend one of {what}.")
+
+    @property
+    def cure(self) -> dict[str, Any]:
+        """What was done to make the encoder look at the cell, as a bundle records it."""
+        regulariser = {} if self.regulariser == "none" else {"regulariser_weight": float(self.regulariser_weight)}
+        return {"swap": float(self.swap), "swap_kind": self.swap_kind, "regulariser": self.regulariser, **regulariser}
 
     @property
     def processes(self) -> int:

@@ -12,23 +12,47 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
-from gradcamo_assets.crops.dataset import mixed
+from gradcamo_assets.crops import TARGET
+from gradcamo_assets.crops.dataset import CropDataset, mixed
 from gradcamo_assets.explain.cam import logits_of
 from gradcamo_assets.learning.augment import augment
 from gradcamo_assets.learning.configuration import TrainingConfig
+from gradcamo_assets.learning.regulariser import penalised
+from gradcamo_assets.learning.swap import swap
 from gradcamo_assets.networks.registry import is_planar
 
 Report = Callable[[str], None]
 _AUGMENT = ("flip", "rotate", "shift_z", "gain", "offset", "noise")
 
 
-class EncoderModule(lightning.LightningModule):
-    """Cross-entropy on treatment classes."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images, (B, *crop) target masks and (B,) classes."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, steps: int, report: Report | None = None):
+
+class EncoderModule(lightning.LightningModule):
+    """Cross-entropy on treatment classes, and a penalty on maps that lie elsewhere than on the cell.
+
+    Args:
+        layer: dotted name of the layer whose maps the penalty is on. control: index of the controls' class, if there is
+            one. lenders: crops that lend their surroundings, beside the batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        steps: int,
+        report: Report | None = None,
+        *,
+        layer: str = "",
+        control: int | None = None,
+        lenders: CropDataset | None = None,
+    ):
         super().__init__()
         self.model, self.config, self.steps, self.report = model, config, steps, report
+        self.layer, self.control, self.lenders = layer, control, lenders
         self.planar = is_planar(model)
         self.curves: dict[str, list[float]] = {}
         self.seconds = 0.0
@@ -37,26 +61,54 @@ class EncoderModule(lightning.LightningModule):
         """An epoch's time begins."""
         self._began = time.perf_counter()
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """(images, labels, classes) to augmented images and classes: on the device, before any half precision."""
-        images, _, target = batch
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """(images, labels, classes) as read to swapped and augmented ones: on the device, before any half precision."""
+        images, labels, classes = batch
         if self.trainer.training:
             # A step's draws, dropout's too, depend on its number and the process, not on what ran before.
             torch.manual_seed(mixed(self.config.seed, self.global_step, self.global_rank))
-            images = augment(images, **{name: getattr(self.config, name) for name in _AUGMENT})
-        return images.squeeze(2) if self.planar else images, target
+            images, labels = self._swapped(images, labels, classes)
+            masks = [(labels == TARGET).to(images)[:, None]] if self.config.regulariser != "none" else []
+            images = augment(
+                torch.cat([images, *masks], 1), unlit=len(masks), **{name: getattr(self.config, name) for name in _AUGMENT}
+            )
+            if masks:
+                images, labels = images[:, :-1], (images[:, -1] > 0.5) * TARGET
+        masks = labels == TARGET
+        return (images.squeeze(2), masks.squeeze(1), classes) if self.planar else (images, masks, classes)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """One step on images and classes."""
-        return self._loss("train", batch, self.config.label_smoothing)
+    def _swapped(self, images: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        config, pool = self.config, None
+        if not config.swap:
+            return images, labels
+        if self.lenders is not None and config.swap_pool:
+            rows = torch.randint(len(self.lenders), (config.swap_pool,)).tolist()
+            *lent, classes = (part.to(images.device) for part in default_collate([self.lenders[row] for row in rows]))
+            pool = (lent[0], lent[1])
+        return swap(
+            images, labels, share=config.swap, kind=config.swap_kind, soften=config.swap_soften,
+            controls=None if self.control is None else classes == self.control, pool=pool,
+        )  # fmt: skip
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """Loss and accuracy without augmentation."""
-        self._loss("val", batch, 0.0)
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """One step on images, masks and classes."""
+        images, masks, classes = batch
+        config = self.config
+        if config.regulariser == "none":
+            return self._loss("train", logits_of(self.model(images)), classes, config.label_smoothing)
+        logits, penalty = penalised(
+            self.model, self.layer, images, masks, classes, config.regulariser, config.regulariser_target
+        )
+        self.log("train_penalty", penalty, on_step=False, on_epoch=True, batch_size=len(classes), sync_dist=True)
+        loss = self._loss("train", logits, classes, config.label_smoothing)
+        # Before it sets in, the penalty is measured only.
+        return loss if self.current_epoch < config.regulariser_after else loss + config.regulariser_weight * penalty
 
-    def _loss(self, part: str, batch: tuple[Tensor, Tensor], smoothing: float) -> Tensor:
-        images, target = batch
-        logits = logits_of(self.model(images))
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Loss and accuracy without swap, augmentation and penalty."""
+        self._loss("val", logits_of(self.model(batch[0])), batch[2], 0.0)
+
+    def _loss(self, part: str, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
         hits = (logits.argmax(1) == target).float().mean()
         values = {f"{part}_loss": loss, f"{part}_accuracy": hits}

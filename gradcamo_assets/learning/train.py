@@ -36,7 +36,9 @@ from gradcamo_assets.learning.configuration import TrainingConfig
 from gradcamo_assets.learning.module import EncoderModule, Report, best_epoch, is_over
 from gradcamo_assets.networks.registry import build_encoder, is_planar
 
-_CODE = "1"
+CONTROLS = "negcon"
+"""The class of control wells, as ``plates.treatment_class`` names it."""
+_CODE = "2"
 
 
 @dataclass
@@ -119,7 +121,10 @@ def train_encoder(
                 default_root_dir=work,
                 callbacks=[*bars, *_keepers(folder, config)],
             )
-            module = EncoderModule(model, config, steps * config.epochs, heard)
+            module = EncoderModule(
+                model, config, steps * config.epochs, heard, layer=layer, lenders=train,
+                control=list(classes).index(CONTROLS) if CONTROLS in classes else None,
+            )  # fmt: skip
             trainer.fit(module, *loaders, ckpt_path=folder / "last.ckpt" if state else None, weights_only=True)
         state = _checkpoint(folder / "last.ckpt")
     best = _checkpoint(folder / "best.ckpt") if config.patience else state

@@ -58,6 +58,8 @@ class BundleConfig:
         classes: treatment class of each logit. channels: stains, in input order.
         crop_shape: (z, y, x) in voxels. voxel_size: (z, y, x) in um.
         split: wells of each part, ``{"train": ["plate/A01", ...], "val": [...], "test": [...]}``.
+        training: what was done in training to make the encoder look at the cell (``TrainingConfig.cure``); empty: not
+            known. A score that was trained for is no evidence.
         sha256: digest of the weights file; filled in on saving.
 
     Types and bounds are checked where a configuration is saved or read.
@@ -72,6 +74,7 @@ class BundleConfig:
     crop_shape: _Shape
     voxel_size: Annotated[list[_Micrometres], Field(min_length=3, max_length=3)]
     split: dict[str, list[str]] = field(default_factory=dict)
+    training: dict[str, float | str] = field(default_factory=dict)
     sha256: str = ""
     format: Literal[1] = 1
 

@@ -56,6 +56,8 @@ class SyntheticPlate:
         cells: a field, on average.
         shortcut: where the signature of a class is painted: in every cell ("none"), outside all cells ("background"),
             or in bystander cells only ("neighbour").
+        background_shift: with the shortcut "background", have the cells carry their signature too, and the background that
+            of the class so many places on: 0 is a background that tells the class, 1 one that tells another.
         labels: one treatment a well, or a treatment of its own for every cell (a pooled screen).
 
     Raises:
@@ -70,6 +72,7 @@ class SyntheticPlate:
     doses: int = 3
     cells: int = 10
     shortcut: Literal["none", "background", "neighbour"] = "none"
+    background_shift: int | None = None
     labels: Literal["well", "cell"] = "well"
     seed: int = 0
 
@@ -85,6 +88,8 @@ class SyntheticPlate:
             (1 <= self.cells <= 5000, "cells", "1 to 5000"),
             (self.shortcut in ("none", "background", "neighbour"), "shortcut", "none, background or neighbour"),
             (self.labels in ("well", "cell"), "labels", "well or cell"),
+            (self.background_shift in (None, *range(9)), "background_shift", "0 to 8, or leave it out"),
+            (self.background_shift is None or self.shortcut == "background", "background_shift", "shortcut background"),
             (self.seed >= 0, "seed", "0 or more"),
         )
         for fine, field, allowed in checks:

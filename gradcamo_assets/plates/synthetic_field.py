@@ -90,7 +90,7 @@ def render_field(config: SyntheticPlate, well_index: int, site: int) -> Syntheti
 def _regions(config: SyntheticPlate, anatomy: Anatomy, levels: list[float]) -> list[tuple[float | None, _Volume]]:
     """Which granules go where: (level, weight of every voxel) of each texture in the field."""
     shown: list[float | None] = [*levels]
-    if config.shortcut != "none":
+    if config.shortcut != "none" and config.background_shift is None:
         bystanders = anatomy.partner & (config.shortcut == "neighbour")
         shown = [level if own else None for level, own in zip(levels, bystanders, strict=True)]
     cytoplasm = ((anatomy.cells > 0) & (anatomy.nuclei == 0)).astype(np.float32)
@@ -100,7 +100,9 @@ def _regions(config: SyntheticPlate, anatomy: Anatomy, levels: list[float]) -> l
             anatomy.cells == 0, sampling=(2, 1, 1), return_distances=False, return_indices=True
         )
         outside = _HAZE * (anatomy.cells == 0).astype(np.float32)
-        regions += _by_level(levels, anatomy.cells[tuple(nearest)], outside)
+        classes = [treatment.level for treatment in config.treatments]
+        shown = [classes[(classes.index(level) + (config.background_shift or 0)) % len(classes)] for level in levels]
+        regions += _by_level(shown, anatomy.cells[tuple(nearest)], outside)
     return regions
 
 
