@@ -6,7 +6,7 @@ Here: tensors in, numbers out. Not here: choosing cells, storing rows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.common.errors import ExplainError
-from gradcamo_assets.explain import cam
 from gradcamo_assets.explain.cam import Layer
+from gradcamo_assets.explain.causal import Response, respond, swap_test
 from gradcamo_assets.explain.overlap import LOOKS_AT, overlap, project_regions
 from gradcamo_assets.explain.result import GradcamoResult
 from gradcamo_assets.explain.score import gradcamo
@@ -100,31 +100,6 @@ def _median_background(images: Tensor, occupied: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Response:
-    """What a network answers to B images: its (B, classes) ``logits`` and its (B, K) ``embedding`` at the layer."""
-
-    logits: Tensor
-    embedding: Tensor
-
-    def move(self, other: Response) -> Tensor:
-        """Cosine distance between the embeddings, (B,), 0 to 2."""
-        return 1 - nn.functional.cosine_similarity(self.embedding, other.embedding)
-
-
-def respond(model: nn.Module, images: Tensor, layer: Layer, batch_size: int = 16) -> Response:
-    """Ask the network, batch by batch, without a graph."""
-    modules = dict([cam.find_layer(model, layer)])
-    weight = next(model.parameters(), images)
-    logits, embeddings = [], []
-    with torch.inference_mode(False), torch.no_grad():
-        for part in images.split(batch_size):
-            output, activations = cam.captured(model, part.to(weight.device, weight.dtype), modules, graph=False)
-            logits.append(cam.logits_of(output).float())
-            embeddings.append(next(iter(activations.values())).flatten(2).mean(2, dtype=torch.float32))
-    return Response(torch.cat(logits), torch.cat(embeddings))
-
-
-@dataclass(frozen=True)
 class Curves:
     """Probability of the class while voxels go (``deletion``) or come (``insertion``), the map's brightest first.
 
@@ -171,19 +146,26 @@ def deletion_insertion(
 
 
 def audit(
-    model: nn.Module, images: Tensor, target_masks: Tensor, layer: Layer, neighbour_masks: Tensor, seed: int = 0
+    model: nn.Module,
+    images: Tensor,
+    target_masks: Tensor,
+    layer: Layer,
+    neighbour_masks: Tensor,
+    seed: int = 0,
+    treatments: Sequence[Hashable] | None = None,
 ) -> tuple[GradcamoResult, dict[str, np.ndarray]]:
     """Score B cells and hold the score against what the network does: the result, and further columns, (B,) each.
 
     ``logit_drop_<region>``: how far the logit of the predicted class falls, and ``embedding_move_<region>``: how far
     the embedding turns (cosine distance), when the region gets other crops' background; NaN where the crop has none of
-    it. ``effect_target``: the target's part of the absolute drops. ``deletion_auc``, ``insertion_auc``: of the map.
+    it. ``effect_target``: the target's part of the absolute drops. What ``causal.swap_test`` says of the two swaps, and
+    the same drops where target and neighbours get the background at once. ``deletion_auc``, ``insertion_auc``: of the map.
     ``randomised_adjusted``: ``gradcamo_adjusted`` with all weights shuffled; ``randomised_chance``: of the same maps
     under other cells' masks.
 
     Args:
         images: (B, C, Y, X) or (B, C, Z, Y, X), of B >= 2 cells of a plate. target_masks, neighbour_masks: as in
-            ``gradcamo``. layer: one layer.
+            ``gradcamo``. layer: one layer. treatments: of each cell, for the swaps; by default what was predicted.
 
     Raises:
         ExplainError: as ``gradcamo`` and ``background_of_others`` do.
@@ -197,15 +179,18 @@ def audit(
     intact = Response(scored.logits.to(images.device).float(), scored.embedding.to(images.device))
     columns: dict[str, np.ndarray] = {}
     for name, region in regions.items():
-        changed = respond(model, torch.where(region[:, None], blank, images), layer)
-        drop = (intact.logits - changed.logits.to(images.device)).gather(1, classes[:, None])[:, 0]
-        move = intact.move(Response(changed.logits, changed.embedding.to(images.device)))
+        changed = intact.changes(respond(model, torch.where(region[:, None], blank, images), layer), classes)
         there = region.flatten(1).any(1)
-        columns[f"logit_drop_{name}"] = torch.where(there, drop, torch.nan).cpu().double().numpy()
-        columns[f"embedding_move_{name}"] = torch.where(there, move, torch.nan).cpu().double().numpy()
+        for what in ("logit_drop", "embedding_move"):
+            columns[f"{what}_{name}"] = torch.where(there, changed[what], torch.nan).cpu().double().numpy()
     drops = np.abs(np.nan_to_num(np.stack([columns[f"logit_drop_{name}"] for name in REGIONS])))
     with np.errstate(invalid="ignore"):
         columns["effect_target"] = np.where(np.isnan(columns["logit_drop_target"]), np.nan, drops[0] / drops.sum(0))
+    groups = classes.tolist() if treatments is None else treatments
+    columns |= swap_test(model, images, target, neighbours, layer, intact, groups, seed)
+    bare = respond(model, torch.where((target | neighbours)[:, None], blank, images), layer)
+    for what, values in intact.changes(bare, classes).items():
+        columns[f"{what}_background_only"] = values.cpu().double().numpy()
     curves = deletion_insertion(model, images, blank, scored.cam, layer, classes)
     columns |= {"deletion_auc": curves.deletion_auc, "insertion_auc": curves.insertion_auc}
     shuffled = gradcamo(

@@ -209,6 +209,7 @@ class ModelRegistry:
             except BundleError:
                 config = None  # A version with a damaged bundle is still a version: it stands here, unexplained.
             metrics = client.get_run(found.run_id).data.metrics
+            cure = config.training if config else {}
             train_wells = config.split.get("train", []) if config else []
             rows.append(
                 {
@@ -220,6 +221,7 @@ class ModelRegistry:
                     "classes": config.classes if config else None,
                     "train_plates": sorted({well.split("/")[0] for well in train_wells}),
                     "train_wells": train_wells,
+                    **{name: cure.get(name) for name in ("swap", "swap_kind", "regulariser", "regulariser_weight")},
                     "metrics": {k: v for k, v in sorted(metrics.items()) if not k.startswith("curve_")},
                     "aliases": sorted(aliases.get(number, [])),
                     "created_at": datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).replace(tzinfo=None),

@@ -11,6 +11,8 @@ from gradcamo_assets.crops import NEIGHBOUR, TARGET, CropField
 from gradcamo_assets.explain.audit import audit
 from gradcamo_assets.scoring.score import Scorer
 
+_TOGETHER = 64
+
 
 def sample_cells(cells: pl.DataFrame, n: int) -> pl.DataFrame:
     """Up to ``n`` kept cells, the same ones every time, spread over the wells as the cells are."""
@@ -18,17 +20,36 @@ def sample_cells(cells: pl.DataFrame, n: int) -> pl.DataFrame:
     return kept if len(kept) <= n else kept.sample(n, seed=0).sort("Metadata_CellID")
 
 
-def audit_crops(scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence[str]) -> pl.DataFrame:
-    """What the audit says of some cells, all in memory at once: ``Metadata_CellID`` and its columns, a row a cell.
+def audit_crops(
+    scorer: Scorer,
+    fields: Mapping[str, CropField],
+    cells: Sequence[str],
+    treatments: Sequence[str | None] | None = None,
+) -> pl.DataFrame:
+    """What the audit says of some cells: ``Metadata_CellID`` and its columns, a row a cell, in their order.
 
     Args:
         fields: stored crops by the ``<plate>/<well>/<site>`` of their cells.
-        cells: at least two ``Metadata_CellID``; their backgrounds take each other's place.
+        cells: at least two ``Metadata_CellID``; up to 64 from all over the list take each other's place, and all are in
+            memory at once.
+        treatments: of each cell; they change places with cells of another one. By default what was predicted.
 
     Raises:
         BundleError: where crops do not fit the encoder. CropError: where one cannot be read.
         ExplainError: for fewer than two cells, or none with background.
     """
+    parts = -(-len(cells) // _TOGETHER)
+    tables = [
+        _audit_part(scorer, fields, cells[part::parts], None if treatments is None else treatments[part::parts])
+        for part in range(parts)
+    ]
+    order = pl.DataFrame({"Metadata_CellID": list(cells)})
+    return order.join(pl.concat(tables), on="Metadata_CellID", how="left", maintain_order="left")
+
+
+def _audit_part(
+    scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence[str], treatments: Sequence[str | None] | None
+) -> pl.DataFrame:
     images, labels = [], []
     for cell in cells:
         field = fields[cell.rsplit("/", 1)[0]]
@@ -37,5 +58,8 @@ def audit_crops(scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence
             images.append(image.clone())
             labels.append(label)
     crops, regions = torch.cat(images), torch.cat(labels)
-    _, columns = audit(scorer.model, crops, regions == TARGET, scorer.config.layer, regions == NEIGHBOUR)
-    return pl.DataFrame({"Metadata_CellID": list(cells), **columns}).fill_nan(None)
+    _, columns = audit(
+        scorer.model, crops, regions == TARGET, scorer.config.layer, regions == NEIGHBOUR, treatments=treatments
+    )
+    found = pl.DataFrame({"Metadata_CellID": list(cells), **columns}).fill_nan(None)
+    return found.with_columns(pl.col("survives_swap").cast(pl.Boolean))

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from gradcamo_assets.crops import BACKGROUND, CropField
-from gradcamo_assets.explain.audit import background_of_others, respond
+from gradcamo_assets.explain.audit import background_of_others
+from gradcamo_assets.explain.causal import respond
 from gradcamo_assets.scoring.score import Scorer
 
 _BATCH = 32

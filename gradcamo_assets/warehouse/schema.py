@@ -116,6 +116,15 @@ _TABLES = (
             Column("classes", c.TEXTS, "Classes in the order of the logits"),
             Column("train_plates", c.TEXTS, "Plates it was trained on"),
             Column("train_wells", c.TEXTS, "Wells it was trained on, as plate/well"),
+            Column("swap", pl.Float64, "Share of crops trained on with swapped surroundings; NULL: not known"),
+            Column("swap_kind", pl.String, "What was swapped: any (all but the cell), neighbours, controls"),
+            Column(
+                "regulariser",
+                pl.String,
+                "Penalty on maps beside the cell in training: gradcamo, energy, rrr. The scores of such a version were "
+                "trained for and are no evidence by themselves; none: there was none; NULL: not known",
+            ),
+            Column("regulariser_weight", pl.Float64, "Weight (lambda) of that penalty"),
             Column("metrics", pl.Map(pl.String, pl.Float64), "Metrics of the run: metrics['accuracy']"),
             Column("aliases", c.TEXTS, "Aliases it holds now; their moves are in promotions"),
             Column("created_at", c.TIME, "When the version was registered, UTC"),

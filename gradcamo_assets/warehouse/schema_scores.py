@@ -53,6 +53,12 @@ SCORES = Table(
     unique=("Metadata_CellID", *c.MODEL_KEYS),
 )
 
+SWAPS = {
+    "swapped_surroundings": "the cell stands in the surroundings of cells of other treatments",
+    "swapped_target": "cells of other treatments stand in its surroundings",
+    "background_only": "all cells have given way to background",
+}
+
 AUDIT = Table(
     "audit",
     "One row a sampled cell x model version: what the encoder does when the image or its weights are changed",
@@ -73,6 +79,20 @@ AUDIT = Table(
         _number("insertion_auc", "Area under the class's probability while they come: high is good"),
         _number("randomised_adjusted", "gradcamo_adjusted of the encoder with all weights shuffled"),
         _number("randomised_chance", "The same maps under other cells' masks: what randomised_adjusted should equal"),
+        *(
+            _number(f"{what}_{swap}", f"{told} when {where}")
+            for swap, where in SWAPS.items()
+            for what, told in (
+                ("probability_drop", "Fall of the predicted class's probability"),
+                ("logit_drop", "Fall of the predicted class's logit"),
+                ("embedding_move", "Cosine distance the embedding moves"),
+            )
+        ),
+        Column(
+            "survives_swap",
+            pl.Boolean,
+            "Whether the predicted class stays in swapped surroundings, more probable there than with a swapped target",
+        ),
     ),
     keys=("plate", *c.MODEL_KEYS),
     unique=("Metadata_CellID", *c.MODEL_KEYS),

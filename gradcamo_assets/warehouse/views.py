@@ -41,6 +41,26 @@ CURRENT_SCORES = View(
     """,
 )
 
+_TRAINED_FOR = "Whether maps on the cell were rewarded in training, so that they alone are no evidence; NULL: not known"
+_AUDITED = [name for name in AUDIT.polars if name not in SCORES.polars]
+
+AUDITED_CELLS = View(
+    "audited_cells",
+    "One row an audited cell x model version: what the map says, and what the network answers when the cell is moved",
+    f"""
+    SELECT
+        scores.*, {", ".join(_AUDITED)},
+        coalesce(looks_at = 'target', false) AND survives_swap AS trusted,
+        regulariser <> 'none' AS trained_for_score
+    FROM audit JOIN scores USING (Metadata_Plate, Metadata_CellID, model_name, model_version)
+    LEFT JOIN models USING (model_name, model_version)
+    """,
+    {
+        "trusted": "Whether the map looks at the cell and its class survives the swap of surroundings",
+        "trained_for_score": _TRAINED_FOR,
+    },
+)
+
 MODEL_COMPARISON = View(
     "model_comparison",
     "One row a model version: accuracy and scores on cells that it was not trained on",
@@ -61,21 +81,27 @@ MODEL_COMPARISON = View(
             avg((looks_at = 'none')::INTEGER) FILTER (gradcamo IS NOT NULL) AS looks_at_none,
             count(*) FILTER (gradcamo IS NULL) AS null_cells
         FROM scores WHERE split <> 'train' GROUP BY ALL
+    ), audited AS (
+        SELECT model_name, model_version, avg(trusted::INTEGER) AS trusted_fraction
+        FROM audited_cells WHERE split <> 'train' GROUP BY ALL
     )
     SELECT
         model_name, model_version,
         (model_name, model_version) IN (SELECT (model_name, model_version) FROM champions) AS is_champion,
-        architecture, layer,
+        architecture, layer, swap, regulariser,
         coalesce(n_plates, 0) AS n_plates, coalesce(n_cells, 0) AS n_cells,
         accuracy_test, accuracy_unseen, median_gradcamo, median_adjusted, on_target_fraction,
-        looks_at_target, looks_at_neighbour, looks_at_background, looks_at_none, coalesce(null_cells, 0) AS null_cells
+        looks_at_target, looks_at_neighbour, looks_at_background, looks_at_none, coalesce(null_cells, 0) AS null_cells,
+        trusted_fraction
     FROM judged FULL JOIN models USING (model_name, model_version)
+    LEFT JOIN audited USING (model_name, model_version)
     """,
     {
         "is_champion": "Whether it is the champion now",
         "n_plates": "Plates it has scored",
         "accuracy_test": "Share of cells of split test whose class was predicted",
         "accuracy_unseen": "Share of cells of split unseen whose class was predicted",
+        "trusted_fraction": "Share of audited cells whose map looks at the cell and whose class survives the swap",
     },
 )
 
@@ -134,7 +160,7 @@ AUDIT_BY_PLATE = View(
         SELECT *,
             rank() OVER (plate_model ORDER BY gradcamo_adjusted) + count(*) OVER (same_score) / 2 AS score_rank,
             rank() OVER (plate_model ORDER BY effect_target) + count(*) OVER (same_effect) / 2 AS effect_rank
-        FROM audit JOIN scores USING (Metadata_Plate, Metadata_CellID, model_name, model_version)
+        FROM audited_cells
         WHERE gradcamo_adjusted IS NOT NULL AND effect_target IS NOT NULL
         WINDOW plate_model AS (PARTITION BY Metadata_Plate, model_name, model_version),
             same_score AS (PARTITION BY Metadata_Plate, model_name, model_version, gradcamo_adjusted),
@@ -151,13 +177,21 @@ AUDIT_BY_PLATE = View(
         median(effect_target) AS effect_target,
         any_value(score_effect_correlation) AS score_effect_correlation,
         median(deletion_auc) AS deletion_auc, median(insertion_auc) AS insertion_auc,
-        median(randomised_adjusted) AS randomised_adjusted, median(randomised_chance) AS randomised_chance
-    FROM audit LEFT JOIN agreement USING (Metadata_Plate, model_name, model_version)
+        median(randomised_adjusted) AS randomised_adjusted, median(randomised_chance) AS randomised_chance,
+        median(probability_drop_swapped_surroundings) AS probability_drop_swapped_surroundings,
+        median(probability_drop_swapped_target) AS probability_drop_swapped_target,
+        median(probability_drop_background_only) AS probability_drop_background_only,
+        avg(survives_swap::INTEGER) AS survives_swap, avg(trusted::INTEGER) AS trusted,
+        any_value(trained_for_score) AS trained_for_score
+    FROM audited_cells LEFT JOIN agreement USING (Metadata_Plate, model_name, model_version)
     GROUP BY ALL
     """,
     {
         "n_cells": "Cells in the sample",
         "score_effect_correlation": "Spearman's correlation of gradcamo_adjusted and effect_target over the sample",
+        "trained_for_score": _TRAINED_FOR,
+        "survives_swap": "Share of cells whose class survives the swap of surroundings",
+        "trusted": "Share of cells whose map looks at the cell and whose class survives the swap",
         **{column.name: f"Median. {column.comment}" for column in AUDIT.columns if column.dtype == pl.Float64},
     },
 )
@@ -169,4 +203,5 @@ def views(lake: Path) -> tuple[View, ...]:
     pattern = f"{glob.escape(str(lake.absolute()))}/{table.name}/**/*.parquet".replace("'", "''")
     sql = f"SELECT {', '.join(table.polars)} FROM read_parquet('{pattern}', hive_partitioning = false)"
     embeddings = View(table.name, table.comment, sql)
-    return CHAMPIONS, CURRENT_SCORES, MODEL_COMPARISON, STALE_SCORES, AUDIT_BY_PLATE, embeddings, *QUESTIONS
+    first = CHAMPIONS, CURRENT_SCORES, AUDITED_CELLS, MODEL_COMPARISON
+    return *first, STALE_SCORES, AUDIT_BY_PLATE, embeddings, *QUESTIONS

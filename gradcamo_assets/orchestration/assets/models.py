@@ -26,6 +26,8 @@ _ALT = {
 
 
 Apart = StrEnum("Apart", ["well", "plate", "position"])
+SwapKind = StrEnum("SwapKind", ["any", "neighbours", "controls"])
+Penalty = StrEnum("Penalty", ["none", "gradcamo", "energy", "rrr"])
 Precision = StrEnum("Precision", ["auto", "float32", "bfloat16", "float16"])
 
 
@@ -62,6 +64,16 @@ class TrainConfig(dg.Config):
     gain: float | None = Setting(default=None, description="Deviation of the factor on a stain.")
     offset: float | None = Setting(default=None, description="Deviation of the term on a stain, standardised units.")
     noise: float | None = Setting(default=None, description="Deviation of the noise on a voxel, standardised units.")
+    swap: float | None = Setting(default=None, description="Share of crops that get other surroundings; 0 is off.")
+    swap_kind: SwapKind | None = Setting(default=None, description="Whose surroundings, or the neighbours alone.")
+    swap_soften: int | None = Setting(default=None, description="Width of the seam, voxels.")
+    swap_pool: int | None = Setting(default=None, description="Crops a step reads to lend theirs; 0: those of the batch.")
+    regulariser: Penalty | None = Setting(default=None, description="Penalty on maps beside the cell.")
+    regulariser_weight: float | None = Setting(default=None, description="Its weight (lambda).")
+    regulariser_target: float | None = Setting(
+        default=None, description="Adjusted score from which gradcamo asks for no more."
+    )
+    regulariser_after: int | None = Setting(default=None, description="Epochs before it sets in.")
     precision: Precision | None = Setting(default=None, description="auto: 16 bits on a GPU, 32 elsewhere.")
     devices: int | None = Setting(default=None, description="GPUs (without: processes); -1 takes every GPU.")
     seed: int | None = Setting(default=None, description="Of weights, order and augmentation.")
