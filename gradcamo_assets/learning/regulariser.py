@@ -101,6 +101,6 @@ def _shares(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _wrong_reasons(logits: Tensor, images: Tensor, masks: Tensor) -> Tensor:
     """Mean over crops of the summed squares, outside the masks, of the gradient of the log-probabilities' sum."""
-    total = logits.float().log_softmax(1).sum()
-    (gradient,) = torch.autograd.grad(total, images, create_graph=True)
-    return (gradient.float() * ~masks[:, None]).square().flatten(1).sum(1).mean()
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    (gradient,) = torch.autograd.grad(logits.to(dtype).log_softmax(1).sum(), images, create_graph=True)
+    return (gradient.to(dtype) * ~masks[:, None]).square().flatten(1).sum(1).mean()

@@ -153,6 +153,7 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
     assert bundle.classes == ["a", "b"]
     assert bundle.split == as_lists(split)
     assert bundle.crop_shape == [2, 24, 24]
+    assert bundle.training == {"swap": 0.5, "swap_kind": "any", "regulariser": "none"}
 
     promote(lake, registry, fitted.version, by="test", reason="the first")
     second = registry.register(fitted.result.model, bundle, parameters={}, metrics={"accuracy": 0.5}, curves={})
@@ -168,6 +169,7 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
     models = lake.read("models")
     assert models["train_wells"][0].to_list() == bundle.split["train"]
     assert models["aliases"].to_list() == [["champion"], ["challenger"]]
+    assert models["swap"].to_list() == [0.5, 0.5] and models["regulariser"].to_list() == ["none", "none"]
 
     artifacts = next((tmp_path / "mlflow" / "artifacts").rglob("config.json")).parent
     for name in ("config.json", "model.safetensors"):

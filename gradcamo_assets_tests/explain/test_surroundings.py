@@ -1,0 +1,89 @@
+"""Swapped surroundings against loops over voxels, on crops whose regions are told apart by their values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradcamo_assets.explain.surroundings import among_others, cleared, moved_to, soft_edge
+
+
+def scene(seed: int, axes: int = 3, cells: int = 4, size: int = 24):
+    """Crops whose background is 10 + slice, whose target is 1000 + crop and whose neighbours are 500 + crop."""
+    generator = torch.Generator().manual_seed(seed)
+    crop = (3, size, size + 2)[3 - axes :]
+    target, neighbours = (torch.zeros(cells, *crop, dtype=torch.bool) for _ in range(2))
+    images = torch.full((cells, 2, *crop), 10.0)
+    if axes == 3:
+        images += torch.arange(3.0)[:, None, None]
+    for cell in range(cells):
+        y, x, far = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((7, 10), (7, 10), (0, 4)))
+        target[cell, ..., y : y + 8, x : x + 7 + cell % 3] = True
+        neighbours[cell, ..., far : far + 3, cell : cell + 9] = True
+    for number, (region, value) in enumerate(((neighbours, 500.0), (target, 1000.0))):
+        own = (value + torch.arange(float(cells))).reshape(-1, *(1,) * (images.ndim - 1)).expand_as(images)
+        images = torch.where(region[:, None], own, images)
+        neighbours &= ~target if number == 0 else neighbours
+    return images, target, neighbours
+
+
+@given(st.integers(0, 99), st.sampled_from([2, 3]), st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_a_moved_cell_stands_among_its_hosts_neighbours_and_nothing_of_either_leaks(seed, axes, soften):
+    images, target, neighbours = scene(seed, axes)
+    hosts = [1, 2, 3, 0]
+    moved = moved_to(images, target, images[hosts], target[hosts], neighbours[hosts], soften)
+    inside = soft_edge(target, soften)[:, None].expand_as(images)
+    assert torch.equal(moved[inside == 1], images[inside == 1])
+    assert bool((inside == 1).flatten(1).any(1).all())
+    for cell, host in enumerate(hosts):
+        out = ~target[cell]
+        lent = neighbours[host] & out
+        assert torch.equal(moved[cell][:, lent], images[host][:, lent])
+        # Elsewhere is the host's background of the same slice: no rim of the old one, no rest of the host's target.
+        bare = out & ~neighbours[host]
+        empty = torch.full_like(images[cell], 10.0)
+        if axes == 3:
+            empty += torch.arange(3.0)[:, None, None]
+        torch.testing.assert_close(moved[cell][:, bare], empty[:, bare])
+    assert torch.equal(images, scene(seed, axes)[0])
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_other_neighbours_come_and_target_and_background_stay(axes):
+    images, target, neighbours = scene(3, axes)
+    hosts = [2, 3, 0, 1]
+    made = among_others(images, target, neighbours, images[hosts], neighbours[hosts], soften=0)
+    for cell, host in enumerate(hosts):
+        lent = neighbours[host] & ~target[cell]
+        assert torch.equal(made[cell][:, lent], images[host][:, lent])
+        assert torch.equal(made[cell][:, target[cell]], images[cell][:, target[cell]])
+        rest = ~lent & ~target[cell]
+        assert float(made[cell][:, rest].max()) <= 12, "own neighbours have given way to background"
+
+
+@given(st.integers(0, 1000), st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_the_seam_is_a_ramp_inside_the_mask(seed, width):
+    mask = torch.rand(2, 3, 14, 15, generator=torch.Generator().manual_seed(seed)) < 0.7
+    weight = soft_edge(mask, width)
+    assert bool((weight[~mask] == 0).all()) and float(weight.max()) <= 1
+    for cell, z, y, x in mask.nonzero().tolist():
+        window = mask[cell, z, max(0, y - width) : y + width + 1, max(0, x - width) : x + width + 1].float()
+        assert float(weight[cell, z, y, x]) == pytest.approx(max(0.0, 2 * float(window.mean()) - 1), abs=1e-5)
+    square = torch.zeros(1, 20, 20, dtype=torch.bool)
+    square[0, 4:16, 4:16] = True
+    line = soft_edge(square, width)[0, 10, 4:10]
+    assert bool((line[1:] >= line[:-1]).all()) and line[width] == 1 and 0 < line[0] < 1
+
+
+def test_a_hole_that_no_shift_covers_gets_the_mean_background_or_nothing():
+    images = torch.arange(2.0 * 16).reshape(2, 1, 4, 4)
+    occupied = torch.ones(2, 4, 4, dtype=torch.bool)
+    occupied[0, 0, :2] = False
+    filled = cleared(images, occupied, occupied)
+    free = images[0, 0, 0, :2]
+    assert set(filled[0].flatten().tolist()) <= {*free.tolist(), float(free.mean())}
+    assert bool((filled[1] == 0).all())
