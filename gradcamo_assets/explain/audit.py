@@ -159,7 +159,8 @@ def audit(
     ``logit_drop_<region>``: how far the logit of the predicted class falls, and ``embedding_move_<region>``: how far
     the embedding turns (cosine distance), when the region gets other crops' background; NaN where the crop has none of
     it. ``effect_target``: the target's part of the absolute drops. What ``causal.swap_test`` says of the two swaps, and
-    the same drops where target and neighbours get the background at once. ``deletion_auc``, ``insertion_auc``: of the map.
+    the same drops where target and neighbours get the background at once. ``deletion_auc``, ``insertion_auc``: of the
+    map.
     ``randomised_adjusted``: ``gradcamo_adjusted`` with all weights shuffled; ``randomised_chance``: of the same maps
     under other cells' masks.
 

@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 
 def augment(
-    images: Tensor, *, flip: float, rotate: float, shift_z: float, gain: float, offset: float, noise: float, unlit: int = 0
+    images: Tensor,
+    *,
+    flip: float,
+    rotate: float,
+    shift_z: float,
+    gain: float,
+    offset: float,
+    noise: float,
+    unlit: int = 0,
 ) -> Tensor:
     """A changed copy of standardised crops (B, C, Z, Y, X); each crop has draws of its own.
 

@@ -22,10 +22,10 @@ class TrainingConfig:
             among the devices. patience: epochs without a lower validation loss after which training stops, and the
             weights of the best epoch are kept; 0 trains all epochs and keeps the last.
         flip, rotate, shift_z, gain, offset, noise: augmentation, as ``augment`` takes it; 0 is off.
-        swap: share of the crops that get other surroundings; 0 is off. swap_kind: ``any`` other crop's, the
-            ``neighbours`` alone, or those of ``controls``. swap_soften: width of the seam in voxels. swap_pool: crops of
-            any training well that are read a step to lend theirs; 0: the batch lends among itself.
-        regulariser: what is added to the loss: ``gradcamo``, ``energy``, ``rrr`` or ``none``. regulariser_weight: lambda.
+        swap: share of the crops that get other surroundings; 0 is off. swap_kind: those of ``any`` other crop, the
+            ``neighbours`` alone, or those of ``controls``. swap_soften: width of the seam in voxels. swap_pool: crops
+            of any training well that a step reads to lend theirs; 0: the batch lends among itself.
+        regulariser: added to the loss: ``gradcamo``, ``energy``, ``rrr`` or ``none``. regulariser_weight: lambda.
             regulariser_target: adjusted score beyond which ``gradcamo`` asks for no more. regulariser_after: epochs
             before it sets in.
         precision: of the arithmetic; ``auto`` is 16 bits on a GPU, 32 elsewhere. Weights are kept in 32.
@@ -70,7 +70,10 @@ class TrainingConfig:
         checks = (
             (min(self.epochs, self.batch_size) >= 1 and self.learning_rate > 0, "epochs, batch_size, learning_rate"),
             (chances, "flip, rotate, shift_z, swap (chances, 0 to 1)"),
-            (min(counts, self.regulariser_weight) >= 0, "swap_soften, swap_pool, regulariser_weight, _after (0 or more)"),
+            (
+                min(counts, self.regulariser_weight) >= 0,
+                "swap_soften, swap_pool, regulariser_weight, _after (0 or more)",
+            ),
             (self.swap_kind in _SWAPS, f"swap_kind ({', '.join(_SWAPS)})"),
             (self.regulariser in _REGULARISERS, f"regulariser ({', '.join(_REGULARISERS)})"),
             (0 < self.regulariser_target <= 1, "regulariser_target (above 0, up to 1)"),

@@ -24,11 +24,9 @@ from gradcamo_assets.learning.swap import swap
 from gradcamo_assets.networks.registry import is_planar
 
 Report = Callable[[str], None]
-_AUGMENT = ("flip", "rotate", "shift_z", "gain", "offset", "noise")
-
-
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images, (B, *crop) target masks and (B,) classes."""
+_AUGMENT = ("flip", "rotate", "shift_z", "gain", "offset", "noise")
 
 
 class EncoderModule(lightning.LightningModule):
@@ -68,11 +66,11 @@ class EncoderModule(lightning.LightningModule):
             # A step's draws, dropout's too, depend on its number and the process, not on what ran before.
             torch.manual_seed(mixed(self.config.seed, self.global_step, self.global_rank))
             images, labels = self._swapped(images, labels, classes)
-            masks = [(labels == TARGET).to(images)[:, None]] if self.config.regulariser != "none" else []
-            images = augment(
-                torch.cat([images, *masks], 1), unlit=len(masks), **{name: getattr(self.config, name) for name in _AUGMENT}
-            )
-            if masks:
+            strengths = {name: getattr(self.config, name) for name in _AUGMENT}
+            if self.config.regulariser == "none":
+                images = augment(images, **strengths)
+            else:
+                images = augment(torch.cat([images, (labels == TARGET).to(images)[:, None]], 1), unlit=1, **strengths)
                 images, labels = images[:, :-1], (images[:, -1] > 0.5) * TARGET
         masks = labels == TARGET
         return (images.squeeze(2), masks.squeeze(1), classes) if self.planar else (images, masks, classes)

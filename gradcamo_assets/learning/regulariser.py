@@ -1,11 +1,11 @@
 """What a training can add to its loss so that the encoder looks at the cell: three penalties, one interface.
 
 ``gradcamo``: max(0, tau - adjusted Grad-CAMO of the true class), after the outlook of arXiv 2403.17615. ``energy``: the
-share of the map outside the cell (Rao et al., ICCV 2023, arXiv 2303.11932). ``rrr``: right for the right reasons, squared
-gradients at the image outside the cell (Ross et al., IJCAI 2017, arXiv 1703.03717).
+share of the map outside the cell (Rao et al., ICCV 2023, arXiv 2303.11932). ``rrr``: right for the right reasons,
+squared gradients at the image outside the cell (Ross et al., IJCAI 2017, arXiv 1703.03717).
 
-A score that was trained for is no evidence: an encoder may move its map and keep its reasons. ``learning.swap`` takes the
-reasons away, ``explain.audit`` asks for them.
+A score that was trained for is no evidence: an encoder may move its map and keep its reasons. ``learning.swap`` takes
+the reasons away, ``explain.audit`` asks for them.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def class_maps(model: nn.Module, activations: Tensor, logits: Tensor, classes: T
     """Grad-CAM maps of the given classes, (B, \\*grid) in float32 or better, differentiable by all that made them.
 
     In closed form where the activations feed global average pooling and one linear layer; else by a backward that is
-    kept in the graph, from the logits to the layer. That one also sees, through batch statistics, how a sample moves the
-    others' logits, which evaluation mode does not.
+    kept in the graph, from the logits to the layer. That one also sees, through batch statistics, how a sample moves
+    the others' logits, which evaluation mode does not.
     """
     with torch.autocast(activations.device.type, enabled=False):
         head = cam.pooled_head(model, activations, logits)
@@ -73,7 +73,7 @@ def class_maps(model: nn.Module, activations: Tensor, logits: Tensor, classes: T
 
 
 def dilated(masks: Tensor, grid: Sequence[int]) -> Tensor:
-    """Masks (B, \*crop) grown by half a map cell along each axis: no map of that grid can be sharper."""
+    """Masks (B, *crop) grown by half a map cell along each axis: no map of that grid can be sharper."""
     grown = masks.float()
     for axis, size in enumerate(grid, start=1):
         reach = round(masks.shape[axis] / size / 2)

@@ -77,5 +77,3 @@ def swap(
     images, labels = images.clone(), labels.clone()
     images[rows], labels[rows] = made, seen.to(labels.dtype)
     return images, labels
-
-

@@ -32,7 +32,9 @@ def test_all_or_none_are_swapped_and_the_batch_is_left_alone():
     none = swap(images, torch.where(labels == TARGET, 0, labels), share=1.0)
     assert torch.equal(none[0], images), "a crop without a target stays"
     many = torch.cat([images] * 100), torch.cat([labels] * 100)
-    assert float((swap(*many, share=0.3)[0] != many[0]).flatten(1).any(1).float().mean()) == pytest.approx(0.3, abs=0.06)
+    assert float((swap(*many, share=0.3)[0] != many[0]).flatten(1).any(1).float().mean()) == pytest.approx(
+        0.3, abs=0.06
+    )
 
 
 def test_surroundings_come_from_one_other_crop_with_its_labels():

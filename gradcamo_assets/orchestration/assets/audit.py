@@ -47,9 +47,7 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             for well, site in sampled.select("Metadata_Well", "Metadata_Site").unique().iter_rows()
         }
         scorer = Scorer(registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
-        found = audit_crops(
-            scorer, fields, sampled["Metadata_CellID"].to_list(), sampled["treatment_class"].to_list()
-        )
+        found = audit_crops(scorer, fields, sampled["Metadata_CellID"].to_list(), sampled["treatment_class"].to_list())
         rows = sampled.join(found, on="Metadata_CellID").with_columns(
             model_name=pl.lit(champion.name), model_version=pl.lit(champion.version, pl.Int32)
         )

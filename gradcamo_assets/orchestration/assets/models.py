@@ -67,7 +67,9 @@ class TrainConfig(dg.Config):
     swap: float | None = Setting(default=None, description="Share of crops that get other surroundings; 0 is off.")
     swap_kind: SwapKind | None = Setting(default=None, description="Whose surroundings, or the neighbours alone.")
     swap_soften: int | None = Setting(default=None, description="Width of the seam, voxels.")
-    swap_pool: int | None = Setting(default=None, description="Crops a step reads to lend theirs; 0: those of the batch.")
+    swap_pool: int | None = Setting(
+        default=None, description="Crops a step reads to lend theirs; 0: those of the batch."
+    )
     regulariser: Penalty | None = Setting(default=None, description="Penalty on maps beside the cell.")
     regulariser_weight: float | None = Setting(default=None, description="Its weight (lambda).")
     regulariser_target: float | None = Setting(

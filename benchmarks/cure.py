@@ -1,0 +1,203 @@
+"""Can an encoder that reads the background be cured, and who notices? ``python -m benchmarks.cure [--quick]``
+
+A plate on which every cell carries its treatment, and the background around it does too. Four encoders are trained on
+it: plain, with the Grad-CAMO penalty, with surroundings swapped, with both; a fifth on a plate without the shortcut.
+They are asked about held-out wells, and about a second plate without the shortcut. True masks stand in for
+segmentation.
+
+The truth about a cell is planted, not audited: its twin on a plate of the same pixels, but for a background that shows
+another treatment. Who answers the same to both does not read the background. ``trusted`` is held against that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.pipeline import Prepared, prepare, train_and_score
+from gradcamo_assets.crops import CropConfig, CropField, open_crops
+from gradcamo_assets.crops.dataset import CropDataset
+from gradcamo_assets.learning.train import TrainingConfig, train_encoder
+from gradcamo_assets.plates import SyntheticPlate
+from gradcamo_assets.scoring.audit import audit_crops
+from gradcamo_assets.scoring.score import Scorer
+
+CURES: dict[str, dict[str, Any]] = {
+    "plain": {"swap": 0.0},
+    "regularised": {"swap": 0.0, "regulariser": "gradcamo"},
+    "swapped": {},
+    "both": {"regulariser": "gradcamo"},
+    "honest": {"swap": 0.0},
+}
+_AUDITED, _TIMED = 48, 200
+_PASSES = 0.5
+"""An encoder passes the audit where more than so many of the cells are trusted."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The plates of one seed: with the shortcut, its twin, the second plate and an honest one to train on."""
+
+    first: Prepared
+    twin: Prepared
+    second: Prepared
+    honest: Prepared
+
+
+def scene(seed: int, folder: Path, size: Mapping[str, Any]) -> Scene:
+    """Synthesise the plates as far as their crops."""
+    shortcut = {"shortcut": "background", "seed": seed, "name": "first"}
+    plates = {
+        "first": SyntheticPlate(**shortcut, background_shift=0, **size),
+        "twin": SyntheticPlate(**shortcut, background_shift=1, **size),
+        "second": SyntheticPlate(name="second", seed=1000 + seed, **size),
+        "honest": SyntheticPlate(name="honest", seed=seed, **size),
+    }
+    crop = CropConfig((12, 64, 64))
+    return Scene(**{name: prepare(plate, folder / name, crop, true_masks=True) for name, plate in plates.items()})
+
+
+def asked(scorer: Scorer, plate: Prepared) -> pl.DataFrame:
+    """Every cell of a plate with what the encoder makes of it."""
+    scores = pl.concat(scorer.score(open_crops(path)).scores for path in plate.crops)
+    return plate.cells.join(scores, on="Metadata_CellID")
+
+
+def fields_of(plate: Prepared) -> dict[str, CropField]:
+    """Stored crops by the ``<plate>/<well>/<site>`` of their cells."""
+    found = (open_crops(path) for path in plate.crops)
+    return {field.cell_ids[0].rsplit("/", 1)[0]: field for field in found if field.cell_ids}
+
+
+def audited(scorer: Scorer, plate: Prepared, cells: pl.DataFrame) -> tuple[pl.DataFrame, float]:
+    """Cells with ``trusted``, and the seconds it took."""
+    start = time.perf_counter()
+    table = audit_crops(
+        scorer, fields_of(plate), cells["Metadata_CellID"].to_list(), cells["treatment_class"].to_list()
+    )
+    seconds = time.perf_counter() - start
+    looks = (pl.col("looks_at") == "target").fill_null(False)
+    return cells.join(table, on="Metadata_CellID").with_columns(trusted=looks & pl.col("survives_swap")), seconds
+
+
+def accuracy(cells: pl.DataFrame) -> float:
+    """Share of cells whose treatment was predicted."""
+    return float((cells["predicted_class"] == cells["treatment_class"]).mean())  # type: ignore[arg-type]
+
+
+def measure(name: str, plates: Scene, training: TrainingConfig, folder: Path) -> tuple[dict[str, float], pl.DataFrame]:
+    """Train one encoder: its figures, and its audited cells with ``trusted`` and the ``truth``."""
+    taught = plates.honest if name == "honest" else plates.first
+    folder.mkdir()
+    cells, _ = train_and_score(taught, replace(training, **CURES[name]), folder)
+    scorer = Scorer(folder / "bundle")
+    held_out = cells.filter(split="test")
+    second, twin = asked(scorer, plates.second), asked(scorer, plates.twin)
+    # An honest encoder has other cells held out, but has seen none of the first plate.
+    first = asked(scorer, plates.first) if name == "honest" else held_out
+    sample = first.sample(min(_AUDITED, len(first)), seed=0)
+    found, _ = audited(scorer, plates.first, sample)
+    found = found.join(twin.select("Metadata_CellID", answer="predicted_class"), on="Metadata_CellID")
+    found = found.with_columns(truth=pl.col("answer") == pl.col("predicted_class"))
+    return {
+        "same": accuracy(held_out),
+        "shifted": accuracy(second),
+        "adjusted": float(np.nanmedian(first["gradcamo_adjusted"].cast(float).to_numpy())),
+        "adjusted_shifted": float(np.nanmedian(second["gradcamo_adjusted"].cast(float).to_numpy())),
+        "looks_at_target": float((first["looks_at"] == "target").mean() or 0),
+        "survives": float(found["survives_swap"].mean() or 0),  # type: ignore[arg-type]
+        "trusted": float(found["trusted"].mean() or 0),  # type: ignore[arg-type]
+        "truth": float(found["truth"].mean() or 0),  # type: ignore[arg-type]
+    }, found.select("trusted", "truth")
+
+
+def price(plate: Prepared, training: TrainingConfig, folder: Path, rounds: int = 3) -> float:
+    """How many times longer a step of both takes than a plain one: in turns, the quickest of each."""
+    classes = plate.cells["treatment_class"].unique().sort().to_list()
+    fields = [open_crops(path) for path in plate.crops]
+    index = {row["Metadata_CellID"]: classes.index(row["treatment_class"]) for row in plate.cells.iter_rows(named=True)}
+    crops = CropDataset(fields, index, fields[0].channels)
+    none = CropDataset(fields, {}, fields[0].channels)
+    taken: dict[str, list[float]] = {"plain": [], "both": []}
+    for turn in range(rounds + 1):
+        for name, found in taken.items():
+            config = replace(training, **CURES[name], epochs=1, regulariser_after=0, seed=turn)
+            result = train_encoder(crops, none, classes, config, work=folder / f"{name}{turn}", progress=False)
+            found.append(result.metrics["seconds"])
+    return min(taken["both"][1:]) / min(taken["plain"][1:])
+
+
+def trusted_auc(cells: pl.DataFrame) -> float:
+    """Area under the curve of ``trusted`` against the planted truth, over the cells of all encoders."""
+    from sklearn.metrics import roc_auc_score
+
+    known = cells.drop_nulls()
+    return float(roc_auc_score(known["truth"], known["trusted"]))
+
+
+def verdict(figures: Mapping[str, float]) -> str:
+    """What the audit says of an encoder."""
+    if figures["trusted"] > _PASSES:
+        return "passes"
+    return "flagged: fails the swap" if figures["survives"] <= _PASSES else "flagged: looks elsewhere"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small plates, a few epochs")
+    parser.add_argument("--seeds", type=int, default=5, help="of plates and weights")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--labels", choices=["cell", "well"], default="cell", help="one treatment a cell, or a well")
+    arguments = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+    size: dict[str, Any] = {"labels": arguments.labels}
+    if arguments.quick:
+        size |= {"wells": 8, "sites": 1, "cells": 8, "doses": 1}
+    epochs = 4 if arguments.quick else arguments.epochs
+    seeds = range(arguments.first_seed, arguments.first_seed + (1 if arguments.quick else arguments.seeds))
+    summary: dict[str, list[float]] = {}
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, training = Path(scratch), TrainingConfig(epochs=epochs, seed=seed)
+            plates = scene(seed, folder, size)
+            judged = []
+            for name in CURES:
+                figures, cells = measure(name, plates, training, folder / name)
+                judged.append(cells)
+                if not summary:
+                    print(f"{'seed':>4} {'encoder':12}" + "".join(f"{key:>17}" for key in figures) + "  audit")
+                line = "".join(f"{value:>17.2f}" for value in figures.values())
+                print(f"{seed:>4} {name:12}{line}  {verdict(figures)}", flush=True)
+                for key, value in figures.items():
+                    summary.setdefault(f"{name}_{key}", []).append(value)
+                summary.setdefault(f"{name}_passes", []).append(float(verdict(figures) == "passes"))
+            summary.setdefault("trusted_auc", []).append(trusted_auc(pl.concat(judged)))
+            if seed == seeds[0]:
+                summary["step_ratio"] = [price(plates.first, training, folder)]
+                scorer = Scorer(folder / "both" / "bundle")
+                every = asked(scorer, plates.first).head(_TIMED)
+                summary["audit_seconds"] = [audited(scorer, plates.first, every)[1] * _TIMED / len(every)]
+    lowest = np.minimum(summary["both_adjusted"], summary["both_adjusted_shifted"])
+    figures = {name: float(np.median(values)) for name, values in summary.items()}
+    figures |= {"honest_accuracy": figures["honest_shifted"], "both_adjusted": float(np.median(lowest))}
+    spread = {
+        f"{name}_range": [round(min(values), 3), round(max(values), 3)]
+        for name, values in summary.items()
+        if len(seeds) > 1 and name.endswith(("_shifted", "auc"))
+    }
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()} | spread | {"seeds": len(seeds)}))
+
+
+if __name__ == "__main__":
+    main()
