@@ -155,7 +155,8 @@ def main() -> None:
     shown: list[tuple] = []
     for seed, place, prepared, folder in plates(arguments.seeds, arguments.quick):
         for number, (design, encoder) in enumerate(shipped if seed else designs):
-            training = TrainingConfig(encoder=encoder, seed=seed, **epochs)
+            # What is planted beside the cell must be learned there: nothing is swapped.
+            training = TrainingConfig(encoder=encoder, seed=seed, swap=0.0, **epochs)
             found = measure(prepared, place, training, folder / f"design{number}")
             figures = found.figures
             if number == 0:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from gradcamo_assets.common.errors import GradcamoError
+from gradcamo_assets.networks.bundle import Cure
 
 _SWAPS = ("any", "neighbours", "controls")
 _REGULARISERS = ("none", "gradcamo", "energy", "rrr")
@@ -86,10 +87,10 @@ class TrainingConfig:
                 raise GradcamoError("training cannot be run as configured", f"Mend one of {what}.")
 
     @property
-    def cure(self) -> dict[str, Any]:
-        """What was done to make the encoder look at the cell, as a bundle records it."""
-        regulariser = {} if self.regulariser == "none" else {"regulariser_weight": float(self.regulariser_weight)}
-        return {"swap": float(self.swap), "swap_kind": self.swap_kind, "regulariser": self.regulariser, **regulariser}
+    def cure(self) -> Cure:
+        """What a bundle records of it."""
+        weight = 0.0 if self.regulariser == "none" else float(self.regulariser_weight)
+        return Cure(float(self.swap), self.swap_kind, self.regulariser, weight)
 
     @property
     def processes(self) -> int:

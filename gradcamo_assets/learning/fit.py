@@ -107,7 +107,7 @@ def fit_and_register(
             crop_shape=list(shape),
             voxel_size=voxel_size,
             split=as_lists(split),
-            training=config.cure,
+            cure=config.cure,
         )
         judged = {part: _judged(result, parts[part], classes) for part in ("val", "test")}
         if unseen is not None:

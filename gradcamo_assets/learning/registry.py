@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from gradcamo_assets.common.errors import BundleError
 from gradcamo_assets.common.files import replaced_folder
 from gradcamo_assets.common.names import slug
 from gradcamo_assets.learning.runs import Links, log_evidence, open_run
-from gradcamo_assets.networks.bundle import BundleConfig, read_config, save_bundle
+from gradcamo_assets.networks.bundle import BundleConfig, Cure, read_config, save_bundle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -209,7 +209,7 @@ class ModelRegistry:
             except BundleError:
                 config = None  # A version with a damaged bundle is still a version: it stands here, unexplained.
             metrics = client.get_run(found.run_id).data.metrics
-            cure = config.training if config else {}
+            cure = config.cure if config else None
             train_wells = config.split.get("train", []) if config else []
             rows.append(
                 {
@@ -221,7 +221,7 @@ class ModelRegistry:
                     "classes": config.classes if config else None,
                     "train_plates": sorted({well.split("/")[0] for well in train_wells}),
                     "train_wells": train_wells,
-                    **{name: cure.get(name) for name in ("swap", "swap_kind", "regulariser", "regulariser_weight")},
+                    **{known.name: getattr(cure, known.name, None) for known in fields(Cure)},
                     "metrics": {k: v for k, v in sorted(metrics.items()) if not k.startswith("curve_")},
                     "aliases": sorted(aliases.get(number, [])),
                     "created_at": datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).replace(tzinfo=None),

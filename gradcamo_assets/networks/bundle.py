@@ -50,6 +50,21 @@ _Micrometres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
+class Cure:
+    """What was done in training to make an encoder look at its cell, as ``learning.configuration`` describes it.
+
+    With a regulariser, scores were trained for: they are no evidence by themselves.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+
+    swap: float
+    swap_kind: _Text
+    regulariser: _Text
+    regulariser_weight: float
+
+
+@dataclass(frozen=True)
 class BundleConfig:
     """What an encoder is, what it eats and what it was trained on.
 
@@ -58,8 +73,7 @@ class BundleConfig:
         classes: treatment class of each logit. channels: stains, in input order.
         crop_shape: (z, y, x) in voxels. voxel_size: (z, y, x) in um.
         split: wells of each part, ``{"train": ["plate/A01", ...], "val": [...], "test": [...]}``.
-        training: what was done in training to make the encoder look at the cell (``TrainingConfig.cure``); empty: not
-            known. A score that was trained for is no evidence.
+        cure: what was done in training to make it look at its cell; None: not known.
         sha256: digest of the weights file; filled in on saving.
 
     Types and bounds are checked where a configuration is saved or read.
@@ -74,7 +88,7 @@ class BundleConfig:
     crop_shape: _Shape
     voxel_size: Annotated[list[_Micrometres], Field(min_length=3, max_length=3)]
     split: dict[str, list[str]] = field(default_factory=dict)
-    training: dict[str, float | str] = field(default_factory=dict)
+    cure: Cure | None = None
     sha256: str = ""
     format: Literal[1] = 1
 

@@ -17,7 +17,7 @@ from gradcamo_assets.learning.promotion import champion_moves, promote, record_c
 from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION, ModelRegistry
 from gradcamo_assets.learning.split import as_lists, split_wells
 from gradcamo_assets.learning.train import TrainingConfig
-from gradcamo_assets.networks.bundle import load_bundle
+from gradcamo_assets.networks.bundle import Cure, load_bundle
 from gradcamo_assets.warehouse import Lake
 from gradcamo_assets_tests.learning.tiny import write_plate
 
@@ -153,7 +153,7 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
     assert bundle.classes == ["a", "b"]
     assert bundle.split == as_lists(split)
     assert bundle.crop_shape == [2, 24, 24]
-    assert bundle.training == {"swap": 0.5, "swap_kind": "any", "regulariser": "none"}
+    assert bundle.cure == Cure(0.5, "any", "none", 0.0)
 
     promote(lake, registry, fitted.version, by="test", reason="the first")
     second = registry.register(fitted.result.model, bundle, parameters={}, metrics={"accuracy": 0.5}, curves={})
