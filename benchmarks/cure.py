@@ -39,7 +39,7 @@ CURES: dict[str, dict[str, Any]] = {
     "both": {"regulariser": "gradcamo"},
     "honest": {"swap": 0.0},
 }
-_AUDITED, _TIMED = 48, 200
+_AUDITED, _TIMED, _PRICED = 48, 200, 96
 _PASSES = 0.5
 """An encoder passes the audit where more than so many of the cells are trusted."""
 
@@ -60,17 +60,19 @@ def scene(seed: int, folder: Path, size: Mapping[str, Any]) -> Scene:
     plates = {
         "first": SyntheticPlate(**shortcut, background_shift=0, **size),
         "twin": SyntheticPlate(**shortcut, background_shift=1, **size),
-        "second": SyntheticPlate(name="second", seed=1000 + seed, **size),
+        "second": SyntheticPlate(name="second", seed=1000 + seed, **{"wells": 12, **size}),
         "honest": SyntheticPlate(name="honest", seed=seed, **size),
     }
     crop = CropConfig((12, 64, 64))
     return Scene(**{name: prepare(plate, folder / name, crop, true_masks=True) for name, plate in plates.items()})
 
 
-def asked(scorer: Scorer, plate: Prepared) -> pl.DataFrame:
-    """Every cell of a plate with what the encoder makes of it."""
-    scores = pl.concat(scorer.score(open_crops(path)).scores for path in plate.crops)
-    return plate.cells.join(scores, on="Metadata_CellID")
+def asked(scorer: Scorer, plate: Prepared, sample: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Every cell of a plate, or of the fields of a sample, with what the encoder makes of it."""
+    cells = plate.cells if sample is None else plate.cells.join(sample.select("Metadata_CellID"), on="Metadata_CellID")
+    wanted = {f"{well}_{site}" for well, site in cells.select("Metadata_Well", "Metadata_Site").iter_rows()}
+    scores = pl.concat(scorer.score(open_crops(path)).scores for path in plate.crops if path.stem in wanted)
+    return cells.join(scores, on="Metadata_CellID")
 
 
 def fields_of(plate: Prepared) -> dict[str, CropField]:
@@ -102,12 +104,13 @@ def measure(name: str, plates: Scene, training: TrainingConfig, folder: Path) ->
     cells, _ = train_and_score(taught, replace(training, **CURES[name]), folder)
     scorer = Scorer(folder / "bundle")
     held_out = cells.filter(split="test")
-    second, twin = asked(scorer, plates.second), asked(scorer, plates.twin)
-    # An honest encoder has other cells held out, but has seen none of the first plate.
+    second = asked(scorer, plates.second)
+    # The honest plate has the same wells and cells; its encoder has seen none of their crops on the first.
     first = asked(scorer, plates.first) if name == "honest" else held_out
     sample = first.sample(min(_AUDITED, len(first)), seed=0)
     found, _ = audited(scorer, plates.first, sample)
-    found = found.join(twin.select("Metadata_CellID", answer="predicted_class"), on="Metadata_CellID")
+    twin = asked(scorer, plates.twin, sample).select("Metadata_CellID", answer="predicted_class")
+    found = found.join(twin, on="Metadata_CellID")
     found = found.with_columns(truth=pl.col("answer") == pl.col("predicted_class"))
     return {
         "same": accuracy(held_out),
@@ -125,7 +128,8 @@ def price(plate: Prepared, training: TrainingConfig, folder: Path, rounds: int =
     """How many times longer a step of both takes than a plain one: in turns, the quickest of each."""
     classes = plate.cells["treatment_class"].unique().sort().to_list()
     fields = [open_crops(path) for path in plate.crops]
-    index = {row["Metadata_CellID"]: classes.index(row["treatment_class"]) for row in plate.cells.iter_rows(named=True)}
+    some = plate.cells.sample(min(_PRICED, len(plate.cells)), seed=0)
+    index = {row["Metadata_CellID"]: classes.index(row["treatment_class"]) for row in some.iter_rows(named=True)}
     crops = CropDataset(fields, index, fields[0].channels)
     none = CropDataset(fields, {}, fields[0].channels)
     taken: dict[str, list[float]] = {"plain": [], "both": []}

@@ -101,9 +101,10 @@ def swap_test(
         known = bool((drawn >= 0).all())
         other = torch.as_tensor(drawn, device=images.device)
         own = (images, target, neighbours)
-        lent = tuple(tensor[other] for tensor in own)
+        lent = (images[other], target[other], neighbours[other])
         for name, cell, ground in (("swapped_surroundings", own, lent), ("swapped_target", lent, own)):
-            moved = moved_to(cell[0], cell[1], *ground, generator=generator)
+            (seen, mask, _), (hosts, host_target, host_neighbours) = cell, ground
+            moved = moved_to(seen, mask, hosts, host_target, host_neighbours, generator=generator)
             answer = respond(model, moved, layer)
             staying[name] += answer.logits.softmax(1) / _HOSTS
             for what, values in intact.changes(answer, classes).items():

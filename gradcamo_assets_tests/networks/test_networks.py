@@ -195,6 +195,7 @@ def test_damaged_bundles_are_refused(bundle: Path) -> None:
         load_bundle(bundle / "nowhere")
 
 
+_CURE = {"swap": 0.5, "swap_kind": "any", "regulariser": "none", "regulariser_weight": 0.0}
 HOSTILE: dict[str, list[object]] = {
     "encoder": [None, 7, "", "x" * 501, ["a"], "../../etc/passwd", "os:kill"],
     "layer": [None, "", "no.such.layer", "", 0, "__class__", "pool.__dict__", "head"],
@@ -207,6 +208,7 @@ HOSTILE: dict[str, list[object]] = {
     "split": [None, [], {"train": "P/A01"}, {"train": [1]}, {"train": None}, "train"],
     "sha256": [None, 0, "0" * 64, ""],
     "format": [None, 0, 2, "1", 1.5, 10**400],
+    "cure": [7, "any", [], {}, {"swap": 0.5}, {**_CURE, "swap": "0.5"}, {**_CURE, "regulariser": None}, {**_CURE, "a": 1}],
 }  # fmt: skip
 
 
@@ -221,7 +223,7 @@ def test_hostile_configurations_are_refused(bundle: Path, key: str, value: objec
 def test_configurations_that_are_not_even_one_are_refused(bundle: Path) -> None:
     config = bundle / "config.json"
     content = json.loads(config.read_text())
-    required = content.keys() - {"split", "format"}
+    required = content.keys() - {"split", "format", "cure"}
     texts = [json.dumps({k: v for k, v in content.items() if k != key}) for key in required]
     texts += ["[" * 100_000, '{"a":' * 100_000, "null", '"text"', "1e999", "\0", json.dumps({**content, "pickle": "x"})]
     for text in texts:
