@@ -208,7 +208,8 @@ HOSTILE: dict[str, list[object]] = {
     "split": [None, [], {"train": "P/A01"}, {"train": [1]}, {"train": None}, "train"],
     "sha256": [None, 0, "0" * 64, ""],
     "format": [None, 0, 2, "1", 1.5, 10**400],
-    "cure": [7, "any", [], {}, {"swap": 0.5}, {**_CURE, "swap": "0.5"}, {**_CURE, "regulariser": None}, {**_CURE, "a": 1}],
+    "cure": [7, "any", [], {}, {"swap": 0.5}, {**_CURE, "swap": "0.5"}, {**_CURE, "regulariser": None},
+             {**_CURE, "more": 1}],
 }  # fmt: skip
 
 
