@@ -96,6 +96,26 @@ def test_the_class_shows_where_it_was_planted_and_nowhere_else(shortcut: str) ->
     assert all(0.4 < other < 1.8 for other in ratio.values()), ratio
 
 
+def test_twins_differ_in_the_background_alone_and_their_cells_carry_the_class() -> None:
+    shared = {"labels": "cell", "cells": 8, "shape": (10, 128, 128), "doses": 1}
+    honest, told, twin = (
+        render_field(replace(CONFIG, **shared, **more), 0, 1)
+        for more in ({}, *({"shortcut": "background", "background_shift": shift} for shift in (0, 1)))
+    )
+    assert told.table.equals(twin.table) and told.table.equals(honest.table)
+    depth = ndimage.distance_transform_edt(told.cells > 0, sampling=(2.5, 1, 1))
+    away = ndimage.distance_transform_edt(told.cells == 0, sampling=(2.5, 1, 1))
+    same = told.image == twin.image
+    assert same[:, depth > 6].all() and same[1:, away > 6].mean() < 0.5
+    # Cells are painted as on a plate without a shortcut, so that their class can be read there.
+    inside = depth > 6
+    for label in told.table["label"]:
+        own = inside & (told.cells == label) & (told.nuclei == 0)
+        if own.sum() > 200:
+            contrasts = [_granularity(field.image, own) for field in (told, honest)]
+            np.testing.assert_allclose(*contrasts, rtol=0.35)
+
+
 def test_every_target_has_a_bystander_close_by() -> None:
     field = render_field(replace(CONFIG, shortcut="neighbour", cells=8, shape=(6, 160, 160)), 0, 1)
     kinds = dict(field.table.select("label", "kind").iter_rows())
@@ -119,6 +139,7 @@ def test_pooled_cells_have_treatments_of_their_own() -> None:
     [
         {"labels": "cell", "shortcut": "neighbour"},
         {"channels": 3},
+        {"shortcut": "none", "background_shift": 1},
         {"shape": (4, 8, 8)},
         {"name": "../x"},
         {"doses": 0},

@@ -212,6 +212,21 @@ def test_the_audit_reads_crops_and_keeps_their_order(field: CropField, tmp_path:
     assert table["logit_drop_neighbour"].null_count() == 2  # Crops 0 and 3 have none.
 
 
+def test_an_audit_in_parts_keeps_the_order_and_misses_nobody(
+    field: CropField, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradcamo_assets.scoring.audit._TOGETHER", 3)
+    scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(precision="float32"))
+    cells = [field.cell_ids[index] for index in (6, 1, 4, 0, 7, 3)]
+    table = audit_crops(scorer, {"P/A01/1": field}, cells, ["a", "a", "b", "b", "a", "a"])
+    assert table["Metadata_CellID"].to_list() == cells
+    known = [row is not None for row in table["survives_swap"]]
+    # Every other cell makes a part: a, b, a and a, b, a.
+    assert all(known) and table["survives_swap"].dtype == pl.Boolean
+    alone = audit_crops(scorer, {"P/A01/1": field}, cells[:3], ["a"] * 3)
+    assert alone["survives_swap"].null_count() == 3 and alone["logit_drop_background_only"].null_count() == 0
+
+
 def test_the_sample_is_the_same_every_time() -> None:
     cells = pl.DataFrame({"Metadata_CellID": [f"P/A01/1/{i}" for i in range(50)], "crop_index": [*range(49), None]})
     first = sample_cells(cells, 8)
