@@ -34,19 +34,18 @@ def cleared(images: Tensor, holes: Tensor, occupied: Tensor, generator: torch.Ge
     Args:
         images: (B, C, [Z,] Y, X). holes, occupied: (B, [Z,] Y, X) bool; occupied is where cells are.
     """
-    free = ~occupied[:, None]
-    total = free.sum((-2, -1), keepdim=True)
-    made = torch.where(holes[:, None], (images * free).sum((-2, -1), keepdim=True) / total.clamp_min(1), images)
-    still_open = holes
+    made, still_open = images, holes
     for _ in range(_TRIES):
         if not bool(still_open.any()):
-            break
+            return made
         # A quarter of the crop at least, or the shifted cell covers its own hole.
         shift = [int(torch.randint(n // 4, n - n // 4, (), generator=generator)) for n in images.shape[-2:]]
         usable = still_open & ~occupied.roll(shift, (-2, -1))
         made = torch.where(usable[:, None], images.roll(shift, (-2, -1)), made)
         still_open = still_open & ~usable
-    return made
+    free = ~occupied[:, None]
+    mean = (images * free).sum((-2, -1), keepdim=True) / free.sum((-2, -1), keepdim=True).clamp_min(1)
+    return torch.where(still_open[:, None], mean, made)
 
 
 def moved_to(
