@@ -25,7 +25,7 @@ shape = [12, 64, 64]
 
 [training]
 encoder = "efficientnet3d-small"
-epochs = 20
+epochs = 16
 """
 
 

@@ -127,7 +127,8 @@ def test_an_unreadable_bundle_is_named_and_scores_stay(scored_bench: Bench, tmp_
     before = bench.platform.lake.read("scores")
     weights = registry.fetch(champion) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    failed = bench.run("rescore", plate_site_key("tiny", 1))
+    again = {"scores_and_embeddings": {"config": {"again": True}}}
+    failed = bench.run("rescore", plate_site_key("tiny", 1), ops=again)
     assert not failed.success
     assert "model.safetensors" in _failure(failed)
     assert bench.platform.lake.read("scores").equals(before)

@@ -154,8 +154,8 @@ def test_contract_names(scored_bench: Bench) -> None:
     assert keys == {
         "plate_images", "masks", "cells", "crops", "data_split", "trained_model", "champion_model", "embeddings",
         "gradcamo_scores", "audit", "qc_database", "qc_report", "profiles", "umap", "replicability",
-        "confounder_audit", "channel_correlation",
+        "confounder_audit", "channel_correlation", "model_comparison", "encoder_exploration", "promotion",
     }  # fmt: skip
     assert {job.name for job in defs.jobs or []} >= {"ingest_plates", "train_model", "rescore", "refresh_qc"}
-    assert [schedule.name for schedule in defs.schedules or []] == ["nightly_ingest"]
+    assert [schedule.name for schedule in defs.schedules or []] == ["nightly_ingest", "weekly_training"]
     assert {sensor.name for sensor in defs.sensors or []} >= {"inbox_sensor", "champion_model_sensor"}
