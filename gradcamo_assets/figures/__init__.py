@@ -3,6 +3,7 @@
 Nothing is computed here but what drawing needs, nothing is read, and nothing is shown: there is no pyplot and no state.
 """
 
+from gradcamo_assets.figures.cells import crops_by_dose, crops_with_maps, pipeline_on_one_cell
 from gradcamo_assets.figures.charts import (
     on_target_intervals,
     plate_heat_map,
@@ -10,13 +11,7 @@ from gradcamo_assets.figures.charts import (
     score_distributions,
     umap_scatter,
 )
-from gradcamo_assets.figures.images import (
-    crops_by_dose,
-    crops_with_maps,
-    illumination_maps,
-    pipeline_on_one_cell,
-    segmentation_overlay,
-)
+from gradcamo_assets.figures.fields import illumination_maps, segmentation_overlay
 from gradcamo_assets.figures.models import (
     accuracy_against_score,
     confusion_matrix,

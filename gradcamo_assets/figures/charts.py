@@ -237,10 +237,12 @@ def score_against_ceiling(scores: pl.DataFrame) -> Figure:
         .agg(pl.col("gradcamo_max", "gradcamo", "mask_fraction").median())
         .sort("gradcamo_max")
     )
-    axes.plot(bins["gradcamo_max"], bins["gradcamo"], color="black", marker="o", markersize=4, label="median, in eighths")
+    axes.plot(
+        bins["gradcamo_max"], bins["gradcamo"], color="black", marker="o", markersize=4, label="median, in eighths"
+    )
     axes.plot(bins["gradcamo_max"], bins["mask_fraction"], color="black", linestyle=":", label="chance")
     axes.axhline(0.5, color=GREY, linewidth=0.8)
     low = max(0.0, float(scores["gradcamo_max"].quantile(0.005) or 0) - 0.05)
-    axes.set(xlim=(low, 1.01), ylim=(-0.02, 1.02), xlabel="Highest score the map allows (ceiling)", ylabel="Grad-CAMO")
+    axes.set(xlim=(low, 1.03), ylim=(-0.02, 1.02), xlabel="Highest score the map allows (ceiling)", ylabel="Grad-CAMO")
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of model versions: how training went, what they confuse, how far their confidence holds, how they compare."""
+"""Pictures of model versions: their training, what they confuse, how far their confidence holds, how they compare."""
 
 from __future__ import annotations
 

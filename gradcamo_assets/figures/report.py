@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ROWS = 400
-_NOTHING = "–"
+_NOTHING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,19 @@ def qc_report_html(
         about = {"title": picture.title, "caption": picture.caption, "alt": picture.alt}
         images.append({**about, "uri": uri, "width": width, "height": height})
     return environment.from_string(here.with_name("report.html").read_text(encoding="utf-8")).render(
-        plate=plate, model=model, verdict=verdict, pictures=images, tables=tables, grid=grid, columns=columns, made=made,
-        most=MOST_ROWS, script=Markup(script), scale=", ".join(_colour(share)[0] for share in np.linspace(0, 1, 6)),
+        plate=plate, model=model, verdict=verdict, pictures=images, tables=tables, grid=grid, columns=columns,
+        made=made, most=MOST_ROWS, scale=", ".join(_colour(share)[0] for share in np.linspace(0, 1, 6)),
+        script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
 
 
-def _shown(value: Any) -> str:
-    """A value as a table shows it: three digits of a fraction, no power of ten where it can be avoided."""
+def _shown(value: Any, name: str = "") -> str:
+    """A value as a table shows it: to three decimals, but for doses, which may be smaller."""
     if value is None or value != value:
         return _NOTHING
     if isinstance(value, float):
-        return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+        return f"{value:g}" if "Dose" in name else f"{round(value, 3) + 0.0:.{4 if abs(value) < 1000 else 9}g}"
     return ", ".join(map(str, value)) if isinstance(value, list | pl.Series) else str(value)
 
 

@@ -11,6 +11,7 @@ import polars as pl
 from gradcamo_assets.figures.style import treatment_name
 
 _REGIONS = {"target": "the cell", "neighbour": "its neighbours", "background": "the background"}
+_INSTEAD = {"neighbour": ": neighbours draw the most", "background": ": the background draws the most", "none": ""}
 _MOST_NAMED = 12
 
 
@@ -27,7 +28,7 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
     """The verdict on a plate by one model version.
 
     Args:
-        scores: cells the model was not trained on: ``looks_at``, ``gradcamo_adjusted``.
+        scores: cells the model was not trained on: ``looks_at``, ``gradcamo_adjusted``, ``on_target``.
         views: rows of this plate and version of ``trusted_doses``, ``wells_to_drop``, ``site_effect``, ``model_gain``,
             ``plate_drift`` and ``audit_by_plate``; a view that is missing or empty has nothing to say.
         model: the version's row: ``architecture``, ``train_plates``, ``train_wells``, ``created_at``, ``metrics``.
@@ -36,20 +37,23 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
     if not len(looks):
         return Verdict("The model has no score for a held-out cell of this plate", "", [])
     share = {where: (looks == where).sum() / len(looks) for where in (*_REGIONS, "none")}
-    if share["target"] >= 0.5:
-        headline = "Most profiles look at the cell they describe"
+    on_target = scores["on_target"].sum() / max(1, scores["on_target"].count())
+    most = max((where for where in share if where != "target"), key=lambda where: share[where])
+    if on_target >= 0.5:
+        headline = "Most profiles describe their cell: more than half of the model's map lies on it"
+    elif share["target"] >= 0.5:
+        headline = "Most maps favour the cell, but few lie mainly on it: profiles tell of its surroundings too"
     else:
-        most = max((where for where in share if where != "target"), key=lambda where: share[where])
-        headline = "Most profiles do not look at the cell they describe" + (
-            f": {_REGIONS[most]} draws the most" if most == "background" else f": {_REGIONS[most]} draw the most"
-        ) * (most != "none")
+        headline = "Most profiles do not look at the cell they describe" + _INSTEAD[most]
     unscored = len(scores) - len(looks)
     shares = (
         f"Of {len(looks)} profiles of held-out cells {share['target']:.0%} look at their own cell, "
         f"{share['neighbour']:.0%} at neighbouring cells, {share['background']:.0%} at the background and "
-        f"{share['none']:.0%} nowhere in particular. The median adjusted score is "
+        f"{share['none']:.0%} nowhere in particular; {on_target:.0%} have more than half of their map on the cell "
+        f"(on target). The median adjusted score is "
         f"{_number(scores['gradcamo_adjusted'].median())}: 0 is chance, 1 the best the maps allow."
-        + f" {unscored} more have no score." * (unscored > 0)
+        + f" {unscored} more have no score."
+        * (unscored > 0)
     )
     rows = {name: frame.to_dicts() for name, frame in views.items()}
     answers = [
@@ -67,11 +71,16 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
 def _doses(rows: list[dict[str, Any]]) -> str:
     """Treatments by what is said of them; the controls' verdict counts like any other."""
     kinds = ("trusted", "undecided", "not trusted", "too few wells")
-    named = {kind: [treatment_name(row) or "untreated" for row in rows if row["verdict"] == kind] for kind in kinds}
+    named: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for row in rows:
+        share = "" if row["on_target_fraction"] is None else f" ({row['on_target_fraction']:.0%})"
+        named[row["verdict"]].append(f"{treatment_name(row) or 'untreated'}{share}")
     parts = [f"{kind.capitalize()}: {_list(names)}." for kind, names in named.items() if names]
     if parts and not named["trusted"]:
         parts.insert(0, "None for sure.")
-    meaning = "Trusted: the whole 95% interval of the share of cells on target, over wells, lies above one half."
+    meaning = (
+        "In brackets the share of cells on target; a dose is trusted where its 95% interval over wells lies above 50%."
+    )
     return " ".join([*parts, meaning] if parts else [])
 
 
@@ -102,7 +111,9 @@ def _audit(rows: list[dict[str, Any]]) -> str:
     first = max(known, key=lambda what: known[what])
     falls = ", ".join(f"{_number(drop)} for {what}" for what, drop in known.items())
     text = f"Mostly {first}. " if known[first] > 0 else "No one region. "
-    text += f"Put other background in a region's place and the logit falls by: {falls} (medians of {row['n_cells']} cells)."
+    text += (
+        f"Put other background in a region's place and the logit falls by: {falls} (medians of {row['n_cells']} cells)."
+    )
     if (agreement := row["score_effect_correlation"]) is not None:
         text += f" Score and measured effect agree with a rank correlation of {agreement:.2f}."
     return text

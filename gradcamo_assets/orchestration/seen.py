@@ -20,13 +20,13 @@ _DOSE = ("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit")
 
 @dataclass(frozen=True)
 class SeenCell:
-    """A row of the scores with its crop: ``image`` (C, Z, Y, X), ``labels`` (Z, Y, X), and ``cam`` (z, y, x) if asked."""
+    """A row of the scores with its crop: ``image`` (C, Z, Y, X), ``labels`` (Z, Y, X), ``cam`` (z, y, x)."""
 
     row: dict[str, Any]
     image: np.ndarray
     labels: np.ndarray
     channels: list[str]
-    cam: np.ndarray | None = None
+    cam: np.ndarray
 
 
 def cases(scores: pl.DataFrame) -> list[dict[str, Any]]:
@@ -36,7 +36,9 @@ def cases(scores: pl.DataFrame) -> list[dict[str, Any]]:
     """
     found = []
     for region in ("target", "neighbour", "background"):
-        part = scores.filter(looks_at=region).drop_nulls("gradcamo_adjusted").sort("gradcamo_adjusted", "Metadata_CellID")
+        part = (
+            scores.filter(looks_at=region).drop_nulls("gradcamo_adjusted").sort("gradcamo_adjusted", "Metadata_CellID")
+        )
         places = {"best": len(part) - 1, "median": len(part) // 2, "worst": 0}
         for name, place in places.items() if len(part) >= 3 else list(places.items())[: len(part)]:
             found.append({**part.row(place, named=True), "case": f"{region}, {name}"})
@@ -79,7 +81,7 @@ def look(home: Home, plate: str, rows: Iterable[dict[str, Any]], bundle: Path | 
             continue
         place = field.cell_ids.index(row["Metadata_CellID"])
         image, labels = field.read(place)
-        cam = None
+        cam = np.empty((0, 0, 0))
         for images, masks in scorer.batches(field, [slice(place, place + 1)]) if scorer else ():
             result = gradcamo(scorer.model, images, masks == TARGET, layer=scorer.config.layer)  # type: ignore[union-attr]
             cam = result.cam.float().cpu().numpy().reshape(-1, *result.cam.shape[-2:])

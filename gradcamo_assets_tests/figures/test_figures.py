@@ -9,7 +9,7 @@ from PIL import Image
 
 from gradcamo_assets import figures
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.figures.images import upsampled
+from gradcamo_assets.figures.cells import upsampled
 from gradcamo_assets_tests.figures.made_up import crops, every_figure, scores
 
 

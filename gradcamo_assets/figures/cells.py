@@ -1,4 +1,4 @@
-"""Pictures of pixels: single cells and where the model looked, and a field with its segmentation."""
+"""Pictures of single cells: their stains, their masks, and where the model looked."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from gradcamo_assets.figures.pixels import binned, composite, intensity_limits
 from gradcamo_assets.figures.style import COLOURS, GREY, empty_figure, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_CELLS = 9
-_CROP_PIXELS, _FIELD_PIXELS = 64, 500
+_CROP_PIXELS = 64
 _OUTLINES = [(1, "white", "solid"), (2, "#56B4E9", "dashed")]
-_CROSS = ndimage.generate_binary_structure(2, 1)
 
 
 def crops_with_maps(
@@ -43,10 +43,10 @@ def crops_with_maps(
     for axes in grid.ravel():
         axes.set_axis_off()
     frame, step = _frame(labels)
-    limits = _intensity_limits(_binned(images[:count], step, step))
+    limits = intensity_limits(binned(images[:count], step, step))
     for cell, (plain, mapped) in enumerate(grid.reshape(-1, 2)[:count]):
         z = _largest_slice(labels[cell])
-        picture = _composite(_binned(images[cell, :, z], step, step), limits)
+        picture = composite(binned(images[cell, :, z], step, step), limits)
         plain.imshow(picture, **frame)
         shown, peak = _draw_map(mapped, picture, cams[cell], labels[cell], frame)
         for axes in (plain, mapped):
@@ -73,8 +73,8 @@ def pipeline_on_one_cell(image: np.ndarray, labels: np.ndarray, cam: np.ndarray,
     *panels, bars = figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 1.3])
     frame, step = _frame(labels[None])
     z = _largest_slice(labels)
-    pixels = _binned(image[:, z], step, step)
-    picture = _composite(pixels, _intensity_limits(pixels[None]))
+    pixels = binned(image[:, z], step, step)
+    picture = composite(pixels, intensity_limits(pixels[None]))
     crop, masks, mapped, overlap = panels
     crop.imshow(picture, **frame)
     masks.imshow(np.array([[0.15] * 3, to_rgb(COLOURS[1]), to_rgb(COLOURS[4])])[labels[z]], **frame)
@@ -115,8 +115,8 @@ def crops_by_dose(images: np.ndarray, labels: np.ndarray, channels: Sequence[str
     grid = figure.subplots(len(channels), len(images), squeeze=False)
     frame, step = _frame(labels)
     slices = [_largest_slice(cell) for cell in labels]
-    pixels = _binned(np.stack([image[:, z] for image, z in zip(images, slices, strict=True)]), step, step)
-    limits = _intensity_limits(pixels)
+    pixels = binned(np.stack([image[:, z] for image, z in zip(images, slices, strict=True)]), step, step)
+    limits = intensity_limits(pixels)
     for (channel, cell), axes in np.ndenumerate(grid):
         low, high = limits[channel]
         axes.imshow(pixels[cell, channel], cmap="gray", vmin=low, vmax=max(high, low + 1e-9), **frame)
@@ -142,7 +142,12 @@ def _largest_slice(labels: np.ndarray) -> int:
 
 
 def _draw_map(
-    axes: Any, picture: np.ndarray, cam: np.ndarray, labels: np.ndarray, frame: dict[str, Any], only_target: bool = False
+    axes: Any,
+    picture: np.ndarray,
+    cam: np.ndarray,
+    labels: np.ndarray,
+    frame: dict[str, Any],
+    only_target: bool = False,
 ) -> tuple[Any, float]:
     """The map in the target's largest slice, over the picture in grey; the drawn heat and the map's maximum."""
     z = _largest_slice(labels)
@@ -169,90 +174,3 @@ def upsampled(cam: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A map (z, y, x) on the crop's grid (Z, Y, X), linear with align_corners=False, as scored."""
     factors = np.divide(shape, cam.shape)
     return ndimage.zoom(np.asarray(cam, np.float64), factors, order=1, mode="nearest", grid_mode=True)
-
-
-def segmentation_overlay(
-    image: np.ndarray,
-    cells: np.ndarray,
-    nuclei: np.ndarray | None = None,
-    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    title: str = "",
-) -> Figure:
-    """Outlines of cells (white) and nuclei (blue) over the channels: the slice, and the xz cut, with most cell voxels.
-
-    Args:
-        image: (C, Z, Y, X), raw intensities.
-        cells, nuclei: (Z, Y, X) labels, 0 is background.
-        voxel_size: (z, y, x) in micrometres.
-    """
-    z = int((cells > 0).sum(axis=(1, 2)).argmax())
-    y = int((cells > 0).sum(axis=(0, 2)).argmax())
-    step = max(1, -(-max(cells.shape[1:]) // _FIELD_PIXELS))
-    dz, dy, dx = voxel_size
-    depth, height, width = np.multiply(cells.shape, voxel_size)
-    # Thin stacks are drawn at four times their depth at most, or nothing would be seen in them.
-    stretch = float(np.clip(0.15 * height / depth, 1, 4))
-    # One row a screen pixel, so that outlines in the cut are as thin as in the slice.
-    rows = np.minimum((np.arange(0, depth, dx * step / stretch) / dz).astype(int), len(cells) - 1)
-    limits = _intensity_limits(_binned(image[None, :, z], step, step))
-
-    figure = new_figure(6.5, 6.5 * 0.85 * (height + depth * stretch) / width + 0.9)
-    above, side = figure.subplots(2, 1, height_ratios=[height, depth * stretch], sharex=True)
-    for axes, pixels, cut, bottom, aspect in (
-        (above, _binned(image[:, z], step, step), np.s_[z, ::step, ::step], height, 1),
-        (side, _binned(image[:, rows, y], 1, step), np.s_[rows, y, ::step], depth, stretch),
-    ):
-        picture = _composite(pixels, limits)
-        for labels, colour in ((nuclei, (0.34, 0.71, 0.91)), (cells, (1.0, 1.0, 1.0))):
-            if labels is not None:
-                part = labels[cut][: picture.shape[0], : picture.shape[1]]
-                picture[(part > 0) & (ndimage.morphological_gradient(part, footprint=_CROSS) != 0)] = colour
-        axes.imshow(picture, extent=(0, width, bottom, 0), aspect=aspect, interpolation="nearest")
-    above.axhline((y + 0.5) * dy, color="#E69F00", linewidth=1, linestyle=":")
-    count = np.count_nonzero(np.unique(cells))
-    above.set(ylabel="y (µm)", title=f"{title}\nslice {z + 1} of {len(cells)}, {count} cells".strip())
-    drawn = "" if stretch == 1 else f", drawn {stretch:.2g} times as deep"
-    side.set(xlabel=f"x (µm); xz cut along the dotted line{drawn}", ylabel="z (µm)")
-    return figure
-
-
-def _binned(image: np.ndarray, step_y: int, step_x: int) -> np.ndarray:
-    """Block means over the last two axes, incomplete blocks left out: less shot noise, and so a smaller PNG."""
-    y, x = image.shape[-2] // step_y, image.shape[-1] // step_x
-    blocks = image[..., : y * step_y, : x * step_x].reshape(*image.shape[:-2], y, step_y, x, step_x)
-    return blocks.mean(axis=(-3, -1), dtype=np.float32)
-
-
-def _intensity_limits(images: np.ndarray) -> np.ndarray:
-    """Black and white points (C, 2) from images (N, C, Y, X): the same for all, so that intensities can be compared."""
-    return np.percentile(np.moveaxis(images, 1, 0).reshape(images.shape[1], -1), [25, 99.8], axis=1).T
-
-
-def illumination_maps(illumination: np.ndarray, channels: Sequence[str]) -> Figure:
-    """Where a plate's light is brighter or darker than its mean, a panel a channel, all on one scale.
-
-    Args:
-        illumination: (C, y, x) around 1.
-        channels: their names.
-    """
-    figure = new_figure(1.9 * len(channels) + 0.9, 2.2)
-    panels = figure.subplots(1, len(channels), squeeze=False)[0]
-    reach = max(0.05, float(np.abs(illumination - 1).max()))
-    for axes, channel, light in zip(panels, channels, illumination, strict=True):
-        shown = axes.imshow(light, cmap="PuOr_r", vmin=1 - reach, vmax=1 + reach, interpolation="bilinear")
-        axes.set_title(f"{channel}\n{light.min():.2f} to {light.max():.2f}", fontsize=9)
-        axes.set_axis_off()
-    figure.colorbar(shown, ax=list(panels), label="light / mean", shrink=0.8)
-    return figure
-
-
-def _composite(image: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Channels (C, Y, X) as one picture (Y, X, 3) in 0..1: grey for one channel, else one colour a channel, added."""
-    from matplotlib.colors import to_rgb
-
-    low, high = limits[:, 0, None, None], limits[:, 1, None, None]
-    scaled = np.clip((image - low) / np.maximum(high - low, 1e-9), 0, 1)
-    colours = np.array([to_rgb(COLOURS[c % 6]) for c in range(len(image))] if len(image) > 1 else [(1.0, 1.0, 1.0)])
-    # Where all channels are bright the sum would be white, and outlines invisible.
-    colours *= min(1.0, 1.1 / colours.sum(axis=0).max())
-    return np.clip(np.einsum("cyx,cr->yxr", scaled, colours), 0, 1)
