@@ -137,3 +137,45 @@ def every_figure() -> dict[str, Figure]:
             pl.DataFrame({"Metadata_Well": ["A01", "P24"], "n": [3, None]}), "n", "Cells", limits=None
         ),
     }
+
+
+def wells() -> pl.DataFrame:
+    """A 384-well plate: every fourth well trained on, the last never scored, one to drop."""
+    names = [f"{row}{column:02d}" for row in "ABCDEFGHIJKLMNOP" for column in range(1, 25)]
+    kinds = [n % 4 for n in range(len(names))]
+    return pl.DataFrame(
+        {
+            "Metadata_Well": names,
+            "Metadata_Compound": ["cpd-A" if kind else "DMSO" for kind in kinds],
+            "Metadata_Dose": [[0.0, 0.3, 3.0, 30.0][kind] for kind in kinds],
+            "Metadata_Dose_Unit": "uM",
+            "on_target_fraction": [None if kind == 1 or n == 383 else n % 101 / 100 for n, kind in enumerate(kinds)],
+            "n_cells": 40,
+            "trained": [kind == 1 for kind in kinds],
+            "reason": ["far below its plate" if name == "B03" else None for name in names],
+        }
+    )
+
+
+def report_page() -> str:
+    """A report of the size a 384-well plate has."""
+    drawn = every_figure()
+    doses = pl.DataFrame(
+        {
+            "Metadata_Compound": ["DMSO", "cpd-A", "cpd-A", "cpd-A", None],
+            "Metadata_Dose": [0.0, 3.0, 0.3, 30.0, None],
+            "verdict": ["trusted", "undecided", "trusted", "not trusted", "too few wells"],
+        }
+    )
+    return figures.qc_report_html(
+        "P1",
+        "encoder version 2",
+        figures.Verdict("Most profiles look at their cell", "60% do.", [("Which doses?", "Most.")]),
+        [figures.Picture(name, f"This is {name}.", f"A picture of {name}", figure) for name, figure in drawn.items()],
+        [
+            figures.Listing("Doses", "One row a dose", doses, {"verdict": "What to think of it"}),
+            figures.Listing("Wells", "One row a well", wells()),
+        ],
+        wells(),
+        made="today",
+    )
