@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
@@ -157,9 +159,10 @@ def wells() -> pl.DataFrame:
     )
 
 
+@cache
 def report_page() -> str:
     """A report of the size a 384-well plate has."""
-    drawn = every_figure()
+    drawn = {name: figure for name, figure in every_figure().items() if name in ("crops", "overlay", "distributions")}
     doses = pl.DataFrame(
         {
             "Metadata_Compound": ["DMSO", "cpd-A", "cpd-A", "cpd-A", None],
