@@ -5,6 +5,7 @@ import hashlib
 import io
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import polars as pl
 import pytest
@@ -88,7 +89,7 @@ def test_is_readable_without_sight_and_says_the_verdict_first(page):
     assert {attributes["scope"] for attributes in parsed.all("th")} == {"col", "row"}
     levels = [int(tag[1]) for tag, _ in parsed.elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     assert page.index("Verdict</h2>") < page.index('class="plate"') < page.index("<img") < page.index('class="rows"')
     names = {attributes["id"] for _, attributes in parsed.elements if "id" in attributes}
     assert {(attributes["href"] or "")[1:] for attributes in parsed.all("a")} <= names

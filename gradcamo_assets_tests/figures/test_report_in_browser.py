@@ -70,10 +70,13 @@ def test_nothing_is_wider_than_a_narrow_window(page: Page) -> None:
 
 def test_every_text_stands_out_from_what_is_behind_it(page: Page) -> None:
     faint = page.ask(
-        """[...document.querySelectorAll("main *")].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+        """[...document.querySelectorAll("main *")]
+        .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
         .map(e => {
-            let behind = e, numbers = css => css.match(/[\\d.]+/g).map(Number);
-            while (behind && (numbers(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
+            const numbers = css => css.match(/[\\d.]+/g).map(Number);
+            const clear = e => (numbers(getComputedStyle(e).backgroundColor)[3] ?? 1) === 0;
+            let behind = e;
+            while (behind && clear(behind)) behind = behind.parentElement;
             const light = css => numbers(css).slice(0, 3).map(v => v / 255)
                 .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
                 .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0.05);
