@@ -135,7 +135,7 @@ def _drift(rows: list[dict[str, Any]]) -> str:
         return ""
     (row,) = rows
     if row["verdict"] == "too few earlier plates":
-        return f"Too early to say: {row['earlier_plates']} earlier plates, and it takes eight."
+        return f"Too early to say: {_count(row['earlier_plates'], 'earlier plate')}, and it takes eight."
     names = {"on_target": "share on target", "adjusted": "adjusted score", "control": "adjusted score of controls"}
     far = [f"{text} ({row[f'{name}_deviation']:+.1f})" for name, text in names.items() if row[f"{name}_deviation"]]
     said = "No: it differs" if row["verdict"] == "differs" else "Yes"
