@@ -15,7 +15,7 @@ if (plate) {
   const step = {ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0]};
   const show = event => { if (event.target.title) said.textContent = event.target.title; };
   if (wells.length) wells[0].tabIndex = 0;
-  plate.addEventListener("pointerover", show);
+  plate.addEventListener("pointermove", show);
   plate.addEventListener("focusin", show);
   plate.addEventListener("keydown", event => {
     if (!step[event.key]) return;

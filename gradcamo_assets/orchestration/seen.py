@@ -39,9 +39,10 @@ def cases(scores: pl.DataFrame) -> list[dict[str, Any]]:
         part = (
             scores.filter(looks_at=region).drop_nulls("gradcamo_adjusted").sort("gradcamo_adjusted", "Metadata_CellID")
         )
-        places = {"best": len(part) - 1, "median": len(part) // 2, "worst": 0}
-        for name, place in places.items() if len(part) >= 3 else list(places.items())[: len(part)]:
-            found.append({**part.row(place, named=True), "case": f"{region}, {name}"})
+        last = len(part) - 1
+        places = {0: "worst", len(part) // 2: "median", last: "best"} if last else {0: "best"}
+        for place in sorted(places, reverse=True)[: len(part)]:
+            found.append({**part.row(place, named=True), "case": f"{region}, {places[place]}"})
     return found
 
 

@@ -50,11 +50,19 @@ def scores(wells: int = 12, sites: int = 4, cells: int = 30) -> pl.DataFrame:
                         "Metadata_Dose": dose,
                         "Metadata_Dose_Unit": "uM" if dose else None,
                         "gradcamo": float(np.clip(rng.normal(0.7 - 0.15 * (well % 4) - 0.04 * site, 0.12), 0, 1)),
+                        "gradcamo_max": rng.uniform(0.8, 1),
+                        "mask_fraction": rng.uniform(0.05, 0.15),
+                        "looks_at": "target" if well % 4 < 2 else "none",
                         "umap_x": rng.normal() + 3 * (well % 4),
                         "umap_y": rng.normal() + (well % 4) ** 2,
                     }
                 )
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+ONE_SCORE = {
+    "gradcamo": 0.62, "neighbour_share": None, "background_share": 0.38, "mask_fraction": 0.1, "gradcamo_max": 0.9,
+}  # fmt: skip
 
 
 def every_figure() -> dict[str, Figure]:
@@ -129,6 +137,9 @@ def every_figure() -> dict[str, Figure]:
         "layers": figures.layer_scores(layers),
         "crops": figures.crops_with_maps(*crops()),
         "crops_2d": figures.crops_with_maps(*crops(3, depth=1)),
+        "by_dose": figures.crops_by_dose(*crops(4)[:2], ["DNA", "ER", "Mito"], ["DMSO", "0.3 uM", "3 uM", "30 uM"]),
+        "pipeline": figures.pipeline_on_one_cell(*(array[0] for array in crops(1)[:3]), ONE_SCORE),
+        "ceiling": figures.score_against_ceiling(table),
         "overlay": figures.segmentation_overlay(field, cells, nuclei, (1.0, 0.3, 0.3), "P1, B02, site 1"),
         "umap": figures.umap_scatter(table),
         "distributions": figures.score_distributions(table),
@@ -162,7 +173,7 @@ def wells() -> pl.DataFrame:
 @cache
 def report_page() -> str:
     """A report of the size a 384-well plate has."""
-    drawn = {name: figure for name, figure in every_figure().items() if name in ("crops", "overlay", "distributions")}
+    drawn = {"crops": figures.crops_with_maps(*crops(2)), "scores": figures.score_distributions(scores())}
     doses = pl.DataFrame(
         {
             "Metadata_Compound": ["DMSO", "cpd-A", "cpd-A", "cpd-A", None],

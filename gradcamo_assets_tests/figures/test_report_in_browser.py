@@ -38,7 +38,7 @@ def test_a_table_is_sorted_by_keyboard_and_by_mouse(page: Page) -> None:
     assert page.ask(SORTED) == "descending"
     page.click(".rows th:nth-child(1) button")
     assert page.ask(SORTED) is None
-    assert page.ask(DOSES)[-1] == "0"
+    assert page.ask(DOSES)[-2:] == ["0", "–"]  # noqa: RUF001
     page.click(f"{HEAD} button")
     assert page.ask(DOSES) == ["0", "0.3", "3", "30", "–"]  # noqa: RUF001
 

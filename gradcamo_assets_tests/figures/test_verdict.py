@@ -46,7 +46,9 @@ def test_the_finding_is_said_first(looks: list[str | None], on_target: float, he
 
 def test_shares_are_of_cells_with_a_score_and_the_others_are_counted() -> None:
     said = verdict(scores(["target", "target", "neighbour", "background", None], 0.4), {}, None).shares
-    assert said.startswith("Of 4 profiles of held-out cells 50% look at their own cell, 25% at neighbouring cells, 25% at")
+    assert said.startswith(
+        "Of 4 profiles of held-out cells 50% look at their own cell, 25% at neighbouring cells, 25% at"
+    )
     assert "50% have more than half of their map on the cell" in said
     assert "median adjusted score is 0.25" in said and "1 more have no score" in said
 
