@@ -98,7 +98,7 @@ def run_demo(home: Home, config: SyntheticPlate) -> None:
         run("report_plates", config.name)
     print(f"\nWhere does {champion} look? Cells it was trained on are left out.\n")
     render(qc_table(home.database, by="dose,site").filter(Metadata_Plate=config.name))
-    print(NEXT.format(report=home.reports / f"{config.name}.html"))
+    print(NEXT.format(report=home.reports / config.name / f"{champion.name}-v{champion.version}.html"))
 
 
 NEXT = """

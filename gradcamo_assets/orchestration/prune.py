@@ -130,8 +130,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     files = [f"{plate}{ending}" for ending in (*ENDINGS, ".zarr")] + [Staging(home.plates, plate).folder.name]
     paths = [
         *_there([home.plates], *files), *_there([home.plates / "failures"], f"{plate}.json"),
-        *_there([home.masks, home.crops, home.exports, *home.fitted.glob("*/*/sphering")], plate),
-        *_there([home.reports], f"{plate}.html"),
+        *_there([home.masks, home.crops, home.reports, home.exports, *home.fitted.glob("*/*/sphering")], plate),
     ]  # fmt: skip
     return _checked(Plan(home.root, lake, tuple(keys), tuple(edits), tuple(paths)), plate)
 

@@ -93,10 +93,12 @@ def test_a_rerun_computes_nothing_that_is_already_right(scored_bench: Bench, tmp
 def test_the_report_is_one_page_that_needs_no_network(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     assert bench.run("report_plates", "tiny").success
-    page = (bench.home.reports / "tiny.html").read_text()
+    page = (bench.home.reports / "tiny" / "gradcamo-encoder-v1.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
-    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "http:" not in page and "https:" not in page
     assert "held-out" in page
+    for title in ("From a cell to its score", "Segmentation", "Cells by dose", "Where the model looks", "Map of the"):
+        assert f">{title}" in page, title
 
 
 def test_the_command_line_answers(scored_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
