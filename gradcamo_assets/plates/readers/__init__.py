@@ -9,33 +9,21 @@ from pathlib import Path
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.hcs import name_of
 from gradcamo_assets.plates.readers import loaddata, metaxpress, operetta, pattern, uzh
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration, configuration_of
+from gradcamo_assets.plates.readers.configuration import Configuration, configuration_of
 from gradcamo_assets.plates.readers.export import PLANES, PROJECTION, Export
 from gradcamo_assets.plates.readers.tiff import plane_shape, read_plane
 
-__all__ = [
-    "PLANES",
-    "PROJECTION",
-    "Export",
-    "configuration_of",
-    "format_of",
-    "plane_shape",
-    "read_export",
-    "read_plane",
-]
+__all__ = ["PLANES", "PROJECTION", "Export", "format_of", "plane_shape", "read_export", "read_plane"]
 
-_LooksLike = Callable[[Path, frozenset[str]], bool]
-_Read = Callable[[Path, Configuration], Export]
-
-# In this order: what a vendor wrote comes before a table that somebody added.
-_READERS: dict[str, tuple[_LooksLike, _Read]] = {
+# In this order: what a vendor wrote comes before a table that somebody added; a pattern is asked for, not recognised.
+_READERS: dict[str, tuple[Callable[[Path, frozenset[str]], bool], Callable[[Path], Export]]] = {
     "Operetta": (operetta.looks_like, operetta.read),
     "MetaXpress": (metaxpress.looks_like, metaxpress.read),
     "CellVoyager": (uzh.looks_like_yokogawa, uzh.read_yokogawa),
     "ScanR": (uzh.looks_like_scanr, uzh.read_scanr),
     "ImageXpress HCS.ai": (uzh.looks_like_hcs_ai, uzh.read_hcs_ai),
     "LoadData": (loaddata.looks_like, loaddata.read),
-    "Pattern": (pattern.looks_like, pattern.read),
+    "Pattern": (lambda folder, names: False, pattern.read),
 }
 
 
@@ -45,7 +33,7 @@ def format_of(folder: Path) -> str | None:
     A configuration beside the folder that asks for a format or gives a pattern decides. A damaged one does not hide a
     plate, nor does a damaged table: ``read_export`` says what is wrong with it.
     """
-    configuration, damaged = NOTHING, False
+    configuration, damaged = Configuration(), False
     try:
         configuration = configuration_of(folder)
     except PlateError as error:
@@ -71,18 +59,14 @@ def read_export(folder: Path) -> Export:
     """
     name = name_of(folder)
     try:
-        configuration = configuration_of(folder)
-        if configuration.format not in (None, *_READERS):
-            raise PlateError(f"there is no format {configuration.format!r}", f"Known are {', '.join(_READERS)}.")
+        wanted = configuration_of(folder).format
+        if wanted not in (None, *_READERS):
+            raise PlateError(f"there is no format {wanted!r}", f"Known are {', '.join(_READERS)}.")
         if (format := format_of(folder)) is None:
-            raise PlateError(
-                "it is no export of a microscope that is read here", "Give a pattern (see plates/readers)."
-            )
-        return _READERS[format][1](folder, configuration)
+            problem = "it is no export of a microscope that is read here"
+            raise PlateError(problem, "Give a pattern (see plates/readers).")
+        return _READERS[format][1](folder)
     except OSError as error:
         raise PlateError(f"it cannot be read: {error}", "Check the folder.", plate=name, path=folder) from error
     except PlateError as error:
-        path = folder if error.path is None else error.path
-        raise PlateError(
-            error.problem, error.remedy, plate=name, well=error.well, site=error.site, path=path
-        ) from error
+        raise error.at(plate=name, path=error.path or folder) from error

@@ -14,9 +14,7 @@ from typing import Any
 import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
-from gradcamo_assets.plates.readers.export import Export
-from gradcamo_assets.plates.readers.planes import finish, micrometres, well_at, whole_number
+from gradcamo_assets.plates.readers.export import ROWS, Export, finish, micrometres, well_at, whole_number
 from gradcamo_assets.plates.readers.tiff import open_tiff
 
 _GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -35,7 +33,7 @@ def looks_like(folder: Path, names: frozenset[str]) -> bool:
     return any(name.lower().endswith(".htd") for name in names) or _htd_in(folder / "TimePoint_1") is not None
 
 
-def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
+def read(folder: Path) -> Export:
     """Read what an export holds: names and the HTD; of the TIFFs one or two headers, for the voxel size.
 
     ZStep_0 beside other steps (or where the HTD promises a projection) and files beside ZSteps are projections.
@@ -63,8 +61,7 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
                 rows.append((match[1], match[2] or "1", wave - 1, z, (place / name).relative_to(folder).as_posix()))
             elif "_thumb" not in name.lower():
                 strange.append(name)
-    schema = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl.Int32, "file": pl.String}
-    table = pl.DataFrame(rows, schema, orient="row").with_columns(page=pl.lit(0))
+    table = pl.DataFrame(rows, ROWS, orient="row")
     if table.is_empty():
         raise PlateError("there is no image <base>_<well>_s<site>_w<wave>.tif", "Copy the images too.", path=base)
     problems = [f"{len(strange)} TIFF files have names that are not understood: {strange[0]}"] if strange else []
@@ -75,7 +72,7 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
     voxel_size, facts = _first_headers(folder, table)
     return finish(
         folder, table, ["".join(htd.get(f"WaveName{wave}", [])[:1]) or f"w{wave}" for wave in range(1, waves + 1)],
-        format="MetaXpress", source="the HTD", noun="wavelength", configuration=configuration, voxel_size=voxel_size,
+        format="MetaXpress", source="the HTD", noun="wavelength", voxel_size=voxel_size,
         promised=_promised(htd, table), problems=problems,
         acquisition={"description": " ".join(htd.get("Description", [])), **facts},
     )  # fmt: skip

@@ -13,9 +13,7 @@ import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
-from gradcamo_assets.plates.readers.export import Export
-from gradcamo_assets.plates.readers.planes import MAX_PLANES, finish, micrometres, well_at, whole_number
+from gradcamo_assets.plates.readers.export import MAX_PLANES, Export, finish, micrometres, well_at, whole_number
 from gradcamo_assets.plates.readers.screened import elements
 
 _INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
@@ -33,7 +31,7 @@ def looks_like(folder: Path, names: frozenset[str]) -> bool:
     return _index(folder) is not None
 
 
-def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
+def read(folder: Path) -> Export:
     """Read the index, image by image; it may have hundreds of thousands. No TIFF is opened.
 
     Raises:
@@ -70,7 +68,7 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
     return finish(
         folder, _rows(images, order, index.parent.relative_to(folder)),
         [_text(channels[channel], "ChannelName") or f"channel {channel}" for channel in order],
-        format="Operetta", source=index.name, configuration=configuration,
+        format="Operetta", source=index.name,
         voxel_size=(_spacing(images), *(_micrometres(facts, f"ImageResolution{axis}") for axis in "YX")),
         acquisition={name: _text(facts, key) for name, key in _ACQUISITION.items()},
     )  # fmt: skip
@@ -100,7 +98,6 @@ def _rows(images: pl.DataFrame, channels: list[str], place: Path) -> pl.DataFram
         pl.col("ChannelID").replace_strict(channels, range(len(channels)), return_dtype=pl.Int32).alias("channel"),
         pl.col("PlaneID").replace_strict(numbers, return_dtype=pl.Int32).alias("z"),
         pl.when(pl.col("State").str.to_lowercase().is_in(["", "ok"])).then(url).alias("file"),
-        page=pl.lit(0),
     )
 
 

@@ -26,11 +26,10 @@ def screen(source: Path | str) -> None:
     path = source if isinstance(source, Path) else None
     try:
         with path.open("rb") if path else io.BytesIO(str(source).encode()) as file:
-            next(iterparse(file, ("start",), forbid_dtd=True, forbid_entities=True, forbid_external=True))
+            next(iterparse(file, ("start",), forbid_dtd=True))
     except DefusedXmlException as error:
-        raise PlateError(
-            "its XML declares a DTD or entities", "Remove them: no microscope writes any.", path=path
-        ) from error
+        remedy = "Remove them: no microscope writes any."
+        raise PlateError("its XML declares a DTD or entities", remedy, path=path) from error
     except (ElementTree.ParseError, StopIteration, OSError, ValueError, LookupError) as error:
         raise PlateError(f"it is no XML: {error}", _DAMAGED, path=path) from error
 
@@ -41,7 +40,7 @@ def elements(path: Path, *tags: str) -> Iterator[tuple[str, ElementTree.Element]
     Each is forgotten when the next one is asked for, with all that came before it in the same parent.
 
     Raises:
-        PlateError: a DTD, or damaged XML.
+        PlateError: a link, a DTD, or damaged XML.
     """
     if path.is_symlink():
         raise PlateError("it is a link", "Copy the file that it points to.", path=path)
@@ -54,8 +53,7 @@ def elements(path: Path, *tags: str) -> Iterator[tuple[str, ElementTree.Element]
                 parents.append(element)
                 continue
             parents.pop()
-            tag = element.tag.rpartition("}")[2]
-            if tag in tags:
+            if (tag := element.tag.rpartition("}")[2]) in tags:
                 yield tag, element
                 if parents:
                     parents[-1].clear()
