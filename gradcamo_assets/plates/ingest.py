@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mode
@@ -26,10 +26,9 @@ from gradcamo_assets.plates.illumination import estimate_illumination
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
 from gradcamo_assets.plates.readers import format_of
-from gradcamo_assets.plates.record import load_plate
 from gradcamo_assets.plates.signature import folder_times, source_signature
 from gradcamo_assets.plates.sources import ExportSource, Source, ZarrSource
-from gradcamo_assets.plates.staging import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, Staging, staged
+from gradcamo_assets.plates.store import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, Staging, load_plate, staged
 
 _SAMPLED = 4_000_000
 """Pixels a channel that count in a large plate's statistics."""
@@ -204,7 +203,7 @@ def _take_in(
 
 def _results(meter: FieldMeter) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """What is kept of a measured field: its part of the row, and what the plate's own numbers are made from."""
-    numbers = {name: _finite(value) for name, value in asdict(meter.quality()).items()}
+    numbers = {name: _finite(value) for name, value in meter.quality().items()}
     arrays: dict[str, NDArray[Any]] = {"sample": meter.sample, "shade": meter.shade, "shape": np.array(meter.shape)}
     return numbers, arrays
 

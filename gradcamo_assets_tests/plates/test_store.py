@@ -17,7 +17,7 @@ import pytest
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates import ingest_plate, known_plate, load_plate, sources
-from gradcamo_assets.plates.staging import Staging, staged
+from gradcamo_assets.plates.store import Staging, staged
 from gradcamo_assets_tests.plates.readers.exports import write_metaxpress
 
 KILLS = 20
