@@ -22,18 +22,13 @@ _BROAD_FOLDERS = ("platemap", "platemaps", ".")
 @dataclass(frozen=True)
 class Companions:
     """``maps``: the plate maps; there should be one. ``labels``: the label table of a pooled screen. ``metadata``: what
-    Broad's samples are, for all plates of the inbox. ``configuration``: what an export does not say of itself."""
+    Broad's samples are, for all plates of the inbox. ``files``: those that are the plate's own. Tables that all plates
+    of an inbox share are not among them: a row for a new plate would make every plate look changed."""
 
     maps: tuple[Path, ...]
     labels: Path | None
-    metadata: tuple[Path, ...] = ()
-    configuration: Path | None = None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Those that are the plate's own. Tables that all plates of an inbox share (barcodes, metadata) are not among
-        them: a row for a new plate would make every plate look changed."""
-        return (*self.maps, *(path for path in (self.labels, self.configuration) if path is not None))
+    metadata: tuple[Path, ...]
+    files: tuple[Path, ...]
 
 
 def companions(source: Path) -> Companions:
@@ -55,14 +50,11 @@ def companions(source: Path) -> Companions:
         try:
             maps = _broad_maps(barcodes, name)
         except GradcamoError as error:
-            raise PlateError(error.problem, error.remedy, plate=name, path=barcodes) from error
+            raise error.at(PlateError, plate=name, path=barcodes) from error
         metadata = sorted(source.parent.glob("external_metadata*.tsv")) if maps else []
-    labels = source.with_name(name + LABELS_ENDING)
-    configuration = source.with_name(name + CONFIGURATION_ENDING)
-    return Companions(
-        tuple(maps), labels if labels.is_file() else None, tuple(metadata),
-        configuration if configuration.is_file() else None,
-    )  # fmt: skip
+    labels, configuration = (source.with_name(name + end) for end in (LABELS_ENDING, CONFIGURATION_ENDING))
+    files = (*maps, *(path for path in (labels, configuration) if path.is_file()))
+    return Companions(tuple(maps), labels if labels in files else None, tuple(metadata), files)
 
 
 def _broad_maps(barcodes: Path, plate: str) -> list[Path]:

@@ -127,10 +127,9 @@ def read_label_table(path: Path) -> pl.DataFrame:
 def _read(path: Path, required: tuple[str, ...] = (), times: int = 1) -> pl.DataFrame:
     """The file as text under the names of ``_SPELLINGS`` and all of ``TEXT``, wells normalised, blanks as NULL."""
     raw, decimal_comma = read_table(path, times)
-    text = pl.when(pl.all().str.to_lowercase().str.contains(_BLANK)).then(None).otherwise(pl.all()).name.keep()
+    text = pl.when(~pl.all().str.to_lowercase().str.contains(_BLANK)).then(pl.all()).name.keep()
     chosen, column_unit = _columns(raw.columns, path)
-    frame = raw.select(text).select(**chosen)
-    frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
+    frame = raw.select(text).select(**chosen).filter(~pl.all_horizontal(pl.all().is_null()))
     if "Metadata_Well" not in chosen and {"row", "column"} <= chosen.keys():
         frame = frame.with_columns(Metadata_Well=pl.concat_str(_row_letters("row"), "column"))
     for column in required:
@@ -141,7 +140,7 @@ def _read(path: Path, required: tuple[str, ...] = (), times: int = 1) -> pl.Data
         try:
             wells = {well: well_name(well or "") for well in frame["Metadata_Well"].unique(maintain_order=True)}
         except PlateError as error:
-            raise PlateMapError(error.problem, error.remedy, path=path) from error
+            raise error.at(PlateMapError, path=path) from error
         frame = frame.with_columns(pl.col("Metadata_Well").replace(wells))
     if decimal_comma and "dose" in chosen:
         grouped = frame["dose"].filter(frame["dose"].str.contains(r"^[1-9]\d{0,2}(\.\d{3})+(,|\s|$)"))

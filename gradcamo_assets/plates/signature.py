@@ -42,9 +42,8 @@ def folder_times(source: Path) -> dict[str, int]:
                 entry.path for folder in level for entry in _entries(folder) if entry.is_dir(follow_symlinks=False)
             )
             folders = [*folders, *level][:_MOST_FOLDERS]
-        return {os.path.relpath(folder, source): Path(folder).stat().st_mtime_ns for folder in folders} | _beside(
-            source
-        )
+        times = {os.path.relpath(folder, source): Path(folder).stat().st_mtime_ns for folder in folders}
+        return times | _beside(source)
     except OSError as error:
         raise PlateError(f"unreadable: {error.strerror}", "Check that the disk is there.", path=source) from error
 
