@@ -29,11 +29,7 @@ def standardise(images: Tensor, center: Tensor, scale: Tensor, out: Tensor | Non
 
 
 def channel_order(field: CropField, channels: Sequence[str]) -> list[int]:
-    """Positions of ``channels`` in the field's crops.
-
-    Raises:
-        CropError: where one is missing.
-    """
+    """Positions of ``channels`` in the field's crops; CropError where one is missing."""
     missing = [name for name in channels if name not in field.channels]
     if missing:
         raise CropError(

@@ -130,11 +130,7 @@ def _flush(arrays: dict[str, Any], batch: dict[str, np.ndarray], written: int, h
 
 
 def open_crops(path: Path) -> CropField:
-    """Open the crops of one field.
-
-    Raises:
-        CropError: if there are none, or they are damaged.
-    """
+    """Open the crops of one field; CropError if there are none, or they are damaged."""
     import zarr
 
     try:

@@ -27,8 +27,7 @@ def volume_objects(
         network: turns (B, C, Y, X) with sides that are multiples of 16 into flows (times 5) and logit (B, 3, Y, X).
         stack: (C, Z, Y, X) float32.
         size: (Z, Y, X) at which voxels are cubes and objects as wide as the network likes them.
-        steps: of the dynamics.
-        threshold: least logit of a voxel inside an object.
+        steps: of the dynamics. threshold: least logit of a voxel inside an object.
 
     Returns:
         labels ``size``, 0 outside; flows (3, *size), unit length where the network is sure; logits ``size``.
