@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.names import slug
+from gradcamo_assets.plates.companions import as_recorded, walk
 from gradcamo_assets.plates.failures import Failures
 from gradcamo_assets.plates.hcs import name_of
 from gradcamo_assets.plates.readers import format_of
-from gradcamo_assets.plates.signature import as_recorded, walk
 
 State = Literal["ready", "copying", "known", "changed", "waiting", "quarantined", "unreadable"]
 _NO_PLATES = ("platemap", "platemaps", "metadata")

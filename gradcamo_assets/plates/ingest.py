@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.plates.companions import LABELS_ENDING, companions
+from gradcamo_assets.plates.companions import LABELS_ENDING, companions, folder_times, source_signature
 from gradcamo_assets.plates.hcs import Plate
 from gradcamo_assets.plates.illumination import estimate_illumination
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
 from gradcamo_assets.plates.readers import format_of
-from gradcamo_assets.plates.signature import folder_times, source_signature
 from gradcamo_assets.plates.sources import ExportSource, ZarrSource
 from gradcamo_assets.plates.store import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, Staging, load_plate, staged
 
