@@ -156,6 +156,18 @@ def explained(target: Any, output: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         return scalars, scalars[:, None], None
 
 
+def similarity_to(reference: Any) -> Callable[[Tensor], Tensor]:
+    """A target for ``gradcamo`` where there are no classes: the cosine similarity of embeddings (B, K) to one, (K,).
+
+    For networks whose output is the embedding. A reference is, say, a treatment's centroid less the controls'.
+    """
+
+    def target(output: Tensor) -> Tensor:
+        return nn.functional.cosine_similarity(output, torch.as_tensor(reference).to(output)[None])
+
+    return target
+
+
 @dataclass(frozen=True)
 class PooledHead:
     """A linear layer that feeds on an activation's averages: (B, K) ``pooled``, and its own (B, classes) ``logits``."""

@@ -57,9 +57,9 @@ class IngestConfig:
 class Ingested:
     """A plate taken in: where it is now, its rows, its intensities, and what a person should know.
 
-    ``plate_frame`` has one row, ``wells_frame`` one a well, ``fields_frame`` one a field, bad ones with their reason in
-    ``qc_flag``. ``statistics``: ``{channel: {"center", "scale"}}`` in counts. ``illumination``: (C, y, x) around 1, or
-    None where the plate has too few fields to tell. ``source_problems``: of ``problems``, the export's.
+    ``fields_frame`` has bad fields too, with their reason in ``qc_flag``. ``statistics``: ``{channel: {"center",
+    "scale"}}`` in counts. ``illumination``: (C, y, x) around 1, or None where the plate has too few fields to tell.
+    ``source_problems``: of ``problems``, the export's.
     """
 
     plate: Plate

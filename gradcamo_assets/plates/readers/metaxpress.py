@@ -89,8 +89,7 @@ def _htd_in(folder: Path) -> Path | None:
     if not folder.is_dir():
         return None
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.lower().endswith(".htd")]
-    return next((folder / name for name in sorted(names) if (folder / name).is_file()), None)
+        return min((folder / e.name for e in entries if e.name.lower().endswith(".htd") and e.is_file()), default=None)
 
 
 def _htd(path: Path) -> dict[str, list[str]]:
