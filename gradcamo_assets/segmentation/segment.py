@@ -1,7 +1,7 @@
 """Segments a field: two networks, Cellpose's tiling and dynamics on every slice, stitching along z; or in 3D.
 
-Here: the run over a stack. Not here: its settings (``settings``), loading networks (``engines``), what becomes of
-channels (``intensities``), three dimensions at once (``volumes``), stitching and confidence (``masks``).
+Not here: its settings (``settings``), loading networks (``engines``), what becomes of channels (``intensities``), three
+dimensions at once (``volumes``), stitching and confidence (``masks``).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import polars as pl
 
 from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.segmentation import intensities
-from gradcamo_assets.segmentation.blocks import blocks, paste
 from gradcamo_assets.segmentation.engines import file_digest, find_weights, load_engines, state_digest
 from gradcamo_assets.segmentation.masks import Masks, confidence_of, object_quality, stitched, without_specks
 from gradcamo_assets.segmentation.settings import DIAMETER, NOMINAL_WIDTH, SegmenterConfig
-from gradcamo_assets.segmentation.volumes import at_size, volume_objects
+from gradcamo_assets.segmentation.volumes import at_size, blocks, paste, volume_objects
 
 # Steps of the dynamics, of a pixel each in 2D and two in 3D: objects are 30 pixels wide.
 _STEPS, _STEPS_3D = 60, 40

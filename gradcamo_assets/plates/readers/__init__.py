@@ -11,7 +11,7 @@ from gradcamo_assets.plates.hcs import name_of
 from gradcamo_assets.plates.readers import loaddata, metaxpress, operetta, pattern, uzh
 from gradcamo_assets.plates.readers.configuration import Configuration, configuration_of
 from gradcamo_assets.plates.readers.export import PLANES, PROJECTION, Export
-from gradcamo_assets.plates.readers.tiff import plane_shape, read_plane
+from gradcamo_assets.plates.readers.untrusted import plane_shape, read_plane
 
 __all__ = ["PLANES", "PROJECTION", "Export", "format_of", "plane_shape", "read_export", "read_plane"]
 

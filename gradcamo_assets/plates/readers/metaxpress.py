@@ -15,7 +15,7 @@ import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.readers.export import ROWS, Export, finish, micrometres, well_at, whole_number
-from gradcamo_assets.plates.readers.tiff import open_tiff
+from gradcamo_assets.plates.readers.untrusted import open_tiff
 
 _GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _FILE = re.compile(

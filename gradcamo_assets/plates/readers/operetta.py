@@ -14,7 +14,7 @@ import polars as pl
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
 from gradcamo_assets.plates.readers.export import MAX_PLANES, Export, finish, micrometres, well_at, whole_number
-from gradcamo_assets.plates.readers.screened import elements
+from gradcamo_assets.plates.readers.untrusted import elements
 
 _INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
 _KEYS = ("Row", "Col", "FieldID", "ChannelID", "PlaneID", "URL")

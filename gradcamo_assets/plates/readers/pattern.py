@@ -13,8 +13,7 @@ from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
 from gradcamo_assets.plates.readers.configuration import configuration_of
 from gradcamo_assets.plates.readers.export import MAX_PLANES, Export, finish, micrometres, well_at
-from gradcamo_assets.plates.readers.screened import screen
-from gradcamo_assets.plates.readers.tiff import open_tiff, pages_of
+from gradcamo_assets.plates.readers.untrusted import open_tiff, pages_of, screen
 
 _GROUPS = ("well", "row", "column", "site", "channel", "z")
 _EXAMPLE = r"Write, for example, pattern = '(?P<well>[A-P]\d\d)_s(?P<site>\d)_(?P<channel>w\d)\.tif'."

@@ -17,7 +17,7 @@ from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.hcs import name_of
 from gradcamo_assets.plates.readers.configuration import configuration_of
 from gradcamo_assets.plates.readers.export import ROWS, Export, finish, micrometres, whole_number
-from gradcamo_assets.plates.readers.screened import elements
+from gradcamo_assets.plates.readers.untrusted import elements
 
 _YOKOGAWA = ("MeasurementData.mlf", "MeasurementDetail.mrf")
 _SCANR = "data/metadata.ome.xml"
