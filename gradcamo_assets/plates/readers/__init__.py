@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,15 +14,16 @@ from gradcamo_assets.plates.readers.untrusted import plane_shape, read_plane
 
 __all__ = ["PLANES", "PROJECTION", "Export", "format_of", "plane_shape", "read_export", "read_plane"]
 
-# In this order: what a vendor wrote comes before a table that somebody added; a pattern is asked for, not recognised.
-_READERS: dict[str, tuple[Callable[[Path, frozenset[str]], bool], Callable[[Path], Export]]] = {
-    "Operetta": (operetta.looks_like, operetta.read),
-    "MetaXpress": (metaxpress.looks_like, metaxpress.read),
-    "CellVoyager": (uzh.looks_like_yokogawa, uzh.read_yokogawa),
-    "ScanR": (uzh.looks_like_scanr, uzh.read_scanr),
-    "ImageXpress HCS.ai": (uzh.looks_like_hcs_ai, uzh.read_hcs_ai),
-    "LoadData": (loaddata.looks_like, loaddata.read),
-    "Pattern": (lambda folder, names: False, pattern.read),
+# By what each is recognised, in this order: what a vendor wrote comes before a table that somebody added; a pattern is
+# asked for, not recognised.
+_READERS: dict[str, tuple[tuple[str, ...], Callable[[Path], Export]]] = {
+    "Operetta": (operetta.INDEX, operetta.read),
+    "MetaXpress": (("*.[hH][tT][dD]", "TimePoint_1/*.[hH][tT][dD]"), metaxpress.read),
+    "CellVoyager": ((uzh.YOKOGAWA[0],), uzh.read_yokogawa),
+    "ScanR": ((uzh.SCANR,), uzh.read_scanr),
+    "ImageXpress HCS.ai": (("experiment*/*.jdce",), uzh.read_hcs_ai),
+    "LoadData": ((), loaddata.read),
+    "Pattern": ((), pattern.read),
 }
 
 
@@ -38,17 +38,16 @@ def format_of(folder: Path) -> str | None:
         configuration = configuration_of(folder)
     except PlateError as error:
         damaged = error.path is not None
-    try:
-        with os.scandir(folder) as entries:
-            names = frozenset(entry.name for entry in entries)
-        if configuration.format in _READERS:
-            return configuration.format
-        if configuration.pattern is not None:
-            return "Pattern"
-        found = (name for name, (looks_like, _) in _READERS.items() if looks_like(folder, names))
-        return next(found, "Pattern" if damaged else None)
-    except OSError:
+    if not folder.is_dir():
         return None
+    if configuration.format in _READERS:
+        return configuration.format
+    if configuration.pattern is not None:
+        return "Pattern"
+    for name, (marks, _) in _READERS.items():
+        if any(any(folder.glob(mark)) for mark in marks) or (name == "LoadData" and loaddata.has_table(folder)):
+            return name
+    return "Pattern" if damaged else None
 
 
 def read_export(folder: Path) -> Export:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -19,12 +18,14 @@ _TIME = ("T", "Time", "Timepoint", "TimepointID", "TimePoint")
 _REMEDY = "Write it as CellProfiler's LoadData wants it."
 
 
-def looks_like(folder: Path, names: frozenset[str]) -> bool:
+def has_table(folder: Path) -> bool:
     """Whether a CSV in the folder has a column ``FileName_<channel>``."""
     try:
-        return bool(_tables(folder, names))
+        return bool(_tables(folder))
     except PlateError:
         return True
+    except OSError:
+        return False
 
 
 def read(folder: Path) -> Export:
@@ -36,8 +37,7 @@ def read(folder: Path) -> Export:
     Raises:
         PlateError: columns that lack, several plates or time points, paths that are none.
     """
-    tables = _tables(folder, frozenset(entry.name for entry in os.scandir(folder)))
-    if not tables:
+    if not (tables := _tables(folder)):
         raise PlateError("there is no CSV with a column FileName_<channel>", _REMEDY, path=folder)
     path, *others = tables
     try:
@@ -71,10 +71,9 @@ def read(folder: Path) -> Export:
     return finish(folder, pl.concat(parts), labels, format="LoadData", source=path.name, problems=problems)
 
 
-def _tables(folder: Path, names: frozenset[str]) -> list[Path]:
+def _tables(folder: Path) -> list[Path]:
     found = []
-    for name in sorted(name for name in names if name.lower().endswith(".csv"))[:20]:
-        path = folder / name
+    for path in sorted(folder.glob("*.[cC][sS][vV]"))[:20]:
         if path.is_symlink() or not path.is_file():
             continue
         with path.open("rb") as file:

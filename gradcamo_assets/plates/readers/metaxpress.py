@@ -28,11 +28,6 @@ _ACQUISITION = {
 }  # fmt: skip
 
 
-def looks_like(folder: Path, names: frozenset[str]) -> bool:
-    """Whether there is an HTD file beside the images or in the folder of the first time point."""
-    return any(name.lower().endswith(".htd") for name in names) or _htd_in(folder / "TimePoint_1") is not None
-
-
 def read(folder: Path) -> Export:
     """Read what an export holds: names and the HTD; of the TIFFs one or two headers, for the voxel size.
 
@@ -46,10 +41,10 @@ def read(folder: Path) -> Export:
         raise PlateError(f"it has {len(times)} time points", "Keep one TimePoint folder: one time point is read.")
     base = next(iter(times.values()), folder)
     steps = _numbered(base, "zstep")
-    htd_file = _htd_in(folder) or _htd_in(base)
-    if htd_file is None:
+    htds = [path for place in (folder, base) for path in sorted(place.glob("*.[hH][tT][dD]")) if path.is_file()]
+    if not htds:
         raise PlateError("there is no HTD file", "Copy it from the microscope.", path=base)
-    htd = _htd(htd_file)
+    htd = _htd(htds[0])
     projection = "TRUE" in htd.get("ZProjection", []) or any(steps.keys() - {0})
     rows: list[tuple[str, str, int, int | None, str]] = []
     strange: list[str] = []
@@ -83,13 +78,6 @@ def _numbered(folder: Path, kind: str) -> dict[int, Path]:
         folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     found = (match for name in folders if (match := _FOLDER.fullmatch(name)) and match[1].lower() == kind)
     return {int(match[2]): folder / match[0] for match in found}
-
-
-def _htd_in(folder: Path) -> Path | None:
-    if not folder.is_dir():
-        return None
-    with os.scandir(folder) as entries:
-        return min((folder / e.name for e in entries if e.name.lower().endswith(".htd") and e.is_file()), default=None)
 
 
 def _htd(path: Path) -> dict[str, list[str]]:

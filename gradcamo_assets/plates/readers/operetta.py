@@ -16,7 +16,7 @@ from gradcamo_assets.common.names import natural_key
 from gradcamo_assets.plates.readers.export import MAX_PLANES, Export, finish, micrometres, well_at, whole_number
 from gradcamo_assets.plates.readers.untrusted import elements
 
-_INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
+INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
 _KEYS = ("Row", "Col", "FieldID", "ChannelID", "PlaneID", "URL")
 _TEXTS = (*_KEYS, "State", "TimepointID")
 _POSITIONS = ("PositionZ", "AbsPositionZ")
@@ -26,18 +26,13 @@ _ACQUISITION = {
 }  # fmt: skip
 
 
-def looks_like(folder: Path, names: frozenset[str]) -> bool:
-    """Whether there is an index of Harmony's."""
-    return _index(folder) is not None
-
-
 def read(folder: Path) -> Export:
     """Read the index, image by image; it may have hundreds of thousands. No TIFF is opened.
 
     Raises:
         PlateError: a damaged or hostile index, several time points, an image without its place.
     """
-    index = _index(folder)
+    index = next((path for name in INDEX if (path := folder / name).is_file()), None)
     if index is None:
         raise PlateError("there is no Index.xml", "Export the measurement again.", path=folder)
     columns: dict[str, list[str | float | None]] = {key: [] for key in (*_TEXTS, *_POSITIONS)}
@@ -72,10 +67,6 @@ def read(folder: Path) -> Export:
         voxel_size=(_spacing(images), *(_micrometres(facts, f"ImageResolution{axis}") for axis in "YX")),
         acquisition={name: _text(facts, key) for name, key in _ACQUISITION.items()},
     )  # fmt: skip
-
-
-def _index(folder: Path) -> Path | None:
-    return next((path for name in _INDEX if (path := folder / name).is_file()), None)
 
 
 def _text(facts: dict[str, Element], key: str) -> str:

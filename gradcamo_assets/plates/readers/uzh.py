@@ -19,22 +19,9 @@ from gradcamo_assets.plates.readers.configuration import configuration_of
 from gradcamo_assets.plates.readers.export import ROWS, Export, finish, micrometres, whole_number
 from gradcamo_assets.plates.readers.untrusted import elements
 
-_YOKOGAWA = ("MeasurementData.mlf", "MeasurementDetail.mrf")
-_SCANR = "data/metadata.ome.xml"
+YOKOGAWA = ("MeasurementData.mlf", "MeasurementDetail.mrf")
+SCANR = "data/metadata.ome.xml"
 _DAMAGED = "Export the plate again."
-
-
-def looks_like_yokogawa(folder: Path, names: frozenset[str]) -> bool:
-    """CellVoyager and CQ3K name their files alike."""
-    return names.issuperset(_YOKOGAWA)
-
-
-def looks_like_scanr(folder: Path, names: frozenset[str]) -> bool:
-    return "data" in names and (folder / _SCANR).is_file()
-
-
-def looks_like_hcs_ai(folder: Path, names: frozenset[str]) -> bool:
-    return any(name.startswith("experiment") and any((folder / name).glob("*.jdce")) for name in names)
 
 
 def read_yokogawa(folder: Path) -> Export:
@@ -46,7 +33,7 @@ def read_yokogawa(folder: Path) -> Export:
     from fractal_uzh_converters.cellvoyager import _utils as cellvoyager
     from fractal_uzh_converters.cq3k import _utils as cq3k
 
-    data, detail = (folder / name for name in _YOKOGAWA)
+    data, detail = (folder / name for name in YOKOGAWA)
     for record in _attributes(data, "MeasurementRecord"):
         whole_number(record.get("Row"), "a record's Row", 1, 26)
     channels = list(_attributes(detail, "MeasurementChannel"))
@@ -68,14 +55,14 @@ def read_scanr(folder: Path) -> Export:
 
     wells = [
         whole_number(match[1], "the number of a well", 1, 384)
-        for image in _attributes(folder / _SCANR, "Image")
+        for image in _attributes(folder / SCANR, "Image")
         if (match := re.search("W([0-9]+)P[0-9]+", image.get("ID", "")))
     ]
     given = configuration_of(folder).wells
     size = given or (96 if max(wells, default=1) <= 96 else 384)
     guessed = f"the plate is taken for one of {size} wells; if not so, give wells in {name_of(folder)}.toml beside it"
     parse, model = scanr.parse_scanr_metadata, scanr.ScanRAcquisitionModel
-    return _read(folder, "ScanR", _SCANR, parse, model, None, [] if given else [guessed], layout=f"{size}-well")
+    return _read(folder, "ScanR", SCANR, parse, model, None, [] if given else [guessed], layout=f"{size}-well")
 
 
 def read_hcs_ai(folder: Path) -> Export:
