@@ -92,15 +92,19 @@ class Segmenter:
         if stains:
             cytoplasm = intensities.combined([image[index] for index in stains]).astype(np.float16)
         diameter, anisotropy = self._diameter(voxel_size), self._anisotropy(voxel_size)
-        whole = config.mode == "3d" and depth > 1
-        if config.mode == "auto" and self._is_compact and depth >= _FEWEST_SLICES:
-            known = config.anisotropy is not None or tuple(voxel_size) != (1.0, 1.0, 1.0)
-            whole = known and anisotropy / diameter <= _COARSEST
+        known = config.anisotropy is not None or tuple(voxel_size) != (1.0, 1.0, 1.0)
+        whole = self._is_whole(depth, known, anisotropy / diameter)
         scales = diameter, anisotropy if whole else None
         cells, confidence = self._objects("cells", [cytoplasm, nucleus], *scales, config.min_volume)
         del cytoplasm
         nuclei, _ = self._objects("nuclei", [nucleus], *scales, config.min_volume // 4)
         return Masks(cells, nuclei, confidence)
+
+    def _is_whole(self, depth: int, known: bool, step: float) -> bool:
+        """Whether a stack is segmented as one; ``step``: between slices, in widths of a cell."""
+        if self.config.mode == "auto":
+            return self._is_compact and depth >= _FEWEST_SLICES and known and step <= _COARSEST
+        return self.config.mode == "3d" and depth > 1
 
     def _anisotropy(self, voxel_size: Sequence[float]) -> float:
         if self.config.anisotropy is not None:
