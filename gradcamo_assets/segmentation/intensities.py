@@ -83,17 +83,5 @@ def combined(stacks: Sequence[np.ndarray]) -> np.ndarray:
         for part, (low, scale) in zip(parts, ranges, strict=True):
             part -= low
             part /= scale
-        out[z] = _middle(np.clip(parts, -0.5, 3.0, out=parts))
+        out[z] = np.median(np.clip(parts, -0.5, 3.0, out=parts), axis=0, overwrite_input=True)
     return out
-
-
-def _middle(parts: np.ndarray) -> np.ndarray:
-    """The median along the first axis, to the bit whatever the order; np.median takes ten times as long."""
-    if len(parts) > 4:
-        return np.median(parts, axis=0)
-    if len(parts) <= 2:
-        return parts.mean(0)
-    low, high = np.minimum(parts[0], parts[1]), np.maximum(parts[0], parts[1])
-    if len(parts) == 3:
-        return np.maximum(low, np.minimum(high, parts[2]))
-    return (np.maximum(low, np.minimum(*parts[2:])) + np.minimum(high, np.maximum(*parts[2:]))) / 2

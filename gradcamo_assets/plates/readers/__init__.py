@@ -54,7 +54,8 @@ def read_export(folder: Path) -> Export:
     """What the export of a microscope holds: metadata and names, and of pixels at most a header or three.
 
     Raises:
-        PlateError: no format we read, damaged or hostile metadata, nothing usable; it names the plate.
+        PlateError: no format we read, damaged or hostile metadata, several plates or time points, nothing usable; it
+            names the plate.
     """
     name = name_of(folder)
     try:

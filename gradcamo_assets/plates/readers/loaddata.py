@@ -33,9 +33,6 @@ def read(folder: Path) -> Export:
 
     Channels are the columns that name TIFF files (illumination functions are none), less a leading ``Orig``. Paths may
     be those of another machine: the longest end of a path that lies in the folder is taken.
-
-    Raises:
-        PlateError: columns that lack, several plates or time points, paths that are none.
     """
     if not (tables := _tables(folder)):
         raise PlateError("there is no CSV with a column FileName_<channel>", _REMEDY, path=folder)

@@ -32,9 +32,6 @@ def read(folder: Path) -> Export:
     """Read what an export holds: names and the HTD; of the TIFFs one or two headers, for the voxel size.
 
     ZStep_0 beside other steps (or where the HTD promises a projection) and files beside ZSteps are projections.
-
-    Raises:
-        PlateError: a damaged HTD, several time points, no images.
     """
     times = _numbered(folder, "timepoint")
     if len(times) > 1:

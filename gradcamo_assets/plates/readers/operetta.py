@@ -27,15 +27,11 @@ _ACQUISITION = {
 
 
 def read(folder: Path) -> Export:
-    """Read the index, image by image; it may have hundreds of thousands. No TIFF is opened.
-
-    Raises:
-        PlateError: a damaged or hostile index, several time points, an image without its place.
-    """
+    """Read the index, image by image; it may have hundreds of thousands. No TIFF is opened."""
     index = next((path for name in INDEX if (path := folder / name).is_file()), None)
     if index is None:
         raise PlateError("there is no Index.xml", "Export the measurement again.", path=folder)
-    columns: dict[str, list[str | float | None]] = {key: [] for key in (*_TEXTS, *_POSITIONS)}
+    rows: list[tuple[str | float | None, ...]] = []
     channels: dict[str, dict[str, Element]] = {}
     plate: dict[str, Element] = {}
     for tag, element in elements(index, "Image", "Entry", "InstrumentType"):
@@ -46,16 +42,15 @@ def read(folder: Path) -> Export:
             channels.setdefault(element.get("ChannelID", "").strip(), {}).update(facts)
         elif "URL" in facts:
             missing = [key for key in _KEYS if key not in facts]
-            if missing or len(columns["URL"]) >= MAX_PLANES:
+            if missing or len(rows) >= MAX_PLANES:
                 problem = f"an image has no {missing[0]}" if missing else f"it names more than {MAX_PLANES} images"
                 raise PlateError(problem, "Export the measurement again.", path=index)
-            for key in _TEXTS:
-                columns[key].append(_text(facts, key))
-            for key in _POSITIONS:
-                columns[key].append(_micrometres(facts, key, signed=True))
+            positions = (_micrometres(facts, key, signed=True) for key in _POSITIONS)
+            rows.append((*(_text(facts, key) for key in _TEXTS), *positions))
             if not (channel := channels.setdefault(_text(facts, "ChannelID"), {})):
                 channel.update(facts)
-    images = pl.DataFrame(columns, {key: pl.String if key in _TEXTS else pl.Float64 for key in columns})
+    schema = dict.fromkeys(_TEXTS, pl.String) | dict.fromkeys(_POSITIONS, pl.Float64)
+    images = pl.DataFrame(rows, schema, orient="row")
     if (times := images["TimepointID"].n_unique()) > 1:
         raise PlateError(f"it has {times} time points", "Export one time point a plate.", path=index)
     order = sorted(channels, key=natural_key)

@@ -23,9 +23,6 @@ def read(folder: Path) -> Export:
     """Read the paths below the folder, and one header: what the pages of a file are, the first file tells for all.
 
     Pages are z, or z and channels as OME-XML or ImageJ say, where the pattern has no groups for these.
-
-    Raises:
-        PlateError: no usable pattern, no file that matches, a page order that contradicts the pattern.
     """
     expression = _compiled(configuration_of(folder).pattern)
     # The walk does not follow links to folders.

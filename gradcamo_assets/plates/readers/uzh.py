@@ -25,11 +25,7 @@ _DAMAGED = "Export the plate again."
 
 
 def read_yokogawa(folder: Path) -> Export:
-    """Read CellVoyager or CQ3K. Their metadata do not name channels: these are C01, C02, as in the files' names.
-
-    Raises:
-        PlateError: damaged or hostile metadata, several time points.
-    """
+    """Read CellVoyager or CQ3K. Their metadata do not name channels: these are C01, C02, as in the files' names."""
     from fractal_uzh_converters.cellvoyager import _utils as cellvoyager
     from fractal_uzh_converters.cq3k import _utils as cq3k
 
@@ -66,11 +62,7 @@ def read_scanr(folder: Path) -> Export:
 
 
 def read_hcs_ai(folder: Path) -> Export:
-    """Read the export of ImageXpress HCS.ai: the stacks where there are any.
-
-    Raises:
-        PlateError: damaged metadata, several time points.
-    """
+    """Read the export of ImageXpress HCS.ai: the stacks where there are any."""
     from fractal_uzh_converters.imagexpress_hcs import _utils as hcs_ai
 
     for path in folder.glob("experiment*/*.csv"):
