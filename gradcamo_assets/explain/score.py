@@ -68,8 +68,10 @@ def gradcamo(
 
     run = _closed_form(model, images, modules, target) if method == "gradcam" else None
     run = run or _backward(model, images, modules, target, method)
-    if not bool(torch.isfinite(run.logits).all()):
-        _refuse_unfinite(images)
+    if not bool(torch.isfinite(run.logits).all()) and not bool(torch.isfinite(images).all()):
+        bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
+        problem = f"{len(bad)} images hold NaN or infinite values, the first at index {bad[0]}"
+        raise ExplainError(problem, "Leave these cells out or repair their crops: they cannot be scored.")
     common = _class_columns(run)
     results: dict[str, GradcamoResult] = {}
     overlaps: list[Overlap] = []
@@ -160,14 +162,6 @@ def _backward(model: nn.Module, images: Tensor, modules: dict[str, nn.Module], t
             grid = activations[name].shape[2:]
             maps[name] = methods.library_map(model, images, module, grid, method, target, classes)
     return _Run(scalars, logits, classes, activations, {name: maps[name] for name in activations}, heads)
-
-
-def _refuse_unfinite(images: Tensor) -> None:
-    """Where logits are not finite: whether the images are to blame."""
-    bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
-    if bad:
-        problem = f"{len(bad)} images hold NaN or infinite values, the first at index {bad[0]}"
-        raise ExplainError(problem, "Leave these cells out or repair their crops: they cannot be scored.")
 
 
 def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, _Masks]:

@@ -188,7 +188,9 @@ def _look(path: Path, record: Mapping[str, Any], settings: InboxConfig) -> Look 
         if not _is_plate(path):
             return None
         signature, newest = walk(path)
-        return Look(signature, newest, settings.marker is not None and _is_marked(path, settings.marker))
+        beside = (path.with_name(f"{name}.{settings.marker}") for name in (name_of(path), path.name))
+        marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *beside))
+        return Look(signature, newest, marked)
     except (GradcamoError, OSError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return Look(newest=math.inf)
@@ -207,8 +209,3 @@ def _is_plate(path: Path) -> bool:
             if "plate" in metadata.get("attributes", {}).get("ome", metadata):
                 return True
     return format_of(path) is not None
-
-
-def _is_marked(path: Path, marker: str) -> bool:
-    beside = (path.with_name(f"{name}.{marker}") for name in (name_of(path), path.name))
-    return any(file.is_file() for file in (path / marker, *beside))

@@ -131,7 +131,10 @@ def _read(path: Path, required: tuple[str, ...] = (), times: int = 1) -> pl.Data
     chosen, column_unit = _columns(raw.columns, path)
     frame = raw.select(text).select(**chosen).filter(~pl.all_horizontal(pl.all().is_null()))
     if "Metadata_Well" not in chosen and {"row", "column"} <= chosen.keys():
-        frame = frame.with_columns(Metadata_Well=pl.concat_str(_row_letters("row"), "column"))
+        # A row may be a number from 1: 2 is B, 27 is AA.
+        numbers = {str(row): ("A" if row > 26 else "") + chr(ord("A") + (row - 1) % 26) for row in range(1, 33)}
+        row = pl.col("row").str.strip_chars_start("0").replace(numbers)
+        frame = frame.with_columns(Metadata_Well=pl.concat_str(row, "column"))
     for column in required:
         if column not in frame.columns:
             told = "Metadata_Compound" if column == "compound" else column
@@ -178,12 +181,6 @@ def _plain(name: str) -> tuple[str, str | None]:
         if full.startswith(dose) and (unit := unit_name(behind or dose)):
             return dose, unit
     return re.sub(r"[^a-z0-9]", "", full), None
-
-
-def _row_letters(column: str) -> pl.Expr:
-    """A plate row in letters, where it may be a number from 1: 2 is B, 27 is AA."""
-    numbers = {str(row): ("A" if row > 26 else "") + chr(ord("A") + (row - 1) % 26) for row in range(1, 33)}
-    return pl.col(column).str.strip_chars_start("0").replace(numbers)
 
 
 def _described(found: pl.DataFrame, file: Path) -> pl.DataFrame:

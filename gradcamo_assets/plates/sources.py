@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +104,7 @@ class ExportSource:
         array = zarr.open_array(folder / field.path / "0", mode="r+")
         # The next channel is read and measured while this one is compressed.
         with ThreadPoolExecutor(1) as writer:
-            written = writer.submit(int)
+            written: Future[Any] = writer.submit(int)
             for index, stack in enumerate(self._stacks(field)):
                 measure(stack)
                 written.result()

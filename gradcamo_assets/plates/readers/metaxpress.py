@@ -116,7 +116,11 @@ def _first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float | None
     """Voxel size and acquisition facts from two planes of the first channel and field."""
     first = table.sort("channel", "well", "site", "z", nulls_last=True)
     stack = first.filter(pl.col(key) == first[key][0] for key in ("channel", "well", "site")).head(2)
-    planes = [_meta_series(folder / file) for file in stack["file"]]
+    planes: list[dict[str, Any]] = []
+    for file in stack["file"]:
+        # Of a MetaSeries file the description is XML that begins with its root, so that no DTD can stand before.
+        with open_tiff(folder / file) as tif:
+            planes.append((tif.metaseries_metadata or {}).get("PlaneInfo", {}) if tif.is_metaseries else {})
     steps = [plane.get("Z Projection Step Size") for plane in planes]
     heights = [micrometres(plane.get("z-position"), signed=True) for plane in planes]
     if stack["z"].n_unique() == 2 and None not in (*heights, *stack["z"]):
@@ -125,9 +129,3 @@ def _first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float | None
     size = [micrometres(planes[0].get(f"spatial-calibration-{axis}"), units) for axis in "yx"]
     facts = {name: planes[0].get(key) for name, key in _ACQUISITION.items()}
     return [next(filter(None, map(micrometres, steps)), None), *size], facts
-
-
-def _meta_series(path: Path) -> dict[str, Any]:
-    """What a plane's description says: XML that begins with its root element, so that no DTD can stand before."""
-    with open_tiff(path) as tif:
-        return (tif.metaseries_metadata or {}).get("PlaneInfo", {}) if tif.is_metaseries else {}
