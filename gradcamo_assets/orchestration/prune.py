@@ -15,7 +15,7 @@ import polars as pl
 from gradcamo_assets.common import GradcamoError, Home, plate_name
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry
 from gradcamo_assets.plates import known_plates, list_inbox
-from gradcamo_assets.plates.staging import ENDINGS, Staging
+from gradcamo_assets.plates.store import ENDINGS, Staging
 from gradcamo_assets.warehouse import LAKE_TABLES, Key, Lake
 from gradcamo_assets.warehouse.schema import tables_filed_by
 
