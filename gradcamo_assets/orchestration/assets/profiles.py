@@ -12,6 +12,7 @@ from gradcamo_assets.common import GradcamoError, slug
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
+from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.reconcile import scoring_state
 from gradcamo_assets.orchestration.resources import Platform
@@ -161,6 +162,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
     return dg.MaterializeResult(
         metadata={
             **{f"profiles_{name}": n for name, n in counts},
+            **column_lineage("profiles"),
             "plates_made": len(todo),
             "model_version": champion.version,
             "notes": " ".join(made.notes if made else []) or "none",
@@ -201,6 +203,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
     figure = umap_scatter(_sample(table, _MOST_CELLS).join(scores, on="Metadata_CellID", how="left"))
     return dg.MaterializeResult(
         metadata={
+            **column_lineage("umap"),
             "cells": len(table),
             "cells_fitted": len(cell_map.vectors),
             "plates_placed": len(frames),
@@ -222,6 +225,7 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
     means = table.group_by("population").agg(pl.col("mean_average_precision").mean()).sort("population").iter_rows()
     return dg.MaterializeResult(
         metadata={
+            **column_lineage("replicability"),
             "treatments": table.select("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit").n_unique(),
             "model_version": champion.version,
             **{f"mean_average_precision_{name}": float(mean) for name, mean in means},
@@ -257,5 +261,9 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     _publish(platform)
     found = table.filter(population="all", representation="embedding").select("target", "score")
     return dg.MaterializeResult(
-        metadata={"model_version": champion.version, **{f"probe_{name}": float(v) for name, v in found.iter_rows()}}
+        metadata={
+            "model_version": champion.version,
+            **column_lineage("confounder_audit"),
+            **{f"probe_{name}": float(v) for name, v in found.iter_rows()},
+        }
     )
