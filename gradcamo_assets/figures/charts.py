@@ -241,7 +241,7 @@ def score_against_ceiling(scores: pl.DataFrame) -> Figure:
         bins["gradcamo_max"], bins["gradcamo"], color="black", marker="o", markersize=4, label="median, in eighths"
     )
     axes.plot(bins["gradcamo_max"], bins["mask_fraction"], color="black", linestyle=":", label="chance")
-    axes.axhline(0.5, color=GREY, linewidth=0.8)
+    axes.axhline(0.5, color=GREY, linewidth=0.8, label="on target above")
     low = max(0.0, float(scores["gradcamo_max"].quantile(0.005) or 0) - 0.05)
     axes.set(xlim=(low, 1.03), ylim=(-0.02, 1.02), xlabel="Highest score the map allows (ceiling)", ylabel="Grad-CAMO")
     figure.legend(loc="outside right center", fontsize=8, frameon=False)

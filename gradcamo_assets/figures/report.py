@@ -9,6 +9,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def qc_report_html(
 
     Args:
         plate, model: what was judged, and by which model version.
-        tables: the first 400 rows are shown.
+        tables: the first 400 rows are shown; a single row is shown as a list.
         wells: one row a well: ``Metadata_Well``, ``on_target_fraction``, ``n_cells``, ``Metadata_Compound`` with dose
             and unit, ``trained`` (whether the model learned from it) and ``reason`` (why to drop it, or NULL).
         made: when and by what, a few words.
@@ -74,7 +75,7 @@ def qc_report_html(
     here = Path(__file__)
     script = here.with_name("report.js").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True)
-    environment.filters["shown"] = _shown
+    environment.filters |= {"shown": _shown, "named": lambda name: name.removeprefix("Metadata_").replace("_", " ")}
     columns, grid = _grid(wells) if wells is not None and len(wells) else (0, [])
     images = []
     for picture in pictures:
@@ -93,6 +94,8 @@ def _shown(value: Any, name: str = "") -> str:
     """A value as a table shows it: to three decimals, but for doses, which may be smaller."""
     if value is None or value != value:
         return _NOTHING
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
     if isinstance(value, float):
         return f"{value:g}" if "Dose" in name else f"{round(value, 3) + 0.0:.{4 if abs(value) < 1000 else 9}g}"
     return ", ".join(map(str, value)) if isinstance(value, list | pl.Series) else str(value)

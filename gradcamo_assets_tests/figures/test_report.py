@@ -135,9 +135,12 @@ def test_long_tables_are_cut_and_say_so():
 
 
 def test_small_doses_and_large_numbers_are_legible():
-    frame = pl.DataFrame({"Metadata_Dose": [0.00003], "x": [0.000123], "y": [123456.7], "n": [1234567], "z": [-0.0001]})
+    row = {"Metadata_Dose": 0.00003, "x": 0.000123, "y": 123456.7, "n": 1234567, "z": -0.0001}
+    frame = pl.DataFrame([row, row])
     page = qc_report_html("P", "m 1", Verdict("Fine", "", []), [], [Listing("T", "C", frame)])
-    assert re.findall(r'<td class="n">([^<]*)</td>', page) == ["3e-05", "0", "123456.7", "1234567", "0"]
+    assert re.findall(r'<td class="n">([^<]*)</td>', page) == ["3e-05", "0", "123456.7", "1234567", "0"] * 2
+    page = qc_report_html("P", "m 1", Verdict("Fine", "", []), [], [Listing("T", "C", frame.head(1))])
+    assert re.findall(r'<th scope="row">([^<]*)</th><td>([^<]*)</td>', page)[0] == ("Dose", "3e-05")
 
 
 def test_markdown_carries_the_picture_whatever_the_text(figure):
