@@ -70,11 +70,11 @@ def cell_table(
     columns["touches_xy_border"] = touches[:, 1] | touches[:, 2]
     columns["touches_z_border"] = touches[:, 0] & (cells.shape[0] > 1)
     flat = len(cells) == 1
-    surface, touching = shapes.outlines(cells, voxel_size)
+    outlines = shapes.outlines(cells, voxel_size)
     size = volume * float(np.prod(voxel_size[1:] if flat else voxel_size))
-    columns["sphericity"] = shapes.sphericity(size, surface[labels], flat)
-    columns["solidity"] = shapes.solidity(cells, boxes, labels, volume)
-    gaps = shapes.nearest(cells, boxes, labels, ~touching[labels], voxel_size)
+    columns["sphericity"] = shapes.sphericity(size, outlines.surface[labels], flat)
+    columns["solidity"] = shapes.solidity(volume, outlines.corners)
+    gaps = shapes.nearest(cells, boxes, labels, ~outlines.touching[labels], voxel_size)
     several = pl.col("n_nuclei")
     return (
         pl.DataFrame(columns)
