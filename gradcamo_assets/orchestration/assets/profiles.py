@@ -79,7 +79,9 @@ def _sample(cells: pl.DataFrame, most: int) -> pl.DataFrame:
     return cells.sort("Metadata_CellID").sample(min(most, len(cells)), seed=0)
 
 
-def _with_background(platform: Platform, champion: ModelVersion, cells: pl.DataFrame) -> pl.DataFrame:
+def _with_background(
+    context: dg.AssetExecutionContext, platform: Platform, champion: ModelVersion, cells: pl.DataFrame
+) -> pl.DataFrame:
     """The cells of a plate, with the embeddings of the background of those of population ``all`` that have crops."""
     from gradcamo_assets.scoring.background import background_embeddings
     from gradcamo_assets.scoring.score import Scorer, ScoringConfig
@@ -95,8 +97,12 @@ def _with_background(platform: Platform, champion: ModelVersion, cells: pl.DataF
     if len(ids) < 2:
         return cells
     scorer = Scorer(platform.registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
-    made = pl.DataFrame({"Metadata_CellID": ids, "background": background_embeddings(scorer, fields, ids)})
-    made = made.with_columns(population=pl.lit("all"))
+    found, damaged = background_embeddings(scorer, fields, ids)
+    for name, reason in damaged.items():
+        context.log.warning(f"{name} has no baseline of the background: {reason}")
+    made = pl.DataFrame(
+        [*found.items()], {"Metadata_CellID": pl.String, "background": pl.List(pl.Float64)}, orient="row"
+    ).with_columns(population=pl.lit("all"))
     return cells.join(made, on=["Metadata_CellID", "population"], how="left")
 
 
@@ -252,7 +258,7 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
         samples.append(sample)
         if plate in todo:
             if settings.background:
-                sample = _with_background(platform, champion, sample)
+                sample = _with_background(context, platform, champion, sample)
             tables.append(audit(sample, most=settings.audit_cells))
     if len(plates) > 1:
         tables.append(audit(pl.concat(samples)))
