@@ -114,7 +114,8 @@ def test_damaged_crops_fail_their_partition_and_no_other(scored_bench: Bench, tm
     assert not failed.success
     assert victim.name in _failure(failed)
     assert bench.run("rescore", plate_site_key("tiny", 2)).success
-    assert bench.run("refresh_qc").success
+    done = bench.run("refresh_qc")
+    assert done.success, _failure(done)
     assert violations(bench.home.database) == []
     assert run_sql(bench.home.database, "SELECT DISTINCT Metadata_Site FROM scores").rows() == [(2,)]
 

@@ -72,7 +72,9 @@ def _cells(platform: Platform, champion: ModelVersion, plate: str) -> pl.DataFra
     """The embeddings of a plate with what the scores say of their cells."""
     keys = _keys(champion)
     scores = platform.lake.scan("scores", plate=plate, **keys).select(_SCORES).collect()
-    return platform.lake.read("embeddings", plate=plate, **keys).join(scores, on="Metadata_CellID", how="left")
+    cells = platform.lake.read("embeddings", plate=plate, **keys).join(scores, on="Metadata_CellID", how="left")
+    # A site whose scores are gone is still of a well that was learned from, or not.
+    return cells.with_columns(pl.col("split").max().over("Metadata_Well"))
 
 
 def _sample(cells: pl.DataFrame, most: int) -> pl.DataFrame:
