@@ -109,7 +109,10 @@ def qc(by: str, plate: str | None, form: str) -> None:
     """Print a ready-made QC table of the champion model, or the answer to a question."""
     from gradcamo_assets.warehouse import qc_table, render
 
-    render(qc_table(Home.from_environment().database, by=by, plate=plate), form)  # type: ignore[arg-type]
+    table = qc_table(Home.from_environment().database, by=by, plate=plate)
+    render(table, form)  # type: ignore[arg-type]
+    if table.is_empty():
+        click.echo("No row. What the champion has yet to score: gradcamo sql 'SELECT * FROM stale_scores'", err=True)
 
 
 @main.command()
