@@ -36,7 +36,7 @@ def catalogued(spec: dg.AssetSpec) -> dg.AssetSpec:
         columns = [
             dg.TableColumn(
                 column.name,
-                str(column.dtype),
+                str(column.dtype).split("(")[0],
                 column.comment,
                 dg.TableColumnConstraints(nullable=column.nullable),
             )
