@@ -16,11 +16,12 @@ from gradcamo_assets.figures.models import (
     accuracy_against_score,
     confusion_matrix,
     layer_scores,
+    map_by_epoch,
     paired_differences,
     reliability,
     training_curves,
 )
-from gradcamo_assets.figures.png import to_markdown, to_png
+from gradcamo_assets.figures.png import to_gif, to_markdown, to_png
 from gradcamo_assets.figures.report import Listing, Picture, qc_report_html
 from gradcamo_assets.figures.stains import channel_correlations
 from gradcamo_assets.figures.style import treatment_name
@@ -37,6 +38,7 @@ __all__ = [
     "crops_with_maps",
     "illumination_maps",
     "layer_scores",
+    "map_by_epoch",
     "on_target_intervals",
     "paired_differences",
     "pipeline_on_one_cell",
@@ -46,6 +48,7 @@ __all__ = [
     "score_against_ceiling",
     "score_distributions",
     "segmentation_overlay",
+    "to_gif",
     "to_markdown",
     "to_png",
     "training_curves",

@@ -181,3 +181,32 @@ def _named(column: str) -> str:
         "gradcamo_adjusted": "Adjusted score",
         "on_target": "On target",
     }.get(column, column.replace("_", " ").capitalize())
+
+
+def map_by_epoch(cells: pl.DataFrame) -> list[Figure]:
+    """One picture an epoch of training, on the same axes: how classes come apart on the map.
+
+    Args:
+        cells: ``epoch``, ``treatment_class``, ``umap_x``, ``umap_y``.
+    """
+    names, figures = cells["treatment_class"].unique().sort().to_list(), []
+    corners = cells.select(pl.min("umap_x", "umap_y").name.suffix("_0"), pl.max("umap_x", "umap_y")).row(0)
+    for (epoch,), rows in cells.group_by("epoch", maintain_order=True):
+        figure = new_figure(4.2, 4.4)
+        axes = figure.subplots()
+        for number, name in enumerate(names):
+            part = rows.filter(treatment_class=name)
+            axes.scatter(
+                part["umap_x"], part["umap_y"], s=14, color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)], linewidths=0, alpha=0.8, label=name,
+            )  # fmt: skip
+        axes.set(xlim=_wider(corners[0], corners[2]), ylim=_wider(corners[1], corners[3]), xticks=[], yticks=[])
+        axes.set_title(f"Validation cells after epoch {epoch}", fontsize=9)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+        figures.append(figure)
+    return figures
+
+
+def _wider(low: float, high: float) -> tuple[float, float]:
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,10 +31,21 @@ def to_png(fig: Figure, width_px: int = 700, most: int = _SMALL) -> bytes:
     return small.getvalue()
 
 
-def to_markdown(fig: Figure, alt: str) -> str:
-    """A markdown image with the picture inside it; ``alt`` says in words what it shows."""
+def to_gif(figures: Sequence[Figure], width_px: int = 420, seconds: float = 0.4) -> bytes:
+    """An animation of figures of one size, each for so long and the last four times as long, without end."""
+    from PIL import Image
+
+    frames = [Image.open(io.BytesIO(to_png(fig, width_px))) for fig in figures]
+    film = io.BytesIO()
+    pauses = [round(1000 * seconds)] * (len(frames) - 1) + [round(4000 * seconds)]
+    frames[0].save(film, format="gif", save_all=True, append_images=frames[1:], duration=pauses, loop=0)
+    return film.getvalue()
+
+
+def to_markdown(fig: Figure | bytes, alt: str) -> str:
+    """A markdown image with the picture, a figure or a GIF, inside it; ``alt`` says in words what it shows."""
     safe = re.sub(r"([\\\[\]()<>`*_!])", r"\\\1", " ".join(alt.split()))
-    return f"![{safe}]({_uri('png', to_png(fig))})"
+    return f"![{safe}]({_uri('gif', fig) if isinstance(fig, bytes) else _uri('png', to_png(fig))})"
 
 
 def to_data_uri(fig: Figure) -> tuple[str, int, int]:

@@ -20,17 +20,20 @@ from gradcamo_assets.learning.configuration import TrainingConfig
 from gradcamo_assets.networks.registry import is_planar
 
 Report = Callable[[str], None]
+WATCHED = 300
+"""Validation cells, the first ones, whose embedding is kept at every epoch."""
 _AUGMENT = ("flip", "rotate", "shift_z", "gain", "offset", "noise")
 
 
 class EncoderModule(lightning.LightningModule):
-    """Cross-entropy on treatment classes."""
+    """Cross-entropy on treatment classes. The mean of ``layer`` over a crop is its embedding."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, steps: int, report: Report | None = None):
+    def __init__(self, model: nn.Module, layer: str, config: TrainingConfig, steps: int, report: Report | None = None):
         super().__init__()
-        self.model, self.config, self.steps, self.report = model, config, steps, report
+        self.model, self.layer, self.config, self.steps, self.report = model, layer, config, steps, report
         self.planar = is_planar(model)
         self.curves: dict[str, list[float]] = {}
+        self.embeddings: list[Tensor] = []
         self.seconds = 0.0
 
     def on_train_epoch_start(self) -> None:
@@ -53,6 +56,20 @@ class EncoderModule(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Loss and accuracy without augmentation."""
         self._loss("val", batch, 0.0)
+
+    def on_validation_epoch_start(self) -> None:
+        """Watch the explained layer."""
+        self._seen: list[Tensor] = []
+        self._hook = self.model.get_submodule(self.layer).register_forward_hook(self._see)
+
+    def _see(self, layer: nn.Module, inputs: object, maps: Tensor) -> None:
+        if sum(map(len, self._seen)) < WATCHED:
+            self._seen.append(maps.flatten(2).mean(2).float().cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep what the layer made of the watched cells."""
+        self._hook.remove()
+        self.embeddings.append(torch.cat(self._seen)[:WATCHED])
 
     def _loss(self, part: str, batch: tuple[Tensor, Tensor], smoothing: float) -> Tensor:
         images, target = batch
@@ -77,12 +94,13 @@ class EncoderModule(lightning.LightningModule):
             self.report(f"epoch {done} of {self.config.epochs}: {text}, {left} left")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Curves and time go with the weights."""
-        checkpoint |= {"curves": self.curves, "seconds": self.seconds}
+        """Curves, embeddings and time go with the weights."""
+        checkpoint |= {"curves": self.curves, "seconds": self.seconds, "embeddings": self.embeddings}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The reverse."""
         self.curves, self.seconds = checkpoint["curves"], checkpoint["seconds"]
+        self.embeddings = checkpoint["embeddings"]
 
     def configure_optimizers(self) -> Any:
         """AdamW under a one-cycle schedule."""

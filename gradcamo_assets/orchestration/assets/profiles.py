@@ -9,8 +9,9 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError, slug
+from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.crops import open_crops
-from gradcamo_assets.figures import to_markdown, umap_scatter
+from gradcamo_assets.figures import map_by_epoch, to_gif, to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
@@ -208,6 +209,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
     _publish(platform)
     table = platform.lake.read("umap", **_keys(champion))
     scores = platform.lake.scan("scores", **_keys(champion)).select("Metadata_CellID", "gradcamo").collect()
+    film = _training_film(platform, champion, again=config.anew)
     figure = umap_scatter(_sample(table, _MOST_CELLS).join(scores, on="Metadata_CellID", how="left"))
     return dg.MaterializeResult(
         metadata={
@@ -217,8 +219,29 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
             "plates_placed": len(frames),
             "model_version": champion.version,
             "map": dg.MetadataValue.md(to_markdown(figure, "UMAP of the embeddings by dose and by Grad-CAMO")),
+            **({"training": dg.MetadataValue.md(to_markdown(film, "The map, epoch by epoch"))} if film else {}),
         }
     )
+
+
+def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> bytes | None:
+    """A GIF of validation cells on one map of all epochs, made once a version; None for one not trained here."""
+    from gradcamo_assets.learning.runs import EPOCHS
+    from gradcamo_assets.profiling.aggregate import vectors
+    from gradcamo_assets.profiling.umap import umap_embedding
+
+    path = platform.home.reports / "_training" / f"{slug(champion.name, 'model name')}-v{champion.version}.gif"
+    if path.exists() and not again:
+        return path.read_bytes()
+    logged = platform.registry.file(champion, EPOCHS)
+    cells = pl.read_parquet(logged) if logged else pl.DataFrame()
+    if cells.is_empty():
+        return None
+    places = umap_embedding(vectors(cells["embedding"]))
+    film = to_gif(map_by_epoch(cells.with_columns(umap_x=places[:, 0], umap_y=places[:, 1])))
+    with replaced_file(path) as scratch:
+        scratch.write_bytes(film)
+    return film
 
 
 @dg.asset(deps=[profiles], group_name="profiles", kinds={"copairs"}, automation_condition=AUTOMATIC)
