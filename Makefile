@@ -1,6 +1,8 @@
 # Everything a user or a machine runs. Only Python (3.11 to 3.13) and make are assumed.
 PYTHON ?= python3
 VENV := .venv
+# Processes of the test suite, one thread each.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test ui lint
@@ -12,7 +14,7 @@ ui: $(VENV)/.installed
 	$(BIN)/gradcamo ui
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from gradcamo_assets.common.files import write_json
 from gradcamo_assets.plates import SyntheticPlate, ingest_plate, known_plates, render_field
+from gradcamo_assets.plates.companions import folder_times, source_signature
 from gradcamo_assets.plates.inbox import InboxConfig, list_inbox, plate_states
-from gradcamo_assets.plates.signature import folder_times, source_signature
 from gradcamo_assets.plates.writing import create_field
 
 CHANNELS = 5

@@ -109,7 +109,10 @@ def qc(by: str, plate: str | None, form: str) -> None:
     """Print a ready-made QC table of the champion model, or the answer to a question."""
     from gradcamo_assets.warehouse import qc_table, render
 
-    render(qc_table(Home.from_environment().database, by=by, plate=plate), form)  # type: ignore[arg-type]
+    table = qc_table(Home.from_environment().database, by=by, plate=plate)
+    render(table, form)  # type: ignore[arg-type]
+    if table.is_empty():
+        click.echo("No row. What the champion has yet to score: gradcamo sql 'SELECT * FROM stale_scores'", err=True)
 
 
 @main.command()
@@ -177,6 +180,8 @@ def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, 
 @click.option("--reason", default="by hand", show_default=True, help="Why; it is kept in the table promotions.")
 def promote(version: int, reason: str) -> None:
     """Make VERSION of the encoder the champion: an older one, too. What it has not scored is scored by it."""
+    from getpass import getuser
+
     from gradcamo_assets.learning import promotion
     from gradcamo_assets.orchestration.reconcile import scoring_state
     from gradcamo_assets.orchestration.resources import Platform
@@ -184,9 +189,13 @@ def promote(version: int, reason: str) -> None:
     platform = Platform()
     home, lake, registry = platform.home, platform.lake, platform.registry
     found = promotion.find_version(registry, version)
-    promotion.promote(lake, registry, found, by=os.environ.get("USER", "unknown"), reason=reason)
+    promotion.promote(lake, registry, found, by=getuser(), reason=reason)
     state = scoring_state(home, lake, registry, found)
-    click.echo(f"{found} is champion. champion_model_sensor (gradcamo ui) rescores {len(state.todo)} plate x site:")
+    click.echo(f"{found} is champion.")
+    if state.todo:
+        click.echo(f"champion_model_sensor (gradcamo ui) rescores {len(state.todo)} plate x site:")
+    else:
+        click.echo("Nothing is left to score; champion_model_sensor (gradcamo ui) publishes the QC database.")
     for plate in sorted({plate for plate, _ in state.todo}):
         click.echo(f"  {plate}: sites {', '.join(str(site) for name, site in state.todo if name == plate)}")
     for reason in sorted({f"{plate} is left out: {reason}" for (plate, _), reason in state.refused.items()}):

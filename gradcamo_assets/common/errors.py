@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound="GradcamoError")
 
 
 class GradcamoError(Exception):
@@ -15,24 +18,19 @@ class GradcamoError(Exception):
     """
 
     def __init__(
-        self,
-        problem: str,
-        remedy: str,
-        *,
-        plate: str | None = None,
-        well: str | None = None,
-        site: int | str | None = None,
-        path: Path | str | None = None,
-    ):
+        self, problem: str, remedy: str, *, plate: str | None = None, well: str | None = None,
+        site: int | str | None = None, path: Path | str | None = None,
+    ):  # fmt: skip
         self.problem, self.remedy = problem, remedy
         self.plate, self.well, self.site, self.path = plate, well, site, path
-        parts = [
-            f"{name} {value}"
-            for name, value in (("plate", plate), ("well", well), ("site", site), ("file", path))
-            if value is not None
-        ]
-        place = ", ".join(parts)
-        super().__init__(f"{place}: {problem}. {remedy}" if place else f"{problem}. {remedy}")
+        place = {"plate": plate, "well": well, "site": site, "file": path}
+        told = ", ".join(f"{name} {value}" for name, value in place.items() if value is not None)
+        super().__init__(f"{told}: {problem}. {remedy}" if told else f"{problem}. {remedy}")
+
+    def at(self, kind: type[E] | None = None, **place: Any) -> E:
+        """The same failure with more of its place, as another ``kind`` of error where one is given."""
+        known = {"plate": self.plate, "well": self.well, "site": self.site, "path": self.path}
+        return (kind or type(self))(self.problem, self.remedy, **known | place)  # type: ignore[return-value]
 
 
 class PlateError(GradcamoError):

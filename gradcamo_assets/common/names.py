@@ -28,11 +28,7 @@ def plate_name(text: str) -> str:
 
 
 def slug(text: str, what: str = "name") -> str:
-    """The text itself if it is safe as one path component.
-
-    Raises:
-        GradcamoError: where it is not.
-    """
+    """The text itself if it is safe as one path component; GradcamoError where it is not."""
     if not _SLUG.fullmatch(text) or ".." in text:
         raise GradcamoError(f"{text!r} is no usable {what}", "Use letters, digits, '.', '_' and '-' only.")
     return text

@@ -13,6 +13,16 @@ from gradcamo_assets.common.errors import GradcamoError
 T = TypeVar("T")
 
 
+class _Below:
+    """A path below the root of a ``Home``."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, home: Home, kind: type[Home] | None = None) -> Path:
+        return home.root / self.name
+
+
 @dataclass(frozen=True)
 class Home:
     """The folders of one installation. Making a ``Home`` creates nothing; ``create`` does.
@@ -22,62 +32,24 @@ class Home:
 
     root: Path
 
+    inbox = _Below("inbox")
+    plates = _Below("plates")
+    masks = _Below("masks")
+    crops = _Below("crops")
+    lake = _Below("lake")
+    mlflow = _Below("mlflow")
+    reports = _Below("reports")
+    exports = _Below("exports")
+    fitted = _Below("fitted")
+    dagster = _Below("dagster")
+    database = _Below("qc.duckdb")
+    split_file = _Below("data_split.csv")
+    settings_file = _Below("gradcamo.toml")
+
     @classmethod
     def from_environment(cls) -> Home:
         """``GRADCAMO_HOME``, or ``data/`` in the working folder."""
         return cls(Path(os.environ.get("GRADCAMO_HOME") or "data").absolute())
-
-    @property
-    def inbox(self) -> Path:
-        return self.root / "inbox"
-
-    @property
-    def plates(self) -> Path:
-        return self.root / "plates"
-
-    @property
-    def masks(self) -> Path:
-        return self.root / "masks"
-
-    @property
-    def crops(self) -> Path:
-        return self.root / "crops"
-
-    @property
-    def lake(self) -> Path:
-        return self.root / "lake"
-
-    @property
-    def mlflow(self) -> Path:
-        return self.root / "mlflow"
-
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports"
-
-    @property
-    def exports(self) -> Path:
-        return self.root / "exports"
-
-    @property
-    def fitted(self) -> Path:
-        return self.root / "fitted"
-
-    @property
-    def dagster(self) -> Path:
-        return self.root / "dagster"
-
-    @property
-    def database(self) -> Path:
-        return self.root / "qc.duckdb"
-
-    @property
-    def split_file(self) -> Path:
-        return self.root / "data_split.csv"
-
-    @property
-    def settings_file(self) -> Path:
-        return self.root / "gradcamo.toml"
 
     def settings(self, section: str, kind: type[T], **overrides: Any) -> T:
         """One section of ``gradcamo.toml`` as a ``kind`` (a dataclass); what the file leaves out keeps its default.
@@ -91,18 +63,14 @@ class Home:
         try:
             text = self.settings_file.read_text() if self.settings_file.exists() else ""
             values = dict(tomllib.loads(text).get(section, {}))
-        except (OSError, tomllib.TOMLDecodeError, ValueError) as error:
-            raise GradcamoError(
-                f"the settings cannot be read ({error})", "Mend the file.", path=self.settings_file
-            ) from error
+        except (OSError, ValueError) as error:
+            problem = f"the settings cannot be read ({error})"
+            raise GradcamoError(problem, "Mend the file.", path=self.settings_file) from error
         known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - known)
         if unknown:
-            raise GradcamoError(
-                f"[{section}] does not know {', '.join(unknown)}",
-                f"It knows {', '.join(sorted(known))}.",
-                path=self.settings_file,
-            )
+            problem, remedy = f"[{section}] does not know {', '.join(unknown)}", f"It knows {', '.join(sorted(known))}."
+            raise GradcamoError(problem, remedy, path=self.settings_file)
         values |= {name: value for name, value in overrides.items() if value is not None}
         return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 

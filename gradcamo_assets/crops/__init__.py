@@ -7,13 +7,4 @@ here knows a network or a score.
 from gradcamo_assets.crops.cut import BACKGROUND, NEIGHBOUR, TARGET, CropConfig, cut_crops
 from gradcamo_assets.crops.store import CropField, open_crops, write_crops
 
-__all__ = [
-    "BACKGROUND",
-    "NEIGHBOUR",
-    "TARGET",
-    "CropConfig",
-    "CropField",
-    "cut_crops",
-    "open_crops",
-    "write_crops",
-]
+__all__ = ["BACKGROUND", "NEIGHBOUR", "TARGET", "CropConfig", "CropField", "cut_crops", "open_crops", "write_crops"]

@@ -29,18 +29,11 @@ def standardise(images: Tensor, center: Tensor, scale: Tensor, out: Tensor | Non
 
 
 def channel_order(field: CropField, channels: Sequence[str]) -> list[int]:
-    """Positions of ``channels`` in the field's crops.
-
-    Raises:
-        CropError: where one is missing.
-    """
+    """Positions of ``channels`` in the field's crops; CropError where one is missing."""
     missing = [name for name in channels if name not in field.channels]
     if missing:
-        raise CropError(
-            f"crops lack channel {', '.join(missing)} (they have {', '.join(field.channels)})",
-            "Score the plate with an encoder trained on its stains.",
-            path=field.path,
-        )
+        problem = f"crops lack channel {', '.join(missing)} (they have {', '.join(field.channels)})"
+        raise CropError(problem, "Score the plate with an encoder trained on its stains.", path=field.path)
     return [field.channels.index(name) for name in channels]
 
 
@@ -77,12 +70,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     @property
     def identity(self) -> str:
         """Digest of which crops these are, their classes and their stains, in order."""
-        return digest(
-            [
-                (self.fields[index].version, self.fields[index].cell_ids[row], self.orders[index], target)
-                for index, row, target in self.items
-            ]
-        )
+        fields, orders = self.fields, self.orders
+        return digest([(fields[i].version, fields[i].cell_ids[row], orders[i], y) for i, row, y in self.items])
 
     def __len__(self) -> int:
         return len(self.items)

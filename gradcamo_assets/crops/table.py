@@ -8,13 +8,7 @@ import polars as pl
 from gradcamo_assets.plates import treatment_class
 from gradcamo_assets.segmentation import Masks, cell_table, match_labels
 
-TREATMENT = (
-    "Metadata_Compound",
-    "Metadata_Dose",
-    "Metadata_Dose_Unit",
-    "Metadata_Dose_Rank",
-    "Metadata_pert_type",
-)
+TREATMENT = ("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit", "Metadata_Dose_Rank", "Metadata_pert_type")
 _LEAST_OVERLAP = 0.5
 
 
@@ -73,6 +67,4 @@ def number_crops(cells: pl.DataFrame, flag: pl.Expr) -> pl.DataFrame:
     """Flag the cells that are left out and number those that are kept, from 0, in the order of their labels."""
     flagged = cells.sort("label").with_columns(qc_flag=flag)
     kept = pl.col("qc_flag").is_null()
-    return flagged.with_columns(
-        crop_index=pl.when(kept).then(kept.cast(pl.Int32).cum_sum() - 1).cast(pl.Int32),
-    )
+    return flagged.with_columns(crop_index=pl.when(kept).then(kept.cast(pl.Int32).cum_sum() - 1).cast(pl.Int32))

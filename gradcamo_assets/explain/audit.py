@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,26 +99,19 @@ def _median_background(images: Tensor, occupied: Tensor) -> Tensor:
     return torch.where(torch.isnan(slices), whole, slices)[None, ..., None, None]
 
 
-@dataclass(frozen=True)
-class Curves:
+class Curves(NamedTuple):
     """Probability of the class while voxels go (``deletion``) or come (``insertion``), the map's brightest first.
 
     Both (steps + 1, B), at ``fraction`` (steps + 1,) of the crop's voxels. Petsiuk et al., BMVC 2018, arXiv 1806.07421.
+    The areas below them, (B,): low (deletion) where the map shows what the class rests on, high (insertion) where it
+    shows what suffices.
     """
 
     fraction: np.ndarray
     deletion: np.ndarray
     insertion: np.ndarray
-
-    @property
-    def deletion_auc(self) -> np.ndarray:
-        """(B,) area under the curve: low where the map shows what the class rests on."""
-        return np.trapezoid(self.deletion, self.fraction, axis=0)
-
-    @property
-    def insertion_auc(self) -> np.ndarray:
-        """(B,) area under the curve: high where the map shows what suffices for the class."""
-        return np.trapezoid(self.insertion, self.fraction, axis=0)
+    deletion_auc: np.ndarray
+    insertion_auc: np.ndarray
 
 
 def deletion_insertion(
@@ -142,7 +135,9 @@ def deletion_insertion(
         for curve, (there, elsewhere) in zip(curves, ((blank, images), (images, blank)), strict=True):
             seen = respond(model, torch.where(inside, there, elsewhere), layer)
             curve.append(seen.logits.softmax(1).gather(1, classes[:, None])[:, 0].cpu().numpy())
-    return Curves(fraction, np.stack(curves[0]), np.stack(curves[1]))
+    deletion, insertion = (np.stack(curve) for curve in curves)
+    areas = (np.trapezoid(curve, fraction, axis=0) for curve in (deletion, insertion))
+    return Curves(fraction, deletion, insertion, *areas)
 
 
 def audit(
@@ -177,7 +172,7 @@ def audit(
     neighbours = neighbour_masks.bool() & ~target
     regions = dict(zip(REGIONS, (target, neighbours, ~(target | neighbours)), strict=True))
     blank = background_of_others(images, target | neighbours, seed)
-    intact = Response(scored.logits.to(images.device).float(), scored.embedding.to(images.device))
+    intact = Response(scored.logits.float(), scored.embedding)
     columns: dict[str, np.ndarray] = {}
     for name, region in regions.items():
         changed = intact.changes(respond(model, torch.where(region[:, None], blank, images), layer), classes)

@@ -28,24 +28,16 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 
 
 def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
-    """A layer's dotted name and module, given either.
-
-    Raises:
-        ExplainError: where the model has no such layer.
-    """
+    """A layer's dotted name and module, given either; ExplainError where the model has no such layer."""
     for name, module in model.named_modules(remove_duplicate=False):
         if layer is module or layer == name:
             return name, module
     if isinstance(layer, nn.Module):
-        raise ExplainError(
-            f"the layer {type(layer).__name__} is no part of the model",
-            "Pass a module of this very model (not of a copy of it), or its dotted name.",
-        )
-    known = [name for name, _ in model.named_modules() if name and name.count(".") < 2]
-    raise ExplainError(
-        f"the model has no layer {layer!r}",
-        f"Pass a name from model.named_modules(), for example {', '.join(known[:12])}.",
-    )
+        remedy = "Pass a module of this very model (not of a copy of it), or its dotted name."
+        raise ExplainError(f"the layer {type(layer).__name__} is no part of the model", remedy)
+    known = ", ".join([name for name, _ in model.named_modules() if name and name.count(".") < 2][:12])
+    remedy = f"Pass a name from model.named_modules(), for example {known}."
+    raise ExplainError(f"the model has no layer {layer!r}", remedy)
 
 
 def captured(
@@ -78,16 +70,13 @@ def captured(
         returned = model(images)
     for name in layers:
         if name not in outputs:
-            raise ExplainError(
-                f"the layer {name!r} did not run in the forward pass", "Pass a layer that the model's forward calls."
-            )
+            remedy = "Pass a layer that the model's forward calls."
+            raise ExplainError(f"the layer {name!r} did not run in the forward pass", remedy)
         output = outputs[name]
         if not isinstance(output, Tensor) or output.ndim != images.ndim:
             what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ExplainError(
-                f"the layer {name!r} puts out {what}, no feature map",
-                f"Pass a convolutional layer whose output is (B, K, *grid), {images.ndim} axes.",
-            )
+            remedy = f"Pass a convolutional layer whose output is (B, K, *grid), {images.ndim} axes."
+            raise ExplainError(f"the layer {name!r} puts out {what}, no feature map", remedy)
     if not graph and any(outputs[name]._version != version for name, version in versions.items()):
         return captured(model, images, layers)
     return returned, {name: outputs[name] for name in layers}
@@ -118,10 +107,8 @@ def logits_of(output: Any) -> Tensor:
     elif isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor):
-        raise ExplainError(
-            f"the model returns no logits but {type(output).__name__}",
-            "Return logits, a tuple that begins with them or a mapping that names them; or pass target=callable.",
-        )
+        remedy = "Return logits, a tuple that begins with them or a mapping that names them; or pass target=callable."
+        raise ExplainError(f"the model returns no logits but {type(output).__name__}", remedy)
     return output
 
 
@@ -132,22 +119,17 @@ def class_targets(target: Any, logits: Tensor) -> Tensor:
         ExplainError: for classes that the model does not have, or a wrong number of them.
     """
     if logits.ndim != 2:
-        raise ExplainError(
-            f"the model's output has shape {tuple(logits.shape)}, not (B, classes)",
-            "Pass target=callable that makes one scalar a sample of it.",
-        )
+        what = f"the model's output has shape {tuple(logits.shape)}, not (B, classes)"
+        raise ExplainError(what, "Pass target=callable that makes one scalar a sample of it.")
     if target is None:
         return logits.argmax(1)
     chosen = torch.as_tensor(target, device=logits.device)
     if chosen.is_floating_point() or chosen.ndim > 1 or (chosen.ndim == 1 and len(chosen) != len(logits)):
-        raise ExplainError(
-            f"target has shape {tuple(chosen.shape)} and type {chosen.dtype} for {len(logits)} samples",
-            "Pass None, one integer class for all, one integer class a sample, or a callable on the output.",
-        )
+        what = f"target has shape {tuple(chosen.shape)} and type {chosen.dtype} for {len(logits)} samples"
+        raise ExplainError(what, "Pass None, one integer class for all, one integer class a sample, or a callable.")
     if bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
-        raise ExplainError(
-            f"target names a class outside 0 to {logits.shape[1] - 1}", "Pass class indices that the model's head has."
-        )
+        what = f"target names a class outside 0 to {logits.shape[1] - 1}"
+        raise ExplainError(what, "Pass class indices that the model's head has.")
     return chosen.long().expand(len(logits))
 
 
@@ -172,6 +154,18 @@ def explained(target: Any, output: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         return scalars, logits_of(output), None
     except ExplainError:
         return scalars, scalars[:, None], None
+
+
+def similarity_to(reference: Any) -> Callable[[Tensor], Tensor]:
+    """A target for ``gradcamo`` where there are no classes: the cosine similarity of embeddings (B, K) to one, (K,).
+
+    For networks whose output is the embedding. A reference is, say, a treatment's centroid less the controls'.
+    """
+
+    def target(output: Tensor) -> Tensor:
+        return nn.functional.cosine_similarity(output, torch.as_tensor(reference).to(output)[None])
+
+    return target
 
 
 @dataclass(frozen=True)
@@ -238,10 +232,8 @@ def gradient_maps(scalars: Tensor, activations: Sequence[Tensor], graph: bool = 
     maps = []
     for values, gradient in zip(activations, gradients, strict=True):
         if gradient is None:
-            raise ExplainError(
-                "what is explained does not depend on the layer",
-                "Pass a layer between the image and the output, and a target that is differentiable.",
-            )
+            remedy = "Pass a layer between the image and the output, and a target that is differentiable."
+            raise ExplainError("what is explained does not depend on the layer", remedy)
         dtype = torch.promote_types(gradient.dtype, torch.float32)
         total = gradient.to(dtype).flatten(2).sum(2)  # signed_map divides it by n: alpha.
         maps.append(signed_map(values if graph else values.detach(), total).clamp_min(0))

@@ -78,13 +78,9 @@ def project_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
     return values.to(torch.float64)
 
 
-def footprint(crop: Sequence[int], grid: Sequence[int], device: torch.device) -> Tensor:
-    """U'1, (\\*grid) in float64: how many crop voxels each map voxel stands for. Sums to the voxels of the crop."""
-    return _footprint(tuple(crop), tuple(grid), device)
-
-
 @lru_cache(maxsize=64)
-def _footprint(crop: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> Tensor:
+def footprint(crop: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """U'1, (\\*grid) in float64: how many crop voxels each map voxel stands for. Sums to the voxels of the crop."""
     with torch.inference_mode(False), torch.no_grad():
         return project_mask(torch.ones(1, *crop, dtype=torch.float64, device=device), grid)[0]
 
@@ -109,28 +105,23 @@ class Regions:
 
 
 def project_regions(target: Tensor, neighbours: Tensor | None, grid: Sequence[int]) -> Regions:
-    """Project the masks of B crops on a map's grid.
+    """Project the masks of B crops on a map's ``grid``.
 
     Args:
         target: (B, *crop), 1 in the target cell, else 0; any dtype.
         neighbours: the same of other cells; the target wins where they overlap. None: not known.
-        grid: shape of the map.
 
     Raises:
         ExplainError: where a mask holds other values than 0 and 1, or has not the map's axes.
     """
     crop = target.shape[1:]
-    area = footprint(crop, grid, target.device)
+    area = footprint(tuple(crop), tuple(grid), target.device)
     inside = _bytes(target, "target masks")
     others = None if neighbours is None else (_bytes(neighbours, "neighbour masks") > inside).view(torch.uint8)
     reach: list[Tensor] = []
     fraction: list[Tensor] = []
     for mask in (inside, others):
-        if mask is None:
-            reach.append(torch.zeros_like(reach[0]))
-            fraction.append(torch.zeros_like(fraction[0]))
-            continue
-        projected = project_mask(mask, grid)
+        projected = torch.zeros_like(reach[0]) if mask is None else project_mask(mask, grid)
         # A voxel that the upsampler never reads (a map finer than its crop) belongs to no region but the background.
         reach.append(torch.where(area > 0, projected / area.clamp_min(1e-300), 0).clamp(0, 1))
         # The rows of U add to 1, so the projection keeps the mask's number of voxels.
@@ -148,9 +139,8 @@ def _bytes(mask: Tensor, name: str) -> Tensor:
     """A binary mask as bytes: they turn into floats, and multiply, much faster than booleans do."""
     inside = mask if mask.dtype == torch.bool else mask != 0
     if inside is not mask and not bool((inside == mask).all()):
-        raise ExplainError(
-            f"{name} hold other values than 0 and 1", "Pass one binary mask a cell, for example labels == label."
-        )
+        remedy = "Pass one binary mask a cell, for example labels == label."
+        raise ExplainError(f"{name} hold other values than 0 and 1", remedy)
     return inside.view(torch.uint8)
 
 
@@ -299,24 +289,10 @@ def _columns(shares: Tensor, fractions: Tensor, ceilings: Tensor, finite: Tensor
     best, region = adjusted.nan_to_num(nan=-torch.inf).max(1)
     looks_at = torch.where(best > CHANCE_MARGIN, region, LOOKS_AT.index("none"))
     looks_at = torch.where(resolved.any(1) & neighbours_known, looks_at, -1)
-
     reason = torch.full_like(looks_at, -1)
-    conditions = (~masked, ~finite, empty, fills, ~resolved[:, 0])
-    for code in reversed(range(len(NULL_REASONS))):
-        reason = torch.where(conditions[code], code, reason)
-    return Overlap(
-        gradcamo=target,
-        mask_fraction=fractions[:, 0],
-        gradcamo_max=ceilings[:, 0],
-        gradcamo_adjusted=adjusted[:, 0],
-        neighbour_share=neighbour if neighbours_known else null,
-        background_share=background if neighbours_known else null,
-        neighbour_fraction=fractions[:, 1] if neighbours_known else null,
-        looks_at=looks_at,
-        pointing_game=null,
-        relevance_rank_accuracy=null,
-        null_reason=reason,
-        shares=shares,
-        fractions=fractions,
-        ceilings=ceilings,
-    )
+    for code, condition in reversed([*enumerate((~masked, ~finite, empty, fills, ~resolved[:, 0]))]):
+        reason = torch.where(condition, code, reason)
+    around = (neighbour, background, fractions[:, 1]) if neighbours_known else (null,) * 3
+    measured = (target, fractions[:, 0], ceilings[:, 0], adjusted[:, 0], *around, looks_at)
+    # In the order of the columns; what depends on the order of map voxels is filled in by ``overlap``.
+    return Overlap(*measured, null, null, reason, shares, fractions, ceilings)

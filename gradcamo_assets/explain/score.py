@@ -68,8 +68,10 @@ def gradcamo(
 
     run = _closed_form(model, images, modules, target) if method == "gradcam" else None
     run = run or _backward(model, images, modules, target, method)
-    if not bool(torch.isfinite(run.logits).all()):
-        _refuse_unfinite(images)
+    if not bool(torch.isfinite(run.logits).all()) and not bool(torch.isfinite(images).all()):
+        bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
+        problem = f"{len(bad)} images hold NaN or infinite values, the first at index {bad[0]}"
+        raise ExplainError(problem, "Leave these cells out or repair their crops: they cannot be scored.")
     common = _class_columns(run)
     results: dict[str, GradcamoResult] = {}
     overlaps: list[Overlap] = []
@@ -162,32 +164,19 @@ def _backward(model: nn.Module, images: Tensor, modules: dict[str, nn.Module], t
     return _Run(scalars, logits, classes, activations, {name: maps[name] for name in activations}, heads)
 
 
-def _refuse_unfinite(images: Tensor) -> None:
-    """Where logits are not finite: whether the images are to blame."""
-    bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
-    if bad:
-        raise ExplainError(
-            f"{len(bad)} images hold NaN or infinite values, the first at index {bad[0]}",
-            "Leave these cells out or repair their crops; no score can be computed from them.",
-        )
-
-
 def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, _Masks]:
     """Images on the model's device, and the masks beside them."""
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
-        raise ExplainError(
-            f"the network is in training mode ({training[0]})",
-            "Call model.eval() first: dropout and batch statistics make scores depend on chance and on the batch.",
-        )
+        remedy = "Call model.eval() first: dropout and batch statistics make scores depend on chance and on the batch."
+        raise ExplainError(f"the network is in training mode ({training[0]})", remedy)
     images = torch.as_tensor(images).detach()
     weight = next(model.parameters(), None)
     if weight is not None:
         images = images.to(weight.device, weight.dtype)
     if images.ndim not in (4, 5) or not images.numel():
-        raise ExplainError(
-            f"images have shape {tuple(images.shape)}", "Pass (B, C, Y, X) or (B, C, Z, Y, X) with at least one image."
-        )
+        remedy = "Pass (B, C, Y, X) or (B, C, Z, Y, X) with at least one image."
+        raise ExplainError(f"images have shape {tuple(images.shape)}", remedy)
     expected = (len(images), *images.shape[2:])
     masks: list[Tensor | None] = []
     for name, mask in (("target_masks", target_masks), ("neighbour_masks", neighbour_masks)):
@@ -195,10 +184,8 @@ def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: 
             # Apple's GPUs have no float64, in which shares are computed.
             mask = torch.as_tensor(mask, device="cpu" if images.device.type == "mps" else images.device)
             if tuple(mask.shape) != expected:
-                raise ExplainError(
-                    f"{name} have shape {tuple(mask.shape)}, the images {tuple(images.shape)}",
-                    f"Pass masks of shape {expected}: one a cell, without a channel axis, at the images' resolution.",
-                )
+                remedy = f"Pass masks {expected}: one a cell, without a channel axis, at the images' resolution."
+                raise ExplainError(f"{name} are {tuple(mask.shape)}, the images {tuple(images.shape)}", remedy)
         masks.append(mask)
     assert masks[0] is not None
     return images, (masks[0], masks[1])
@@ -230,7 +217,7 @@ def _mean_map(maps: Sequence[Tensor], crop: Sequence[int]) -> Tensor:
     mode = "bilinear" if len(finest) == 2 else "trilinear"
     total = torch.zeros((), device=maps[0].device)
     for values in maps:
-        area = overlap.footprint(crop, values.shape[1:], torch.device("cpu")).to(values)
+        area = overlap.footprint(tuple(crop), tuple(values.shape[1:]), torch.device("cpu")).to(values)
         mass = (values * area).flatten(1).sum(1).clamp_min(torch.finfo(values.dtype).tiny)
         scaled = values / mass.reshape(-1, *(1,) * len(finest))
         total = total + torch.nn.functional.interpolate(scaled[:, None], size=finest, mode=mode)[:, 0] / len(maps)

@@ -3,40 +3,56 @@
 Nothing is computed here but what drawing needs, nothing is read, and nothing is shown: there is no pyplot and no state.
 """
 
+from gradcamo_assets.figures.cells import crops_by_dose, crops_with_maps, pipeline_on_one_cell
 from gradcamo_assets.figures.charts import (
     on_target_intervals,
     plate_heat_map,
+    score_against_ceiling,
     score_distributions,
-    training_curves,
     umap_scatter,
 )
-from gradcamo_assets.figures.images import crops_with_maps, illumination_maps, segmentation_overlay
+from gradcamo_assets.figures.fields import illumination_maps, segmentation_overlay
 from gradcamo_assets.figures.models import (
     accuracy_against_score,
     confusion_matrix,
     layer_scores,
+    map_by_epoch,
     paired_differences,
     reliability,
+    training_curves,
 )
-from gradcamo_assets.figures.report import qc_report_html, to_markdown, to_png
+from gradcamo_assets.figures.png import to_gif, to_markdown, to_png
+from gradcamo_assets.figures.report import Listing, Picture, qc_report_html
 from gradcamo_assets.figures.stains import channel_correlations
+from gradcamo_assets.figures.style import treatment_name
+from gradcamo_assets.figures.verdict import Verdict, verdict
 
 __all__ = [
+    "Listing",
+    "Picture",
+    "Verdict",
     "accuracy_against_score",
     "channel_correlations",
     "confusion_matrix",
+    "crops_by_dose",
     "crops_with_maps",
     "illumination_maps",
     "layer_scores",
+    "map_by_epoch",
     "on_target_intervals",
     "paired_differences",
+    "pipeline_on_one_cell",
     "plate_heat_map",
     "qc_report_html",
     "reliability",
+    "score_against_ceiling",
     "score_distributions",
     "segmentation_overlay",
+    "to_gif",
     "to_markdown",
     "to_png",
     "training_curves",
+    "treatment_name",
     "umap_scatter",
+    "verdict",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,13 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.common.names import row_index, well_name
-from gradcamo_assets.figures.style import COLOURS, GREY, MARKERS, empty_figure, new_figure
+from gradcamo_assets.figures.style import COLOURS, GREY, MARKERS, empty_figure, new_figure, treatment_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TREATMENT = ["Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit"]
-_MOST_ROWS, _MOST_POINTS = 40, 200
+_MOST_ROWS, _MOST_POINTS, _MOST_DRAWN = 40, 200, 3000
 _PLATE_FORMATS = [(2, 3), (4, 6), (8, 12), (16, 24), (32, 48)]
 
 
@@ -94,9 +95,8 @@ def on_target_intervals(table: pl.DataFrame) -> Figure:
 
 def _name(row: dict[str, Any], cells: int) -> str:
     """``aspirin 0.3 uM, site 2 (n=40)``; a control, whose dose is 0, goes by its compound alone."""
-    compound, dose, unit, well, site = (row.get(key) for key in [*_TREATMENT, "Metadata_Well", "Metadata_Site"])
-    treatment = f"{compound} {dose:g} {unit or ''}".strip() if compound and dose else compound
-    return f"{', '.join(filter(None, [treatment, well, site and f'site {site}'])) or 'cells'} (n={cells})"
+    well, site = row.get("Metadata_Well"), row.get("Metadata_Site")
+    return f"{', '.join(filter(None, [treatment_name(row), well, site and f'site {site}'])) or 'cells'} (n={cells})"
 
 
 def _name_rows(axes: Any, names: list[str]) -> None:
@@ -125,9 +125,7 @@ def plate_heat_map(
 
     if wells.is_empty():
         return empty_figure("No wells to show")
-    names = [well_name(name) for name in wells["Metadata_Well"]]
-    places = np.array([(row_index(name[:-2]), int(name[-2:]) - 1) for name in names])
-    rows, columns = next(size for size in _PLATE_FORMATS if (places < size).all())
+    (rows, columns), letters, places = plate_grid(wells["Metadata_Well"])
     grid = np.full((rows, columns), np.nan)
     grid[*places.T] = wells[value].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
@@ -141,7 +139,6 @@ def plate_heat_map(
                 text = f"{amount:.2f}" if abs(amount) < 10 else f"{amount:.3g}"
                 colour = "w" if amount < np.dot(picture.get_clim(), (0.4, 0.6)) else "k"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
-    letters = [*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase)][:rows]
     step = 1 if rows <= 16 else 2
     axes.set_yticks(range(0, rows, step), letters[::step], fontsize=8)
     axes.set_xticks(range(0, columns, step), [str(column + 1) for column in range(0, columns, step)], fontsize=8)
@@ -151,6 +148,18 @@ def plate_heat_map(
     axes.tick_params(which="both", length=0, top=False, labeltop=True, labelbottom=False)
     figure.colorbar(picture, ax=axes, label=label)
     return figure
+
+
+def plate_grid(wells: Iterable[str]) -> tuple[tuple[int, int], list[str], np.ndarray]:
+    """The smallest plate format that holds all wells: its size, the letters of its rows, and each well's place (N, 2).
+
+    Raises:
+        PlateError: for a name that is no well.
+    """
+    names = [well_name(name) for name in wells]
+    places = np.array([(row_index(name[:-2]), int(name[-2:]) - 1) for name in names])
+    size = next(size for size in _PLATE_FORMATS if (places < size).all())
+    return size, [*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase)][: size[0]], places
 
 
 def umap_scatter(table: pl.DataFrame) -> Figure:
@@ -201,27 +210,39 @@ def umap_scatter(table: pl.DataFrame) -> Figure:
     return figure
 
 
-def training_curves(history: pl.DataFrame) -> Figure:
-    """One panel a metric, one line a split.
+def score_against_ceiling(scores: pl.DataFrame) -> Figure:
+    """How much of what the maps allow is reached: each cell's score over its ceiling, and the median in bins of it.
 
     Args:
-        history: ``epoch`` and columns named ``<split>_<metric>``, such as ``val_loss``; nulls are left out.
+        scores: ``gradcamo``, ``gradcamo_max``, ``mask_fraction`` and ``looks_at``, one row a cell; rows without the
+            first two are left out. A sample of 3000 is drawn.
     """
-    numeric = history.select(pl.selectors.numeric())
-    lines = [name.split("_", 1) for name in numeric.columns if "_" in name and numeric[name].count()]
-    metrics = list(dict.fromkeys(metric for _, metric in lines))
-    if not metrics:
-        return empty_figure("No training history to show")
-    columns = min(len(metrics), 3)
-    rows = -(-len(metrics) // columns)
-    panels = new_figure(7, 2.6 * rows).subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[len(metrics) :]:
-        axes.set_axis_off()
-    for axes, metric in zip(panels, metrics, strict=False):
-        for number, split in enumerate(split for split, of in lines if of == metric):
-            points = history.select("epoch", f"{split}_{metric}").drop_nulls().sort("epoch")
-            style = {"color": COLOURS[number % 7], "marker": MARKERS[number % 8], "markersize": 3}
-            axes.plot(*points.get_columns(), label=split, **style)
-        axes.set(xlabel="Epoch", ylabel=metric.replace("_", " "))
-        axes.legend(fontsize=8, frameon=False)
-    return panels[0].figure
+    scores = scores.drop_nulls(["gradcamo", "gradcamo_max"])
+    if scores.is_empty():
+        return empty_figure("No scores to show")
+    figure = new_figure(7, 4.6)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="ceiling")
+    drawn = scores.sample(min(_MOST_DRAWN, len(scores)), seed=0)
+    for number, region in enumerate(("target", "neighbour", "background", "none")):
+        part = drawn.filter(looks_at=region)
+        if len(part):
+            axes.scatter(
+                part["gradcamo_max"], part["gradcamo"], s=12, color=COLOURS[number], marker=MARKERS[number], alpha=0.5,
+                linewidths=0, label=f"looks at {region}" if number < 3 else "looks nowhere in particular",
+            )  # fmt: skip
+    bins = (
+        scores.with_columns(pl.col("gradcamo_max").rank("ordinal").mul(8).floordiv(len(scores) + 1).alias("bin"))
+        .group_by("bin")
+        .agg(pl.col("gradcamo_max", "gradcamo", "mask_fraction").median())
+        .sort("gradcamo_max")
+    )
+    axes.plot(
+        bins["gradcamo_max"], bins["gradcamo"], color="black", marker="o", markersize=4, label="median, in eighths"
+    )
+    axes.plot(bins["gradcamo_max"], bins["mask_fraction"], color="black", linestyle=":", label="chance")
+    axes.axhline(0.5, color=GREY, linewidth=0.8, label="on target above")
+    low = max(0.0, float(scores["gradcamo_max"].quantile(0.005) or 0) - 0.05)
+    axes.set(xlim=(low, 1.03), ylim=(-0.02, 1.02), xlabel="Highest score the map allows (ceiling)", ylabel="Grad-CAMO")
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure

@@ -1,4 +1,4 @@
-"""Pictures of model versions: what they confuse, how far their confidence holds, and how they compare."""
+"""Pictures of model versions: their training, what they confuse, how far their confidence holds, how they compare."""
 
 from __future__ import annotations
 
@@ -58,6 +58,32 @@ def reliability(bins: pl.DataFrame) -> Figure:
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="Mean confidence", ylabel="Accuracy")
     axes.legend(fontsize=8, frameon=False)
     return figure
+
+
+def training_curves(history: pl.DataFrame) -> Figure:
+    """One panel a metric, one line a split.
+
+    Args:
+        history: ``epoch`` and columns named ``<split>_<metric>``, such as ``val_loss``; nulls are left out.
+    """
+    numeric = history.select(pl.selectors.numeric())
+    lines = [name.split("_", 1) for name in numeric.columns if "_" in name and numeric[name].count()]
+    metrics = list(dict.fromkeys(metric for _, metric in lines))
+    if not metrics:
+        return empty_figure("No training history to show")
+    columns = min(len(metrics), 3)
+    rows = -(-len(metrics) // columns)
+    panels = new_figure(7, 2.6 * rows).subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(metrics) :]:
+        axes.set_axis_off()
+    for axes, metric in zip(panels, metrics, strict=False):
+        for number, split in enumerate(split for split, of in lines if of == metric):
+            points = history.select("epoch", f"{split}_{metric}").drop_nulls().sort("epoch")
+            style = {"color": COLOURS[number % 7], "marker": MARKERS[number % 8], "markersize": 3}
+            axes.plot(*points.get_columns(), label=split, **style)
+        axes.set(xlabel="Epoch", ylabel=metric.replace("_", " "))
+        axes.legend(fontsize=8, frameon=False)
+    return panels[0].figure
 
 
 def accuracy_against_score(points: pl.DataFrame, x: str = "on_target_fraction", y: str = "accuracy") -> Figure:
@@ -155,3 +181,32 @@ def _named(column: str) -> str:
         "gradcamo_adjusted": "Adjusted score",
         "on_target": "On target",
     }.get(column, column.replace("_", " ").capitalize())
+
+
+def map_by_epoch(cells: pl.DataFrame) -> list[Figure]:
+    """One picture an epoch of training, on the same axes: how classes come apart on the map.
+
+    Args:
+        cells: ``epoch``, ``treatment_class``, ``umap_x``, ``umap_y``.
+    """
+    names, figures = cells["treatment_class"].unique().sort().to_list(), []
+    corners = cells.select(pl.min("umap_x", "umap_y").name.suffix("_0"), pl.max("umap_x", "umap_y")).row(0)
+    for (epoch,), rows in cells.group_by("epoch", maintain_order=True):
+        figure = new_figure(4.2, 4.4)
+        axes = figure.subplots()
+        for number, name in enumerate(names):
+            part = rows.filter(treatment_class=name)
+            axes.scatter(
+                part["umap_x"], part["umap_y"], s=14, color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)], linewidths=0, alpha=0.8, label=name,
+            )  # fmt: skip
+        axes.set(xlim=_wider(corners[0], corners[2]), ylim=_wider(corners[1], corners[3]), xticks=[], yticks=[])
+        axes.set_title(f"Validation cells after epoch {epoch}", fontsize=9)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+        figures.append(figure)
+    return figures
+
+
+def _wider(low: float, high: float) -> tuple[float, float]:
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin

@@ -1,8 +1,9 @@
-"""What all pictures share: colours that colour-blind readers can tell apart, and the empty page."""
+"""What all pictures share: colours that colour-blind readers can tell apart, names of treatments, the empty page."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,3 +26,9 @@ def empty_figure(message: str) -> Figure:
     figure = new_figure(7, 1.2)
     figure.text(0.5, 0.5, message, ha="center", va="center", color=GREY)
     return figure
+
+
+def treatment_name(row: Mapping[str, Any]) -> str | None:
+    """``aspirin 0.3 uM`` of a row's ``Metadata_Compound``, dose and unit; a control goes by its compound alone."""
+    compound, dose = row.get("Metadata_Compound"), row.get("Metadata_Dose")
+    return f"{compound} {dose:g} {row.get('Metadata_Dose_Unit') or ''}".strip() if compound and dose else compound

@@ -34,6 +34,7 @@ from gradcamo_assets.learning.evidence import (
     peak_memory,
 )
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
+from gradcamo_assets.learning.runs import EPOCHS
 from gradcamo_assets.learning.split import PARTS, as_lists
 from gradcamo_assets.learning.train import TrainingResult, train_encoder
 from gradcamo_assets.networks.bundle import BundleConfig
@@ -133,7 +134,8 @@ def fit_and_register(
             metrics=metrics,
             curves=result.curves,
             files={f"figures/{name}.png": to_png(figure) for name, figure in figures.items()}
-            | _files(judged, cells, classes, data),
+            | _files(judged, cells, classes, data)
+            | {EPOCHS: _by_epoch(result, parts["val"], classes)},
             data=data,
         )
     # Not before: what was trained for hours survives a registry that is away.
@@ -197,6 +199,21 @@ def _files(
     table = io.BytesIO()
     rows.join(masks, on="Metadata_CellID").write_parquet(table)
     return {CELLS: table.getvalue(), EVIDENCE: json.dumps(tables, indent=2).encode()}
+
+
+def _by_epoch(result: TrainingResult, crops: CropDataset, classes: list[str]) -> bytes:
+    """``epoch`` from 1, ``Metadata_CellID``, ``treatment_class`` and ``embedding`` of validation cells, as Parquet."""
+    ids = [crops.fields[field].cell_ids[row] for field, row, _ in crops.items]
+    names = [classes[target] for target in crops.targets]
+    rows = [
+        (epoch, *row)
+        for epoch, vectors in enumerate(result.embeddings, start=1)
+        for row in zip(ids, names, vectors.tolist(), strict=False)
+    ]
+    schema = {"epoch": pl.Int32, "Metadata_CellID": pl.String, "treatment_class": pl.String}
+    table = io.BytesIO()
+    pl.DataFrame(rows, {**schema, "embedding": pl.List(pl.Float32)}, orient="row").write_parquet(table)
+    return table.getvalue()
 
 
 def common_frame(fields: Sequence[CropField]) -> tuple[list[str], tuple[int, ...], list[float]]:

@@ -26,6 +26,8 @@ from gradcamo_assets.networks.registry import is_planar
 Report = Callable[[str], None]
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images, (B, *crop) target masks and (B,) classes."""
+WATCHED = 300
+"""Validation cells, the first ones, whose embedding is kept at every epoch."""
 _AUGMENT = ("flip", "rotate", "shift_z", "gain", "offset", "noise")
 
 
@@ -33,18 +35,19 @@ class EncoderModule(lightning.LightningModule):
     """Cross-entropy on treatment classes, and a penalty on maps that lie elsewhere than on the cell.
 
     Args:
-        layer: dotted name of the layer whose maps the penalty is on. control: index of the controls' class, if there is
-            one. lenders: crops that lend their surroundings, beside the batch.
+        layer: dotted name of the layer whose mean is the embedding and whose maps the penalty is on.
+        control: index of the controls' class, if there is one. lenders: crops that lend their surroundings, beside the
+            batch.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        layer: str,
         config: TrainingConfig,
         steps: int,
         report: Report | None = None,
         *,
-        layer: str = "",
         control: int | None = None,
         lenders: CropDataset | None = None,
     ):
@@ -53,6 +56,7 @@ class EncoderModule(lightning.LightningModule):
         self.layer, self.control, self.lenders = layer, control, lenders
         self.planar = is_planar(model)
         self.curves: dict[str, list[float]] = {}
+        self.embeddings: list[Tensor] = []
         self.seconds = 0.0
 
     def on_train_epoch_start(self) -> None:
@@ -102,6 +106,20 @@ class EncoderModule(lightning.LightningModule):
         # Before it sets in, the penalty is measured only.
         return loss if self.current_epoch < config.regulariser_after else loss + config.regulariser_weight * penalty
 
+    def on_validation_epoch_start(self) -> None:
+        """Watch the explained layer."""
+        self._seen: list[Tensor] = []
+        self._hook = self.model.get_submodule(self.layer).register_forward_hook(self._see)
+
+    def _see(self, layer: nn.Module, inputs: object, maps: Tensor) -> None:
+        if sum(map(len, self._seen)) < WATCHED:
+            self._seen.append(maps.flatten(2).mean(2).float().cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep what the layer made of the watched cells."""
+        self._hook.remove()
+        self.embeddings.append(torch.cat(self._seen)[:WATCHED])
+
     def validation_step(self, batch: Batch, index: int) -> None:
         """Loss and accuracy without swap, augmentation and penalty."""
         self._loss("val", logits_of(self.model(batch[0])), batch[2], 0.0)
@@ -127,12 +145,13 @@ class EncoderModule(lightning.LightningModule):
             self.report(f"epoch {done} of {self.config.epochs}: {text}, {left} left")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Curves and time go with the weights."""
-        checkpoint |= {"curves": self.curves, "seconds": self.seconds}
+        """Curves, embeddings and time go with the weights."""
+        checkpoint |= {"curves": self.curves, "seconds": self.seconds, "embeddings": self.embeddings}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The reverse."""
         self.curves, self.seconds = checkpoint["curves"], checkpoint["seconds"]
+        self.embeddings = checkpoint["embeddings"]
 
     def configure_optimizers(self) -> Any:
         """AdamW under a one-cycle schedule."""

@@ -21,6 +21,8 @@ from gradcamo_assets.common.provenance import digest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+EPOCHS = "embeddings_by_epoch.parquet"
+"""Artifact of a training: how the embeddings of validation cells came apart, epoch by epoch."""
 _METRICS_A_CALL = 1000
 """MLflow takes no more."""
 

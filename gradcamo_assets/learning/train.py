@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,15 @@ from gradcamo_assets.networks.registry import build_encoder, is_planar
 
 CONTROLS = "negcon"
 """The class of control wells, as ``plates.treatment_class`` names it."""
-_CODE = "2"
+_CODE = "3"
 
 
 @dataclass
 class TrainingResult:
     """A trained network with its evidence: metrics of the epoch whose weights it has, and the curve of every epoch.
 
-    ``checkpoints`` holds the finished training until whoever keeps the network deletes it: until then, training the
-    same again ends at once.
+    ``embeddings`` hold, for every epoch, those of the first ``WATCHED`` validation crops, (n, d). ``checkpoints`` holds
+    the finished training until whoever keeps the network deletes it: until then, training the same again ends at once.
     """
 
     model: nn.Module
@@ -54,6 +54,7 @@ class TrainingResult:
     metrics: dict[str, float]
     curves: dict[str, list[float]]
     checkpoints: Path
+    embeddings: list[np.ndarray] = field(default_factory=list)
 
 
 def train_encoder(
@@ -122,7 +123,7 @@ def train_encoder(
                 callbacks=[*bars, *_keepers(folder, config)],
             )
             module = EncoderModule(
-                model, config, steps * config.epochs, heard, layer=layer, lenders=train,
+                model, layer, config, steps * config.epochs, heard, lenders=train,
                 control=list(classes).index(CONTROLS) if CONTROLS in classes else None,
             )  # fmt: skip
             trainer.fit(module, *loaders, ckpt_path=folder / "last.ckpt" if state else None, weights_only=True)
@@ -138,7 +139,8 @@ def train_encoder(
     metrics = {name: values[best_epoch(curves, config)] for name, values in curves.items()}
     epochs = len(curves["train_loss"])
     metrics |= {"epochs": epochs, "seconds": seconds, "seconds_per_crop": seconds / (steps * share * ranks * epochs)}
-    return TrainingResult(model.eval().requires_grad_(False), layer, metrics, curves, folder)
+    embeddings = [epoch.numpy() for epoch in state["embeddings"]]
+    return TrainingResult(model.eval().requires_grad_(False), layer, metrics, curves, folder, embeddings)
 
 
 def _keepers(folder: Path, config: TrainingConfig) -> list[ModelCheckpoint]:

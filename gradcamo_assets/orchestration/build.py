@@ -6,13 +6,14 @@ import dagster as dg
 
 from gradcamo_assets.orchestration.assets import ASSETS
 from gradcamo_assets.orchestration.automation import JOBS, SCHEDULES, SENSORS
+from gradcamo_assets.orchestration.catalogue import catalogued
 from gradcamo_assets.orchestration.resources import Platform
 
 
 def build_definitions(platform: Platform | None = None) -> dg.Definitions:
     """All assets, jobs, schedules and sensors; tests and the demo pass a platform of their own."""
     return dg.Definitions(
-        assets=ASSETS,
+        assets=dg.map_asset_specs(catalogued, ASSETS),
         jobs=JOBS,
         schedules=SCHEDULES,
         sensors=SENSORS,

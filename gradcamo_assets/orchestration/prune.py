@@ -15,7 +15,7 @@ import polars as pl
 from gradcamo_assets.common import GradcamoError, Home, plate_name
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry
 from gradcamo_assets.plates import known_plates, list_inbox
-from gradcamo_assets.plates.staging import ENDINGS, Staging
+from gradcamo_assets.plates.store import ENDINGS, Staging
 from gradcamo_assets.warehouse import LAKE_TABLES, Key, Lake
 from gradcamo_assets.warehouse.schema import tables_filed_by
 
@@ -130,8 +130,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     files = [f"{plate}{ending}" for ending in (*ENDINGS, ".zarr")] + [Staging(home.plates, plate).folder.name]
     paths = [
         *_there([home.plates], *files), *_there([home.plates / "failures"], f"{plate}.json"),
-        *_there([home.masks, home.crops, home.exports, *home.fitted.glob("*/*/sphering")], plate),
-        *_there([home.reports], f"{plate}.html"),
+        *_there([home.masks, home.crops, home.reports, home.exports, *home.fitted.glob("*/*/sphering")], plate),
     ]  # fmt: skip
     return _checked(Plan(home.root, lake, tuple(keys), tuple(edits), tuple(paths)), plate)
 

@@ -7,8 +7,7 @@ from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field, rea
 from gradcamo_assets.plates.inbox import InboxConfig, PlateState, list_inbox, plate_states
 from gradcamo_assets.plates.ingest import IngestConfig, Ingested, ingest_plate
 from gradcamo_assets.plates.platemap import read_label_table, read_plate_map, treatment_class
-from gradcamo_assets.plates.quality import field_quality
-from gradcamo_assets.plates.record import known_plate, known_plates, load_plate
+from gradcamo_assets.plates.store import known_plate, known_plates, load_plate
 from gradcamo_assets.plates.synthetic import write_synthetic_plate
 from gradcamo_assets.plates.synthetic_design import SyntheticPlate
 from gradcamo_assets.plates.synthetic_field import render_field
@@ -21,7 +20,6 @@ __all__ = [
     "Plate",
     "PlateState",
     "SyntheticPlate",
-    "field_quality",
     "ingest_plate",
     "known_plate",
     "known_plates",

@@ -6,12 +6,14 @@ anew.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from gradcamo_assets.common.errors import GradcamoError
 from gradcamo_assets.common.files import write_json
@@ -25,7 +27,7 @@ _LONGEST_WAIT_HOURS = 24
 class Attempt:
     """When it was begun, or failed, and why. No reason: it has not ended, or was killed before it could say why."""
 
-    at: datetime
+    at: AwareDatetime
     reason: str | None
 
     def __str__(self) -> str:
@@ -61,6 +63,9 @@ class Failures:
         return self.nights >= _NIGHTS and (self.last.reason is not None or now >= self.next_try)
 
 
+_STORED = TypeAdapter(Failures)
+
+
 def read_failures(plates: Path) -> dict[str, Failures]:
     """What is kept of every plate that failed, by name. A file that cannot be read counts as none: the plate is tried
     again."""
@@ -70,8 +75,8 @@ def read_failures(plates: Path) -> dict[str, Failures]:
 
 def forget_failures(plates: Path, name: str) -> None:
     """Try a plate again at the next opportunity."""
-    if failures := _read(_file(plates, name)):
-        _write(_file(plates, name), replace(failures, attempts=(), retries=failures.retries + 1))
+    if failures := _read(file := _file(plates, name)):
+        _write(file, replace(failures, attempts=(), retries=failures.retries + 1))
 
 
 @contextmanager
@@ -103,19 +108,11 @@ def _file(plates: Path, name: str) -> Path:
 
 
 def _write(file: Path, failures: Failures) -> None:
-    listed = [{"at": attempt.at.isoformat(), "reason": attempt.reason} for attempt in failures.attempts]
-    write_json(file, {"signature": failures.signature, "failures": listed, "retries": failures.retries})
+    write_json(file, _STORED.dump_python(failures, mode="json"))
 
 
 def _read(file: Path) -> Failures | None:
     try:
-        content = json.loads(file.read_text())
-        attempts = [Attempt(_time(entry["at"]), entry["reason"]) for entry in content["failures"]]
-        return Failures(str(content["signature"]), tuple(attempts), int(content["retries"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _STORED.validate_json(file.read_bytes())
+    except (OSError, ValidationError):
         return None
-
-
-def _time(text: str) -> datetime:
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -10,7 +10,8 @@ import errno
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mode
@@ -84,8 +85,8 @@ def name_of(path: Path) -> str:
 def open_plate(path: Path) -> Plate:
     """Read a plate's metadata and that of all its fields, no pixels.
 
-    A field whose metadata cannot be read, or that differs from the majority in channels or voxel size, is a bad field;
-    so is a well without metadata.
+    Bad fields: those whose metadata cannot be read, that differ from most in channels or voxel size, and wells without
+    metadata.
 
     Raises:
         PlateError: no OME-Zarr plate, a well path that is none, two paths for one well, no usable field.
@@ -100,11 +101,8 @@ def open_plate(path: Path) -> Plate:
         try:
             meta = ngio.open_ome_zarr_plate(str(path), mode="r").meta.plate
         except Exception as error:
-            raise PlateError(
-                f"no OME-Zarr plate: {_in_short(error)}",
-                "Give a folder with HCS plate metadata, NGFF 0.4 (.zgroup and .zattrs) or 0.5 (zarr.json).",
-                plate=name, path=path,
-            ) from error  # fmt: skip
+            remedy = "Give a folder with HCS plate metadata, NGFF 0.4 (.zgroup and .zattrs) or 0.5 (zarr.json)."
+            raise PlateError(f"no OME-Zarr plate: {_in_short(error)}", remedy, plate=name, path=path) from error
         for well, well_path in _wells(name, [str(well.path) for well in meta.wells]).items():
             try:
                 fields = _fields(name, well, well_path, path)
@@ -114,7 +112,7 @@ def open_plate(path: Path) -> Plate:
             for field in fields:
                 try:
                     found[field] = _look(path, field)
-                except GradcamoError as error:
+                except PlateError as error:
                     bad[field] = error.problem
     if not found:
         first = next((f": {field.path}: {reason}" for field, reason in bad.items()), "")
@@ -132,11 +130,9 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     Raises:
         PlateError: unreadable data, several time points, or values that 16 bits cannot hold.
     """
-    pixels = _pixels(_open_field(plate.path, field), ["c", "z", "y", "x"], field, plate.path)
-    try:
-        array = as_counts(pixels)
-    except PlateError as error:
-        raise _unreadable(field, plate.path, error.problem, remedy=error.remedy) from error
+    image = _open_field(plate.path, field)
+    with _reading(plate.path, field, "its pixels cannot be read (damaged or truncated file?)"):
+        array = as_counts(_pixels(image, ["c", "z", "y", "x"]))
     if plate.illumination is None:
         return array
     light = np.load(plate.illumination, allow_pickle=False)
@@ -148,7 +144,7 @@ def as_counts(array: NDArray[Any]) -> NDArray[np.uint16]:
     """Camera counts of any number type as uint16, fractions of counts being rounded.
 
     Raises:
-        PlateError: without a place, where a value does not survive: NaN, negative, above 65535, fractions of 1.
+        PlateError: where a value does not survive (NaN, negative, above 65535, fractions of 1); it names no place.
     """
     if array.dtype in (np.uint16, np.uint8, np.bool_) or not array.size:
         return array.astype(np.uint16, copy=False)
@@ -180,14 +176,31 @@ def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | No
     folder = plate.path / field.path / "labels" / slug(name, "label name")
     if not folder.is_dir():
         return None
-    try:
-        label = ngio.open_label(str(folder), mode="r")
-    except Exception as error:
-        raise _unreadable(field, plate.path, f"label {name!r} cannot be opened", error) from error
-    array = _pixels(label, ["z", "y", "x"], field, plate.path)
-    if array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint32).max):
-        raise _unreadable(field, plate.path, f"label {name!r} holds values that are no labels")
+    with _reading(plate.path, field, f"its label {name!r} cannot be read"):
+        array = _pixels(ngio.open_label(str(folder), mode="r"), ["z", "y", "x"])
+        if array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint32).max):
+            raise PlateError(f"its label {name!r} holds values that are no labels", _REPAIR)
     return array.astype(np.uint32)
+
+
+@contextmanager
+def _reading(root: Path, field: Field, problem: str) -> Iterator[None]:
+    """What fails inside is an error of the field: ours gets its place, any other is the ``problem``."""
+    place: dict[str, Any] = {"plate": field.plate, "well": field.well, "site": field.site, "path": root / field.path}
+    try:
+        yield
+    except GradcamoError as error:
+        raise error.at(PlateError, **place) from error
+    # ngio and codecs have no error in common: a truncated chunk is a RuntimeError here, a ValueError there.
+    except Exception as error:
+        if out_of_reach(error):
+            raise
+        raise PlateError(f"{problem}: {_in_short(error)}", _REPAIR, **place) from error
+
+
+def out_of_reach(error: Exception) -> bool:
+    """Whether a disk or a share failed rather than the data on it: that is no reason to give up a field for good."""
+    return isinstance(error, OSError) and error.errno in _OUT_OF_REACH
 
 
 def _wells(plate: str, paths: Sequence[str]) -> dict[str, str]:
@@ -222,27 +235,23 @@ def _open_field(root: Path, field: Field) -> Any:
     import ngio
     import zarr
 
-    try:
+    with _reading(root, field, "its metadata or its array cannot be read"):
         container = ngio.open_ome_zarr_container(str(root / field.path), mode="r", validate_arrays=False)
-        for level in container.level_paths:
-            for part in str(level).split("/"):
-                slug(part, "array path")
+        for part in "/".join(map(str, container.level_paths)).split("/"):
+            slug(part, "array path")
         image = container.get_image()
         for level in container.level_paths:
             if (axes := zarr.open_array(root / field.path / level, mode="r").ndim) != len(image.shape):
                 raise PlateError(f"its level {level} has {axes} axes, the image {len(image.shape)}", _REPAIR)
         if max(image.shape) > _LONGEST or math.prod(image.shape) > _MOST_VOXELS:
             raise PlateError(f"it claims the shape {image.shape}", _REPAIR)
-        return image
-    except Exception as error:
-        reason = error.problem if isinstance(error, GradcamoError) else "its metadata or its array cannot be read"
-        raise _unreadable(field, root, reason, error) from error
+        if (times := image.dimensions.get("t", default=1)) != 1:
+            raise PlateError(f"it has {times} time points (axis t)", _REPAIR)
+    return image
 
 
 def _look(root: Path, field: Field) -> _Look:
     image = _open_field(root, field)
-    if (times := image.dimensions.get("t", default=1)) != 1:
-        raise _unreadable(field, root, f"it has {times} time points (axis t)")
     size = image.pixel_size
     unit = _MICRONS.get(str(size.space_unit), 1)
     z, y, x = (round(float(value) * unit, 9) for value in (size.z, size.y, size.x))
@@ -251,9 +260,9 @@ def _look(root: Path, field: Field) -> _Look:
 
 def _majority(looks: list[_Look]) -> _Look:
     count = mode(len(look.channels) for look in looks)
-    alike = [look for look in looks if len(look.channels) == count]
-    named = [look.channels for look in alike if look.channels != _unnamed(count)]
-    return _Look(mode(named or [_unnamed(count)]), mode(look.voxel_size for look in alike))
+    names = [look.channels for look in looks if len(look.channels) == count]
+    named = [channels for channels in names if channels != _unnamed(count)]
+    return _Look(mode(named or names), mode(look.voxel_size for look in looks if len(look.channels) == count))
 
 
 def _difference(look: _Look, shared: _Look) -> str | None:
@@ -273,31 +282,11 @@ def _unnamed(count: int) -> tuple[str, ...]:
     return tuple(f"channel_{i}" for i in range(count))
 
 
-def _pixels(image: Any, axes: list[str], field: Field, root: Path) -> NDArray[Any]:
+def _pixels(image: Any, axes: list[str]) -> NDArray[Any]:
     for axis, size in zip(image.axes, image.shape, strict=True):
         if axis not in axes and size != 1:
-            raise _unreadable(field, root, f"it has {size} planes along axis {axis}, where one was expected")
-    one = {axis: 0 for axis in image.axes if axis not in axes}
-    try:
-        return image.get_as_numpy(axes_order=axes, **one)
-    # Codecs have no error in common: a truncated chunk is a RuntimeError here, a ValueError there.
-    except Exception as error:
-        if out_of_reach(error):
-            raise
-        raise _unreadable(field, root, "its pixels cannot be read (damaged or truncated file?)", error) from error
-
-
-def out_of_reach(error: Exception) -> bool:
-    """Whether a disk or a share failed rather than the data on it: that is no reason to give up a field for good."""
-    return isinstance(error, OSError) and error.errno in _OUT_OF_REACH
-
-
-def _unreadable(
-    field: Field, root: Path, problem: str, error: Exception | None = None, remedy: str = _REPAIR
-) -> PlateError:
-    detail = "" if error is None or isinstance(error, GradcamoError) else f": {_in_short(error)}"
-    path = root / field.path
-    return PlateError(problem + detail, remedy, plate=field.plate, well=field.well, site=field.site, path=path)
+            raise PlateError(f"it has {size} planes along axis {axis}, where one was expected", _REPAIR)
+    return image.get_as_numpy(axes_order=axes, **{axis: 0 for axis in image.axes if axis not in axes})
 
 
 def _in_short(error: Exception) -> str:

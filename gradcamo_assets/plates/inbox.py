@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.names import slug
+from gradcamo_assets.plates.companions import as_recorded, walk
 from gradcamo_assets.plates.failures import Failures
 from gradcamo_assets.plates.hcs import name_of
 from gradcamo_assets.plates.readers import format_of
-from gradcamo_assets.plates.signature import as_recorded, walk
 
 State = Literal["ready", "copying", "known", "changed", "waiting", "quarantined", "unreadable"]
 _NO_PLATES = ("platemap", "platemaps", "metadata")
@@ -50,8 +50,7 @@ class Look:
     """What was seen of a plate folder.
 
     ``signature``: as ``source_signature`` gives it, empty where files vanished under the look. ``newest``: when any of
-    it changed last, in seconds since 1970; not looked for (0) where the plate is known. ``marked``: whether its marker
-    is there. ``problem``: why it cannot be listed, with a full stop.
+    it changed last, in seconds since 1970 (0 where the plate is known). ``problem``: why it cannot be listed.
     """
 
     signature: str = ""
@@ -112,14 +111,14 @@ def plate_states(
         if look.problem is not None:
             return "unreadable", look.problem
         failed = failures.get(name)
-        if failed is not None and failed.signature != look.signature:
+        if failed is not None and (failed.signature != look.signature or not failed.attempts):
             failed = None
-        if name in known and (known[name].get("signature") != look.signature or not (failed and failed.attempts)):
-            tried = f" The last attempt: {failed.last}." if failed and failed.attempts else ""
-            if known[name].get("signature") == look.signature:
-                return "known", ""
+        if name in known and known[name].get("signature") != look.signature:
+            tried = f" The last attempt: {failed.last}." if failed else ""
             return "changed", f"it changed after ingestion. To take it in again, materialise its plate_images.{tried}"
-        if failed is not None and failed.attempts:
+        if name in known and not failed:
+            return "known", ""
+        if failed is not None:
             if failed.is_quarantined(now):
                 nights = f"failed on {failed.nights} nights, the last time {failed.last}"
                 return "quarantined", f"{nights}. gradcamo inbox --retry {name} forgets the failures."
@@ -127,12 +126,12 @@ def plate_states(
                 return "waiting", f"{failed.last}; next try at {failed.next_try:%Y-%m-%d %H:%M} UTC"
         return _complete(look, before.get(name), now, settings)
 
-    states = []
-    for path, name in names.items():
-        if isinstance(name, PlateError):
-            states.append(PlateState(path.name, path, "unreadable", f"{name.problem}. {name.remedy}"))
-        else:
-            states.append(PlateState(name, path, *state_of(path, name, found[path])))
+    states = [
+        PlateState(path.name, path, "unreadable", f"{name.problem}. {name.remedy}")
+        if isinstance(name, PlateError)
+        else PlateState(name, path, *state_of(path, name, found[path]))
+        for path, name in names.items()
+    ]
     return sorted(states, key=lambda state: (state.name, state.path))
 
 
@@ -150,11 +149,7 @@ def _complete(look: Look, before: tuple[str, float] | None, now: datetime, setti
 
 
 def list_inbox(
-    inbox: Path,
-    known: Mapping[str, Mapping[str, Any]],
-    settings: InboxConfig | None = None,
-    *,
-    only: str | None = None,
+    inbox: Path, known: Mapping[str, Mapping[str, Any]], settings: InboxConfig | None = None, *, only: str | None = None
 ) -> dict[Path, Look | None]:
     """The folders directly in ``inbox``, each as it looks now; None where it is no plate in a format that is read.
 
@@ -174,12 +169,10 @@ def list_inbox(
         with os.scandir(inbox) as listing:
             names = [entry.name for entry in listing if entry.is_dir() and not entry.name.startswith(".")]
     except OSError as error:
-        raise PlateError(
-            f"the inbox cannot be listed: {error.strerror}", "Check that the folder is there and its disk is mounted.",
-            path=inbox,
-        ) from error  # fmt: skip
+        remedy = "Check that the folder is there and its disk is mounted."
+        raise PlateError(f"the inbox cannot be listed: {error.strerror}", remedy, path=inbox) from error
     found = {}
-    for name in sorted(set(names)):
+    for name in sorted(names):
         path, plate = inbox / name, None
         with suppress(PlateError):
             plate = name_of(path)
@@ -195,7 +188,9 @@ def _look(path: Path, record: Mapping[str, Any], settings: InboxConfig) -> Look 
         if not _is_plate(path):
             return None
         signature, newest = walk(path)
-        return Look(signature, newest, settings.marker is not None and _is_marked(path, settings.marker))
+        beside = (path.with_name(f"{name}.{settings.marker}") for name in (name_of(path), path.name))
+        marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *beside))
+        return Look(signature, newest, marked)
     except (GradcamoError, OSError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return Look(newest=math.inf)
@@ -214,8 +209,3 @@ def _is_plate(path: Path) -> bool:
             if "plate" in metadata.get("attributes", {}).get("ome", metadata):
                 return True
     return format_of(path) is not None
-
-
-def _is_marked(path: Path, marker: str) -> bool:
-    beside = (path.with_name(f"{name}.{marker}") for name in (name_of(path), path.name))
-    return any(file.is_file() for file in (path / marker, *beside))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mode
@@ -20,16 +20,14 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.plates.companions import LABELS_ENDING, companions
+from gradcamo_assets.plates.companions import LABELS_ENDING, companions, folder_times, source_signature
 from gradcamo_assets.plates.hcs import Plate
 from gradcamo_assets.plates.illumination import estimate_illumination
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
 from gradcamo_assets.plates.readers import format_of
-from gradcamo_assets.plates.record import load_plate
-from gradcamo_assets.plates.signature import folder_times, source_signature
-from gradcamo_assets.plates.sources import ExportSource, Source, ZarrSource
-from gradcamo_assets.plates.staging import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, Staging, staged
+from gradcamo_assets.plates.sources import ExportSource, ZarrSource
+from gradcamo_assets.plates.store import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, Staging, load_plate, staged
 
 _SAMPLED = 4_000_000
 """Pixels a channel that count in a large plate's statistics."""
@@ -59,9 +57,9 @@ class IngestConfig:
 class Ingested:
     """A plate taken in: where it is now, its rows, its intensities, and what a person should know.
 
-    ``plate_frame`` has one row, ``wells_frame`` one a well, ``fields_frame`` one a field, bad ones with their reason in
-    ``qc_flag``. ``statistics``: ``{channel: {"center", "scale"}}`` in counts. ``illumination``: (C, y, x) around 1, or
-    None where the plate has too few fields to tell. ``source_problems``: of ``problems``, the export's.
+    ``fields_frame`` has bad fields too, with their reason in ``qc_flag``. ``statistics``: ``{channel: {"center",
+    "scale"}}`` in counts. ``illumination``: (C, y, x) around 1, or None where the plate has too few fields to tell.
+    ``source_problems``: of ``problems``, the export's.
     """
 
     plate: Plate
@@ -82,10 +80,9 @@ def ingest_plate(
 ) -> Ingested:
     """Check the plate ``source``, take it in as ``<plates>/<name>.zarr``, and record it in ``<plates>/<name>.json``.
 
-    OME-Zarr is copied (or referred to), every other format written as OME-Zarr 0.5. Beside a plate may lie its plate
-    map and, for a pooled screen, its ``<name>.labels.csv``; both are kept in the field's spelling. Bad fields are
-    listed, good ones go on. A plate that is known already is replaced. Where an ingestion of the same source was
-    killed, its finished fields are not done again.
+    OME-Zarr is copied (or referred to), every other format written as OME-Zarr 0.5; plate map and label table are kept
+    in the field's spelling. Bad fields are listed, good ones go on. A plate that is known already is replaced. Where an
+    ingestion of the same source was killed, its finished fields are not done again.
 
     Args:
         progress: called with the number of fields done and of all fields.
@@ -97,7 +94,8 @@ def ingest_plate(
     config = config or IngestConfig()
     source = source.absolute()
     folders, signature = folder_times(source), source_signature(source)
-    found = _open(source, config)
+    is_export = format_of(source) is not None
+    found = ExportSource(source) if is_export else ZarrSource(source, by_reference=config.ome_zarr == "reference")
     plate, name = found.plate, found.plate.name
     beside = companions(source)
     if len(beside.maps) > 1:
@@ -154,14 +152,8 @@ def ingest_plate(
     )  # fmt: skip
 
 
-def _open(source: Path, config: IngestConfig) -> Source:
-    if format_of(source) is None:
-        return ZarrSource(source, by_reference=config.ome_zarr == "reference")
-    return ExportSource(source)
-
-
 def _take_in(
-    source: Source, staging: Staging, progress: Callable[[int, int], None]
+    source: ZarrSource | ExportSource, staging: Staging, progress: Callable[[int, int], None]
 ) -> tuple[pl.DataFrame, list[dict[str, NDArray[Any]]]]:
     """Take in every field that is not done yet: the rows of all, and what was measured of those fit for use."""
     plate = source.plate
@@ -187,7 +179,8 @@ def _take_in(
             except PlateError as error:
                 row["qc_flag"] = error.problem
                 continue
-            finished = _results(meter)
+            numbers = {name: _finite(value) for name, value in meter.quality().items()}
+            finished = numbers, {"sample": meter.sample, "shade": meter.shade, "shape": np.array(meter.shape)}
             staging.finish(key, *finished)
         row |= finished[0]
         if row["qc_flag"] is None:
@@ -202,13 +195,6 @@ def _take_in(
     return frame.with_columns(field_warnings(frame, plate.channels)), measured
 
 
-def _results(meter: FieldMeter) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """What is kept of a measured field: its part of the row, and what the plate's own numbers are made from."""
-    numbers = {name: _finite(value) for name, value in asdict(meter.quality()).items()}
-    arrays: dict[str, NDArray[Any]] = {"sample": meter.sample, "shade": meter.shade, "shape": np.array(meter.shape)}
-    return numbers, arrays
-
-
 def _finite(value: Any) -> Any:
     """NaN, which JSON has not, as None, in lists too."""
     if isinstance(value, list):
@@ -217,10 +203,11 @@ def _finite(value: Any) -> Any:
 
 
 def _problems(plate_map: PlateMap, has_map: bool, fields: pl.DataFrame, labels: pl.DataFrame | None) -> list[str]:
-    flagged = fields.drop_nulls("qc_flag").select("path", "qc_flag")
-    problems = [f"field {path}: {reason}" for path, reason in flagged.iter_rows()]
-    warned = fields.drop_nulls("qc_warning").select("path", "qc_warning")
-    problems += [f"field {path}: {warning}" for path, warning in warned.iter_rows()]
+    problems = [
+        f"field {path}: {told}"
+        for column in ("qc_flag", "qc_warning")
+        for path, told in fields.drop_nulls(column).select("path", column).iter_rows()
+    ]
     beyond = set() if labels is None else set(labels["Metadata_Well"]) - set(plate_map.frame["Metadata_Well"])
     if not has_map:
         problems.append("no plate map beside the plate: its wells have no treatment")

@@ -127,12 +127,14 @@ def read_label_table(path: Path) -> pl.DataFrame:
 def _read(path: Path, required: tuple[str, ...] = (), times: int = 1) -> pl.DataFrame:
     """The file as text under the names of ``_SPELLINGS`` and all of ``TEXT``, wells normalised, blanks as NULL."""
     raw, decimal_comma = read_table(path, times)
-    text = pl.when(pl.all().str.to_lowercase().str.contains(_BLANK)).then(None).otherwise(pl.all()).name.keep()
+    text = pl.when(~pl.all().str.to_lowercase().str.contains(_BLANK)).then(pl.all()).name.keep()
     chosen, column_unit = _columns(raw.columns, path)
-    frame = raw.select(text).select(**chosen)
-    frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
+    frame = raw.select(text).select(**chosen).filter(~pl.all_horizontal(pl.all().is_null()))
     if "Metadata_Well" not in chosen and {"row", "column"} <= chosen.keys():
-        frame = frame.with_columns(Metadata_Well=pl.concat_str(_row_letters("row"), "column"))
+        # A row may be a number from 1: 2 is B, 27 is AA.
+        numbers = {str(row): ("A" if row > 26 else "") + chr(ord("A") + (row - 1) % 26) for row in range(1, 33)}
+        row = pl.col("row").str.strip_chars_start("0").replace(numbers)
+        frame = frame.with_columns(Metadata_Well=pl.concat_str(row, "column"))
     for column in required:
         if column not in frame.columns:
             told = "Metadata_Compound" if column == "compound" else column
@@ -141,7 +143,7 @@ def _read(path: Path, required: tuple[str, ...] = (), times: int = 1) -> pl.Data
         try:
             wells = {well: well_name(well or "") for well in frame["Metadata_Well"].unique(maintain_order=True)}
         except PlateError as error:
-            raise PlateMapError(error.problem, error.remedy, path=path) from error
+            raise error.at(PlateMapError, path=path) from error
         frame = frame.with_columns(pl.col("Metadata_Well").replace(wells))
     if decimal_comma and "dose" in chosen:
         grouped = frame["dose"].filter(frame["dose"].str.contains(r"^[1-9]\d{0,2}(\.\d{3})+(,|\s|$)"))
@@ -179,12 +181,6 @@ def _plain(name: str) -> tuple[str, str | None]:
         if full.startswith(dose) and (unit := unit_name(behind or dose)):
             return dose, unit
     return re.sub(r"[^a-z0-9]", "", full), None
-
-
-def _row_letters(column: str) -> pl.Expr:
-    """A plate row in letters, where it may be a number from 1: 2 is B, 27 is AA."""
-    numbers = {str(row): ("A" if row > 26 else "") + chr(ord("A") + (row - 1) % 26) for row in range(1, 33)}
-    return pl.col(column).str.strip_chars_start("0").replace(numbers)
 
 
 def _described(found: pl.DataFrame, file: Path) -> pl.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,35 +22,6 @@ _MAD = 1.4826
 _FEW_FIELDS = 8
 
 
-@dataclass(frozen=True)
-class FieldQuality:
-    """Quality of one field, named as in the ``fields`` table; lists have one value a channel.
-
-    ``qc_flag``: ``empty`` where every channel is constant, else None. Focus is the variance of the Laplacian
-    (Pech-Pacheco et al. 2000) of intensities scaled to the channel's 1st to 99th percentile: ``focus_profile`` by
-    channel and slice, ``channel_focus`` and ``channel_focus_slice`` (0-based) at each channel's sharpest slice,
-    ``focus_score`` and ``focus_slice`` of the mean over channels. ``saturation``: share of pixels at the camera's
-    ceiling. ``background``: the 5th percentile. ``signal_to_noise``: (99th percentile - background) / noise, the noise
-    from second differences along rows (median absolute), which slopes leave alone; NaN where there is none.
-    ``repeated_slices``: how many slices are the very plane before them.
-    """
-
-    qc_flag: str | None
-    focus_slice: int
-    focus_score: float
-    saturation: float
-    intensity_p1: list[float]
-    intensity_median: list[float]
-    intensity_p99: list[float]
-    background: list[float]
-    signal_to_noise: list[float]
-    channel_saturation: list[float]
-    channel_focus: list[float]
-    channel_focus_slice: list[int]
-    focus_profile: list[list[float]]
-    repeated_slices: list[int]
-
-
 class FieldMeter:
     """Measures a field one channel at a time, so that no field need be in memory whole.
 
@@ -63,7 +34,11 @@ class FieldMeter:
         self._rng = np.random.default_rng(zlib.crc32(name.encode()))
         self._sampled = sampled
         self._where: NDArray[np.int64] | None = None
-        self._channels: list[_Channel] = []
+        self._samples: list[NDArray[np.uint16]] = []
+        self._shades: list[NDArray[np.float32]] = []
+        self._channels: list[dict[str, Any]] = []
+        self._highest: list[int] = []
+        self._constant = True
         self.shape: tuple[int, ...] = ()
 
     def add(self, stack: NDArray[np.uint16]) -> None:
@@ -72,6 +47,8 @@ class FieldMeter:
         pixels = stack.reshape(-1)
         if self._where is None:
             self._where = self._rng.integers(pixels.size, size=self._sampled)
+        self._samples.append(pixels[self._where])
+        self._shades.append(_shade(stack))
         thinned = pixels[:: max(1, pixels.size // _PERCENTILE_SAMPLE)]
         p1, p5, median, p99 = np.percentile(thinned, (1, 5, 50, 99)).tolist()
         tiles = [_tiles(plane).astype(np.float32) for plane in stack]
@@ -79,63 +56,51 @@ class FieldMeter:
         middle = tiles[len(tiles) // 2]
         noise = _MAD / 6**0.5 * float(np.median(np.abs(np.diff(middle, 2, axis=2)))) if middle.shape[2] > 2 else 0.0
         highest = int(pixels.max())
-        # Counting costs a pass over the pixels, and only a ceiling is worth it.
-        at_highest = float(np.count_nonzero(pixels == highest)) / pixels.size if highest in _CEILINGS else 0.0
-        signal_to_noise = (p99 - p5) / noise if noise else float("nan")
         constant = bool(pixels.min() == highest)
-        sample, shade = pixels[self._where], _shade(stack)
-        numbers = (p1, median, p99, p5, signal_to_noise, highest, at_highest, 0 if constant else _repeated(stack))
-        self._channels.append(_Channel(profile, *numbers, constant, sample, shade))
+        self._highest.append(highest)
+        self._constant &= constant
+        self._channels.append({
+            "intensity_p1": p1, "intensity_median": median, "intensity_p99": p99, "background": p5,
+            "signal_to_noise": (p99 - p5) / noise if noise else float("nan"),
+            # Counting costs a pass over the pixels, and only a ceiling is worth it.
+            "channel_saturation": float(np.mean(pixels == highest)) if highest in _CEILINGS else 0.0,
+            "channel_focus": max(profile), "channel_focus_slice": int(np.argmax(profile)), "focus_profile": profile,
+            "repeated_slices": 0 if constant else _repeated(stack),
+        })  # fmt: skip
 
     @property
     def sample(self) -> NDArray[np.uint16]:
         """(C, sampled): pixels at random places, the same in every channel."""
-        return np.stack([channel.sample for channel in self._channels])
+        return np.stack(self._samples)
 
     @property
     def shade(self) -> NDArray[np.float32]:
         """(C, up to 32, up to 32): means over the slices and over blocks of the plane."""
-        return np.stack([channel.shade for channel in self._channels])
+        return np.stack(self._shades)
 
-    def quality(self) -> FieldQuality:
-        """What was measured, once every channel was added."""
-        channels = self._channels
-        profile = np.array([channel.profile for channel in channels])
-        focus = profile.mean(0)
-        ceiling = next(c for c in _CEILINGS if max(channel.highest for channel in channels) <= c)
-        saturation = [channel.at_highest if channel.highest == ceiling else 0.0 for channel in channels]
-        return FieldQuality(
-            "empty" if all(channel.constant for channel in channels) else None,
-            int(focus.argmax()), float(focus.max()), float(np.mean(saturation)),
-            [c.p1 for c in channels], [c.median for c in channels], [c.p99 for c in channels],
-            [c.p5 for c in channels], [c.signal_to_noise for c in channels], saturation,
-            profile.max(1).tolist(), profile.argmax(1).tolist(), profile.tolist(),
-            [c.repeated for c in channels],
-        )  # fmt: skip
+    def quality(self) -> dict[str, Any]:
+        """Quality of the field, once every channel was added, named as in the ``fields`` table; lists a channel.
 
-
-@dataclass(frozen=True)
-class _Channel:
-    profile: list[float]
-    p1: float
-    median: float
-    p99: float
-    p5: float
-    signal_to_noise: float
-    highest: int
-    at_highest: float
-    repeated: int
-    constant: bool
-    sample: NDArray[np.uint16]
-    shade: NDArray[np.float32]
-
-
-def field_quality(image: NDArray[np.uint16]) -> FieldQuality:
-    """Quality of one field, (C, Z, Y, X)."""
-    meter = FieldMeter("")
-    for stack in image:
-        meter.add(stack)
-    return meter.quality()
+        ``qc_flag``: ``empty`` where every channel is constant, else None. Focus is the variance of the Laplacian
+        (Pech-Pacheco et al. 2000) of intensities scaled to the channel's 1st to 99th percentile: ``focus_profile`` by
+        channel and slice, ``channel_focus`` and ``channel_focus_slice`` (0-based) at each channel's sharpest slice,
+        ``focus_score`` and ``focus_slice`` of the mean over channels. ``saturation``: share of pixels at the camera's
+        ceiling. ``background``: the 5th percentile. ``signal_to_noise``: (99th percentile - background) / noise, the
+        noise from second differences along rows (median absolute), which slopes leave alone; NaN where there is none.
+        ``repeated_slices``: how many slices are the very plane before them.
+        """
+        lists = {name: [channel[name] for channel in self._channels] for name in self._channels[0]}
+        focus = np.mean(lists["focus_profile"], axis=0)
+        ceiling = next(c for c in _CEILINGS if max(self._highest) <= c)
+        at_ceiling = zip(self._highest, lists["channel_saturation"], strict=True)
+        lists["channel_saturation"] = [share if highest == ceiling else 0.0 for highest, share in at_ceiling]
+        return {
+            "qc_flag": "empty" if self._constant else None,
+            "focus_slice": int(focus.argmax()),
+            "focus_score": float(focus.max()),
+            "saturation": float(np.mean(lists["channel_saturation"])),
+            **lists,
+        }
 
 
 def field_warnings(fields: pl.DataFrame, channels: Sequence[str]) -> pl.Series:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import mode
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,25 +29,6 @@ _PROBED = 8
 """Fields that are looked at to tell the size of planes and a true z-stack."""
 
 
-class Source(Protocol):
-    """A plate where it lies: what it holds (``plate``), and how a field of it is taken in."""
-
-    plate: Plate
-    format: str
-    problems: tuple[str, ...]
-    acquisition: Mapping[str, Any]
-
-    def begin(self, folder: Path) -> None:
-        """Write what belongs to the plate rather than to a field."""
-
-    def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
-        """Show every channel of a field, (Z, Y, X) each, to ``measure`` and store the field below ``folder``.
-
-        Raises:
-            PlateError: where it cannot be read.
-        """
-
-
 class ZarrSource:
     """An OME-Zarr plate: files are copied as they are, or, by reference, not at all."""
 
@@ -59,20 +40,23 @@ class ZarrSource:
         self._by_reference = by_reference
 
     def begin(self, folder: Path) -> None:
+        """Write what belongs to the plate rather than to a field that will be taken."""
         if self._by_reference:
             return
-        fields = {self.plate.path / field.path for field in (*self.plate.fields, *self.plate.bad_fields)}
+        fields = {self.plate.path / field.path for field in self.plate.fields}
 
         def of_fields(where: str, names: list[str]) -> set[str]:
             return {name for name in names if Path(where) / name in fields}
 
         # Links are copied as links, never followed: one that appears after the check cannot reach outside.
         shutil.copytree(self.plate.path, folder, dirs_exist_ok=True, symlinks=True, ignore=of_fields)
-        for field in self.plate.bad_fields:
-            if (self.plate.path / field.path).is_dir():
-                shutil.copytree(self.plate.path / field.path, folder / field.path, dirs_exist_ok=True, symlinks=True)
 
     def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
+        """Show every channel of a field, (Z, Y, X) each, to ``measure`` and store the field below ``folder``.
+
+        Raises:
+            PlateError: where it cannot be read.
+        """
         if not self._by_reference:
             shutil.rmtree(folder / field.path, ignore_errors=True)
             shutil.copytree(self.plate.path / field.path, folder / field.path, symlinks=True)
@@ -81,20 +65,22 @@ class ZarrSource:
 
 
 class ExportSource:
-    """TIFF planes of a microscope's export: written as OME-Zarr 0.5, a channel at a time."""
+    """TIFF planes of a microscope's export: written as OME-Zarr 0.5, a channel at a time; methods as ``ZarrSource``."""
 
     def __init__(self, path: Path):
         export, notes = true_stack(read_export(path))
         self.format, self.problems, self.acquisition = export.format, (*export.problems, *notes), export.acquisition
-        self._export = export
         self._depth = int(export.planes["z"].max()) + 1  # type: ignore[arg-type]
-        self._files = {
-            (well, site): rows for (well, site), rows in export.planes.group_by(["well", "site"], maintain_order=True)
-        }
-        self._shape = self._commonest_shape()
-        bad = {self._field(*key): reason for key, reason in export.incomplete.items()}
-        fields = tuple(field for key in self._files if (field := self._field(*key)) not in bad)
+
+        def field_at(well: str, site: int) -> Field:
+            return Field(export.name, well, site, f"{well[:-2]}/{well[-2:]}/{site - 1}")
+
+        grouped = export.planes.group_by(["well", "site"], maintain_order=True)
+        self._planes = {field_at(well, site): rows for (well, site), rows in grouped}
+        bad = {field_at(*key): reason for key, reason in export.incomplete.items()}
+        fields = tuple(field for field in self._planes if field not in bad)
         self.plate = Plate(export.name, path, "0.5", export.channels, export.voxel_size, fields, bad)
+        self._shape = self._commonest_shape()
 
     def begin(self, folder: Path) -> None:
         wells: dict[str, list[str]] = {}
@@ -104,69 +90,51 @@ class ExportSource:
         with TemporaryDirectory(dir=folder.parent) as scratch:
             create_plate(Path(scratch), self.plate.name, wells)
             shutil.copytree(scratch, folder, dirs_exist_ok=True)
+        if not (template := folder.parent / "template").exists():
+            making = folder.parent / "template.making"
+            shape = (len(self.plate.channels), self._depth, *self._shape)
+            create_field(making, shape, self.plate.channels, self.plate.voxel_size)
+            making.rename(template)
 
     def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
         import zarr
 
-        rows = self._files[field.well, field.site]
-        path = folder / field.path
-        shutil.rmtree(path, ignore_errors=True)
-        self._create(folder, path)
-        array = zarr.open_array(path / "0", mode="r+")
+        shutil.rmtree(folder / field.path, ignore_errors=True)
+        shutil.copytree(folder.parent / "template", folder / field.path)
+        array = zarr.open_array(folder / field.path / "0", mode="r+")
         # The next channel is read and measured while this one is compressed.
         with ThreadPoolExecutor(1) as writer:
-            written = None
-            for index, stack in enumerate(self._stacks(field, rows)):
+            written: Future[Any] = writer.submit(int)
+            for index, stack in enumerate(self._stacks(field)):
                 measure(stack)
-                if written is not None:
-                    written.result()
-                written = writer.submit(array.__setitem__, index, stack)
-            if written is not None:
                 written.result()
+                written = writer.submit(array.__setitem__, index, stack)
+            written.result()
 
-    def _stacks(self, field: Field, rows: pl.DataFrame) -> Iterator[Stack]:
-        for (_channel,), planes in rows.group_by(["channel"], maintain_order=True):
+    def _stacks(self, field: Field) -> Iterator[Stack]:
+        place: dict[str, Any] = {"plate": field.plate, "well": field.well, "site": field.site}
+        for _, planes in self._planes[field].group_by("channel", maintain_order=True):
             stack = np.empty((self._depth, *self._shape), np.uint16)
-            for row in planes.iter_rows(named=True):
-                plane = self._read(field, row)
+            for z, file, page in planes.select("z", "file", "page").iter_rows():
+                try:
+                    plane = read_plane(self.plate.path / file, page)
+                except PlateError as error:
+                    raise error.at(**place) from error
                 if plane.shape != self._shape:
-                    raise self._unreadable(
-                        field, f"a plane is {plane.shape}, most on the plate are {self._shape}", row["file"]
-                    )
-                stack[row["z"]] = plane
+                    problem = f"a plane is {plane.shape}, most on the plate are {self._shape}"
+                    raise PlateError(problem, "Export it again.", **place, path=self.plate.path / file)
+                stack[z] = plane
             yield stack
-
-    def _read(self, field: Field, row: Mapping[str, Any]) -> NDArray[np.uint16]:
-        try:
-            return read_plane(self._export.path / row["file"], row["page"])
-        except PlateError as error:
-            raise self._unreadable(field, error.problem, row["file"]) from error
-
-    def _create(self, folder: Path, path: Path) -> None:
-        template = folder.parent / "template"
-        if not template.exists():
-            shape = (len(self.plate.channels), self._depth, *self._shape)
-            making = folder.parent / "template.making"
-            create_field(making, shape, self.plate.channels, self.plate.voxel_size)
-            making.rename(template)
-        shutil.copytree(template, path)
 
     def _commonest_shape(self) -> tuple[int, int]:
         """Of the planes of a few fields, evenly spread. What cannot be read is told of when it is taken in."""
         shapes = []
-        for rows in list(self._files.values())[:: max(1, len(self._files) // _PROBED)]:
+        for rows in list(self._planes.values())[:: max(1, len(self._planes) // _PROBED)]:
             with suppress(PlateError):
-                shapes.append(plane_shape(self._export.path / rows["file"][0], rows["page"][0]))
+                shapes.append(plane_shape(self.plate.path / rows["file"][0], rows["page"][0]))
         if not shapes:
-            raise PlateError("none of its TIFF files can be read", "Export it again.", path=self._export.path)
+            raise PlateError("none of its TIFF files can be read", "Export it again.", path=self.plate.path)
         return mode(shapes)
-
-    def _unreadable(self, field: Field, problem: str, file: str = "") -> PlateError:
-        place: dict[str, Any] = {"plate": field.plate, "well": field.well, "site": field.site}
-        return PlateError(problem, "Export it again.", **place, path=self.plate.path / file)
-
-    def _field(self, well: str, site: int) -> Field:
-        return Field(self._export.name, well, site, f"{well[:-2]}/{well[-2:]}/{site - 1}")
 
 
 def true_stack(export: Export) -> tuple[Export, list[str]]:
@@ -176,28 +144,26 @@ def true_stack(export: Export) -> tuple[Export, list[str]]:
     repeats one plane all through the stack makes it none: the plate is then taken in two dimensions, from its
     projections where it has them, else from the first slice.
     """
-    projected = export.planes.filter(pl.col("z") == PROJECTION)
+    projected = PROJECTION in export.planes["z"]
     slices = export.planes.filter(pl.col("z") != PROJECTION)
     depth = slices["z"].n_unique()
     repeated = _repeated(export, slices) if depth > 1 else []
     if depth > 1 and not repeated:
-        notes = ["projections of the stacks lie beside them and were left out"] if projected.height else []
+        notes = ["projections of the stacks lie beside them and were left out"] if projected else []
         return _whole_stacks(export, slices, depth, notes), notes
     # The planes are sorted, projections before slices.
     flat = export.planes.unique(["well", "site", "channel"], keep="first", maintain_order=True)
-    flat = flat.with_columns(z=pl.lit(0, pl.Int32))
     notes = []
     if repeated:
-        whence = "its projections" if projected.height else "the first slice of each stack"
-        channels = " and ".join(repeated)
+        whence = "its projections" if projected else "the first slice of each stack"
         notes.append(
-            f"no true z-stack: {channels} {'repeats' if len(repeated) == 1 else 'repeat'} one plane in all {depth} "
-            f"slices; the plate was taken in as two-dimensional, from {whence}"
+            f"no true z-stack: {' and '.join(repeated)} {'repeats' if len(repeated) == 1 else 'repeat'} one plane in "
+            f"all {depth} slices; the plate was taken in as two-dimensional, from {whence}"
         )
-    elif projected.height:
+    elif projected:
         notes.append("only projections, no z-stack: the plate was taken in as two-dimensional")
-    voxel_size = (1.0, *export.voxel_size[1:])
-    return replace(export, planes=flat, voxel_size=voxel_size), notes
+    flat = flat.with_columns(z=pl.lit(0, pl.Int32))
+    return replace(export, planes=flat, voxel_size=(1.0, *export.voxel_size[1:])), notes
 
 
 def _whole_stacks(export: Export, slices: pl.DataFrame, depth: int, notes: list[str]) -> Export:
@@ -216,24 +182,21 @@ def _whole_stacks(export: Export, slices: pl.DataFrame, depth: int, notes: list[
 
 def _repeated(export: Export, slices: pl.DataFrame) -> list[str]:
     """The channels whose slices are one plane over and over, in every one of the first few complete fields."""
-    everywhere = set(range(len(export.channels)))
-    fields = list(slices.select("well", "site").unique(maintain_order=True).iter_rows())
-    probed = 0
+    everywhere: set[int] | None = None
+    fields = slices.select("well", "site").unique(maintain_order=True).iter_rows()
     for well, site in [key for key in fields if key not in export.incomplete][:_PROBED]:
-        rows = slices.filter(pl.col("well") == well, pl.col("site") == site)
-        try:
-            everywhere -= {index for index in everywhere if not _one_plane(export, rows.filter(channel=index))}
-            probed += 1
-        except PlateError:
-            # It will be named when it is taken in.
-            continue
-    return [name for index, name in enumerate(export.channels) if probed and index in everywhere]
+        channels = slices.filter(well=well, site=site).group_by("channel")
+        # What cannot be read will be named when it is taken in.
+        with suppress(PlateError):
+            here = {index for (index,), rows in channels if _one_plane(export, rows)}
+            everywhere = here if everywhere is None else everywhere & here
+    return [export.channels[index] for index in sorted(everywhere or ())]
 
 
 def _one_plane(export: Export, rows: pl.DataFrame) -> bool:
     planes = (read_plane(export.path / file, page) for file, page in rows.select("file", "page").iter_rows())
-    first = next(planes, None)
+    first = next(planes)
     # A channel without light is no repetition, and one slice repeats nothing.
-    if first is None or rows.height < 2 or first.min() == first.max():
+    if rows.height < 2 or first.min() == first.max():
         return False
     return all(np.array_equal(first, plane) for plane in planes)

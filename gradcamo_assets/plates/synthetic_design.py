@@ -1,6 +1,6 @@
-"""What a synthetic plate is: its size, its treatments, and which well gets which.
+"""What a synthetic plate is, its size, its treatments, and which well gets which; and writing it.
 
-Pixels are drawn in ``synthetic_field``, files are written in ``synthetic``.
+How it looks stands in ``synthetic_field``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SyntheticPlate:
     def __post_init__(self) -> None:
         plate_name(self.name)
         z, y, x = self.shape
-        checks = (
+        for fine, name, allowed in (
             (1 <= self.wells <= 384, "wells", "1 to 384"),
             (1 <= self.sites <= 100, "sites", "1 to 100"),
             (1 <= z <= 512 and 48 <= y <= 4096 and 48 <= x <= 4096, "shape", "Z from 1, Y and X from 48 to 4096"),
@@ -90,15 +90,12 @@ class SyntheticPlate:
             (self.labels in ("well", "cell"), "labels", "well or cell"),
             (self.background_shift in (None, *range(9)), "background_shift", "0 to 8, or leave it out"),
             (self.background_shift is None or self.shortcut == "background", "background_shift", "shortcut background"),
+            ((self.labels, self.shortcut) != ("cell", "neighbour"), "labels", "well with a neighbour shortcut"),
             (self.seed >= 0, "seed", "0 or more"),
-        )
-        for fine, field, allowed in checks:
+        ):
             if not fine:
-                problem = f"a synthetic plate cannot have {field} = {getattr(self, field)!r}"
+                problem = f"a synthetic plate cannot have {name} = {getattr(self, name)!r}"
                 raise PlateError(problem, f"Use {allowed}.", plate=self.name)
-        if self.labels == "cell" and self.shortcut == "neighbour":
-            problem = "a neighbour shortcut needs one treatment a well, but every cell was to have its own"
-            raise PlateError(problem, "Use labels 'well' with it, or another shortcut.", plate=self.name)
 
     @property
     def stains(self) -> tuple[str, ...]:

@@ -45,9 +45,8 @@ def read_table(path: Path, times: int = 1) -> tuple[pl.DataFrame, bool]:
         rows = _sheet(data) if packed else csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         return _frame(rows, MAX_ROWS * times), separator == ";"
     except (OSError, ValueError, csv.Error) as error:
-        raise PlateMapError(
-            f"unreadable table: {error}", "Save it again as CSV, TSV or XLSX, one table from the top.", path=path
-        ) from error
+        remedy = "Save it again as CSV, TSV or XLSX, one table from the top."
+        raise PlateMapError(f"unreadable table: {error}", remedy, path=path) from error
 
 
 def _frame(rows: Iterator[list[str]], most: int) -> pl.DataFrame:

@@ -11,7 +11,6 @@ import polars as pl
 
 from gradcamo_assets.common.errors import PlateMapError
 
-PERT_TYPES = ("trt", "negcon", "poscon", "empty")
 TEXT = ("compound", "dose", "unit", "column_unit", "pert_type", "control_type", "solvent")
 """The columns of text that ``treatments`` understands."""
 GIVEN = ("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit", "Metadata_pert_type")
@@ -78,12 +77,11 @@ def treatments(table: pl.DataFrame, path: Path | None) -> pl.DataFrame:
         try:
             found.append(_treatment(*cells))
         except PlateMapError as error:
-            raise PlateMapError(error.problem, error.remedy, well=well, path=path) from error
+            raise error.at(well=well, path=path) from error
     bases = [_SCALES[unit][0] for unit in {row.unit for row in found if row.unit}]
     scaled = [_scaled(row) if row.unit and bases.count(_SCALES[row.unit][0]) > 1 else row for row in found]
-    types = (pl.String, pl.Float64, pl.String, pl.String)
-    typed = pl.DataFrame(scaled, schema=dict(zip(GIVEN, types, strict=True)), orient="row")
-    known = distinct.select(TEXT).hstack(typed)
+    types = dict(zip(GIVEN, (pl.String, pl.Float64, pl.String, pl.String), strict=True))
+    known = distinct.select(TEXT).hstack(pl.DataFrame(scaled, schema=types, orient="row"))
     return table.join(known, on=TEXT, how="left", nulls_equal=True, maintain_order="left").select(GIVEN)
 
 
@@ -91,8 +89,7 @@ def with_ranks(frame: pl.DataFrame) -> pl.DataFrame:
     """Add Metadata_Dose_Rank: 0 for a dose of 0, else 1, 2, ... by dose within compound and unit; NULL for no dose."""
     dose = pl.col("Metadata_Dose")
     above = pl.when(dose > 0).then(dose)
-    before = above.shift()
-    higher = above.is_not_null() & (before.is_null() | (above > before * (1 + _SAME)))
+    higher = above.is_not_null() & (above.shift().is_null() | (above > above.shift() * (1 + _SAME)))
     steps = higher.cast(pl.Int32).cum_sum().over("Metadata_Compound", "Metadata_Dose_Unit", order_by="Metadata_Dose")
     rank = pl.when(dose == 0).then(0).when(dose > 0).then(steps)
     return frame.with_columns(rank.cast(pl.Int32).alias("Metadata_Dose_Rank"))
@@ -135,12 +132,10 @@ def _kind(compound: str | None, said: str | None, solvent: str | None) -> str:
         by_name = "trt" if compound else "empty"
     if said is None:
         return by_name
-    kind = _KINDS.get(_plain(said))
-    if kind is None and not _plain(said) and by_name == "negcon":
-        return by_name
+    kind = _KINDS.get(_plain(said), by_name if not _plain(said) and by_name == "negcon" else None)
     if kind is None:
         problem = f"{said[:40]!r} is no perturbation type"
-        raise PlateMapError(problem, f"Use {', '.join(PERT_TYPES)}, or control with a control_type.")
+        raise PlateMapError(problem, f"Use {', '.join(_NAMES)}, or control with a control_type.")
     return kind
 
 
@@ -154,9 +149,8 @@ def _dose(text: str) -> tuple[float, str | None]:
     match = _DOSE.fullmatch(text)
     value = float(match[1]) if match else -1.0
     if match is None or not 0 <= value < float("inf"):
-        raise PlateMapError(
-            f"{text[:40]!r} is no dose", "Give doses as numbers from 0, with their unit if need be: 10 uM."
-        )
+        remedy = "Give doses as numbers from 0, with their unit if need be: 10 uM."
+        raise PlateMapError(f"{text[:40]!r} is no dose", remedy)
     return value, _known(match[2]) if match[2] else None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from gradcamo_assets.common.errors import CropError
 from gradcamo_assets.crops import BACKGROUND, CropField
 from gradcamo_assets.explain.audit import background_of_others
 from gradcamo_assets.explain.causal import respond
@@ -15,7 +16,9 @@ from gradcamo_assets.scoring.score import Scorer
 _BATCH = 32
 
 
-def background_embeddings(scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence[str]) -> list[list[float]]:
+def background_embeddings(
+    scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence[str]
+) -> tuple[dict[str, list[float]], dict[str, str]]:
     """The embeddings of crops whose cells, target and neighbours, gave way to the background of other crops.
 
     What is left of the image is where no cell is, and the shape of the hole.
@@ -25,20 +28,30 @@ def background_embeddings(scorer: Scorer, fields: Mapping[str, CropField], cells
         cells: ``Metadata_CellID``, in any order; best from all over the plate, since 32 at a time lend each other
             their background.
 
+    Returns:
+        Embeddings by cell; and why a field could not be read, by its name: its cells are left out.
+
     Raises:
-        BundleError: where crops do not fit the encoder. CropError: where one cannot be read.
-        ExplainError: for fewer than two cells, or where no crop has background.
+        BundleError: where crops do not fit the encoder. ExplainError: where no crop has background.
     """
-    rows: list[list[float]] = []
-    batches = np.array_split(np.asarray(cells, dtype=object), -(-len(cells) // _BATCH))
-    for batch in batches:
-        read = []
+    found: dict[str, list[float]] = {}
+    damaged: dict[str, str] = {}
+    for batch in np.array_split(np.asarray(cells, dtype=object), -(-len(cells) // _BATCH)):
+        read = {}
         for cell in batch:
-            field = fields[cell.rsplit("/", 1)[0]]
-            row = field.cell_ids.index(cell)
-            read += [(image.clone(), label) for image, label in scorer.batches(field, [slice(row, row + 1)])]
-        images, labels = (torch.cat(parts) for parts in zip(*read, strict=True))
+            name = cell.rsplit("/", 1)[0]
+            row = fields[name].cell_ids.index(cell)
+            try:
+                ((image, labels),) = scorer.batches(fields[name], [slice(row, row + 1)])
+            except CropError as error:
+                damaged[name] = str(error)
+            else:
+                read[cell] = image.clone(), labels
+        if len(read) < 2:
+            continue
+        images, labels = (torch.cat(parts) for parts in zip(*read.values(), strict=True))
         occupied = labels != BACKGROUND
         images = torch.where(occupied[:, None], background_of_others(images, occupied), images)
-        rows += respond(scorer.model, images, scorer.config.layer, _BATCH).embedding.float().cpu().tolist()
-    return rows
+        embeddings = respond(scorer.model, images, scorer.config.layer, _BATCH).embedding.float().cpu().tolist()
+        found |= dict(zip(read, embeddings, strict=True))
+    return found, damaged

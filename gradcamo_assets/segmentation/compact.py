@@ -74,11 +74,7 @@ class CompactNetwork(nn.Module):
 
 
 def load_network(which: str, path: Path, device: torch.device | str = "cpu") -> CompactNetwork:
-    """The compact network with its weights, ready to run.
-
-    Args:
-        which: ``cells`` or ``nuclei``.
-        path: weights made by ``train``.
+    """The compact network for ``cells`` or ``nuclei`` with its weights, ready to run.
 
     Raises:
         SegmentationError: where the weights are missing or do not fit.
@@ -90,11 +86,8 @@ def load_network(which: str, path: Path, device: torch.device | str = "cpu") -> 
     try:
         network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise SegmentationError(
-            f"the compact network's weights do not load: {error}",
-            "Install the package anew, or train them: python -m segmentation_training.train --out DIR.",
-            path=path,
-        ) from error
+        remedy = "Install the package anew, or train them: python -m segmentation_training.train --out DIR."
+        raise SegmentationError(f"the compact network's weights do not load: {error}", remedy, path=path) from error
     network = network.fused().to(device)
     # Cellpose asks any network for these.
     network.device, network.dtype = network.head.weight.device, network.head.weight.dtype

@@ -45,12 +45,11 @@ def find_weights(network: str) -> dict[str, Path]:
 
         path = Path(MODEL_DIR) / network
         if not path.is_file():
-            raise SegmentationError(
-                f"the weights of {network} are not on this machine",
+            remedy = (
                 'Download them once (over 1 GB) with: python -c "from cellpose.models import cache_model_path; '
-                f"cache_model_path('{network}')\", or use the network 'compact'.",
-                path=path,
+                f"cache_model_path('{network}')\", or use the network 'compact'."
             )
+            raise SegmentationError(f"the weights of {network} are not on this machine", remedy, path=path)
         return dict.fromkeys(KINDS, path)
     if network != "compact" and not Path(network).exists():
         imported(network, "network", f"{REMEDY}.", SegmentationError)
@@ -99,17 +98,14 @@ def load_engines(network: str, weights: dict[str, Path]) -> dict[str, Any]:
     if not weights:
         return {which: _engine(_registered(network, which, device), device, "registered", network) for which in KINDS}
     if all(path.suffix == ".safetensors" for path in weights.values()):
-        return {
-            which: _engine(load_network(which, path, device), device, "compact", str(path))
-            for which, path in weights.items()
-        }
+        loaded = {which: load_network(which, path, device) for which, path in weights.items()}
+        return {which: _engine(net, device, "compact", str(weights[which])) for which, net in loaded.items()}
     path = weights["cells"]
     try:
         model = CellposeModel(pretrained_model=str(path), device=device, use_bfloat16=device.type == "cuda")
     except Exception as error:
-        raise SegmentationError(
-            f"Cellpose cannot load these weights: {error}", "Give weights of Cellpose 4.", path=path
-        ) from error
+        problem = f"Cellpose cannot load these weights: {error}"
+        raise SegmentationError(problem, "Give weights of Cellpose 4.", path=path) from error
     return dict.fromkeys(KINDS, model)
 
 
@@ -138,8 +134,7 @@ def _registered(name: str, which: str, device: Any) -> Any:
     except Exception as error:
         shapes = (f"{type(error).__name__}: {error}",)
     if shapes != ((1, 3, 256, 256), (1, 256)):
-        raise SegmentationError(
-            f"the network {name!r} does not keep Cellpose's contract: it answers {shapes}",
-            "Return a torch module that turns (B, 3, Y, X) into flows and logit (B, 3, Y, X) and a style (B, 256).",
-        )
+        problem = f"the network {name!r} does not keep Cellpose's contract: it answers {shapes}"
+        remedy = "Return a torch module that turns (B, 3, Y, X) into flows and logit (B, 3, Y, X) and a style (B, 256)."
+        raise SegmentationError(problem, remedy)
     return network

@@ -41,10 +41,8 @@ def find_channels(
         exact = [i for i, name in enumerate(lower) if name in _NUCLEUS]
         found = exact or [i for i, name in enumerate(lower) if any(key in name for key in _NUCLEUS)]
         if len(found) != 1:
-            raise SegmentationError(
-                f"{'several channels' if found else 'no channel'} could be the nucleus: {have}",
-                "Set nucleus to the name of the DNA stain.",
-            )
+            problem = f"{'several channels' if found else 'no channel'} could be the nucleus: {have}"
+            raise SegmentationError(problem, "Set nucleus to the name of the DNA stain.")
         nuclear = found[0]
     if cytoplasm is not None:
         return nuclear, tuple(index(name) for name in cytoplasm)
@@ -69,13 +67,11 @@ def _range(stack: np.ndarray) -> tuple[np.float32, np.float32]:
 def combined(stacks: Sequence[np.ndarray]) -> np.ndarray:
     """One image of stains of one shape, float32: the median of the normalised stacks, the mean of two.
 
-    Normalised: the 1st percentile at 0 and the 99.7th at 1, clipped to -0.5 and 3. The percentiles are those of the
-    whole stack, so that an empty slice stays dark. A stack that holds nothing but noise is not blown up: where the
-    range is below 12 standard deviations of the noise (read from the differences of neighbouring pixels, by median
-    absolute deviation), it is set to that, and the median becomes 0. A constant stack gives zeros.
-
-    The median is what keeps one stain with a bright or granular background from hiding the cells in the others.
-    Works slice by slice: a field of tall stacks does not fit in memory several times.
+    Normalised: the whole stack's 1st percentile at 0 and its 99.7th at 1, clipped to -0.5 and 3, so that an empty slice
+    stays dark. A stack that holds nothing but noise is not blown up: where the range is below 12 standard deviations of
+    the noise (from the differences of neighbouring pixels, by median absolute deviation), it is set to that, and the
+    median becomes 0. A constant stack gives zeros. The median keeps a stain with a bright or granular background from
+    hiding the cells in the others. Works slice by slice: a field does not fit in memory several times.
 
     Raises:
         SegmentationError: where a stack holds values that are no finite numbers.
@@ -87,17 +83,5 @@ def combined(stacks: Sequence[np.ndarray]) -> np.ndarray:
         for part, (low, scale) in zip(parts, ranges, strict=True):
             part -= low
             part /= scale
-        out[z] = _middle(np.clip(parts, -0.5, 3.0, out=parts))
+        out[z] = np.median(np.clip(parts, -0.5, 3.0, out=parts), axis=0, overwrite_input=True)
     return out
-
-
-def _middle(parts: np.ndarray) -> np.ndarray:
-    """The median along the first axis, to the bit whatever the order; np.median takes ten times as long."""
-    if len(parts) > 4:
-        return np.median(parts, axis=0)
-    if len(parts) <= 2:
-        return parts.mean(0)
-    low, high = np.minimum(parts[0], parts[1]), np.maximum(parts[0], parts[1])
-    if len(parts) == 3:
-        return np.maximum(low, np.minimum(high, parts[2]))
-    return (np.maximum(low, np.minimum(*parts[2:])) + np.minimum(high, np.maximum(*parts[2:]))) / 2

@@ -70,14 +70,12 @@ def confidence_of(
     """One row a cell: ``CONFIDENCE_SCHEMA``.
 
     ``cell_probability`` and ``flow_error`` are means over the voxels that were segmented. ``stitch_breaks`` counts the
-    links between neighbouring slices of a cell whose intersection over union is below twice ``threshold``, and the
-    slices in which it was missed.
+    links between neighbouring slices of a cell whose intersection over union is below twice ``threshold`` (that of
+    ``stitched``), and the slices in which it was missed.
 
     Args:
-        before: objects as they were segmented (Z, Y, X), numbered anew in every slice.
-        labels: what became of them (Z, Y, X).
+        before: objects as they were segmented (Z, Y, X), numbered anew in every slice. labels: what became of them.
         quality: ``object_quality`` of each slice, or of the whole stack where it was segmented as one.
-        threshold: least intersection over union that joins objects of neighbouring slices.
     """
     count = int(labels.max(initial=0)) + 1
     sums = np.zeros((3, count))
@@ -112,9 +110,8 @@ def stitched(planes: np.ndarray, threshold: float) -> np.ndarray:
     """Slices segmented one by one (Z, Y, X) joined along z, uint32.
 
     Two objects in neighbouring slices are one where each is the other's best partner and their intersection over union
-    reaches the threshold, as in Cellpose's ``stitch3D``, which may give two objects one label after
-    an empty slice. An object missed in a single slice is joined across it, and that slice is filled with what both
-    sides share.
+    reaches the threshold, as in Cellpose's ``stitch3D`` (which may give two objects one label after an empty slice). An
+    object missed in a single slice is joined across it, and that slice is filled with what both sides share.
     """
     out = np.zeros(planes.shape, np.uint32)
     used = 0

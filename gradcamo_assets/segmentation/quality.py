@@ -30,13 +30,8 @@ class QcConfig:
         min_probability: least mean cell probability of a cell that is kept; 0 keeps all.
         max_nuclei: most nuclei of a cell that is kept; 0 keeps all.
         need_nucleus: leave out cells without a nucleus.
-        max_foreground: share of a field inside cells above which its masks are unusable; 1 switches this off, for
-            tissue that fills the field.
-        max_over_split: share of a field's cells that look like splinters above which its masks are unusable; 1 switches
-            this off.
-
-    Raises:
-        SegmentationError: for a value that cannot be meant.
+        max_foreground, max_over_split: share of a field inside cells, and of its cells that look like splinters, above
+            which its masks are unusable; 1 switches this off (tissue may fill a field).
     """
 
     outlier: float = 5.0
@@ -48,12 +43,11 @@ class QcConfig:
     max_over_split: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("min_probability", "max_foreground", "max_over_split"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SegmentationError(f"{name} cannot be {getattr(self, name)!r}", "Give a share from 0 to 1.")
-        for name in ("outlier", "max_nuclei"):
-            if not getattr(self, name) >= 0:
-                raise SegmentationError(f"{name} cannot be {getattr(self, name)!r}", "Give 0 or more.")
+        most = {"min_probability": 1, "max_foreground": 1, "max_over_split": 1, "outlier": np.inf, "max_nuclei": np.inf}
+        for name, limit in most.items():
+            if not 0 <= getattr(self, name) <= limit:
+                remedy = "Give 0 or more." if limit > 1 else "Give a share from 0 to 1."
+                raise SegmentationError(f"{name} cannot be {getattr(self, name)!r}", remedy)
 
 
 def cell_flags(cells: pl.DataFrame, config: QcConfig, channels: Sequence[str] = ()) -> pl.Series:

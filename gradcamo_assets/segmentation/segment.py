@@ -1,7 +1,7 @@
 """Segments a field: two networks, Cellpose's tiling and dynamics on every slice, stitching along z; or in 3D.
 
-Here: the run over a stack. Not here: its settings (``settings``), loading networks (``engines``), what becomes of
-channels (``intensities``), three dimensions at once (``volumes``), stitching and confidence (``masks``).
+Not here: its settings (``settings``), loading networks (``engines``), what becomes of channels (``intensities``), three
+dimensions at once (``volumes``), stitching and confidence (``masks``).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import polars as pl
 
 from gradcamo_assets.common.errors import SegmentationError
 from gradcamo_assets.segmentation import intensities
-from gradcamo_assets.segmentation.blocks import blocks, paste
 from gradcamo_assets.segmentation.engines import file_digest, find_weights, load_engines, state_digest
 from gradcamo_assets.segmentation.masks import Masks, confidence_of, object_quality, stitched, without_specks
 from gradcamo_assets.segmentation.settings import DIAMETER, NOMINAL_WIDTH, SegmenterConfig
-from gradcamo_assets.segmentation.volumes import at_size, volume_objects
+from gradcamo_assets.segmentation.volumes import at_size, blocks, paste, volume_objects
 
 # Steps of the dynamics, of a pixel each in 2D and two in 3D: objects are 30 pixels wide.
 _STEPS, _STEPS_3D = 60, 40
@@ -79,28 +78,26 @@ class Segmenter:
         Raises:
             SegmentationError: for a shape that does not fit, channels that cannot be told, values that are no numbers.
         """
-        if image.ndim != 4 or len(channels) != image.shape[0] or not image.size:
-            raise SegmentationError(
-                f"an image of shape {image.shape} with {len(channels)} channel names cannot be segmented",
-                "Give an image (C, Z, Y, X) and one name for each of its C channels.",
-            )
-        nuclear, stains = intensities.find_channels(channels, self.config.nucleus, self.config.cytoplasm)
-        if self.config.mode == "3d" and 1 < image.shape[1] < _FEWEST_SLICES:
-            raise SegmentationError(
-                f"{image.shape[1]} slices are too few for the mode '3d'", "Set mode to 'stitch' for thin stacks."
-            )
+        config, depth = self.config, image.shape[1] if image.ndim == 4 else 0
+        if len(channels) != image.shape[0] or not depth or not image.size:
+            problem = f"an image of shape {image.shape} with {len(channels)} channel names cannot be segmented"
+            raise SegmentationError(problem, "Give an image (C, Z, Y, X) and one name for each of its C channels.")
+        nuclear, stains = intensities.find_channels(channels, config.nucleus, config.cytoplasm)
+        if config.mode == "3d" and 1 < depth < _FEWEST_SLICES:
+            problem = f"{depth} slices are too few for the mode '3d'"
+            raise SegmentationError(problem, "Set mode to 'stitch' for thin stacks.")
         # Half precision: whole stacks are what takes the memory, and their values lie between -0.5 and 3.
         nucleus = intensities.combined([image[nuclear]]).astype(np.float16)
         cytoplasm = np.zeros_like(nucleus)
         if stains:
             cytoplasm = intensities.combined([image[index] for index in stains]).astype(np.float16)
         diameter, anisotropy = self._diameter(voxel_size), self._anisotropy(voxel_size)
-        known = self.config.anisotropy is not None or tuple(voxel_size) != (1.0, 1.0, 1.0)
-        whole = self._is_whole(image.shape[1], known, anisotropy / diameter)
+        known = config.anisotropy is not None or tuple(voxel_size) != (1.0, 1.0, 1.0)
+        whole = self._is_whole(depth, known, anisotropy / diameter)
         scales = diameter, anisotropy if whole else None
-        cells, confidence = self._objects("cells", [cytoplasm, nucleus], *scales, self.config.min_volume)
+        cells, confidence = self._objects("cells", [cytoplasm, nucleus], *scales, config.min_volume)
         del cytoplasm
-        nuclei, _ = self._objects("nuclei", [nucleus], *scales, self.config.min_volume // 4)
+        nuclei, _ = self._objects("nuclei", [nucleus], *scales, config.min_volume // 4)
         return Masks(cells, nuclei, confidence)
 
     def _is_whole(self, depth: int, known: bool, step: float) -> bool:
@@ -219,37 +216,27 @@ class Segmenter:
         stack, with flows (3, Z, Y, X). Logits (Z, Y, X).
         """
         parts = [part.astype(np.float32) for part in inputs]
-        (depth, height, width), whole = parts[0].shape, anisotropy is not None
+        shape, whole = parts[0].shape, anisotropy is not None
         if max(float(part.max()) for part in parts) <= 0:
-            return (
-                np.zeros((depth, height, width), np.uint16),
-                np.zeros((2 + whole, depth, height, width), np.float32),
-                np.zeros((depth, height, width), np.float32),
-            )
+            nothing = np.zeros((2 + whole, *shape), np.float32)
+            return np.zeros(shape, np.uint16), nothing, nothing[0]
         engine, compact = self._engines[which], self._is_compact
         slices = np.stack((*parts, *[np.zeros_like(parts[0])] * (3 - len(parts))), axis=1)
-        scaled = DIAMETER / diameter * max(height, width)
+        scaled = DIAMETER / diameter * max(shape[1:])
         with self._one_thread():
             masks, (_, flows, logits, *_), _ = engine.eval(
-                slices,
-                channel_axis=1,
-                normalize=False,
+                slices, channel_axis=1, normalize=False, min_size=-1,
                 diameter=None if diameter == DIAMETER else diameter,
                 flow_threshold=0.0 if compact else self.config.flow_threshold,
                 cellprob_threshold=self.config.cellprob_threshold,
-                min_size=-1,
                 niter=max(20, round(_STEPS * diameter / DIAMETER)) if compact else None,
                 # One tile at a time on a CPU: the activations of a tile take 100 MB.
                 batch_size=1 if compact and engine.device.type == "cpu" else 8,
                 # Cellpose pads an image by 16 pixels: a tile of just that size makes one tile of the whole slice.
                 bsize=int(min(_TILE, 16 * np.ceil(scaled / 16) + 16)) if compact else None,
                 **({"z_axis": 0, "do_3D": True, "anisotropy": anisotropy} if whole else {}),
-            )
-        return (
-            masks.reshape(depth, height, width),
-            flows.reshape(-1, depth, height, width),
-            logits.reshape(depth, height, width),
-        )
+            )  # fmt: skip
+        return masks.reshape(shape), flows.reshape(-1, *shape), logits.reshape(shape)
 
     @cached_property
     def _engines(self) -> dict[str, Any]:

@@ -21,24 +21,22 @@ class SegmenterConfig:
     """How fields are segmented.
 
     Args:
-        network: ``compact`` (ships with the package); one of Cellpose's (``BUILT_IN``), from Cellpose's own cache; a
-            path: a folder with ``cells.safetensors`` and ``nuclei.safetensors`` that ``train`` wrote, or a file of
-            Cellpose weights; or ``module:function``, where ``function(kind)``, for ``cells`` and for ``nuclei``,
-            returns a torch module that turns (B, 3, Y, X) float32 into flows in y and x times 5 and the logit
-            (B, 3, Y, X), and a style (B, 256). Inputs: cytoplasm, nucleus, zeros for cells; nucleus, zeros, zeros for
-            nuclei. Sides are 256 or 384. The module is imported, so name only code you trust.
+        network: ``compact``; one of Cellpose's (``BUILT_IN``), from Cellpose's own cache; a path: a folder with
+            ``cells.safetensors`` and ``nuclei.safetensors`` that ``train`` wrote, or a file of Cellpose weights; or
+            ``module:function``, where ``function(kind)``, for ``cells`` and for ``nuclei``, returns a torch module that
+            turns (B, 3, Y, X) float32 into flows in y and x times 5 and the logit (B, 3, Y, X), and a style (B, 256).
+            Inputs: cytoplasm, nucleus, zeros for cells; nucleus, zeros, zeros for nuclei. Sides are 256 or 384.
         mode: ``stitch``: slice by slice, stitched along z. ``3d``: flows in three sets of planes and dynamics in 3D
-            (Cellpose's ``do_3D``), for stacks of 5 slices or more, in blocks of the plane; some six times the work, and
-            fewer cells broken in z. ``auto``: ``3d`` with the compact network, for stacks that allow it whose voxel
-            size is known and whose slices are at most a sixth of a cell's width apart; ``stitch`` otherwise. A
-            single slice is segmented in 2D in all.
+            (Cellpose's ``do_3D``), for stacks of 5 slices or more; some six times the work, fewer cells broken in z.
+            ``auto``: ``3d`` with the compact network, for stacks that allow it whose voxel size is known and whose
+            slices are at most a sixth of a cell's width apart; else ``stitch``. A single slice is done in 2D in all.
         anisotropy: step in z over pixel size, for ``3d``; None: from the voxel size, 1 where that is unknown.
         nucleus: name of the DNA stain; None finds it by name.
         cytoplasm: names of the stains that fill cells; None takes every other fluorescence channel. Without any (also
             ``()``), cells are segmented from the nucleus stain alone.
-        diameter: width of a cell in pixels. None: from the voxel size, taking cells as 15 um wide, where that gives 8
-            to 200 pixels; the network's own scale (30 pixels) where the voxel size is unknown (1, 1, 1) or implausible,
-            or the two differ by less than a third.
+        diameter: width of a cell in pixels. None: from the voxel size, taking cells as 15 um wide; the network's own
+            scale (30 pixels) where the voxel size is unknown (1, 1, 1), gives less than 8 pixels or more than 200, or
+            the two differ by less than a third.
         stitch_threshold: least intersection over union that joins objects of neighbouring slices.
         flow_threshold: highest flow error of an object; 0 keeps all. Cellpose does not use it in ``3d``.
         cellprob_threshold: least logit of a pixel inside an object; lower gives larger and more objects.

@@ -1,7 +1,6 @@
 """How cells are shaped and how far apart they stand: surface, convex hull, distance to the nearest other cell.
 
-Takes label arrays (Z, Y, X), gives one value a label. Everything that can be is counted for all cells at once, a slice
-at a time. Not here: volumes, boxes and the table (``cells``).
+Takes label arrays (Z, Y, X), gives one value a label. Not here: volumes, boxes and the table (``cells``).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage as ndi
 
 _FACES = ((0, 0, 1), (0, 1, 0), (1, 0, 0))
 
@@ -92,9 +92,7 @@ def _shares(directions: np.ndarray) -> np.ndarray:
         angles = np.arctan2(directions[:, 1], directions[:, 2]) % np.pi
         order = np.argsort(angles)
         gaps = np.diff(angles[order], append=angles[order[0]] + np.pi)
-        shares = np.empty(len(angles))
-        shares[order] = (gaps + np.roll(gaps, 1)) / (2 * np.pi)
-        return shares
+        return ((gaps + np.roll(gaps, 1)) / (2 * np.pi))[np.argsort(order)]
     areas = SphericalVoronoi(np.concatenate([directions, -directions])).calculate_areas()
     return areas.reshape(2, -1).sum(0) / areas.sum()
 
@@ -147,12 +145,8 @@ def nearest(
 
     def shell(index: int) -> np.ndarray:
         if index not in known:
-            inside = np.pad(cells[boxes[index]] == labels[index], 1)
-            core = inside[1:-1, 1:-1, 1:-1].copy()
-            for axis in range(3):
-                for step in (-1, 1):
-                    core &= np.roll(inside, step, axis)[1:-1, 1:-1, 1:-1]
-            points = np.argwhere(inside[1:-1, 1:-1, 1:-1] & ~core) + [part.start for part in boxes[index]]
+            inside = cells[boxes[index]] == labels[index]
+            points = np.argwhere(inside & ~ndi.binary_erosion(inside)) + [part.start for part in boxes[index]]
             known[index] = points.astype(np.int32)
         return known[index] * scale
 

@@ -36,11 +36,8 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provena
     from zarr.codecs import BloscCodec, BloscShuffle
 
     if masks.cells.shape != masks.nuclei.shape or masks.cells.ndim != 3:
-        raise SegmentationError(
-            f"masks of shapes {masks.cells.shape} and {masks.nuclei.shape} are no masks of one field",
-            "Give cells and nuclei (Z, Y, X) of one shape.",
-            path=folder,
-        )
+        problem = f"masks of shapes {masks.cells.shape} and {masks.nuclei.shape} are no masks of one field"
+        raise SegmentationError(problem, "Give cells and nuclei (Z, Y, X) of one shape.", path=folder)
     scale = {"type": "scale", "scale": [float(step) for step in voxel_size]}
     multiscale = {
         "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"],
@@ -52,21 +49,16 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provena
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
         labels = root.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(_KINDS)}})
         for kind in _KINDS:
-            about = {"properties": _properties(masks.confidence)} if kind == "cells" and len(masks.confidence) else {}
+            # One object a label, as the specification words it; a number that is none is null, since JSON has no NaN.
+            rows = masks.confidence.rename({"label": "label-value"}).fill_nan(None).to_dicts()
+            about = {"properties": rows} if kind == "cells" and rows else {}
             image = {"version": "0.5", "multiscales": [{"name": kind, **multiscale}], "image-label": about}
             labels.create_group(kind, attributes={"ome": image}).create_array(
-                "0",
-                data=getattr(masks, kind).astype(np.uint32, copy=False),
-                chunks=(slices, height, width),
+                "0", data=getattr(masks, kind).astype(np.uint32, copy=False), chunks=(slices, height, width),
                 compressors=BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle),
                 dimension_names=("z", "y", "x"),
-            )
+            )  # fmt: skip
         provenance.write(temporary)
-
-
-def _properties(confidence: pl.DataFrame) -> list[dict[str, Any]]:
-    """One object a label, as the specification words it; a number that is none is null, since JSON has no NaN."""
-    return confidence.rename({"label": "label-value"}).fill_nan(None).to_dicts()
 
 
 def read_masks(folder: Path) -> Masks:
@@ -85,7 +77,6 @@ def read_masks(folder: Path) -> Masks:
         values = [[row["label-value" if name == "label" else name] for name in CONFIDENCE_SCHEMA] for row in rows]
         confidence = pl.DataFrame(values, schema=CONFIDENCE_SCHEMA, orient="row")
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, pl.exceptions.PolarsError) as error:
-        raise SegmentationError(
-            f"there are no readable masks: {error}", "Segment this field anew.", path=folder
-        ) from error
+        problem = f"there are no readable masks: {error}"
+        raise SegmentationError(problem, "Segment this field anew.", path=folder) from error
     return Masks(cells, nuclei, confidence)

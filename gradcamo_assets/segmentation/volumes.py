@@ -2,13 +2,17 @@
 
 What ``do_3D`` of Cellpose does (Stringer et al., Nature Methods 18, 100 (2021)), without square tiles: planes along z
 are a few dozen pixels high, and the compact network takes them as they are. The dynamics run where voxels are cubes.
+Large fields go in overlapping blocks of the plane: an object belongs, whole, to the block whose inner part has its
+centre.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import ndimage as ndi
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
 _RIM = 8
 _STRIDE = 16
 _CPU_PIXELS, _GPU_PIXELS = 300_000, 8_000_000
+_SLACK = 2
+"""Pixels by which inner parts overlap, since two blocks may put an object's centre a little apart."""
+Window = tuple[slice, slice]
 
 
 def volume_objects(
@@ -27,8 +34,7 @@ def volume_objects(
         network: turns (B, C, Y, X) with sides that are multiples of 16 into flows (times 5) and logit (B, 3, Y, X).
         stack: (C, Z, Y, X) float32.
         size: (Z, Y, X) at which voxels are cubes and objects as wide as the network likes them.
-        steps: of the dynamics.
-        threshold: least logit of a voxel inside an object.
+        steps: of the dynamics. threshold: least logit of a voxel inside an object.
 
     Returns:
         labels ``size``, 0 outside; flows (3, *size), unit length where the network is sure; logits ``size``.
@@ -75,3 +81,54 @@ def at_size(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Labels at another size, each voxel that of the nearest."""
     near = [(np.arange(new) + 0.5) * old // new for new, old in zip(size, labels.shape, strict=True)]
     return labels[np.ix_(*[part.astype(int) for part in near])]
+
+
+def blocks(shape: tuple[int, int], side: int, halo: int) -> Iterator[tuple[Window, Window]]:
+    """Blocks that cover a plane (Y, X): what to segment, and the inner part, relative to it, that counts.
+
+    Args:
+        side: most pixels along y and x of what is segmented, as far as ``halo`` allows.
+        halo: pixels around the inner part; objects may reach so far out of it.
+    """
+    if max(shape) <= side:
+        whole = slice(0, shape[0]), slice(0, shape[1])
+        yield whole, whole
+        return
+    counts = [-(-length // max(side - 2 * halo, halo, 1)) for length in shape]
+    edges = [np.linspace(0, length, count + 1).round().astype(int) for length, count in zip(shape, counts, strict=True)]
+    for y in range(counts[0]):
+        for x in range(counts[1]):
+            outer, inner = [], []
+            for axis, at in enumerate((y, x)):
+                first, last = int(edges[axis][at]), int(edges[axis][at + 1])
+                start = max(0, first - halo)
+                outer.append(slice(start, min(shape[axis], last + halo)))
+                inner.append(slice(max(0, first - start - _SLACK), last - start + _SLACK))
+            yield (outer[0], outer[1]), (inner[0], inner[1])
+
+
+def paste(into: np.ndarray, objects: np.ndarray, inner: Window, first: int) -> np.ndarray:
+    """Write a block's objects into what is there, in place; the labels in ``objects`` that were written.
+
+    Objects with their centre outside ``inner`` are left to other blocks, and so are those of which others have written
+    half already. What is written stays.
+
+    Args:
+        into: the block's part of the field (Z, Y, X).
+        objects: labels of the block (Z, Y, X), 0 outside.
+        inner: the part of (Y, X) that counts.
+        first: label of the first object written; the others count on.
+    """
+    written: list[int] = []
+    for label, box in enumerate(ndi.find_objects(objects), start=1):
+        if box is None:
+            continue
+        mask = objects[box] == label
+        _, y, x = (float(at.mean()) + part.start for at, part in zip(np.nonzero(mask), box, strict=True))
+        if not (inner[0].start <= y < inner[0].stop and inner[1].start <= x < inner[1].stop):
+            continue
+        free = mask & (into[box] == 0)
+        if 2 * np.count_nonzero(free) > np.count_nonzero(mask):
+            into[box][free] = first + len(written)
+            written.append(label)
+    return np.array(written, int)

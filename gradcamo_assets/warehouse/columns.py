@@ -70,7 +70,7 @@ def _key(name: str, dtype: Any, comment: str) -> Column:
 PLATE = _key("Metadata_Plate", pl.String, "Plate name")
 WELL = _key("Metadata_Well", pl.String, "Well, row letters and two-digit column: A01")
 SITE = _key("Metadata_Site", pl.Int32, "Field of view within the well, from 1, in natural order of the field paths")
-CELL_ID = _key("Metadata_CellID", pl.String, "Cell, as <plate>/<well>/<site>/<label>")
+CELL_ID = _key("Metadata_CellID", pl.String, "Cell, as plate/well/site/label")
 DOSE = (
     Column("Metadata_Compound", pl.String, "Compound; NULL where the plate map names none"),
     Column("Metadata_Dose", pl.Float64, "Dose in Metadata_Dose_Unit, 0 for controls"),

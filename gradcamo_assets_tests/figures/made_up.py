@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
@@ -48,11 +50,19 @@ def scores(wells: int = 12, sites: int = 4, cells: int = 30) -> pl.DataFrame:
                         "Metadata_Dose": dose,
                         "Metadata_Dose_Unit": "uM" if dose else None,
                         "gradcamo": float(np.clip(rng.normal(0.7 - 0.15 * (well % 4) - 0.04 * site, 0.12), 0, 1)),
+                        "gradcamo_max": rng.uniform(0.8, 1),
+                        "mask_fraction": rng.uniform(0.05, 0.15),
+                        "looks_at": "target" if well % 4 < 2 else "none",
                         "umap_x": rng.normal() + 3 * (well % 4),
                         "umap_y": rng.normal() + (well % 4) ** 2,
                     }
                 )
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+ONE_SCORE = {
+    "gradcamo": 0.62, "neighbour_share": None, "background_share": 0.38, "mask_fraction": 0.1, "gradcamo_max": 0.9,
+}  # fmt: skip
 
 
 def every_figure() -> dict[str, Figure]:
@@ -127,6 +137,9 @@ def every_figure() -> dict[str, Figure]:
         "layers": figures.layer_scores(layers),
         "crops": figures.crops_with_maps(*crops()),
         "crops_2d": figures.crops_with_maps(*crops(3, depth=1)),
+        "by_dose": figures.crops_by_dose(*crops(4)[:2], ["DNA", "ER", "Mito"], ["DMSO", "0.3 uM", "3 uM", "30 uM"]),
+        "pipeline": figures.pipeline_on_one_cell(*(array[0] for array in crops(1)[:3]), ONE_SCORE),
+        "ceiling": figures.score_against_ceiling(table),
         "overlay": figures.segmentation_overlay(field, cells, nuclei, (1.0, 0.3, 0.3), "P1, B02, site 1"),
         "umap": figures.umap_scatter(table),
         "distributions": figures.score_distributions(table),
@@ -137,3 +150,46 @@ def every_figure() -> dict[str, Figure]:
             pl.DataFrame({"Metadata_Well": ["A01", "P24"], "n": [3, None]}), "n", "Cells", limits=None
         ),
     }
+
+
+def wells() -> pl.DataFrame:
+    """A 384-well plate: every fourth well trained on, the last never scored, one to drop."""
+    names = [f"{row}{column:02d}" for row in "ABCDEFGHIJKLMNOP" for column in range(1, 25)]
+    kinds = [n % 4 for n in range(len(names))]
+    return pl.DataFrame(
+        {
+            "Metadata_Well": names,
+            "Metadata_Compound": ["cpd-A" if kind else "DMSO" for kind in kinds],
+            "Metadata_Dose": [[0.0, 0.3, 3.0, 30.0][kind] for kind in kinds],
+            "Metadata_Dose_Unit": "uM",
+            "on_target_fraction": [None if kind == 1 or n == 383 else n % 101 / 100 for n, kind in enumerate(kinds)],
+            "n_cells": 40,
+            "trained": [kind == 1 for kind in kinds],
+            "reason": ["far below its plate" if name == "B03" else None for name in names],
+        }
+    )
+
+
+@cache
+def report_page() -> str:
+    """A report of the size a 384-well plate has."""
+    drawn = {"crops": figures.crops_with_maps(*crops(2)), "scores": figures.score_distributions(scores())}
+    doses = pl.DataFrame(
+        {
+            "Metadata_Compound": ["DMSO", "cpd-A", "cpd-A", "cpd-A", None],
+            "Metadata_Dose": [0.0, 3.0, 0.3, 30.0, None],
+            "verdict": ["trusted", "undecided", "trusted", "not trusted", "too few wells"],
+        }
+    )
+    return figures.qc_report_html(
+        "P1",
+        "encoder version 2",
+        figures.Verdict("Most profiles look at their cell", "60% do.", [("Which doses?", "Most.")]),
+        [figures.Picture(name, f"This is {name}.", f"A picture of {name}", figure) for name, figure in drawn.items()],
+        [
+            figures.Listing("Doses", "One row a dose", doses, {"verdict": "What to think of it"}),
+            figures.Listing("Wells", "One row a well", wells()),
+        ],
+        wells(),
+        made="today",
+    )

@@ -9,8 +9,8 @@ from PIL import Image
 
 from gradcamo_assets import figures
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.figures.images import upsampled
-from gradcamo_assets_tests.figures.made_up import crops, every_figure, scores
+from gradcamo_assets.figures.cells import upsampled
+from gradcamo_assets_tests.figures.made_up import ONE_SCORE, crops, every_figure, scores
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,36 @@ def test_the_slice_shown_is_the_one_in_which_the_target_is_largest():
     assert any(axes.get_title(loc="right") == "slice 10 of 12" for axes in figure.axes)
 
 
+def test_the_pipeline_ends_in_the_shares_it_was_given():
+    images, labels, cams, _ = crops(1)
+    bars = figures.pipeline_on_one_cell(images[0], labels[0], cams[0], ONE_SCORE).axes[-1]
+    assert [bar.get_width() for bar in bars.patches] == [0.62, 0, 0.38]
+    assert [text.get_text() for text in bars.texts] == ["0.62", "no value", "0.38"]
+    assert {line.get_label(): line.get_xdata()[0] for line in bars.lines} == {"chance": 0.1, "ceiling": 0.9}
+
+
+def test_the_map_inside_the_mask_is_drawn_nowhere_else():
+    images, labels, cams, _ = crops(1)
+    overlap = figures.pipeline_on_one_cell(images[0], labels[0], cams[0], ONE_SCORE).axes[3].images[-1]
+    np.testing.assert_array_equal(overlap.get_alpha() > 0, labels[0, 6] == 1)
+
+
+def test_a_stain_is_drawn_on_one_scale_for_all_doses():
+    images, labels, _, _ = crops(3)
+    axes = figures.crops_by_dose(images, labels, ["DNA", "ER", "Mito"], ["a", "b", "c"]).axes
+    limits = [panel.images[0].get_clim() for panel in axes]
+    assert [len(set(limits[row * 3 : row * 3 + 3])) for row in range(3)] == [1, 1, 1]
+    assert len(set(limits)) == 3
+
+
+def test_the_line_over_the_ceiling_is_the_median_of_eighths():
+    table = scores()
+    line = next(line for line in figures.score_against_ceiling(table).axes[0].lines if "eighths" in line.get_label())
+    ranked = table.sort("gradcamo_max")["gradcamo"].to_numpy()
+    expected = [np.median(part) for part in np.array_split(ranked, 8)]
+    np.testing.assert_allclose(line.get_ydata(), expected, atol=0.01)
+
+
 def test_wells_stand_where_they_are_on_the_plate():
     wells = pl.DataFrame({"Metadata_Well": ["b3", "H12"], "n": [5.0, 7.0]})
     grid = figures.plate_heat_map(wells, "n", "Cells").axes[0].images[0].get_array().filled(np.nan)
@@ -84,6 +114,8 @@ def test_nothing_to_draw_is_said_in_words():
         figures.training_curves(pl.DataFrame({"epoch": []})),
         figures.plate_heat_map(table, "gradcamo", "Score"),
         figures.crops_with_maps(*[array[:0] for array in crops(1)]),
+        figures.crops_by_dose(*[array[:0] for array in crops(1)[:2]], ["DNA"], []),
+        figures.score_against_ceiling(table),
     ]
     for figure in empty:
         assert "No " in figure.texts[0].get_text()

@@ -94,7 +94,7 @@ def test_rows_of_the_lake_go_before_what_was_logged(tmp_path: Path) -> None:
     from torch import nn
 
     lake, registry = Lake(tmp_path / "lake"), ModelRegistry(tmp_path / "mlflow")
-    config = BundleConfig("efficientnet3d-small", "activation", ["a"], ["DNA"], [1, 8, 8], [1.0, 1.0, 1.0])
+    config = BundleConfig("efficientnet3d-small", "activation", ["a", "b"], ["DNA"], [1, 8, 8], [1.0, 1.0, 1.0])
     logged = tmp_path / "cells.parquet"
     _cells(0).write_parquet(logged)
     version = registry.register(nn.Linear(1, 1), config, files={CELLS: logged.read_bytes()})

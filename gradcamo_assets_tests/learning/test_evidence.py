@@ -32,7 +32,7 @@ from gradcamo_assets.learning.evidence import (
 )
 from gradcamo_assets.learning.fit import CELLS, EVIDENCE, _figures, crops_of, fit_and_register
 from gradcamo_assets.learning.registry import ModelRegistry
-from gradcamo_assets.learning.runs import Links
+from gradcamo_assets.learning.runs import EPOCHS, Links
 from gradcamo_assets.learning.split import split_wells
 from gradcamo_assets.learning.train import TrainingConfig, TrainingResult
 from gradcamo_assets.networks.registry import build_encoder
@@ -191,6 +191,8 @@ def test_a_version_stands_in_mlflow_with_its_evidence(tmp_path: Path) -> None:
     assert (judged["mask_version"] == "masks of " + judged["Metadata_Well"]).all()
     figures = {found.path for found in registry.client.list_artifacts(fitted.version.run_id, "figures")}
     assert figures == {f"figures/{name}.png" for name in ("confusion", "curves", "maps", "reliability")}
+    epochs = pl.read_parquet(io.BytesIO(registry.file(fitted.version, EPOCHS) or b""))
+    assert epochs["epoch"].unique().to_list() == [1, 2, 3] and len(epochs) == 3 * fitted.crops["val"]
     assert registry.file(fitted.version, "nothing.csv") is None
     pages = registry.pages(Links(mlflow_url="http://lab:5000/"), fitted.version.run_id, fitted.version)
     assert pages["mlflow_version"] == "http://lab:5000/#/models/gradcamo-encoder/versions/1"

@@ -16,8 +16,9 @@ from torch import nn
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.common.provenance import Provenance
-from gradcamo_assets.crops import open_crops, write_crops
+from gradcamo_assets.crops import TARGET, open_crops, write_crops
 from gradcamo_assets.crops.dataset import BalancedSampler, CropDataset
+from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.learning.train import TrainingConfig, TrainingResult, accuracy, train_encoder
 
 CONFIG = TrainingConfig(epochs=4, batch_size=8, rotate=0.5, shift_z=0.5, noise=0.1)
@@ -76,6 +77,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None
     for name, curve in whole.curves.items():
         assert resumed.curves[name] == pytest.approx(curve, rel=1e-4), name
     assert resumed.metrics["seconds"] > 0
+    np.testing.assert_allclose(resumed.embeddings, whole.embeddings, rtol=1e-3, atol=1e-4)
 
     again: list[str] = []
     finished = _train(path, CONFIG, tmp_path / "killed", again)
@@ -87,6 +89,16 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None
     assert len(again) == 2, "another configuration or other crops are another training"
     _train(path, CONFIG, tmp_path / "killed", again)
     assert len(again) == 6, "a damaged checkpoint is no checkpoint"
+
+
+def test_the_last_embeddings_are_those_of_the_network_that_came_of_it(tmp_path: Path) -> None:
+    result = _train(_crops(tmp_path), replace(CONFIG, epochs=2), tmp_path)
+    field = open_crops(tmp_path / "crops0.zarr")
+    held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, field.channels)
+    images, labels = (torch.stack(parts) for parts in list(zip(*held_out, strict=True))[:2])
+    expected = gradcamo(result.model, images, labels == TARGET, layer=result.layer).embedding
+    assert len(result.embeddings) == 2
+    np.testing.assert_allclose(result.embeddings[-1], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:

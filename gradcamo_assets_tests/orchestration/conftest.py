@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from filelock import FileLock
 
 from gradcamo_assets.common import Home
 from gradcamo_assets.orchestration.build import build_definitions
@@ -93,13 +95,18 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture(scope="session")
 def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """One tiny plate led from the inbox to ``qc.duckdb`` by the demo. Tests that write take a ``copy``."""
-    home = Home(tmp_path_factory.mktemp("scored")).create()
-    home.settings_file.write_text(SETTINGS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TQDM_DISABLE", "1")
-        for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
-            patch.setenv(name, "")  # The demo sets them; this brings them back.
-        run_demo(home, TINY)
+    # pytest-xdist gives each worker a folder in one that they share.
+    base = tmp_path_factory.getbasetemp()
+    home = Home((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "scored")
+    with FileLock(f"{home.root}.lock"):
+        if not home.database.exists():
+            home.create()
+            home.settings_file.write_text(SETTINGS)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("TQDM_DISABLE", "1")
+                for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
+                    patch.setenv(name, "")  # The demo sets them; this brings them back.
+                run_demo(home, TINY)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         yield Bench(Platform(root=str(home.root)), instance)
 

@@ -114,7 +114,8 @@ def test_damaged_crops_fail_their_partition_and_no_other(scored_bench: Bench, tm
     assert not failed.success
     assert victim.name in _failure(failed)
     assert bench.run("rescore", plate_site_key("tiny", 2)).success
-    assert bench.run("refresh_qc").success
+    done = bench.run("refresh_qc")
+    assert done.success, _failure(done)
     assert violations(bench.home.database) == []
     assert run_sql(bench.home.database, "SELECT DISTINCT Metadata_Site FROM scores").rows() == [(2,)]
 
@@ -127,7 +128,8 @@ def test_an_unreadable_bundle_is_named_and_scores_stay(scored_bench: Bench, tmp_
     before = bench.platform.lake.read("scores")
     weights = registry.fetch(champion) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    failed = bench.run("rescore", plate_site_key("tiny", 1))
+    again = {"scores_and_embeddings": {"config": {"again": True}}}
+    failed = bench.run("rescore", plate_site_key("tiny", 1), ops=again)
     assert not failed.success
     assert "model.safetensors" in _failure(failed)
     assert bench.platform.lake.read("scores").equals(before)

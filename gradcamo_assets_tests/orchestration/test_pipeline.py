@@ -93,10 +93,12 @@ def test_a_rerun_computes_nothing_that_is_already_right(scored_bench: Bench, tmp
 def test_the_report_is_one_page_that_needs_no_network(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     assert bench.run("report_plates", "tiny").success
-    page = (bench.home.reports / "tiny.html").read_text()
+    page = (bench.home.reports / "tiny" / "gradcamo-encoder-v1.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
-    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "http:" not in page and "https:" not in page
     assert "held-out" in page
+    for title in ("From a cell to its score", "Segmentation", "Cells by dose", "Where the model looks", "Map of the"):
+        assert f">{title}" in page, title
 
 
 def test_the_command_line_answers(scored_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +156,8 @@ def test_contract_names(scored_bench: Bench) -> None:
     assert keys == {
         "plate_images", "masks", "cells", "crops", "data_split", "trained_model", "champion_model", "embeddings",
         "gradcamo_scores", "audit", "qc_database", "qc_report", "profiles", "umap", "replicability",
-        "confounder_audit", "channel_correlation",
+        "confounder_audit", "channel_correlation", "model_comparison", "encoder_exploration", "promotion",
     }  # fmt: skip
     assert {job.name for job in defs.jobs or []} >= {"ingest_plates", "train_model", "rescore", "refresh_qc"}
-    assert [schedule.name for schedule in defs.schedules or []] == ["nightly_ingest"]
+    assert [schedule.name for schedule in defs.schedules or []] == ["nightly_ingest", "weekly_training"]
     assert {sensor.name for sensor in defs.sensors or []} >= {"inbox_sensor", "champion_model_sensor"}

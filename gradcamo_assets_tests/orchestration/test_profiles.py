@@ -8,6 +8,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.orchestration.assets import ASSETS
@@ -59,6 +60,8 @@ def test_a_new_plate_is_placed_on_the_map_and_the_old_one_does_not_move(scored_b
     old, new = (lake.read("profiles", plate=plate) for plate in ("tiny", "twin"))
     assert new["profile"].to_list() == old["profile"].to_list()
     assert make(bench, "profiles", "umap")["umap"]["plates_placed"] == 0
+    with Image.open(next((bench.home.reports / "_training").glob("*-v1.gif"))) as film:
+        assert film.n_frames == 3
     published = run_sql(bench.home.database, "SELECT count(DISTINCT Metadata_Plate) FROM profiles").item()
     assert published == 2
 

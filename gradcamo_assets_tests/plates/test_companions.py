@@ -8,8 +8,7 @@ import pytest
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates import ingest_plate, list_inbox
-from gradcamo_assets.plates.companions import companions
-from gradcamo_assets.plates.signature import source_signature
+from gradcamo_assets.plates.companions import companions, source_signature
 
 TABLE = "Assay_Plate_Barcode,Plate_Map_Name\n"
 

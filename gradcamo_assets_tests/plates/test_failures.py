@@ -66,7 +66,7 @@ def test_forgotten_failures_leave_a_trace_that_keeps_requests_apart(tmp_path: Pa
 
 def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
     fail(tmp_path)
-    (tmp_path / "failures" / "a.json").write_text('{"signature": "1", "failures": [{"at": 3}]}')
+    (tmp_path / "failures" / "a.json").write_text('{"signature": "1", "attempts": [{"at": 3}]}')
     assert read_failures(tmp_path) == {}
     fail(tmp_path)
     assert len(read_failures(tmp_path)["a"].attempts) == 1

@@ -12,7 +12,7 @@ import pytest
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates import InboxConfig, inbox, ingest_plate, known_plates, list_inbox, plate_states
-from gradcamo_assets.plates.signature import folder_times
+from gradcamo_assets.plates.companions import folder_times
 
 NOW = datetime(2026, 3, 5, 2, tzinfo=UTC)
 DEFAULT = InboxConfig()

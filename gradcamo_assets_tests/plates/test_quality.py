@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -11,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gradcamo_assets.plates import field_quality
 from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
+
+
+def field_quality(image: np.ndarray) -> SimpleNamespace:
+    meter = FieldMeter("")
+    for stack in image:
+        meter.add(stack)
+    return SimpleNamespace(**meter.quality())
 
 
 def _field(rng: np.random.Generator) -> np.ndarray:

@@ -45,7 +45,7 @@ def test_metadata_and_features_are_told_apart_by_their_names(profiles, tmp_path)
 
 
 def test_pycytominer_reads_it_as_it_comes(profiles, tmp_path):
-    pycytominer = pytest.importorskip("pycytominer", reason="pycytominer is not installed")
+    import pycytominer
     from pycytominer.cyto_utils import infer_cp_features, load_profiles
 
     path = export_profiles(profiles.filter(population="all"), tmp_path / "out")[0]

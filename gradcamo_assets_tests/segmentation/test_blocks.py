@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradcamo_assets.segmentation.blocks import blocks, paste
 from gradcamo_assets.segmentation.masks import overlaps
+from gradcamo_assets.segmentation.volumes import blocks, paste
 
 
 @given(shape=st.tuples(st.integers(1, 90), st.integers(1, 90)), side=st.integers(1, 70), halo=st.integers(1, 12))

@@ -35,8 +35,12 @@ def average_precision(predicted: np.ndarray, truth: np.ndarray) -> float:
     return hits / (len(np.unique(predicted)) - 1 + len(np.unique(truth)) - 1 - hits)
 
 
-def test_a_synthetic_field_is_segmented(segmenter, field):
-    masks = segmenter.segment(field.image, STAINS[: len(field.image)], (1.0, 0.5, 0.5))
+@pytest.fixture(scope="module")
+def masks(segmenter, field):
+    return segmenter.segment(field.image, STAINS[: len(field.image)], (1.0, 0.5, 0.5))
+
+
+def test_a_synthetic_field_is_segmented(masks, field):
     assert masks.cells.dtype == masks.nuclei.dtype == np.uint32
     assert masks.cells.shape == masks.nuclei.shape == field.image.shape[1:]
     assert average_precision(masks.cells, field.cells) >= 0.7
@@ -98,8 +102,7 @@ def test_one_cell_only(segmenter, depth):
     assert row["stitch_breaks"] == 0
 
 
-def test_every_cell_has_its_confidence(segmenter, field):
-    masks = segmenter.segment(field.image, STAINS[: len(field.image)], (1.0, 0.5, 0.5))
+def test_every_cell_has_its_confidence(masks):
     assert masks.confidence["label"].to_list() == list(range(1, int(masks.cells.max()) + 1))
     assert masks.confidence["cell_probability"].is_between(0.5, 1).all()
     assert masks.confidence["flow_error"].is_between(0, 4).all()

@@ -236,6 +236,6 @@ def test_every_choice_answers_on_the_command_line(home: Path, monkeypatch: pytes
 
 def test_the_questions_of_the_readme_are_answered(home: Path) -> None:
     asked = re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
-    assert len(asked) == 7
+    assert len(asked) == 9
     for sql in asked:
         run_sql(home / "qc.duckdb", sql.strip().removesuffix(";"))

@@ -10,7 +10,8 @@ from gradcamo_assets.orchestration.assets.models import champion_model, data_spl
 from gradcamo_assets.orchestration.assets.plates import plate_images
 from gradcamo_assets.orchestration.assets.profiles import confounder_audit, profiles, replicability, umap
 from gradcamo_assets.orchestration.assets.promotion import promotion
-from gradcamo_assets.orchestration.assets.qc import qc_database, qc_report
+from gradcamo_assets.orchestration.assets.qc import qc_database
+from gradcamo_assets.orchestration.assets.report import qc_report
 from gradcamo_assets.orchestration.assets.scores import scores_and_embeddings
 from gradcamo_assets.orchestration.assets.stains import channel_correlation
 

@@ -6,6 +6,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.crops import open_crops
+from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder
@@ -60,4 +61,4 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         keys,
     )
     numbers = {name: value for name, value in summary.row(0, named=True).items() if value is not None}
-    return dg.MaterializeResult(metadata={"model_version": champion.version, **numbers})
+    return dg.MaterializeResult(metadata={"model_version": champion.version, **numbers, **column_lineage("audit")})

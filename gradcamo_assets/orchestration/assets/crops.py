@@ -12,6 +12,7 @@ from gradcamo_assets.crops import CropConfig, cut_crops, write_crops
 from gradcamo_assets.crops.cut import qc_flag
 from gradcamo_assets.crops.table import field_cells, number_crops
 from gradcamo_assets.orchestration.assets.masks import masks
+from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.fields import fields_at, flag_fields, for_each_field, listing, measure_fields, number
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
@@ -95,6 +96,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     flag_fields(lake, plate_name, site, "unusable masks", unusable)
     return dg.MaterializeResult(
         metadata={
+            **column_lineage("cells"),
             "cells": len(table),
             "fields": len(frames),
             "fields_without_cells": counts.count(0),

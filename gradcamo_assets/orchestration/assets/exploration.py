@@ -19,9 +19,7 @@ from gradcamo_assets.orchestration.resources import Platform
 _MOST_VERSIONS = 12
 
 
-@dg.asset(
-    deps=["gradcamo_scores", trained_model], group_name="models", kinds={"polars"}, automation_condition=AUTOMATIC
-)
+@dg.asset(deps=["gradcamo_scores", trained_model], group_name="qc", kinds={"polars"}, automation_condition=AUTOMATIC)
 def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Accuracy against where they look, by version on cells it did not learn from, and paired with the champion."""
     from gradcamo_assets.learning.compare import held_out_cells, paired_with, side_by_side

@@ -9,9 +9,11 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError, slug
+from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.crops import open_crops
-from gradcamo_assets.figures import to_markdown, umap_scatter
+from gradcamo_assets.figures import map_by_epoch, to_gif, to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
+from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.reconcile import scoring_state
 from gradcamo_assets.orchestration.resources import Platform
@@ -71,14 +73,18 @@ def _cells(platform: Platform, champion: ModelVersion, plate: str) -> pl.DataFra
     """The embeddings of a plate with what the scores say of their cells."""
     keys = _keys(champion)
     scores = platform.lake.scan("scores", plate=plate, **keys).select(_SCORES).collect()
-    return platform.lake.read("embeddings", plate=plate, **keys).join(scores, on="Metadata_CellID", how="left")
+    cells = platform.lake.read("embeddings", plate=plate, **keys).join(scores, on="Metadata_CellID", how="left")
+    # A site whose scores are gone is still of a well that was learned from, or not.
+    return cells.with_columns(pl.col("split").max().over("Metadata_Well"))
 
 
 def _sample(cells: pl.DataFrame, most: int) -> pl.DataFrame:
     return cells.sort("Metadata_CellID").sample(min(most, len(cells)), seed=0)
 
 
-def _with_background(platform: Platform, champion: ModelVersion, cells: pl.DataFrame) -> pl.DataFrame:
+def _with_background(
+    context: dg.AssetExecutionContext, platform: Platform, champion: ModelVersion, cells: pl.DataFrame
+) -> pl.DataFrame:
     """The cells of a plate, with the embeddings of the background of those of population ``all`` that have crops."""
     from gradcamo_assets.scoring.background import background_embeddings
     from gradcamo_assets.scoring.score import Scorer, ScoringConfig
@@ -94,8 +100,12 @@ def _with_background(platform: Platform, champion: ModelVersion, cells: pl.DataF
     if len(ids) < 2:
         return cells
     scorer = Scorer(platform.registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
-    made = pl.DataFrame({"Metadata_CellID": ids, "background": background_embeddings(scorer, fields, ids)})
-    made = made.with_columns(population=pl.lit("all"))
+    found, damaged = background_embeddings(scorer, fields, ids)
+    for name, reason in damaged.items():
+        context.log.warning(f"{name} has no baseline of the background: {reason}")
+    made = pl.DataFrame(
+        [*found.items()], {"Metadata_CellID": pl.String, "background": pl.List(pl.Float64)}, orient="row"
+    ).with_columns(population=pl.lit("all"))
     return cells.join(made, on=["Metadata_CellID", "population"], how="left")
 
 
@@ -161,6 +171,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
     return dg.MaterializeResult(
         metadata={
             **{f"profiles_{name}": n for name, n in counts},
+            **column_lineage("profiles"),
             "plates_made": len(todo),
             "model_version": champion.version,
             "notes": " ".join(made.notes if made else []) or "none",
@@ -198,16 +209,39 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
     _publish(platform)
     table = platform.lake.read("umap", **_keys(champion))
     scores = platform.lake.scan("scores", **_keys(champion)).select("Metadata_CellID", "gradcamo").collect()
+    film = _training_film(platform, champion, again=config.anew)
     figure = umap_scatter(_sample(table, _MOST_CELLS).join(scores, on="Metadata_CellID", how="left"))
     return dg.MaterializeResult(
         metadata={
+            **column_lineage("umap"),
             "cells": len(table),
             "cells_fitted": len(cell_map.vectors),
             "plates_placed": len(frames),
             "model_version": champion.version,
             "map": dg.MetadataValue.md(to_markdown(figure, "UMAP of the embeddings by dose and by Grad-CAMO")),
+            **({"training": dg.MetadataValue.md(to_markdown(film, "The map, epoch by epoch"))} if film else {}),
         }
     )
+
+
+def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> bytes | None:
+    """A GIF of validation cells on one map of all epochs, made once a version; None for one not trained here."""
+    from gradcamo_assets.learning.runs import EPOCHS
+    from gradcamo_assets.profiling.aggregate import vectors
+    from gradcamo_assets.profiling.umap import umap_embedding
+
+    path = platform.home.reports / "_training" / f"{slug(champion.name, 'model name')}-v{champion.version}.gif"
+    if path.exists() and not again:
+        return path.read_bytes()
+    logged = platform.registry.file(champion, EPOCHS)
+    cells = pl.read_parquet(logged) if logged else pl.DataFrame()
+    if cells.is_empty():
+        return None
+    places = umap_embedding(vectors(cells["embedding"]))
+    film = to_gif(map_by_epoch(cells.with_columns(umap_x=places[:, 0], umap_y=places[:, 1])))
+    with replaced_file(path) as scratch:
+        scratch.write_bytes(film)
+    return film
 
 
 @dg.asset(deps=[profiles], group_name="profiles", kinds={"copairs"}, automation_condition=AUTOMATIC)
@@ -222,6 +256,7 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
     means = table.group_by("population").agg(pl.col("mean_average_precision").mean()).sort("population").iter_rows()
     return dg.MaterializeResult(
         metadata={
+            **column_lineage("replicability"),
             "treatments": table.select("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit").n_unique(),
             "model_version": champion.version,
             **{f"mean_average_precision_{name}": float(mean) for name, mean in means},
@@ -248,7 +283,7 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
         samples.append(sample)
         if plate in todo:
             if settings.background:
-                sample = _with_background(platform, champion, sample)
+                sample = _with_background(context, platform, champion, sample)
             tables.append(audit(sample, most=settings.audit_cells))
     if len(plates) > 1:
         tables.append(audit(pl.concat(samples)))
@@ -257,5 +292,9 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     _publish(platform)
     found = table.filter(population="all", representation="embedding").select("target", "score")
     return dg.MaterializeResult(
-        metadata={"model_version": champion.version, **{f"probe_{name}": float(v) for name, v in found.iter_rows()}}
+        metadata={
+            "model_version": champion.version,
+            **column_lineage("confounder_audit"),
+            **{f"probe_{name}": float(v) for name, v in found.iter_rows()},
+        }
     )

@@ -12,8 +12,10 @@ from pydantic import Field as Setting
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import crops_with_maps, to_markdown
 from gradcamo_assets.learning.registry import ModelVersion
+from gradcamo_assets.learning.runs import Links
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.assets.models import champion_model
+from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder
@@ -111,16 +113,20 @@ def scores_and_embeddings(
     vector_frame = vector_frame.cast(pl.String).with_columns(pl.Series("embedding", vectors, dtype=pl.List(pl.Float32)))
     lake.write("embeddings", scores.join(vector_frame, on="Metadata_CellID").select(columns), **keys)
     lake.write("scores", scores, **keys)
-    common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version, "mlflow_run": champion.run_id}
+    pages = registry.pages(home.settings("links", Links), champion.run_id, champion)
+    common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version}
+    common |= {name: dg.MetadataValue.url(page) for name, page in pages.items()}
     common["precision"] = scorer.precision
     yield dg.MaterializeResult(
-        asset_key="embeddings", metadata={**common, "dimensions": len(vectors[0]) if vectors else 0}
+        asset_key="embeddings",
+        metadata={**common, "dimensions": len(vectors[0]) if vectors else 0, **column_lineage("embeddings")},
     )
     yield dg.MaterializeResult(
         asset_key="gradcamo_scores",
         metadata={
             **common,
             **_summary(scores),
+            **column_lineage("gradcamo_scores"),
             **({"crops_and_maps": picture} if picture else {}),
         },
         check_results=[_check(kept, scores)],

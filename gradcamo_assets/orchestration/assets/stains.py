@@ -14,7 +14,9 @@ from gradcamo_assets.warehouse import publish
 _CELLS = 512
 
 
-@dg.asset(partitions_def=PLATES, deps=["crops"], group_name="cells", kinds={"polars"}, automation_condition=AUTOMATIC)
+@dg.asset(
+    partitions_def=PLATES, deps=["crops"], group_name="profiles", kinds={"polars"}, automation_condition=AUTOMATIC
+)
 def channel_correlation(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Pearson's correlation between stains over the voxels of a cell, in a sample of a plate's cells."""
     from gradcamo_assets.profiling import correlation_table, stain_correlation

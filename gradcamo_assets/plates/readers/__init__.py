@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.hcs import name_of
 from gradcamo_assets.plates.readers import loaddata, metaxpress, operetta, pattern, uzh
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration, configuration_of
+from gradcamo_assets.plates.readers.configuration import Configuration, configuration_of
 from gradcamo_assets.plates.readers.export import PLANES, PROJECTION, Export
-from gradcamo_assets.plates.readers.tiff import plane_shape, read_plane
+from gradcamo_assets.plates.readers.untrusted import plane_shape, read_plane
 
-__all__ = [
-    "PLANES",
-    "PROJECTION",
-    "Export",
-    "configuration_of",
-    "format_of",
-    "plane_shape",
-    "read_export",
-    "read_plane",
-]
+__all__ = ["PLANES", "PROJECTION", "Export", "format_of", "plane_shape", "read_export", "read_plane"]
 
-_LooksLike = Callable[[Path, frozenset[str]], bool]
-_Read = Callable[[Path, Configuration], Export]
-
-# In this order: what a vendor wrote comes before a table that somebody added.
-_READERS: dict[str, tuple[_LooksLike, _Read]] = {
-    "Operetta": (operetta.looks_like, operetta.read),
-    "MetaXpress": (metaxpress.looks_like, metaxpress.read),
-    "CellVoyager": (uzh.looks_like_yokogawa, uzh.read_yokogawa),
-    "ScanR": (uzh.looks_like_scanr, uzh.read_scanr),
-    "ImageXpress HCS.ai": (uzh.looks_like_hcs_ai, uzh.read_hcs_ai),
-    "LoadData": (loaddata.looks_like, loaddata.read),
-    "Pattern": (pattern.looks_like, pattern.read),
+# By what each is recognised, in this order: what a vendor wrote comes before a table that somebody added; a pattern is
+# asked for, not recognised.
+_READERS: dict[str, tuple[tuple[str, ...], Callable[[Path], Export]]] = {
+    "Operetta": (operetta.INDEX, operetta.read),
+    "MetaXpress": (("*.[hH][tT][dD]", "TimePoint_1/*.[hH][tT][dD]"), metaxpress.read),
+    "CellVoyager": ((uzh.YOKOGAWA[0],), uzh.read_yokogawa),
+    "ScanR": ((uzh.SCANR,), uzh.read_scanr),
+    "ImageXpress HCS.ai": (("experiment*/*.jdce",), uzh.read_hcs_ai),
+    "LoadData": ((), loaddata.read),
+    "Pattern": ((), pattern.read),
 }
 
 
@@ -45,44 +33,40 @@ def format_of(folder: Path) -> str | None:
     A configuration beside the folder that asks for a format or gives a pattern decides. A damaged one does not hide a
     plate, nor does a damaged table: ``read_export`` says what is wrong with it.
     """
-    configuration, damaged = NOTHING, False
+    configuration, damaged = Configuration(), False
     try:
         configuration = configuration_of(folder)
     except PlateError as error:
         damaged = error.path is not None
-    try:
-        with os.scandir(folder) as entries:
-            names = frozenset(entry.name for entry in entries)
-        if configuration.format in _READERS:
-            return configuration.format
-        if configuration.pattern is not None:
-            return "Pattern"
-        found = (name for name, (looks_like, _) in _READERS.items() if looks_like(folder, names))
-        return next(found, "Pattern" if damaged else None)
-    except OSError:
+    if not folder.is_dir():
         return None
+    if configuration.format in _READERS:
+        return configuration.format
+    if configuration.pattern is not None:
+        return "Pattern"
+    for name, (marks, _) in _READERS.items():
+        if any(any(folder.glob(mark)) for mark in marks) or (name == "LoadData" and loaddata.has_table(folder)):
+            return name
+    return "Pattern" if damaged else None
 
 
 def read_export(folder: Path) -> Export:
     """What the export of a microscope holds: metadata and names, and of pixels at most a header or three.
 
     Raises:
-        PlateError: no format we read, damaged or hostile metadata, nothing usable; it names the plate.
+        PlateError: no format we read, damaged or hostile metadata, several plates or time points, nothing usable; it
+            names the plate.
     """
     name = name_of(folder)
     try:
-        configuration = configuration_of(folder)
-        if configuration.format not in (None, *_READERS):
-            raise PlateError(f"there is no format {configuration.format!r}", f"Known are {', '.join(_READERS)}.")
+        wanted = configuration_of(folder).format
+        if wanted not in (None, *_READERS):
+            raise PlateError(f"there is no format {wanted!r}", f"Known are {', '.join(_READERS)}.")
         if (format := format_of(folder)) is None:
-            raise PlateError(
-                "it is no export of a microscope that is read here", "Give a pattern (see plates/readers)."
-            )
-        return _READERS[format][1](folder, configuration)
+            problem = "it is no export of a microscope that is read here"
+            raise PlateError(problem, "Give a pattern (see plates/readers).")
+        return _READERS[format][1](folder)
     except OSError as error:
         raise PlateError(f"it cannot be read: {error}", "Check the folder.", plate=name, path=folder) from error
     except PlateError as error:
-        path = folder if error.path is None else error.path
-        raise PlateError(
-            error.problem, error.remedy, plate=name, well=error.well, site=error.site, path=path
-        ) from error
+        raise error.at(plate=name, path=error.path or folder) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -10,51 +9,50 @@ import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.hcs import name_of
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
-from gradcamo_assets.plates.readers.export import Export
-from gradcamo_assets.plates.readers.planes import MAX_PLANES, finish, well_at
+from gradcamo_assets.plates.readers.export import MAX_PLANES, Export, finish, well_at
 
-_MAX_COLUMNS = 10_000
-_MAX_HEADER = 2**20
-_MAX_PATH = 4096
+_MAX_COLUMNS, _MAX_HEADER, _MAX_PATH = 10_000, 2**20, 4096
 _SITE = ("Site", "Field", "FieldID", "FieldIndex")
 _Z = ("PlaneZ", "Z", "PlaneID", "ZIndex", "ZSlice")
 _TIME = ("T", "Time", "Timepoint", "TimepointID", "TimePoint")
 _REMEDY = "Write it as CellProfiler's LoadData wants it."
 
 
-def looks_like(folder: Path, names: frozenset[str]) -> bool:
+def has_table(folder: Path) -> bool:
     """Whether a CSV in the folder has a column ``FileName_<channel>``."""
     try:
-        return bool(_tables(folder, names))
+        return bool(_tables(folder))
     except PlateError:
         return True
+    except OSError:
+        return False
 
 
-def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
+def read(folder: Path) -> Export:
     """Read the first such table by name; others are named among the problems.
 
     Channels are the columns that name TIFF files (illumination functions are none), less a leading ``Orig``. Paths may
     be those of another machine: the longest end of a path that lies in the folder is taken.
-
-    Raises:
-        PlateError: columns that lack, several plates or time points, paths that are none.
     """
-    tables = _tables(folder, frozenset(entry.name for entry in os.scandir(folder)))
-    if not tables:
+    if not (tables := _tables(folder)):
         raise PlateError("there is no CSV with a column FileName_<channel>", _REMEDY, path=folder)
     path, *others = tables
     try:
         table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise PlateError(f"the table cannot be read: {str(error)[:200]}", _REMEDY, path=path) from error
-    table = _this_plate(table.select(pl.all().str.strip_chars()), folder)
+    table = table.select(pl.all().str.strip_chars())
+    if "Metadata_Plate" in table.columns and table["Metadata_Plate"].n_unique() > 1:
+        table = table.filter(pl.col("Metadata_Plate").is_in([folder.name, name_of(folder)]))
+        if table.is_empty():
+            problem = "its Metadata_Plate names several plates, none like the folder"
+            raise PlateError(problem, "Name the folder like one.", path=path)
     image = pl.selectors.starts_with("FileName_")
     tiffs = table.select(image.str.contains(r"(?i)\.tiff?$").any()).transpose(include_header=True)
     channels = [str(name).removeprefix("FileName_") for name, is_tiff in tiffs.iter_rows() if is_tiff]
     if not 0 < (count := len(channels) * table.height) <= MAX_PLANES:
         raise PlateError(f"it names {count} TIFF files", f"There must be 1 to {MAX_PLANES}.", path=path)
-    site, z, time = _first(table, _SITE), _first(table, _Z), _first(table, _TIME)
+    site, z, time = (_first(table, names) for names in (_SITE, _Z, _TIME))
     if time is not None and table[time].n_unique() > 1:
         raise PlateError(f"it has {table[time].n_unique()} time points", "Keep one time point a plate.", path=path)
     table = table.with_columns(
@@ -66,16 +64,13 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
         raise PlateError(f"{z} holds what is no number", "Give every row its z.", path=path)
     parts = [_channel(table, folder, name).with_columns(channel=pl.lit(i)) for i, name in enumerate(channels)]
     problems = [f"{path.name} was read, {', '.join(other.name for other in others)} not"] if others else []
-    return finish(
-        folder, pl.concat(parts), [name.removeprefix("Orig") or name for name in channels], format="LoadData",
-        source=path.name, configuration=configuration, problems=problems,
-    )  # fmt: skip
+    labels = [name.removeprefix("Orig") or name for name in channels]
+    return finish(folder, pl.concat(parts), labels, format="LoadData", source=path.name, problems=problems)
 
 
-def _tables(folder: Path, names: frozenset[str]) -> list[Path]:
+def _tables(folder: Path) -> list[Path]:
     found = []
-    for name in sorted(name for name in names if name.lower().endswith(".csv"))[:20]:
-        path = folder / name
+    for path in sorted(folder.glob("*.[cC][sS][vV]"))[:20]:
         if path.is_symlink() or not path.is_file():
             continue
         with path.open("rb") as file:
@@ -85,16 +80,6 @@ def _tables(folder: Path, names: frozenset[str]) -> list[Path]:
                 raise PlateError(f"it has more than {_MAX_COLUMNS} columns", "Leave out those of features.", path=path)
             found.append(path)
     return found
-
-
-def _this_plate(table: pl.DataFrame, folder: Path) -> pl.DataFrame:
-    """The rows of this plate, where the table is one of several."""
-    if "Metadata_Plate" not in table.columns or table["Metadata_Plate"].n_unique() == 1:
-        return table
-    own = table.filter(pl.col("Metadata_Plate").is_in([folder.name, name_of(folder)]))
-    if own.is_empty():
-        raise PlateError("its Metadata_Plate names several plates, none like the folder", "Name the folder like one.")
-    return own
 
 
 def _first(table: pl.DataFrame, names: tuple[str, ...]) -> str | None:
@@ -131,9 +116,9 @@ def _channel(table: pl.DataFrame, folder: Path, channel: str) -> pl.DataFrame:
 
 def _inside(folder: Path, path: str, name: str) -> str:
     """The longest end of a foreign path that is a folder in ours, and holds the file if any does; ends with '/'."""
-    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".")]
+    parts = [part for part in re.split(r"[/\\]", path.replace("\0", "")) if part not in ("", ".")]
     while ".." in parts:
         parts = parts[parts.index("..") + 1 :]
     ends = ["/".join([*parts[start:], ""]) for start in range(max(0, len(parts) - 50), len(parts) + 1)]
-    usable = [end for end in ends if "\0" not in end and (folder / end).is_dir()]
+    usable = [end for end in ends if (folder / end).is_dir()]
     return next((end for end in usable if "\0" not in name and (folder / end / name).is_file()), usable[0])

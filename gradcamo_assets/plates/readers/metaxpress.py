@@ -14,10 +14,8 @@ from typing import Any
 import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
-from gradcamo_assets.plates.readers.export import Export
-from gradcamo_assets.plates.readers.planes import finish, micrometres, well_at, whole_number
-from gradcamo_assets.plates.readers.tiff import open_tiff
+from gradcamo_assets.plates.readers.export import ROWS, Export, finish, micrometres, well_at, whole_number
+from gradcamo_assets.plates.readers.untrusted import open_tiff
 
 _GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _FILE = re.compile(
@@ -30,28 +28,20 @@ _ACQUISITION = {
 }  # fmt: skip
 
 
-def looks_like(folder: Path, names: frozenset[str]) -> bool:
-    """Whether there is an HTD file beside the images or in the folder of the first time point."""
-    return any(name.lower().endswith(".htd") for name in names) or _htd_in(folder / "TimePoint_1") is not None
-
-
-def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
+def read(folder: Path) -> Export:
     """Read what an export holds: names and the HTD; of the TIFFs one or two headers, for the voxel size.
 
     ZStep_0 beside other steps (or where the HTD promises a projection) and files beside ZSteps are projections.
-
-    Raises:
-        PlateError: a damaged HTD, several time points, no images.
     """
     times = _numbered(folder, "timepoint")
     if len(times) > 1:
         raise PlateError(f"it has {len(times)} time points", "Keep one TimePoint folder: one time point is read.")
     base = next(iter(times.values()), folder)
     steps = _numbered(base, "zstep")
-    htd_file = _htd_in(folder) or _htd_in(base)
-    if htd_file is None:
+    htds = [path for place in (folder, base) for path in sorted(place.glob("*.[hH][tT][dD]")) if path.is_file()]
+    if not htds:
         raise PlateError("there is no HTD file", "Copy it from the microscope.", path=base)
-    htd = _htd(htd_file)
+    htd = _htd(htds[0])
     projection = "TRUE" in htd.get("ZProjection", []) or any(steps.keys() - {0})
     rows: list[tuple[str, str, int, int | None, str]] = []
     strange: list[str] = []
@@ -63,8 +53,7 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
                 rows.append((match[1], match[2] or "1", wave - 1, z, (place / name).relative_to(folder).as_posix()))
             elif "_thumb" not in name.lower():
                 strange.append(name)
-    schema = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl.Int32, "file": pl.String}
-    table = pl.DataFrame(rows, schema, orient="row").with_columns(page=pl.lit(0))
+    table = pl.DataFrame(rows, ROWS, orient="row")
     if table.is_empty():
         raise PlateError("there is no image <base>_<well>_s<site>_w<wave>.tif", "Copy the images too.", path=base)
     problems = [f"{len(strange)} TIFF files have names that are not understood: {strange[0]}"] if strange else []
@@ -75,7 +64,7 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
     voxel_size, facts = _first_headers(folder, table)
     return finish(
         folder, table, ["".join(htd.get(f"WaveName{wave}", [])[:1]) or f"w{wave}" for wave in range(1, waves + 1)],
-        format="MetaXpress", source="the HTD", noun="wavelength", configuration=configuration, voxel_size=voxel_size,
+        format="MetaXpress", source="the HTD", noun="wavelength", voxel_size=voxel_size,
         promised=_promised(htd, table), problems=problems,
         acquisition={"description": " ".join(htd.get("Description", [])), **facts},
     )  # fmt: skip
@@ -86,14 +75,6 @@ def _numbered(folder: Path, kind: str) -> dict[int, Path]:
         folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     found = (match for name in folders if (match := _FOLDER.fullmatch(name)) and match[1].lower() == kind)
     return {int(match[2]): folder / match[0] for match in found}
-
-
-def _htd_in(folder: Path) -> Path | None:
-    if not folder.is_dir():
-        return None
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.lower().endswith(".htd")]
-    return next((folder / name for name in sorted(names) if (folder / name).is_file()), None)
 
 
 def _htd(path: Path) -> dict[str, list[str]]:
@@ -135,7 +116,11 @@ def _first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float | None
     """Voxel size and acquisition facts from two planes of the first channel and field."""
     first = table.sort("channel", "well", "site", "z", nulls_last=True)
     stack = first.filter(pl.col(key) == first[key][0] for key in ("channel", "well", "site")).head(2)
-    planes = [_meta_series(folder / file) for file in stack["file"]]
+    planes: list[dict[str, Any]] = []
+    for file in stack["file"]:
+        # Of a MetaSeries file the description is XML that begins with its root, so that no DTD can stand before.
+        with open_tiff(folder / file) as tif:
+            planes.append((tif.metaseries_metadata or {}).get("PlaneInfo", {}) if tif.is_metaseries else {})
     steps = [plane.get("Z Projection Step Size") for plane in planes]
     heights = [micrometres(plane.get("z-position"), signed=True) for plane in planes]
     if stack["z"].n_unique() == 2 and None not in (*heights, *stack["z"]):
@@ -144,9 +129,3 @@ def _first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float | None
     size = [micrometres(planes[0].get(f"spatial-calibration-{axis}"), units) for axis in "yx"]
     facts = {name: planes[0].get(key) for name, key in _ACQUISITION.items()}
     return [next(filter(None, map(micrometres, steps)), None), *size], facts
-
-
-def _meta_series(path: Path) -> dict[str, Any]:
-    """What a plane's description says: XML that begins with its root element, so that no DTD can stand before."""
-    with open_tiff(path) as tif:
-        return (tif.metaseries_metadata or {}).get("PlaneInfo", {}) if tif.is_metaseries else {}

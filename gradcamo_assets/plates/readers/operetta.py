@@ -13,12 +13,10 @@ import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
-from gradcamo_assets.plates.readers.export import Export
-from gradcamo_assets.plates.readers.planes import MAX_PLANES, finish, micrometres, well_at, whole_number
-from gradcamo_assets.plates.readers.screened import elements
+from gradcamo_assets.plates.readers.export import MAX_PLANES, Export, finish, micrometres, well_at, whole_number
+from gradcamo_assets.plates.readers.untrusted import elements
 
-_INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
+INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
 _KEYS = ("Row", "Col", "FieldID", "ChannelID", "PlaneID", "URL")
 _TEXTS = (*_KEYS, "State", "TimepointID")
 _POSITIONS = ("PositionZ", "AbsPositionZ")
@@ -28,21 +26,12 @@ _ACQUISITION = {
 }  # fmt: skip
 
 
-def looks_like(folder: Path, names: frozenset[str]) -> bool:
-    """Whether there is an index of Harmony's."""
-    return _index(folder) is not None
-
-
-def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
-    """Read the index, image by image; it may have hundreds of thousands. No TIFF is opened.
-
-    Raises:
-        PlateError: a damaged or hostile index, several time points, an image without its place.
-    """
-    index = _index(folder)
+def read(folder: Path) -> Export:
+    """Read the index, image by image; it may have hundreds of thousands. No TIFF is opened."""
+    index = next((path for name in INDEX if (path := folder / name).is_file()), None)
     if index is None:
         raise PlateError("there is no Index.xml", "Export the measurement again.", path=folder)
-    columns: dict[str, list[str | float | None]] = {key: [] for key in (*_TEXTS, *_POSITIONS)}
+    rows: list[tuple[str | float | None, ...]] = []
     channels: dict[str, dict[str, Element]] = {}
     plate: dict[str, Element] = {}
     for tag, element in elements(index, "Image", "Entry", "InstrumentType"):
@@ -53,16 +42,15 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
             channels.setdefault(element.get("ChannelID", "").strip(), {}).update(facts)
         elif "URL" in facts:
             missing = [key for key in _KEYS if key not in facts]
-            if missing or len(columns["URL"]) >= MAX_PLANES:
+            if missing or len(rows) >= MAX_PLANES:
                 problem = f"an image has no {missing[0]}" if missing else f"it names more than {MAX_PLANES} images"
                 raise PlateError(problem, "Export the measurement again.", path=index)
-            for key in _TEXTS:
-                columns[key].append(_text(facts, key))
-            for key in _POSITIONS:
-                columns[key].append(_micrometres(facts, key, signed=True))
+            positions = (_micrometres(facts, key, signed=True) for key in _POSITIONS)
+            rows.append((*(_text(facts, key) for key in _TEXTS), *positions))
             if not (channel := channels.setdefault(_text(facts, "ChannelID"), {})):
                 channel.update(facts)
-    images = pl.DataFrame(columns, {key: pl.String if key in _TEXTS else pl.Float64 for key in columns})
+    schema = dict.fromkeys(_TEXTS, pl.String) | dict.fromkeys(_POSITIONS, pl.Float64)
+    images = pl.DataFrame(rows, schema, orient="row")
     if (times := images["TimepointID"].n_unique()) > 1:
         raise PlateError(f"it has {times} time points", "Export one time point a plate.", path=index)
     order = sorted(channels, key=natural_key)
@@ -70,14 +58,10 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
     return finish(
         folder, _rows(images, order, index.parent.relative_to(folder)),
         [_text(channels[channel], "ChannelName") or f"channel {channel}" for channel in order],
-        format="Operetta", source=index.name, configuration=configuration,
+        format="Operetta", source=index.name,
         voxel_size=(_spacing(images), *(_micrometres(facts, f"ImageResolution{axis}") for axis in "YX")),
         acquisition={name: _text(facts, key) for name, key in _ACQUISITION.items()},
     )  # fmt: skip
-
-
-def _index(folder: Path) -> Path | None:
-    return next((path for name in _INDEX if (path := folder / name).is_file()), None)
 
 
 def _text(facts: dict[str, Element], key: str) -> str:
@@ -100,7 +84,6 @@ def _rows(images: pl.DataFrame, channels: list[str], place: Path) -> pl.DataFram
         pl.col("ChannelID").replace_strict(channels, range(len(channels)), return_dtype=pl.Int32).alias("channel"),
         pl.col("PlaneID").replace_strict(numbers, return_dtype=pl.Int32).alias("z"),
         pl.when(pl.col("State").str.to_lowercase().is_in(["", "ok"])).then(url).alias("file"),
-        page=pl.lit(0),
     )
 
 

@@ -11,39 +11,29 @@ import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
-from gradcamo_assets.plates.readers.export import Export
-from gradcamo_assets.plates.readers.planes import MAX_PLANES, finish, micrometres, well_at
-from gradcamo_assets.plates.readers.screened import screen
-from gradcamo_assets.plates.readers.tiff import open_tiff, pages_of
+from gradcamo_assets.plates.readers.configuration import configuration_of
+from gradcamo_assets.plates.readers.export import MAX_PLANES, Export, finish, micrometres, well_at
+from gradcamo_assets.plates.readers.untrusted import open_tiff, pages_of, screen
 
 _GROUPS = ("well", "row", "column", "site", "channel", "z")
 _EXAMPLE = r"Write, for example, pattern = '(?P<well>[A-P]\d\d)_s(?P<site>\d)_(?P<channel>w\d)\.tif'."
 
 
-def looks_like(folder: Path, names: frozenset[str]) -> bool:
-    """Never: a pattern is asked for, not recognised."""
-    return False
-
-
-def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
+def read(folder: Path) -> Export:
     """Read the paths below the folder, and one header: what the pages of a file are, the first file tells for all.
 
     Pages are z, or z and channels as OME-XML or ImageJ say, where the pattern has no groups for these.
-
-    Raises:
-        PlateError: no usable pattern, no file that matches, a page order that contradicts the pattern.
     """
-    expression = _compiled(configuration.pattern)
+    expression = _compiled(configuration_of(folder).pattern)
     # The walk does not follow links to folders.
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.[tT][iI][fF]*")]
     found = [(file, expression.fullmatch(file)) for file in sorted(files, key=natural_key)]
     matches = [{"file": file, **match.groupdict(default="")} for file, match in found if match]
     others = [file for file, match in found if not match]
     if not matches:
-        problem = f"the pattern matches none of {len(others)} TIFF files{', for example ' if others else ''}"
+        example = f", for example {others[0]}" if others else ""
         remedy = "It must match a file's whole path below the folder, with '/' between folders."
-        raise PlateError(problem + "".join(others[:1]), remedy)
+        raise PlateError(f"the pattern matches none of {len(others)} TIFF files{example}", remedy)
     first = matches[0]
     pages, names, voxel_size = _pages(folder / first["file"])
     if len(matches) * len(pages) > MAX_PLANES:
@@ -71,7 +61,7 @@ def read(folder: Path, configuration: Configuration = NOTHING) -> Export:
     problems = [f"the pattern does not match {len(others)} TIFF files, for example {others[0]}"] if others else []
     return finish(
         folder, pl.DataFrame(rows), names, format="Pattern", source="the pattern", voxel_size=voxel_size,
-        configuration=configuration, problems=problems,
+        problems=problems,
     )  # fmt: skip
 
 
@@ -125,7 +115,6 @@ def _ome(text: str, pages: int) -> tuple[list[str], list[float | None]]:
     if (claimed := image.size_z * image.size_c * image.size_t) != pages:
         problem = f"its OME-XML names {claimed} planes, the file has {pages} pages"
         raise PlateError(problem, "Export every field as one file that is whole.")
-    z, y, x = image.physical_size_z_unit, image.physical_size_y_unit, image.physical_size_x_unit
-    sizes = zip((image.physical_size_z, image.physical_size_y, image.physical_size_x), (z, y, x), strict=True)
+    sizes = [f"physical_size_{axis}" for axis in "zyx"]
     names = [channel.name or f"channel_{index}" for index, channel in enumerate(image.channels)]
-    return names, [micrometres(size, unit.value) for size, unit in sizes]
+    return names, [micrometres(getattr(image, size), getattr(image, f"{size}_unit").value) for size in sizes]

@@ -15,52 +15,33 @@ import polars as pl
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.hcs import name_of
-from gradcamo_assets.plates.readers.configuration import NOTHING, Configuration
-from gradcamo_assets.plates.readers.export import Export
-from gradcamo_assets.plates.readers.planes import finish, micrometres, whole_number
-from gradcamo_assets.plates.readers.screened import elements
+from gradcamo_assets.plates.readers.configuration import configuration_of
+from gradcamo_assets.plates.readers.export import ROWS, Export, finish, micrometres, whole_number
+from gradcamo_assets.plates.readers.untrusted import elements
 
-_YOKOGAWA = ("MeasurementData.mlf", "MeasurementDetail.mrf")
-_SCANR = "data/metadata.ome.xml"
+YOKOGAWA = ("MeasurementData.mlf", "MeasurementDetail.mrf")
+SCANR = "data/metadata.ome.xml"
 _DAMAGED = "Export the plate again."
 
 
-def looks_like_yokogawa(folder: Path, names: frozenset[str]) -> bool:
-    """CellVoyager and CQ3K name their files alike."""
-    return names.issuperset(_YOKOGAWA)
-
-
-def looks_like_scanr(folder: Path, names: frozenset[str]) -> bool:
-    return "data" in names and (folder / _SCANR).is_file()
-
-
-def looks_like_hcs_ai(folder: Path, names: frozenset[str]) -> bool:
-    return any(name.startswith("experiment") and any((folder / name).glob("*.jdce")) for name in names)
-
-
-def read_yokogawa(folder: Path, configuration: Configuration = NOTHING) -> Export:
-    """Read CellVoyager or CQ3K. Their metadata do not name channels: these are C01, C02, as in the files' names.
-
-    Raises:
-        PlateError: damaged or hostile metadata, several time points.
-    """
+def read_yokogawa(folder: Path) -> Export:
+    """Read CellVoyager or CQ3K. Their metadata do not name channels: these are C01, C02, as in the files' names."""
     from fractal_uzh_converters.cellvoyager import _utils as cellvoyager
     from fractal_uzh_converters.cq3k import _utils as cq3k
 
-    data, detail = (folder / name for name in _YOKOGAWA)
+    data, detail = (folder / name for name in YOKOGAWA)
     for record in _attributes(data, "MeasurementRecord"):
         whole_number(record.get("Row"), "a record's Row", 1, 26)
     channels = list(_attributes(detail, "MeasurementChannel"))
     numbers = sorted({whole_number(channel.get("Ch"), "a channel's Ch", 1, 99) for channel in channels})
     names = {number: f"C{number:02d}" for number in numbers}
     if any("ObjectiveMagnificationRatio" in channel for channel in channels):
-        model: Any = cq3k.CQ3KAcquisitionModel
-        return _read(folder, configuration, "CQ3K", data.name, cq3k.parse_cq3k_metadata, model, names)
+        return _read(folder, "CQ3K", data.name, cq3k.parse_cq3k_metadata, cq3k.CQ3KAcquisitionModel, names)
     model = cellvoyager.CellVoyagerAcquisitionModel
-    return _read(folder, configuration, "CellVoyager", data.name, cellvoyager.parse_cellvoyager_metadata, model, names)
+    return _read(folder, "CellVoyager", data.name, cellvoyager.parse_cellvoyager_metadata, model, names)
 
 
-def read_scanr(folder: Path, configuration: Configuration = NOTHING) -> Export:
+def read_scanr(folder: Path) -> Export:
     """Read ScanR, which numbers wells through: the plate's size is the configuration's, or 96 wells, or 384 if need be.
 
     Raises:
@@ -70,23 +51,18 @@ def read_scanr(folder: Path, configuration: Configuration = NOTHING) -> Export:
 
     wells = [
         whole_number(match[1], "the number of a well", 1, 384)
-        for image in _attributes(folder / _SCANR, "Image")
+        for image in _attributes(folder / SCANR, "Image")
         if (match := re.search("W([0-9]+)P[0-9]+", image.get("ID", "")))
     ]
-    size = configuration.wells or (96 if max(wells, default=1) <= 96 else 384)
+    given = configuration_of(folder).wells
+    size = given or (96 if max(wells, default=1) <= 96 else 384)
     guessed = f"the plate is taken for one of {size} wells; if not so, give wells in {name_of(folder)}.toml beside it"
-    return _read(
-        folder, configuration, "ScanR", _SCANR, scanr.parse_scanr_metadata, scanr.ScanRAcquisitionModel, None,
-        [] if configuration.wells else [guessed], layout=f"{size}-well",
-    )  # fmt: skip
+    parse, model = scanr.parse_scanr_metadata, scanr.ScanRAcquisitionModel
+    return _read(folder, "ScanR", SCANR, parse, model, None, [] if given else [guessed], layout=f"{size}-well")
 
 
-def read_hcs_ai(folder: Path, configuration: Configuration = NOTHING) -> Export:
-    """Read the export of ImageXpress HCS.ai: the stacks where there are any.
-
-    Raises:
-        PlateError: damaged metadata, several time points.
-    """
+def read_hcs_ai(folder: Path) -> Export:
+    """Read the export of ImageXpress HCS.ai: the stacks where there are any."""
     from fractal_uzh_converters.imagexpress_hcs import _utils as hcs_ai
 
     for path in folder.glob("experiment*/*.csv"):
@@ -94,7 +70,7 @@ def read_hcs_ai(folder: Path, configuration: Configuration = NOTHING) -> Export:
         for row in table["Row"].unique() if "Row" in table.columns else []:
             whole_number(row, "Row", 1, 26)
     model = hcs_ai.MDImageXpressHCSaiAcquisitionModel
-    return _read(folder, configuration, "ImageXpress HCS.ai", "the table", hcs_ai.parse_md_metadata, model, None)
+    return _read(folder, "ImageXpress HCS.ai", "the table", hcs_ai.parse_md_metadata, model, None)
 
 
 def _attributes(path: Path, tag: str) -> Iterator[dict[str, str]]:
@@ -104,8 +80,8 @@ def _attributes(path: Path, tag: str) -> Iterator[dict[str, str]]:
 
 
 def _read(
-    folder: Path, configuration: Configuration, format: str, source: str, parse: Callable[..., Any], model: Any,
-    names: dict[int, str] | None, problems: Sequence[str] = (), **options: Any,
+    folder: Path, format: str, source: str, parse: Callable[..., Any], model: Any, names: dict[int, str] | None,
+    problems: Sequence[str] = (), **options: Any,
 ) -> Export:  # fmt: skip
     """``names``: of channels by their number, where the parser knows none."""
     from ome_zarr_converters_tools.models import ConverterOptions, NoTiling
@@ -120,8 +96,7 @@ def _read(
     except Exception as error:
         problem = f"its metadata cannot be read as {format}'s: {' '.join(str(error).split())[:300]}"
         raise PlateError(problem, _DAMAGED, path=folder) from error
-    labels = [channel.channel_label for channel in images[0].channels or []]
-    names = names or dict(enumerate(labels))
+    names = names or dict(enumerate(channel.channel_label for channel in images[0].channels or []))
     order: dict[float, int] = {number: index for index, number in enumerate(names)}
     rows: list[tuple[str, str, int, int | None, str]] = []
     for image in images:
@@ -136,14 +111,12 @@ def _read(
             z = None if image.collection.plate_name != "plate" else round(at["z"] / image.z_spacing)
             site = region.roi.name.rpartition("_")[2]
             rows.append((image.collection.well, site, order[at["c"]], z, file.removeprefix(f"{root}/")))
-    schema = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl.Int32, "file": pl.String}
     # Of a single plane the parsers say that its step is 1.
     stacks = [image for image in images if len({_place(region)["z"] for region in image.regions}) > 1]
-    pixel, z_step = images[0].pixelsize, median([image.z_spacing for image in stacks] or [0])
+    pixel, z_step = micrometres(images[0].pixelsize), median([image.z_spacing for image in stacks] or [0])
     return finish(
-        folder, pl.DataFrame(rows, schema, orient="row").with_columns(page=pl.lit(0)), list(names.values()),
-        format=format, source=source, configuration=configuration, problems=problems,
-        voxel_size=(micrometres(round(z_step, 6)), micrometres(pixel), micrometres(pixel)),
+        folder, pl.DataFrame(rows, ROWS, orient="row"), list(names.values()), format=format, source=source,
+        problems=problems, voxel_size=(micrometres(round(z_step, 6)), pixel, pixel),
     )  # fmt: skip
 
 

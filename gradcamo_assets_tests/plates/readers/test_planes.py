@@ -13,7 +13,7 @@ import tifffile
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates.readers import PROJECTION, format_of, read_export, read_plane
-from gradcamo_assets.plates.readers.planes import finish
+from gradcamo_assets.plates.readers.export import finish
 from gradcamo_assets_tests.plates.readers import exports
 from gradcamo_assets_tests.plates.readers.exports import some_pixels
 

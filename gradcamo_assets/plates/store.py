@@ -1,12 +1,14 @@
-"""Where a plate grows before it is known: field by field, so that a killed ingestion goes on where it was.
+"""Ingested plates on disk: where one grows before it is known, how it becomes public, and the record of what is known.
 
-``<plates>/.<name>.ingesting/`` holds the growing plate and a record of every finished field. What others see
-(``<name>.zarr`` and the files beside it) changes at the very end, and a plate is known once ``<name>.json`` is there.
+``<plates>/.<name>.ingesting/`` holds the growing plate and a record of every finished field, so that a killed ingestion
+goes on where it was. What others see (``<name>.zarr`` and the files beside it) changes at the very end, and a plate is
+known once ``<name>.json``, its record, is there.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +21,9 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.files import replaced_file, write_json
+from gradcamo_assets.common.names import plate_name
 from gradcamo_assets.plates.companions import LABELS_ENDING
+from gradcamo_assets.plates.hcs import Field, Plate
 
 ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING = ".illumination.npy", ".platemap.csv", ".json"
 ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
@@ -101,11 +105,8 @@ def staged(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[St
     It is kept where the process is killed, the disk is full or the source out of reach, and emptied where the plate is
     refused.
 
-    Args:
-        made_from: what the result depends on, as JSON; fields finished from anything else are done again.
-
-    Raises:
-        PlateError: where another process is ingesting this plate.
+    ``made_from``: what the result depends on, as JSON; fields finished from anything else are done again. PlateError
+    where another process is ingesting this plate.
     """
     staging = Staging(plates, name)
     # Not in the staging area, which is removed while the lock is held.
@@ -125,3 +126,58 @@ def staged(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[St
         raise
     finally:
         lock.release()
+
+
+def known_plate(plates: Path, name: str) -> dict[str, Any] | None:
+    """The record of an ingested plate, or None where the plate is not known; PlateError where it cannot be read."""
+    path = plates / f"{plate_name(name)}{RECORD_ENDING}"
+    try:
+        record = json.loads(path.read_text())
+        if record["name"] != name:
+            raise ValueError(f"it is the record of {record['name']}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlateError(f"unreadable record: {error}", "Ingest the plate again.", plate=name, path=path) from error
+    return record
+
+
+def known_plates(plates: Path) -> dict[str, dict[str, Any]]:
+    """The records of all ingested plates by name. A folder that is not there holds none.
+
+    A record that cannot be read is told of in the log and counts as none: its plate is taken in again.
+    """
+    known = {}
+    for path in sorted(plates.glob(f"[!.]*{RECORD_ENDING}")):
+        try:
+            record = known_plate(plates, path.stem)
+        except PlateError as error:
+            logging.getLogger(__name__).warning(str(error))
+            continue
+        if record is not None:
+            known[path.stem] = record
+    return known
+
+
+def load_plate(plates: Path, name: str, illumination: bool = False) -> Plate:
+    """An ingested plate, from its record alone; ``fields`` are those fit for use.
+
+    ``illumination``: whether pixels are to be read as under even light, where the plate's illumination is known.
+    PlateError where the plate is not known or its folder is gone.
+    """
+    record = known_plate(plates, name)
+    path = plates / f"{name}.zarr"
+    if record is not None and record.get("by_reference"):
+        path = Path(record["source"])
+    if record is None or not path.is_dir():
+        raise PlateError("the plate has not been ingested", "Ingest it first.", plate=name, path=path)
+    reasons = {Field(name, f["well"], f["site"], f["path"]): f["reason"] for f in record["fields"]}
+    z, y, x = record["voxel_size"]
+    light = plates / f"{name}{ILLUMINATION_ENDING}"
+    return Plate(
+        name, path, record["ngff_version"], tuple(record["channels"]), (z, y, x),
+        tuple(field for field, reason in reasons.items() if reason is None),
+        {field: reason for field, reason in reasons.items() if reason is not None},
+        illumination=light if illumination and light.is_file() else None,
+        camera_offset=record.get("camera_offset", 0.0),
+    )  # fmt: skip

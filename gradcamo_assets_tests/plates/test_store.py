@@ -10,14 +10,16 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.plates import ingest_plate, known_plate, load_plate, sources
-from gradcamo_assets.plates.staging import Staging, staged
+from gradcamo_assets.plates import ingest_plate, known_plate, load_plate, sources, write_synthetic_plate
+from gradcamo_assets.plates.store import Staging, staged
+from gradcamo_assets_tests.plates.conftest import TINY
 from gradcamo_assets_tests.plates.readers.exports import write_metaxpress
 
 KILLS = 20
@@ -116,9 +118,8 @@ class Killed(BaseException):
     """Not an exception that anything catches."""
 
 
-def test_a_publication_that_dies_at_any_step_is_completed(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_publication_that_dies_at_any_step_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = write_synthetic_plate(tmp_path / "inbox", replace(TINY, wells=1, sites=1))
     calm = tmp_path / "calm"
     ingest_plate(tiny, tmp_path / "before")
     (tiny / "new.txt").write_text("another version")
