@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from gradcamo_assets.common import GradcamoError, Home
-from gradcamo_assets.warehouse.queries import QC_CHOICES
 
 _SHORTCUT = click.option(
     "--shortcut",
@@ -101,8 +100,26 @@ def sql(query: str, form: str) -> None:
     render(run_sql(Home.from_environment().database, query), form)  # type: ignore[arg-type]
 
 
+class _QcTable(click.ParamType):
+    """The choices of ``qc_table``, looked up when they are needed: polars and DuckDB take half a second to import."""
+
+    name = "table"
+
+    @property
+    def _choice(self) -> click.Choice:
+        from gradcamo_assets.warehouse.queries import QC_CHOICES
+
+        return click.Choice(QC_CHOICES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self._choice.convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self._choice.get_metavar(param, ctx)
+
+
 @main.command()
-@click.option("--by", type=click.Choice(QC_CHOICES), default="dose,site", show_default=True)
+@click.option("--by", type=_QcTable(), default="dose,site", show_default=True)
 @click.option("--plate", metavar="NAME", help="Only this plate.")
 @_FORMAT
 def qc(by: str, plate: str | None, form: str) -> None:

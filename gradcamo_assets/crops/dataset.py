@@ -73,6 +73,11 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
         fields, orders = self.fields, self.orders
         return digest([(fields[i].version, fields[i].cell_ids[row], orders[i], y) for i, row, y in self.items])
 
+    @property
+    def cell_ids(self) -> list[str]:
+        """``Metadata_CellID`` of every crop, in order."""
+        return [self.fields[field].cell_ids[row] for field, row, _ in self.items]
+
     def __len__(self) -> int:
         return len(self.items)
 

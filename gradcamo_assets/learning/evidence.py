@@ -74,8 +74,7 @@ def judge(
             found["predicted_class"] = [classes[index] for index in found["predicted_class"]]
             for name, values in columns[layer].items():
                 values += found[name]
-    ids = [dataset.fields[field].cell_ids[row] for field, row, _ in dataset.items]
-    path = pl.col("Metadata_CellID").str.split("/")
+    ids, path = dataset.cell_ids, pl.col("Metadata_CellID").str.split("/")
     return {
         layer: pl.DataFrame({"Metadata_CellID": ids, **values}, {"Metadata_CellID": pl.String, **_SCHEMA}).with_columns(
             Metadata_Plate=path.list.get(0),

@@ -203,8 +203,7 @@ def _files(
 
 def _by_epoch(result: TrainingResult, crops: CropDataset, classes: list[str]) -> bytes:
     """``epoch`` from 1, ``Metadata_CellID``, ``treatment_class`` and ``embedding`` of validation cells, as Parquet."""
-    ids = [crops.fields[field].cell_ids[row] for field, row, _ in crops.items]
-    names = [classes[target] for target in crops.targets]
+    ids, names = crops.cell_ids, [classes[target] for target in crops.targets]
     rows = [
         (epoch, *row)
         for epoch, vectors in enumerate(result.embeddings, start=1)

@@ -76,11 +76,11 @@ def find_version(registry: ModelRegistry, number: int) -> ModelVersion:
     Raises:
         BundleError: if there is none.
     """
-    found = {int(v.version): v for v in registry.client.search_model_versions(f"name = '{registry.name}'")}
-    if number not in found:
-        there = ", ".join(map(str, sorted(found))) or "none; launch train_model"
+    known = {found.version: found for found in registry.versions()}
+    if number not in known:
+        there = ", ".join(map(str, known)) or "none; launch train_model"
         raise BundleError(f"{registry.name} has no version {number}", f"There are: {there}.")
-    return ModelVersion(registry.name, number, found[number].run_id, found[number].source)
+    return known[number]
 
 
 def record_versions(lake: Lake, registry: ModelRegistry) -> int:

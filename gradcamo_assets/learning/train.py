@@ -31,10 +31,9 @@ from torch.utils.data import DataLoader
 from gradcamo_assets.common.errors import GradcamoError
 from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops.dataset import BalancedSampler, CropDataset
-from gradcamo_assets.explain.cam import logits_of
 from gradcamo_assets.learning.configuration import TrainingConfig
 from gradcamo_assets.learning.module import EncoderModule, Report, best_epoch, is_over
-from gradcamo_assets.networks.registry import build_encoder, is_planar
+from gradcamo_assets.networks.registry import build_encoder
 
 CONTROLS = "negcon"
 """The class of control wells, as ``plates.treatment_class`` names it."""
@@ -182,16 +181,3 @@ def _heard(report: Report | None, processes: int) -> Iterator[Report | None]:
     finally:
         lines.put(None)
         listener.join()
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, dataset: CropDataset, batch_size: int = 16) -> dict[str, float]:
-    """Accuracy and balanced accuracy (mean recall over classes) on a dataset; empty for an empty dataset."""
-    if not len(dataset):
-        return {}
-    device, planar = next(model.parameters()).device, is_planar(model)
-    batches = (x.squeeze(2) if planar else x for x, _, _ in DataLoader(dataset, batch_size))
-    predicted = torch.cat([logits_of(model(x.to(device))).argmax(1).cpu() for x in batches]).numpy()
-    hits = predicted == dataset.targets
-    recalls = [hits[dataset.targets == target].mean() for target in np.unique(dataset.targets)]
-    return {"accuracy": float(hits.mean()), "balanced_accuracy": float(np.mean(recalls))}

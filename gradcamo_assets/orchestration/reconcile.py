@@ -157,8 +157,7 @@ def record_refusals(lake: Lake, champion: ModelVersion, refused: dict[Partition,
 def unlearned_plates(lake: Lake, registry: ModelRegistry) -> list[str]:
     """Plates with crops of known treatment of which no registered version was given a well, to learn or to test."""
     seen = set()
-    for found in registry.client.search_model_versions(f"name = '{registry.name}'"):
-        version = ModelVersion(registry.name, int(found.version), found.run_id, found.source)
+    for version in registry.versions():
         with suppress(BundleError):  # Whatever a damaged version was trained on, it can be trained on again.
             wells = chain.from_iterable(read_config(registry.fetch(version)).split.values())
             seen |= {well.split("/")[0] for well in wells}
