@@ -1,15 +1,16 @@
 """Can an encoder that reads the background be cured, and who notices? ``python -m benchmarks.cure [--quick]``
 
-A plate on which every cell carries its treatment, and the background around it does too. Four encoders are trained on
-it: plain, with the Grad-CAMO penalty, with surroundings swapped, with both; a fifth on a plate without the shortcut.
-They are asked about held-out wells, and about a second plate without the shortcut. True masks stand in for
+A plate on which every cell shows its treatment, and so does the light of the medium around it. Four encoders are
+trained on it: plain, with the Grad-CAMO penalty, with surroundings swapped, with both; a fifth on a plate without the
+shortcut. They are asked about held-out wells, and about a second plate without the shortcut. True masks stand in for
 segmentation.
 
-All plates are standardised by the statistics of the honest one: a textured background makes a plate's own scale wider,
-and a plate without it would come out brighter, which is another question.
+All plates are standardised by the statistics of the honest one: a bright medium shifts a plate's own, and cells of a
+plate without it would come out brighter, which is another question.
 
 The truth about a cell is planted, not audited: its twin on a plate of the same pixels, but for a background that shows
-another treatment. Who answers the same to both does not read the background. ``trusted`` is held against that.
+another treatment. Who answers the same to both does not read the background. ``trusted`` is held against that, and so
+is ``trust``, the number that it is the cut of.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -32,18 +33,18 @@ import zarr
 from benchmarks.pipeline import Prepared, prepare, train_and_score
 from gradcamo_assets.crops import CropConfig, CropField, open_crops
 from gradcamo_assets.crops.dataset import CropDataset
+from gradcamo_assets.figures import to_png
+from gradcamo_assets.figures.style import COLOURS, GREY, new_figure
 from gradcamo_assets.learning.train import TrainingConfig, train_encoder
+from gradcamo_assets.orchestration.demo import CURES
 from gradcamo_assets.plates import SyntheticPlate
 from gradcamo_assets.scoring.audit import audit_crops
 from gradcamo_assets.scoring.score import Scorer
 
-CURES: dict[str, dict[str, Any]] = {
-    "plain": {"swap": 0.0},
-    "regularised": {"swap": 0.0, "regulariser": "gradcamo"},
-    "swapped": {},
-    "both": {"regulariser": "gradcamo"},
-    "honest": {"swap": 0.0},
-}
+TRAININGS = CURES | {"honest": CURES["plain"]}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _SCALES = ("center", "scale")
 _AUDITED, _TIMED, _PRICED = 48, 200, 96
 _PASSES = 0.5
@@ -101,7 +102,10 @@ def audited(scorer: Scorer, plate: Prepared, cells: pl.DataFrame) -> tuple[pl.Da
     )
     seconds = time.perf_counter() - start
     looks = (pl.col("looks_at") == "target").fill_null(False)
-    return cells.join(table, on="Metadata_CellID").with_columns(trusted=looks & pl.col("survives_swap")), seconds
+    margin = pl.col("swap_margin")
+    return cells.join(table, on="Metadata_CellID").with_columns(
+        trusted=looks & pl.col("survives_swap"), trust=pl.when(looks).then(margin).otherwise(margin.clip(upper_bound=0))
+    ), seconds
 
 
 def _number(value: Any) -> float:
@@ -117,7 +121,7 @@ def measure(name: str, plates: Scene, training: TrainingConfig, folder: Path) ->
     """Train one encoder: its figures, and its audited cells with ``trusted`` and the ``truth``."""
     taught = plates.honest if name == "honest" else plates.first
     folder.mkdir()
-    cells, _ = train_and_score(taught, replace(training, **CURES[name]), folder)
+    cells, _ = train_and_score(taught, replace(training, **TRAININGS[name]), folder)
     scorer = Scorer(folder / "bundle")
     held_out = cells.filter(split="test")
     second = asked(scorer, plates.second)
@@ -137,7 +141,7 @@ def measure(name: str, plates: Scene, training: TrainingConfig, folder: Path) ->
         "survives": _number(found["survives_swap"].mean()),
         "trusted": _number(found["trusted"].mean()),
         "truth": _number(found["truth"].mean()),
-    }, found.select("trusted", "truth")
+    }, found.select("trusted", "trust", "truth")
 
 
 def price(plate: Prepared, training: TrainingConfig, folder: Path, rounds: int = 3) -> float:
@@ -151,18 +155,18 @@ def price(plate: Prepared, training: TrainingConfig, folder: Path, rounds: int =
     taken: dict[str, list[float]] = {"plain": [], "both": []}
     for turn in range(rounds + 1):
         for name, found in taken.items():
-            config = replace(training, **CURES[name], epochs=1, regulariser_after=0, seed=turn)
+            config = replace(training, **TRAININGS[name], epochs=1, regulariser_after=0, seed=turn)
             result = train_encoder(crops, none, classes, config, work=folder / f"{name}{turn}", progress=False)
             found.append(result.metrics["seconds"])
     return min(taken["both"][1:]) / min(taken["plain"][1:])
 
 
-def trusted_auc(cells: pl.DataFrame) -> float:
-    """Area under the curve of ``trusted`` against the planted truth, over the cells of several encoders."""
+def area(cells: pl.DataFrame, of: str) -> float:
+    """Area under the curve of a column against the planted truth, over the cells of several encoders."""
     from sklearn.metrics import roc_auc_score
 
     known = cells.drop_nulls()
-    return float(roc_auc_score(known["truth"], known["trusted"])) if known["truth"].n_unique() == 2 else math.nan
+    return float(roc_auc_score(known["truth"], known[of])) if known["truth"].n_unique() == 2 else math.nan
 
 
 def verdict(figures: Mapping[str, float]) -> str:
@@ -172,12 +176,39 @@ def verdict(figures: Mapping[str, float]) -> str:
     return "flagged: fails the swap" if figures["survives"] <= _PASSES else "flagged: looks elsewhere"
 
 
+def figure(summary: Mapping[str, Sequence[float]], chance: float) -> Figure:
+    """Accuracy and adjusted score of the four encoders, on the plate with the shortcut and on the one without."""
+    drawn = new_figure(8, 3.4)
+    axes = drawn.subplots(1, 2)
+    for panel, title, ends in (
+        (axes[0], "Accuracy on held-out cells", ("same", "shifted")),
+        (axes[1], "Adjusted Grad-CAMO, median", ("adjusted", "adjusted_shifted")),
+    ):
+        for place, (end, plate) in enumerate(zip(ends, ("shortcut there", "shortcut gone"), strict=True)):
+            values = [np.array(summary[f"{name}_{end}"]) for name in CURES]
+            middle = np.array([np.median(found) for found in values])
+            reach = np.abs([[found.min() for found in values], [found.max() for found in values]] - middle)
+            panel.bar(np.arange(len(CURES)) + 0.4 * place - 0.2, middle, 0.38, yerr=reach, label=plate,
+                      color=COLOURS[place], error_kw={"ecolor": GREY, "capsize": 3})  # fmt: skip
+        panel.set_xticks(range(len(CURES)), list(CURES))
+        panel.set_title(title)
+        panel.set_ylim(min(0, panel.get_ylim()[0]), 1.05)
+        panel.spines[["top", "right"]].set_visible(False)
+    lines = {"trained on an honest plate": float(np.median(summary["honest_shifted"])), "chance": chance}
+    for (label, height), style in zip(lines.items(), ("--", ":"), strict=True):
+        axes[0].axhline(height, color="black", linestyle=style, linewidth=1, label=label)
+    axes[1].axhline(0, color="black", linewidth=0.8)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return drawn
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small plates, a few epochs")
     parser.add_argument("--seeds", type=int, default=5, help="of plates and weights")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--figure", type=Path, help="PNG file to draw it into")
     parser.add_argument("--labels", choices=["cell", "well"], default="cell", help="one treatment a cell, or a well")
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
@@ -192,7 +223,7 @@ def main() -> None:
             folder, training = Path(scratch), TrainingConfig(epochs=epochs, seed=seed)
             plates = scene(seed, folder, size)
             judged = []
-            for name in CURES:
+            for name in TRAININGS:
                 figures, cells = measure(name, plates, training, folder / f"encoder-{name}")
                 if name != "honest":  # A textured background is strange to it, whatever the texture tells.
                     judged.append(cells)
@@ -203,7 +234,8 @@ def main() -> None:
                 for key, value in figures.items():
                     summary.setdefault(f"{name}_{key}", []).append(value)
                 summary.setdefault(f"{name}_passes", []).append(float(verdict(figures) == "passes"))
-            summary.setdefault("trusted_auc", []).append(trusted_auc(pl.concat(judged)))
+            for of in ("trust", "trusted"):
+                summary.setdefault(f"{of}_auc", []).append(area(pl.concat(judged), of))
             if seed == seeds[0]:
                 summary["step_ratio"] = [price(plates.first, training, folder)]
                 scorer = Scorer(folder / "encoder-both" / "bundle")
@@ -218,6 +250,8 @@ def main() -> None:
         if len(seeds) > 1 and name.endswith(("_shifted", "auc"))
     }
     known = {name: None if math.isnan(value) else round(value, 3) for name, value in figures.items()}
+    if arguments.figure:
+        arguments.figure.write_bytes(to_png(figure(summary, 1 / (size.get("doses", 3) + 1)), 1400))
     print(json.dumps(known | spread | {"seeds": len(seeds)}))
 
 

@@ -49,12 +49,20 @@ def main() -> None:
 @_SHORTCUT
 @_LABELS
 @_SEED
-def demo(shortcut: str, labels: str, seed: int) -> None:
+@click.option(
+    "--cure",
+    is_flag=True,
+    help="With --shortcut background: cells show the dose too; four encoders, plain to cured, are tried on a second "
+    "plate without the shortcut.",
+)
+def demo(shortcut: str, labels: str, seed: int, cure: bool) -> None:
     """Synthesise a small plate, run every asset on it, print the QC table per dose and site."""
+    if cure and shortcut != "background":
+        raise click.UsageError("--cure goes with --shortcut background.")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from gradcamo_assets.orchestration.demo import demo_plate, run_demo
+    from gradcamo_assets.orchestration.demo import demo_plates, run_demo
 
-    run_demo(Home.from_environment(), demo_plate(shortcut, labels, seed))
+    run_demo(Home.from_environment(), *demo_plates(shortcut, labels, seed, cure))
 
 
 def _shape(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int, int]:
@@ -73,6 +81,12 @@ def _shape(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int,
 @click.option("--channels", type=int, default=5, show_default=True, help="Stains, 4 to 6.")
 @click.option("--doses", type=int, default=3, show_default=True)
 @click.option("--cells", type=int, default=10, show_default=True, help="Cells a field, on average.")
+@click.option(
+    "--background-shift",
+    type=int,
+    help="With --shortcut background: cells show their class too, and the background that of the class so many places "
+    "on; 0: their own.",
+)
 @_SHORTCUT
 @_LABELS
 @_SEED

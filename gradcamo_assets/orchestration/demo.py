@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
+
+import polars as pl
 
 from gradcamo_assets.common import GradcamoError, Home
+from gradcamo_assets.learning.compare import held_out_cells
 from gradcamo_assets.learning.promotion import promote
-from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION
+from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION, ModelVersion
 from gradcamo_assets.orchestration.build import build_definitions
 from gradcamo_assets.orchestration.instance import open_instance
 from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
@@ -35,6 +39,13 @@ epochs = 16
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Events go to the instance, where the UI shows them, and not to the terminal."""
+CURES: dict[str, dict[str, Any]] = {
+    "plain": {"swap": 0.0},
+    "regularised": {"swap": 0.0, "regulariser": "gradcamo"},
+    "swapped": {},
+    "both": {"regulariser": "gradcamo"},
+}
+"""What a training is told, from one that may read the background to one that cannot and shows it; the last is kept."""
 
 
 @contextmanager
@@ -45,8 +56,11 @@ def _stage(title: str) -> Iterator[None]:
     print(f" {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def run_demo(home: Home, config: SyntheticPlate) -> None:
+def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None = None) -> None:
     """Synthesise a plate, run every asset on it, print the QC table and where to look next.
+
+    Args:
+        second: a plate on which the encoders of ``CURES`` are tried, all trained on the first; without it there is one.
 
     Raises:
         GradcamoError: if a run fails; the UI shows where.
@@ -70,39 +84,67 @@ def run_demo(home: Home, config: SyntheticPlate) -> None:
                 f"Look at run {result.run_id} with make ui.",
             )
 
-    print(
-        f"{config.name}: {config.wells} wells x {config.sites} sites, "
-        f"shortcut {config.shortcut}, labels by {config.labels}"
-    )
-    with _stage("synthesising the plate into the inbox"):
-        write_synthetic_plate(home.inbox, config)
-    with _stage("ingesting it"):
-        instance.add_dynamic_partitions(str(PLATES.name), [config.name])
-        run("ingest_plates", config.name)
-    sites = sorted({field.site for field in load_plate(home.plates, config.name).fields})
-    for site in sites:
-        with _stage(f"segmenting and cropping site {site} of {len(sites)}"):
-            run("process_fields", plate_site_key(config.name, site))
-    with _stage("training the encoder"):
-        run("train_model", ops={"data_split": {"config": {"plates": [config.name]}}})
+    plates = [config] if second is None else [config, second]
+    for plate in plates:
+        print(
+            f"{plate.name}: {plate.wells} wells x {plate.sites} sites, "
+            f"shortcut {plate.shortcut}, labels by {plate.labels}"
+        )
+        with _stage("synthesising the plate into the inbox"):
+            write_synthetic_plate(home.inbox, plate)
+        with _stage("ingesting it"):
+            instance.add_dynamic_partitions(str(PLATES.name), [plate.name])
+            run("ingest_plates", plate.name)
+        sites = sorted({field.site for field in load_plate(home.plates, plate.name).fields})
+        for site in sites:
+            with _stage(f"segmenting and cropping site {site} of {len(sites)}"):
+                run("process_fields", plate_site_key(plate.name, site))
     registry = platform.registry
-    champion = registry.by_alias(CHALLENGER)
+    # Where cells do not show the dose, an encoder without its shortcut would have nothing to learn.
+    trainings = CURES if second else {"": {"swap": 0.0} if config.shortcut != "none" else {}}
+    trained = {}
+    for name, settings in trainings.items():
+        with _stage(f"training the encoder{name and f' ({name})'}"):
+            ops = {"data_split": {"plates": [config.name]}, "trained_model": settings}
+            run("train_model", ops={op: {"config": given} for op, given in ops.items()})
+        trained[name] = registry.by_alias(CHALLENGER)
+    champion = trained[name]
     if champion is None:
         raise GradcamoError("training registered no model", "Look at the run of train_model with make ui.")
     if champion != registry.by_alias(CHAMPION):
         promote(platform.lake, registry, champion, by="gradcamo demo", reason=f"trained on {config.name}")
-    for plate, site in scoring_state(home, platform.lake, registry, champion).todo:
-        with _stage(f"embedding and scoring {plate}, site {site}"):
-            run("rescore", plate_site_key(plate, site))
+    for partition in scoring_state(home, platform.lake, registry, champion).todo:
+        with _stage("embedding and scoring {}, site {}".format(*partition)):
+            run("rescore", plate_site_key(*partition))
     with _stage("profiles, map and QC database"):
         run("refresh_qc")
     with _stage("auditing the encoder"):
-        run("audit_plates", config.name)
+        for plate in plates:
+            run("audit_plates", plate.name)
     with _stage("the report"):
-        run("report_plates", config.name)
+        for plate in plates:
+            run("report_plates", plate.name)
     print(f"\nWhere does {champion} look? Cells it was trained on are left out.\n")
     render(qc_table(home.database, by="dose,site").filter(Metadata_Plate=config.name))
+    if second:
+        print(f"\nEncoders trained on {config.name}: its held-out wells, and {second.name}, without the shortcut.\n")
+        render(_cures(platform, trained, [plate.name for plate in plates]))
     print(NEXT.format(report=home.reports / config.name / f"{champion.name}-v{champion.version}.html"))
+
+
+def _cures(platform: Platform, trained: Mapping[str, ModelVersion | None], plates: Sequence[str]) -> pl.DataFrame:
+    """A row a version: its accuracy and median adjusted score on held-out cells of each plate."""
+    rows = []
+    for name, version in trained.items():
+        assert version is not None
+        cells = held_out_cells(platform.lake, platform.registry, version)
+        row: dict[str, Any] = {"encoder": name, "model_version": version.version}
+        for place, plate in zip(("", "_second"), plates, strict=True):
+            there = cells.filter(Metadata_Plate=plate)
+            row[f"accuracy{place}"] = (there["predicted_class"] == there["true_class"]).mean()
+            row[f"adjusted{place}"] = there["gradcamo_adjusted"].median()
+        rows.append(row)
+    return pl.DataFrame(rows)
 
 
 NEXT = """
@@ -110,13 +152,16 @@ Next:
   make ui                                   the Dagster and MLflow pages on this very data
   .venv/bin/gradcamo qc --by dose           the ready-made tables: dose, site, dose,site, well, plate, model
   .venv/bin/gradcamo sql "SELECT looks_at, count(*) FROM current_scores GROUP BY ALL"
-  .venv/bin/gradcamo demo --shortcut background     an encoder that cheats, and the score that says so
+  .venv/bin/gradcamo demo --shortcut background     an encoder that cheats, and the score that says so; --cure: the cure
   {report}
 """
 
 
-def demo_plate(shortcut: str, labels: str, seed: int) -> SyntheticPlate:
-    """The demo's plate: its name says what is on it."""
-    base = SyntheticPlate()
-    name = f"demo-{shortcut}-{labels}-{seed}"
-    return replace(base, name=name, shortcut=shortcut, labels=labels, seed=seed)  # type: ignore[arg-type]
+def demo_plates(shortcut: str, labels: str, seed: int, cure: bool) -> list[SyntheticPlate]:
+    """The demo's plate, and the one a cure is tried on: their names say what is on them."""
+    name = f"demo-{'cure' if cure else shortcut}-{labels}-{seed}"
+    first = SyntheticPlate(name=name, shortcut=shortcut, labels=labels, seed=seed)  # type: ignore[arg-type]
+    if not cure:
+        return [first]
+    second = replace(first, name=f"{name}-second", shortcut="none", seed=seed + 1000, wells=12)
+    return [replace(first, background_shift=0), second]

@@ -56,8 +56,8 @@ class SyntheticPlate:
         cells: a field, on average.
         shortcut: where the signature of a class is painted: in every cell ("none"), outside all cells ("background"),
             or in bystander cells only ("neighbour").
-        background_shift: with the shortcut "background", cells carry their signature too, and the background that of
-            the class so many places on: 0 is a background that tells the class, 1 one that tells another.
+        background_shift: with the shortcut "background", cells carry their signature too, and the background shines
+            evenly in the stains of the class so many places on: 0 is a background that tells the class, 1 another.
         labels: one treatment a well, or a treatment of its own for every cell (a pooled screen).
 
     Raises:

@@ -24,6 +24,8 @@ _GRANULES = 1400.0
 """Photons at a granule's peak, in the stain that carries the class."""
 _HAZE = 0.55
 """Strength of granules painted outside cells, against those inside."""
+_GLOW = 200.0
+"""Photons by which the medium around a cell shines, where it does so beside a class that shows in the cell."""
 _OFFSET, _READ_NOISE = 100.0, 4.0
 
 
@@ -70,8 +72,11 @@ def render_field(config: SyntheticPlate, well_index: int, site: int) -> Syntheti
         treatments = [config.treatments[k] for k in rng.permutation(order % len(config.treatments))]
 
     stains = _paint_cells(config, anatomy, rng)
-    for level, region in _regions(config, anatomy, [t.level for t in treatments]):
+    levels = [t.level for t in treatments]
+    for level, region in _regions(config, anatomy, levels):
         _paint_granules(stains, signature(level, config.stains), region, rng)
+    if config.background_shift is not None:
+        _paint_glow(stains, config, anatomy, levels, config.background_shift)
     _paint_debris(stains, anatomy.cells, rng)
 
     table = pl.DataFrame(
@@ -95,15 +100,16 @@ def _regions(config: SyntheticPlate, anatomy: Anatomy, levels: list[float]) -> l
         shown = [level if own else None for level, own in zip(levels, bystanders, strict=True)]
     cytoplasm = ((anatomy.cells > 0) & (anatomy.nuclei == 0)).astype(np.float32)
     regions = _by_level(shown, anatomy.cells, cytoplasm)
-    if config.shortcut == "background":
-        nearest = ndimage.distance_transform_edt(
-            anatomy.cells == 0, sampling=(2, 1, 1), return_distances=False, return_indices=True
-        )
-        outside = _HAZE * (anatomy.cells == 0).astype(np.float32)
-        classes = [treatment.level for treatment in config.treatments]
-        shown = [classes[(classes.index(level) + (config.background_shift or 0)) % len(classes)] for level in levels]
-        regions += _by_level(shown, anatomy.cells[tuple(nearest)], outside)
+    if config.shortcut == "background" and config.background_shift is None:
+        regions += _outside(anatomy, levels, _HAZE)
     return regions
+
+
+def _outside(anatomy: Anatomy, levels: Sequence[float], strength: float) -> list[tuple[float | None, _Volume]]:
+    """The voxels outside all cells, each with the level of the nearest cell."""
+    outside = anatomy.cells == 0
+    nearest = ndimage.distance_transform_edt(outside, sampling=(2, 1, 1), return_distances=False, return_indices=True)
+    return _by_level(levels, anatomy.cells[tuple(nearest)], strength * outside.astype(np.float32))
 
 
 def _by_level(
@@ -129,6 +135,17 @@ def _paint_granules(stains: dict[str, _Volume], look: Signature, weight: _Volume
         # One noise serves all stains: shifted, their granules lie in different places.
         shifted = np.roll(grain, (k * 5, k * 37, k * 53), axis=(0, 1, 2))
         stains[stain] += np.float32(_GRANULES * share) * shifted * weight
+
+
+def _paint_glow(
+    stains: dict[str, _Volume], config: SyntheticPlate, anatomy: Anatomy, levels: Sequence[float], shift: int
+) -> None:
+    """Even light around the cells in the stains of a class: of the nearest cell's, or of one ``shift`` places on."""
+    classes = [treatment.level for treatment in config.treatments]
+    shown = [classes[(classes.index(level) + shift) % len(classes)] for level in levels]
+    for level, region in _outside(anatomy, shown, _GLOW):
+        for stain, share in signature(level, config.stains).balance.items():
+            stains[stain] += np.float32(share) * region
 
 
 def _paint_cells(config: SyntheticPlate, anatomy: Anatomy, rng: np.random.Generator) -> dict[str, _Volume]:

@@ -88,11 +88,12 @@ AUDIT = Table(
                 ("embedding_move", "Cosine distance the embedding moves"),
             )
         ),
-        Column(
-            "survives_swap",
-            pl.Boolean,
-            "Whether the predicted class stays in swapped surroundings, more probable there than with a swapped target",
+        _number(
+            "swap_margin",
+            "By how much the predicted class is more probable in swapped surroundings than any other, and than with a "
+            "swapped target; the lesser of the two",
         ),
+        Column("survives_swap", pl.Boolean, "Whether swap_margin is above 0: the class goes with the cell"),
     ),
     keys=("plate", *c.MODEL_KEYS),
     unique=("Metadata_CellID", *c.MODEL_KEYS),

@@ -51,12 +51,14 @@ AUDITED_CELLS = View(
     SELECT
         scores.*, {", ".join(_AUDITED)},
         coalesce(looks_at = 'target', false) AND survives_swap AS trusted,
+        CASE WHEN looks_at = 'target' THEN swap_margin ELSE least(swap_margin, 0) END AS trust,
         regulariser <> 'none' AS trained_for_score
     FROM audit JOIN scores USING (Metadata_Plate, Metadata_CellID, model_name, model_version)
     LEFT JOIN models USING (model_name, model_version)
     """,
     {
         "trusted": "Whether the map looks at the cell and its class survives the swap of surroundings",
+        "trust": "What trusted is the cut of, at 0: swap_margin, and never above 0 where the map looks elsewhere",
         "trained_for_score": _TRAINED_FOR,
     },
 )
