@@ -87,14 +87,22 @@ def test_columns_equal_a_loop(monkeypatch):
     found = causal.swap_test(model, images, target, neighbours, "act", intact, classes.tolist())
     logits, label = model(images), intact.logits.argmax(1)
     for cell in range(len(images)):
-        drops = []
+        drops, here, there = [], [], []
         for partner in (int(others[cell]) for others in drawn):
             assert classes[partner] != classes[cell]
             # All targets have one outline here, so that a swap is one choice a voxel.
             swapped = torch.where(target[cell][None], images[cell], images[partner])[None]
             other = model(swapped)
+            here.append(other[0].softmax(0))
+            host = torch.where(target[cell][None], images[partner], images[cell])[None]
+            there.append(model(host)[0].softmax(0)[label[cell]])
             drops.append(float(logits[cell, label[cell]] - other[0, label[cell]]))
         assert found["logit_drop_swapped_surroundings"][cell] == pytest.approx(np.mean(drops), abs=1e-4)
+        stays = torch.stack(here).mean(0).tolist()
+        own = stays.pop(int(label[cell]))
+        margin = own - max(*stays, float(torch.stack(there).mean()))
+        assert found["swap_margin"][cell] == pytest.approx(margin, abs=1e-4)
+        assert found["survives_swap"][cell] == (margin > 0)
 
 
 def test_partners_are_of_another_treatment_and_one_treatment_has_none():

@@ -18,7 +18,7 @@ def audited(rng: np.random.Generator, scores: pl.DataFrame, version: int) -> pl.
     for cell in scores.sample(25, seed=version).iter_rows(named=True):
         row = {name: cell[name] for name in scores.columns if name.startswith(("Metadata_", "model_", "crop_"))}
         names = [n for n, dtype in rows.frame("audit", []).schema.items() if dtype == pl.Float64 and n not in row]
-        row |= {name: float(value) for name, value in zip(names, rng.random(len(names)), strict=True)}
+        row |= {name: float(value) for name, value in zip(names, rng.uniform(-1, 1, len(names)), strict=True)}
         found.append(row | {"survives_swap": [True, False, True, None][rng.integers(4)]})
     return rows.frame("audit", found)
 
@@ -47,6 +47,8 @@ def test_a_cell_is_trusted_where_the_map_looks_at_it_and_it_survives_the_swap(ho
         key = row["Metadata_CellID"], row["model_version"]
         looks, survives = scores[key]["looks_at"] == "target", audit[key]["survives_swap"]
         assert row["trusted"] == (None if survives is None and looks else looks and survives)
+        margin = audit[key]["swap_margin"]
+        assert row["trust"] == (margin if looks else min(margin, 0))
         assert row["logit_drop_swapped_target"] == audit[key]["logit_drop_swapped_target"]
         assert row["trained_for_score"] == {1: None, 2: True}[row["model_version"]], "of version 1 nothing is known"
         if row["trusted"] is not None and row["split"] != "train":
