@@ -83,9 +83,9 @@ def swap_test(
     """What the network answers when cells change places with cells of another treatment: columns, (B,) float64 each.
 
     ``probability_drop_``, ``logit_drop_`` and ``embedding_move_`` of the predicted class, for the two swaps of
-    ``CHANGES``, means over three partners; and ``survives_swap``, 1 where the class stays the predicted one in other
-    surroundings (by the mean probability), and is more probable there than with another cell in its own. NaN without
-    cells of two treatments.
+    ``CHANGES``, means over three partners; ``swapped_class``, index of the class with the highest mean probability in
+    other surroundings; and ``survives_swap``, 1 where it is the predicted one, and that is more probable there than
+    with another cell in its own. NaN without cells of two treatments.
 
     Args:
         images: (B, C, *crop). target, neighbours: (B, *crop) bool. intact: the answer to the images as they are.
@@ -110,7 +110,8 @@ def swap_test(
             for what, values in intact.changes(answer, classes).items():
                 sums[f"{what}_{name}"] = sums.get(f"{what}_{name}", torch.zeros_like(values)) + values / _HOSTS
     here, there = (staying[name].gather(1, classes[:, None])[:, 0] for name in staying)
-    kept = staying["swapped_surroundings"].argmax(1) == classes
-    sums["survives_swap"] = (kept & (here > there)).float()
+    swapped = staying["swapped_surroundings"].argmax(1)
+    sums["swapped_class"] = swapped.float()
+    sums["survives_swap"] = ((swapped == classes) & (here > there)).float()
     missing = torch.zeros(len(images), device=images.device) if known else torch.full((len(images),), torch.nan)
     return {name: (values + missing.to(values)).cpu().double().numpy() for name, values in sums.items()}
