@@ -40,7 +40,7 @@ TRUSTED_DOSES = View(
             WHEN ci_low IS NULL THEN 'too few wells'
             WHEN ci_high < 0.5 THEN 'not trusted'
             WHEN ci_low <= 0.5 THEN 'undecided'
-            WHEN survives_swap < 0.5 THEN 'fails the swap'
+            WHEN survives_swap <= 0.5 THEN 'fails the swap'
             WHEN survives_swap IS NULL AND regulariser <> 'none' THEN 'trained for'
             ELSE 'trusted'
         END AS verdict
@@ -48,8 +48,8 @@ TRUSTED_DOSES = View(
     """,
     {
         "verdict": "trusted: the whole interval is above 0.5; not trusted: below; undecided: it holds 0.5; above 0.5, "
-        "but fails the swap: most audited cells of the plate lose their class in other surroundings; trained for: maps "
-        "were rewarded in training, and nothing is audited"
+        "but fails the swap: half or more of the plate's audited cells do not survive it; trained for: maps were "
+        "rewarded in training, and nothing is audited"
     },
 )
 

@@ -140,7 +140,7 @@ def test_how_the_model_was_cured_is_told(model: dict[str, Any], said: str) -> No
 
 
 @pytest.mark.parametrize("looks", ["target", "background"])
-@pytest.mark.parametrize("survives", [None, 0.1, 0.5])
+@pytest.mark.parametrize("survives", [None, 0.1, 0.5, 0.6])
 @pytest.mark.parametrize("regulariser", [None, "none", "gradcamo"])
 def test_a_good_score_is_called_good_only_where_answers_may_come_from_the_cell(
     looks: str, survives: float | None, regulariser: str | None
@@ -149,14 +149,14 @@ def test_a_good_score_is_called_good_only_where_answers_may_come_from_the_cell(
         scores([looks] * 10, float(looks == "target")), {"audit_by_plate": pl.DataFrame([swap_test(survives)])},
         cured() | {"regulariser": regulariser},
     )  # fmt: skip
-    good = looks == "target" and survives != 0.1 and not (regulariser == "gradcamo" and survives is None)
+    good = looks == "target" and survives in (None, 0.6) and not (regulariser == "gradcamo" and survives is None)
     assert found.headline.startswith("Most profiles describe their cell") == good
     assert found.headline.startswith("Most maps favour the cell") == (looks == "target" and not good)
     said = dict(found.answers).get("Do its answers come from the cell?")
     assert (said is None) == (survives is None)
     if said:
-        assert f"Of 32 audited cells {survives:.0%} keep their class" in said and "25% do and have a map" in said
-        assert ("its answers come from elsewhere" in said) == (looks == "target" and survives == 0.1)
+        assert f"Of 32 audited cells {survives:.0%} survive the swap" in said and "25% do and have a map" in said
+        assert ("its answers come from elsewhere" in said) == (looks == "target" and survives in (0.1, 0.5))
 
 
 def test_doses_that_fail_the_swap_are_not_called_trusted() -> None:
