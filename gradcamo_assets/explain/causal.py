@@ -83,9 +83,10 @@ def swap_test(
     """What the network answers when cells change places with cells of another treatment: columns, (B,) float64 each.
 
     ``probability_drop_``, ``logit_drop_`` and ``embedding_move_`` of the predicted class, for the two swaps of
-    ``CHANGES``, means over three partners. ``swap_margin``: by how much the class is more probable in other
-    surroundings than any other class is there, and than it is with another cell in its own surroundings, the lesser of
-    the two. ``survives_swap``: 1 where that is above 0. NaN without cells of two treatments.
+    ``CHANGES``, means over three partners. ``swapped_class``: index of the class with the highest mean probability in
+    other surroundings. ``swap_margin``: by how much the predicted class is more probable there than any other, and than
+    it is with another cell in its own surroundings, the lesser of the two. ``survives_swap``: 1 where that is above 0.
+    NaN without cells of two treatments.
 
     Args:
         images: (B, C, *crop). target, neighbours: (B, *crop) bool. intact: the answer to the images as they are.
@@ -110,6 +111,7 @@ def swap_test(
             for what, values in intact.changes(answer, classes).items():
                 sums[f"{what}_{name}"] = sums.get(f"{what}_{name}", torch.zeros_like(values)) + values / _HOSTS
     here, there = (staying[name].gather(1, classes[:, None])[:, 0] for name in staying)
+    sums["swapped_class"] = staying["swapped_surroundings"].argmax(1).float()
     rivals = staying["swapped_surroundings"].scatter(1, classes[:, None], 0).amax(1)
     sums["swap_margin"] = here - torch.maximum(rivals, there)
     sums["survives_swap"] = (sums["swap_margin"] > 0).float()

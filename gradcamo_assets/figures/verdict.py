@@ -12,6 +12,11 @@ from gradcamo_assets.figures.style import treatment_name
 
 _REGIONS = {"target": "the cell", "neighbour": "its neighbours", "background": "the background"}
 _INSTEAD = {"neighbour": ": neighbours draw the most", "background": ": the background draws the most", "none": ""}
+_SURROUNDINGS = {
+    "any": "those of another crop",
+    "neighbours": "the neighbours alone, those of another crop",
+    "controls": "those of a control well's crop",
+}
 _MOST_NAMED = 12
 
 
@@ -31,7 +36,8 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
         scores: cells the model was not trained on: ``looks_at``, ``gradcamo_adjusted``, ``on_target``.
         views: rows of this plate and version of ``trusted_doses``, ``wells_to_drop``, ``site_effect``, ``model_gain``,
             ``plate_drift`` and ``audit_by_plate``; a view that is missing or empty has nothing to say.
-        model: the version's row: ``architecture``, ``train_plates``, ``train_wells``, ``created_at``, ``metrics``.
+        model: the version's row: ``architecture``, ``train_plates``, ``train_wells``, ``created_at``, ``metrics``,
+            ``swap``, ``swap_kind``, ``regulariser``, ``regulariser_weight``.
     """
     looks = scores["looks_at"].drop_nulls()
     if not len(looks):
@@ -39,7 +45,14 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
     share = {where: (looks == where).sum() / len(looks) for where in (*_REGIONS, "none")}
     on_target = scores["on_target"].sum() / max(1, scores["on_target"].count())
     most = max((where for where in share if where != "target"), key=lambda where: share[where])
-    if on_target >= 0.5:
+    rows = {name: frame.to_dicts() for name, frame in views.items()}
+    favoured = on_target >= 0.5 or share["target"] >= 0.5
+    survives = next((row.get("survives_swap") for row in rows.get("audit_by_plate", [])), None)
+    if favoured and survives is not None and survives <= 0.5:
+        headline = "Most maps favour the cell, but most answers come from elsewhere: they fail the swap of surroundings"
+    elif favoured and survives is None and _rewarded(model):
+        headline = "Most maps favour the cell, as they were trained to, and no swap test says whether the answers do"
+    elif on_target >= 0.5:
         headline = "Most profiles describe their cell: more than half of the model's map lies on it"
     elif share["target"] >= 0.5:
         headline = "Most maps favour the cell, but few lie mainly on it: profiles tell of its surroundings too"
@@ -55,12 +68,12 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
         + f" {unscored} more have no score."
         * (unscored > 0)
     )
-    rows = {name: frame.to_dicts() for name, frame in views.items()}
     answers = [
         ("Which doses can be trusted?", _doses(rows.get("trusted_doses", []))),
         ("Which wells should be dropped?", _wells(rows.get("wells_to_drop", []))),
         ("Does the site matter?", _sites(rows.get("site_effect", []))),
         ("What does the model rest on?", _audit(rows.get("audit_by_plate", []))),
+        ("Do its answers come from the cell?", _swap_test(rows.get("audit_by_plate", []), favoured)),
         ("Has the new model helped?", _gain(rows.get("model_gain", []))),
         ("Is the plate like earlier ones?", _drift(rows.get("plate_drift", []))),
         ("How was the model trained?", _training(model)),
@@ -70,7 +83,7 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
 
 def _doses(rows: list[dict[str, Any]]) -> str:
     """Treatments by what is said of them; the controls' verdict counts like any other."""
-    kinds = ("trusted", "undecided", "not trusted", "too few wells")
+    kinds = ("trusted", "undecided", "fails the swap", "trained for", "not trusted", "too few wells")
     named: dict[str, list[str]] = {kind: [] for kind in kinds}
     for row in rows:
         share = "" if row["on_target_fraction"] is None else f" ({row['on_target_fraction']:.0%})"
@@ -79,7 +92,8 @@ def _doses(rows: list[dict[str, Any]]) -> str:
     if parts and not named["trusted"]:
         parts.insert(0, "None for sure.")
     meaning = (
-        "In brackets the share of cells on target; a dose is trusted where its 95% interval over wells lies above 50%."
+        "In brackets the share of cells on target; a dose is trusted where its 95% interval over wells lies above 50%, "
+        "and the plate does not fail the swap test, which a score that was trained for must have passed."
     )
     return " ".join([*parts, meaning] if parts else [])
 
@@ -119,6 +133,23 @@ def _audit(rows: list[dict[str, Any]]) -> str:
     return text
 
 
+def _swap_test(rows: list[dict[str, Any]], favoured: bool) -> str:
+    if not rows or rows[0].get("survives_swap") is None:
+        return ""
+    (row,) = rows
+    meaning = {
+        (True, True): "Its maps lie on the cell, and most of its answers stay with it.",
+        (True, False): "Its maps lie on the cell, its answers come from elsewhere.",
+        (False, True): "Most of its answers stay with the cell, though its maps do not lie on it.",
+        (False, False): "Neither its maps nor its answers come from the cell.",
+    }[favoured, row["survives_swap"] > 0.5]
+    return (
+        f"{meaning} Of {row['n_cells']} audited cells {row['survives_swap']:.0%} survive the swap: their class stays "
+        "in other cells' surroundings, more probable there than with another cell in their place. "
+        f"{row['trusted']:.0%} do and have a map that looks at the cell (trusted)."
+    )
+
+
 def _gain(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "It is the first champion that has scored this plate."
@@ -153,7 +184,28 @@ def _training(model: Mapping[str, Any] | None) -> str:
         text += f", registered {model['created_at']:%Y-%m-%d}"
     parts = {"test_accuracy": "wells held out", "unseen_accuracy": "plates not trained on"}
     known = [f"{metrics[name]:.0%} of the cells of {of}" for name, of in parts.items() if metrics.get(name) is not None]
-    return text + (f". It tells the class of {' and '.join(known)}." if known else ".")
+    text += f". It tells the class of {' and '.join(known)}." if known else "."
+    return f"{text} {_cure(model)}"
+
+
+def _rewarded(model: Mapping[str, Any] | None) -> bool:
+    """Whether training asked for maps on the cell, so that they are no evidence by themselves."""
+    return model is not None and model.get("regulariser") not in (None, "none")
+
+
+def _cure(model: Mapping[str, Any]) -> str:
+    if model.get("swap") is None:
+        return "Whether surroundings were swapped in training, or maps on the cell rewarded, is not known."
+    text = "No surroundings were swapped."
+    if model["swap"]:
+        kind = _SURROUNDINGS.get(model["swap_kind"], model["swap_kind"])
+        text = f"{model['swap']:.0%} of its crops had other surroundings ({kind})."
+    if not _rewarded(model):
+        return f"{text} Maps beside the cell were not penalised."
+    return (
+        f"{text} Maps beside the cell were penalised ({model['regulariser']}, weight {model['regulariser_weight']:g}). "
+        "Its maps were rewarded for lying on the cell: the score alone is no evidence; read the swap test."
+    )
 
 
 def _list(names: Iterable[str], most: int = _MOST_NAMED) -> str:

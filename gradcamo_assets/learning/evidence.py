@@ -35,6 +35,11 @@ METRICS = {
     "on_target_fraction": "share of cells with more than half of their map inside",
     "looks_at_target": "share of cells whose map looks at the cell; likewise _neighbour, _background and _none",
     "crops": "cells judged",
+    "audited": "cells of a sample of test cells, each put into the surroundings of three cells of other treatments",
+    "accuracy_audited": "balanced accuracy on this sample as it is",
+    "accuracy_swapped": "balanced accuracy on the same cells in these surroundings",
+    "survives_swap": "share of them whose class stays there, more probable than with another cell in their place",
+    "trusted": "share of them that survive so and whose map looks at the cell",
 }
 """The metrics of a version in MLflow, each behind the part it was measured on: ``val_``, ``test_`` (wells held out) and
 ``unseen_`` (plates that are not in the split; absent where there are none). Beside them ``seconds`` and
@@ -105,9 +110,15 @@ def measured(cells: pl.DataFrame, part: str) -> dict[str, float]:
         **{f"looks_at_{region}": (looks == region).mean() for region in ("target", "neighbour", "background", "none")},
         crops=pl.len(),
     ).row(0, named=True)
-    numbers["balanced_accuracy"] = cells.group_by("true_class").agg(recall=hit.mean())["recall"].mean()
+    numbers["balanced_accuracy"] = balanced_accuracy(cells)
     numbers["ece"] = (bins["cells"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / len(cells)
     return {f"{part}_{name}": float(value) for name, value in numbers.items() if value is not None}
+
+
+def balanced_accuracy(cells: pl.DataFrame, predicted: str = "predicted_class") -> float:
+    """Mean over the true classes of the share of their cells with that class in the column ``predicted``."""
+    hit = pl.col(predicted) == pl.col("true_class")
+    return float(cells.group_by("true_class").agg(hit.mean().alias("recall"))["recall"].to_numpy().mean())
 
 
 def calibration(cells: pl.DataFrame) -> pl.DataFrame:

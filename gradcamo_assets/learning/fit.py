@@ -36,6 +36,7 @@ from gradcamo_assets.learning.evidence import (
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.learning.runs import EPOCHS
 from gradcamo_assets.learning.split import PARTS, as_lists
+from gradcamo_assets.learning.survival import audited, survived
 from gradcamo_assets.learning.train import TrainingResult, train_encoder
 from gradcamo_assets.networks.bundle import BundleConfig
 
@@ -124,6 +125,7 @@ def fit_and_register(
         metrics = {**result.metrics, **peak_memory(), "train_crops": float(len(parts["train"]))}
         for part, found in judged.items():
             metrics |= measured(found, part)
+        metrics |= survived(audited(result.model, result.layer, parts["test"], judged["test"], classes), "test")
         result = replace(result, metrics=metrics)
         data = data_versions(parts, cells)
         figures = _figures(result, parts["test"], judged["test"], classes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
-from gradcamo_assets.networks.bundle import read_config
+from gradcamo_assets.networks.bundle import Cure, read_config
 
 
 @dataclass(frozen=True)
@@ -18,21 +18,25 @@ class PromotionConfig:
         accuracy_tolerance: how much lower its accuracy may be than the champion's.
         adjusted_tolerance: how much lower its median adjusted Grad-CAMO may be.
         least_over_chance: how far above chance its balanced accuracy must be.
+        least_from_the_cell: share of its balanced accuracy above chance that must be left where cells stand in other
+            cells' surroundings.
     """
 
     accuracy_tolerance: float = 0.02
     adjusted_tolerance: float = 0.05
     least_over_chance: float = 0.1
+    least_from_the_cell: float = 0.5
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was logged with a version: its metrics, its number of classes and the wells it was tested on."""
+    """What was logged with a version: metrics, number of classes, the wells it was tested on, how it was cured."""
 
     version: int
     metrics: Mapping[str, float]
     classes: int | None = None
     test_wells: frozenset[str] = field(default_factory=frozenset)
+    cure: Cure | None = None
 
     def get(self, metric: str) -> float | None:
         """A metric; None where it was not logged or is no number."""
@@ -48,7 +52,8 @@ def evidence(registry: ModelRegistry, version: ModelVersion) -> Evidence:
     """
     config = read_config(registry.fetch(version))
     metrics = registry.client.get_run(version.run_id).data.metrics
-    return Evidence(version.version, metrics, len(config.classes), frozenset(config.split.get("test", [])))
+    wells = frozenset(config.split.get("test", []))
+    return Evidence(version.version, metrics, len(config.classes), wells, config.cure)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Verdict:
 
 CHECKS = {
     "better_than_chance": "Balanced accuracy on test wells is above chance.",
+    "accuracy_comes_from_the_cell": "Balanced accuracy on test cells stays when they stand in other surroundings.",
     "accuracy_on_test_wells": "Balanced accuracy on test wells is not below the champion's.",
     "accuracy_on_unseen_plates": "Accuracy on unseen plates is not below the champion's, where both have it.",
     "adjusted_gradcamo": "The median adjusted Grad-CAMO on test wells is not below the champion's.",
@@ -77,13 +83,42 @@ def verdict(challenger: Evidence, champion: Evidence | None, config: PromotionCo
     least = f"version {challenger.version} has {_number(accuracy)}{_wells(challenger)}; chance is {_number(chance)}"
     passed = accuracy is not None and chance is not None and accuracy >= chance + config.least_over_chance
     answers = [Verdict("better_than_chance", passed, f"{least}, asked for is {config.least_over_chance:g} above it.")]
+    answers.append(_from_the_cell(challenger, chance, config.least_from_the_cell))
     for name, metric, tolerance in (
         ("accuracy_on_test_wells", "test_balanced_accuracy", config.accuracy_tolerance),
         ("accuracy_on_unseen_plates", "unseen_accuracy", config.accuracy_tolerance),
         ("adjusted_gradcamo", "test_median_adjusted", config.adjusted_tolerance),
     ):
         answers.append(_compared(name, metric, tolerance, challenger, champion))
-    return answers
+    last = answers.pop()
+    return [*answers, replace(last, text=last.text + _trained_for(challenger, champion))]
+
+
+def _trained_for(*versions: Evidence | None) -> str:
+    return "".join(
+        f" Version {one.version} was trained for this score (penalty {one.cure.regulariser}, weight "
+        f"{one.cure.regulariser_weight:g}): its score is no evidence by itself."
+        for one in versions if one and one.cure and one.cure.regulariser != "none"
+    )  # fmt: skip
+
+
+def _from_the_cell(challenger: Evidence, chance: float | None, least: float) -> Verdict:
+    """Whether accuracy above chance is left where cells stand in other surroundings, with and without a champion."""
+    name, who = "accuracy_comes_from_the_cell", f"version {challenger.version}"
+    intact, swapped = challenger.get("test_accuracy_audited"), challenger.get("test_accuracy_swapped")
+    if intact is None or swapped is None or chance is None:
+        missing = f"no test_accuracy_swapped was logged with {who}"
+        return Verdict(name, False, f"{missing}: train it again, or promote by hand.")
+    above, left = intact - chance, swapped - chance
+    text = (
+        f"{who} has {_number(intact)} on a sample of test cells and {_number(swapped)} where these stand in other "
+        f"cells' surroundings; chance is {_number(chance)}"
+    )
+    if above <= 0:
+        return Verdict(name, False, f"{text}, so that nothing is above it.")
+    passed = left >= least * above
+    text += f", {max(left, 0) / above:.0%} of what is above it is left, asked for is {least:.0%}"
+    return Verdict(name, passed, text + ("." if passed else ": its answers come from what surrounds the cells."))
 
 
 def _compared(name: str, metric: str, tolerance: float, challenger: Evidence, champion: Evidence | None) -> Verdict:

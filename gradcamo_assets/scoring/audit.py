@@ -20,6 +20,12 @@ def sample_cells(cells: pl.DataFrame, n: int) -> pl.DataFrame:
     return kept if len(kept) <= n else kept.sample(n, seed=0).sort("Metadata_CellID")
 
 
+def in_parts(count: int) -> list[slice]:
+    """Slices of so many cells, at most 64 from all over the list in each: the cells that change places."""
+    parts = -(-count // _TOGETHER)
+    return [slice(part, None, parts) for part in range(parts)]
+
+
 def audit_crops(
     scorer: Scorer,
     fields: Mapping[str, CropField],
@@ -38,10 +44,9 @@ def audit_crops(
         BundleError: where crops do not fit the encoder. CropError: where one cannot be read.
         ExplainError: for fewer than two cells, or none with background.
     """
-    parts = -(-len(cells) // _TOGETHER)
     tables = [
-        _audit_part(scorer, fields, cells[part::parts], None if treatments is None else treatments[part::parts])
-        for part in range(parts)
+        _audit_part(scorer, fields, cells[part], None if treatments is None else treatments[part])
+        for part in in_parts(len(cells))
     ]
     order = pl.DataFrame({"Metadata_CellID": list(cells)})
     return order.join(pl.concat(tables), on="Metadata_CellID", how="left", maintain_order="left")

@@ -10,6 +10,7 @@ from gradcamo_assets.warehouse.columns import View
 _KEYS = "model_name, model_version, Metadata_Plate"
 _DOSE = "Metadata_Compound, Metadata_Dose, Metadata_Dose_Unit"
 _CHAMPION = "JOIN champions USING (model_name, model_version)"
+_MODELS = "LEFT JOIN models USING (model_name, model_version)"
 
 # Scales a median absolute deviation to a normal standard deviation, and keeps wells or plates that are nearly all alike
 # from making a hundredth look large.
@@ -21,28 +22,35 @@ def _named(table: str, columns: str) -> str:
 
 
 def _sign_test(up: str, down: str) -> str:
-    """``up`` or ``down`` where the wells agree too well for chance (sign test at 5%, normal approximation)."""
+    """``up`` or ``down``, in SQL, where the wells agree too well for chance (sign test at 5%, normal approximation)."""
     return f"""CASE
             WHEN abs(wells_up - wells_down) - 1 < 1.96 * sqrt(wells_up + wells_down) THEN 'no clear difference'
-            WHEN wells_up > wells_down THEN '{up}' ELSE '{down}' END"""
+            WHEN wells_up > wells_down THEN {up} ELSE {down} END"""
 
 
 TRUSTED_DOSES = View(
     "trusted_doses",
     "One row a compound x dose x plate of the champion: is it sure that most of its profiles describe their cell?",
     f"""
+    WITH answers AS (SELECT {_KEYS}, avg(survives_swap::INTEGER) AS survives_swap FROM audit GROUP BY ALL)
     SELECT
         {_KEYS}, {_DOSE}, n_cells, n_wells,
         median_adjusted, on_target_fraction, ci_low, ci_high,
         CASE
             WHEN ci_low IS NULL THEN 'too few wells'
-            WHEN ci_low > 0.5 THEN 'trusted'
             WHEN ci_high < 0.5 THEN 'not trusted'
-            ELSE 'undecided'
+            WHEN ci_low <= 0.5 THEN 'undecided'
+            WHEN survives_swap <= 0.5 THEN 'fails the swap'
+            WHEN survives_swap IS NULL AND regulariser <> 'none' THEN 'trained for'
+            ELSE 'trusted'
         END AS verdict
-    FROM qc_by_dose {_CHAMPION}
+    FROM qc_by_dose {_CHAMPION} {_MODELS} LEFT JOIN answers USING ({_KEYS})
     """,
-    {"verdict": "trusted: the whole interval is above 0.5; not trusted: below; undecided: it holds 0.5"},
+    {
+        "verdict": "trusted: the whole interval is above 0.5; not trusted: below; undecided: it holds 0.5; above 0.5, "
+        "but fails the swap: half or more of the plate's audited cells do not survive it; trained for: maps were "
+        "rewarded in training, and nothing is audited"
+    },
 )
 
 WELLS_TO_DROP = View(
@@ -93,7 +101,7 @@ SITE_EFFECT = View(
     )
     SELECT
         {_KEYS}, Metadata_Site, n_cells, on_target_fraction, median_adjusted, difference, wells_up, wells_down,
-        {_sign_test("higher", "lower")} AS verdict
+        {_sign_test("'higher'", "'lower'")} AS verdict
     FROM by_site JOIN qc_by_site USING ({_KEYS}, Metadata_Site)
     """,
     {
@@ -104,6 +112,7 @@ SITE_EFFECT = View(
     },
 )
 
+_HELPED = "if(regulariser <> 'none', 'helped, but trained for', 'helped')"
 MODEL_GAIN = View(
     "model_gain",
     "One row a plate: has the champion helped over the champion before it, on the cells that both have scored?",
@@ -132,7 +141,8 @@ MODEL_GAIN = View(
             count(*) FILTER (now > before) AS wells_up, count(*) FILTER (now < before) AS wells_down
         FROM by_well GROUP BY ALL
     )
-    SELECT *, {_sign_test("helped", "harmed")} AS verdict FROM by_plate
+    SELECT by_plate.*, {_sign_test(_HELPED, "'harmed'")} AS verdict
+    FROM by_plate {_MODELS}
     """,
     {
         "previous_version": "Version that was champion before",
@@ -143,7 +153,8 @@ MODEL_GAIN = View(
         "adjusted_now": "Mean adjusted score, by the champion",
         "wells_up": "Wells whose mean adjusted score rose",
         "wells_down": "Wells whose mean adjusted score fell",
-        "verdict": "helped, harmed, or no clear difference: sign test over wells at 5%",
+        "verdict": "helped, harmed, or no clear difference: sign test over wells at 5%; helped, but trained for: "
+        "maps on the cell were rewarded in the champion's training, so that the gain is no evidence",
     },
 )
 

@@ -5,40 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from gradcamo_assets.explain import audit as a
 from gradcamo_assets.explain import causal
 from gradcamo_assets.explain.surroundings import moved_to
-
-
-class Reads(nn.Module):
-    """Three classes, by what the stain ``where`` shows most: 1, 2 or 3. Stain 0 is lit in targets only, 1 elsewhere."""
-
-    def __init__(self, where: int, axes: int):
-        super().__init__()
-        self.where, self.act = where, nn.Identity()
-        self.fc = nn.Linear(3, 3)
-        with torch.no_grad():
-            self.fc.weight.copy_(40 * torch.eye(3))
-            self.fc.bias.zero_()
-
-    def forward(self, x):
-        one = x[:, self.where : self.where + 1]
-        maps = self.act(torch.cat([torch.exp(-20 * (one - level) ** 2) for level in (1.0, 2.0, 3.0)], 1))
-        return self.fc(maps.flatten(2).mean(2))
-
-
-def scene(axes: int, cells: int = 9):
-    """Targets show their class in stain 0, all that surrounds them the same class in stain 1."""
-    crop = (2, 36, 36)[3 - axes :]
-    classes = torch.arange(cells) % 3
-    target, neighbours = (torch.zeros(cells, *crop, dtype=torch.bool) for _ in range(2))
-    target[..., 8:28, 9:29] = True
-    neighbours[..., :4, :18] = True
-    level = (classes + 1.0).reshape(-1, *(1,) * len(crop))
-    images = torch.stack([torch.where(target, level, 0), torch.where(target, 0, level)], 1)
-    return images, target, neighbours, classes
+from gradcamo_assets_tests.explain.nets import Reads, scene
 
 
 @pytest.mark.parametrize("axes", [2, 3])
@@ -99,6 +70,7 @@ def test_columns_equal_a_loop(monkeypatch):
             drops.append(float(logits[cell, label[cell]] - other[0, label[cell]]))
         assert found["logit_drop_swapped_surroundings"][cell] == pytest.approx(np.mean(drops), abs=1e-4)
         stays = torch.stack(here).mean(0).tolist()
+        assert found["swapped_class"][cell] == np.argmax(stays)
         own = stays.pop(int(label[cell]))
         margin = own - max(*stays, float(torch.stack(there).mean()))
         assert found["swap_margin"][cell] == pytest.approx(margin, abs=1e-4)

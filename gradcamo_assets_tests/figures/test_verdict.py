@@ -106,5 +106,61 @@ def test_the_training_is_told() -> None:
     }  # fmt: skip
     said = dict(verdict(scores(["target"]), {}, model).answers)["How was the model trained?"]
     assert said == (
-        "resnet, on 2 wells of P1, registered 2026-01-02. It tells the class of 88% of the cells of wells held out."
+        "resnet, on 2 wells of P1, registered 2026-01-02. It tells the class of 88% of the cells of wells held out. "
+        "Whether surroundings were swapped in training, or maps on the cell rewarded, is not known."
     )
+
+
+def cured(swap: float = 0.5, kind: str = "any", regulariser: str = "none") -> dict[str, Any]:
+    told = dict.fromkeys(("architecture", "train_plates", "train_wells", "created_at", "metrics"))
+    cure = {"swap": swap, "swap_kind": kind, "regulariser": regulariser, "regulariser_weight": 3.0}
+    return {**told, **cure}
+
+
+def swap_test(survives: float | None, trusted: float = 0.25) -> dict[str, Any]:
+    drops = dict.fromkeys(f"logit_drop_{region}" for region in ("target", "neighbour", "background"))
+    return {**drops, "n_cells": 32, "score_effect_correlation": None, "survives_swap": survives, "trusted": trusted}
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (cured(), "50% of its crops had other surroundings (those of another crop). Maps beside the cell were not pen"),
+        (cured(1, "controls"), "100% of its crops had other surroundings (those of a control well's crop). "),
+        (cured(0.2, "newer"), "20% of its crops had other surroundings (newer). "),
+        (cured(0), "No surroundings were swapped. Maps beside the cell were not penalised."),
+        (cured(0, "any", "rrr"), "No surroundings were swapped. Maps beside the cell were penalised (rrr, weight 3). "),
+        (cured(regulariser="energy"), "the score alone is no evidence; read the swap test."),
+        (cured() | {"swap": None, "regulariser": None}, "is not known."),
+    ],
+)
+def test_how_the_model_was_cured_is_told(model: dict[str, Any], said: str) -> None:
+    text = dict(verdict(scores(["target"]), {}, model).answers)["How was the model trained?"]
+    assert said in text and ("no evidence" in text) == (model["regulariser"] not in (None, "none"))
+
+
+@pytest.mark.parametrize("looks", ["target", "background"])
+@pytest.mark.parametrize("survives", [None, 0.1, 0.5, 0.6])
+@pytest.mark.parametrize("regulariser", [None, "none", "gradcamo"])
+def test_a_good_score_is_called_good_only_where_answers_may_come_from_the_cell(
+    looks: str, survives: float | None, regulariser: str | None
+) -> None:
+    found = verdict(
+        scores([looks] * 10, float(looks == "target")), {"audit_by_plate": pl.DataFrame([swap_test(survives)])},
+        cured() | {"regulariser": regulariser},
+    )  # fmt: skip
+    good = looks == "target" and survives in (None, 0.6) and not (regulariser == "gradcamo" and survives is None)
+    assert found.headline.startswith("Most profiles describe their cell") == good
+    assert found.headline.startswith("Most maps favour the cell") == (looks == "target" and not good)
+    said = dict(found.answers).get("Do its answers come from the cell?")
+    assert (said is None) == (survives is None)
+    if said:
+        assert f"Of 32 audited cells {survives:.0%} survive the swap" in said and "25% do and have a map" in said
+        assert ("its answers come from elsewhere" in said) == (looks == "target" and survives in (0.1, 0.5))
+
+
+def test_doses_that_fail_the_swap_are_not_called_trusted() -> None:
+    row = {**DOSE, "Metadata_Dose": 1.0, "on_target_fraction": 0.9}
+    for kind in ("fails the swap", "trained for"):
+        said = answers(trusted_doses=[{**row, "verdict": kind}])["Which doses can be trusted?"]
+        assert said.startswith(f"None for sure. {kind.capitalize()}: cpd-A 1 uM (90%).")

@@ -176,6 +176,8 @@ def test_a_version_stands_in_mlflow_with_its_evidence(tmp_path: Path) -> None:
         assert {f"{part}_{name}" for name in ("accuracy", "balanced_accuracy", "ece")} <= run.data.metrics.keys()
     maps = {"median_gradcamo", "median_adjusted", "on_target_fraction", "looks_at_target"}
     assert {f"test_{name}" for name in maps} <= run.data.metrics.keys()
+    swapped = {"accuracy_audited", "accuracy_swapped", "survives_swap", "trusted", "audited"}
+    assert {f"test_{name}" for name in swapped} <= run.data.metrics.keys()
     assert {"seconds", "peak_memory_mb", "train_crops", "curve_train_loss"} <= run.data.metrics.keys()
     assert run.data.metrics["unseen_crops"] == 12
     assert run.data.params["epochs"] == "3"

@@ -20,6 +20,7 @@ from gradcamo_assets.learning.promotion import champion_moves, promote
 from gradcamo_assets.learning.registering import register_weights
 from gradcamo_assets.learning.registry import CHALLENGER
 from gradcamo_assets.learning.verdict import CHECKS, Evidence, PromotionConfig, verdict
+from gradcamo_assets.networks.bundle import Cure
 from gradcamo_assets.orchestration.automation import retraining_sensor
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.orchestration.resources import Platform
@@ -36,15 +37,17 @@ from gradcamo_assets_tests.orchestration.made_up import (
     tiny_encoder,
 )
 
-METRICS = ("test_balanced_accuracy", "unseen_accuracy", "test_median_adjusted")
-GOOD = {"test_balanced_accuracy": 0.8, "test_median_adjusted": 0.4}
-_metrics = st.dictionaries(st.sampled_from([*METRICS, "seconds"]), st.floats())
+METRICS = ("test_balanced_accuracy", "unseen_accuracy", "test_median_adjusted", "test_accuracy_swapped")
+FROM_THE_CELL = {"test_accuracy_audited": 0.8, "test_accuracy_swapped": 0.7}
+GOOD = {"test_balanced_accuracy": 0.8, "test_median_adjusted": 0.4, **FROM_THE_CELL}
+_metrics = st.dictionaries(st.sampled_from([*METRICS, "test_accuracy_audited", "seconds"]), st.floats())
 _evidence = st.builds(
     Evidence,
     st.integers(1, 9),
     _metrics,
     st.none() | st.integers(2, 9),
     st.frozensets(st.sampled_from(["P/A01", "P/A02"])),
+    st.none() | st.builds(Cure, st.just(0.5), st.just("any"), st.sampled_from(["none", "energy"]), st.just(3.0)),
 )
 
 
@@ -76,6 +79,32 @@ def test_a_challenger_is_held_to_the_champion_less_the_tolerance(
     if abs(lost - tolerance) > 1e-9:
         assert answers["accuracy_on_test_wells"] == answers["adjusted_gradcamo"] == (lost < tolerance)
     assert answers["accuracy_on_unseen_plates"], "neither has seen another plate"
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(2, 9), st.floats(0, 1))
+@settings(deadline=None, max_examples=50)
+def test_accuracy_above_chance_must_be_left_in_other_surroundings(
+    intact: float, swapped: float, classes: int, least: float
+) -> None:
+    metrics = {"test_accuracy_audited": intact, "test_accuracy_swapped": swapped}
+    config = PromotionConfig(least_from_the_cell=least)
+    found = {answer.name: answer for answer in verdict(Evidence(2, metrics, classes), None, config)}
+    answer = found["accuracy_comes_from_the_cell"]
+    needed = 1 / classes + least * (intact - 1 / classes)
+    if abs(swapped - needed) > 1e-9:
+        assert answer.passed == (intact > 1 / classes and swapped > needed)
+    assert f"{intact:.3f}" in answer.text and f"{swapped:.3f}" in answer.text
+    without = Evidence(2, {"test_accuracy_audited": intact}, classes)
+    refused = {answer.name: answer for answer in verdict(without, None, config)}["accuracy_comes_from_the_cell"]
+    assert not refused.passed and "train it again, or promote by hand" in refused.text
+
+
+def test_a_score_that_was_trained_for_is_said_to_be_no_evidence() -> None:
+    honest, trained = (Evidence(v, GOOD, 2, cure=Cure(0.5, "any", kind, 3.0)) for v, kind in ((1, "none"), (2, "rrr")))
+    for challenger, champion in ((trained, None), (trained, honest), (honest, trained), (honest, None)):
+        text = verdict(challenger, champion, PromotionConfig())[-1].text
+        said = "Version 2 was trained for this score (penalty rrr, weight 3): its score is no evidence by itself."
+        assert (said in text) == (trained in (challenger, champion)) and "Version 1 was" not in text
 
 
 def test_what_was_not_measured_is_a_refusal_that_says_so() -> None:

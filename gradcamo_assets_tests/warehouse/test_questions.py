@@ -18,6 +18,7 @@ from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.warehouse import Lake, publish, qc_table, run_sql
 from gradcamo_assets.warehouse.queries import QC_CHOICES
 from gradcamo_assets_tests.warehouse import rows
+from gradcamo_assets_tests.warehouse.test_audit_views import audited
 
 PLATES = [f"P{number}" for number in range(1, 12)]
 # The plates arrive in another order than that of their names; the last one differs from all others.
@@ -102,6 +103,33 @@ def test_which_doses_can_be_trusted(home: Path) -> None:
         verdicts.add(row["verdict"])
         assert row["Metadata_Plate"] != "P2" or row["verdict"] in ("trusted", "too few wells")
     assert len(verdicts) >= 3
+
+
+def test_a_score_that_was_trained_for_is_held_against_the_audit(tmp_path: Path) -> None:
+    lake, rng = rows.filled(tmp_path / "lake", plates=3), np.random.default_rng(0)
+    for key in lake.keys("scores"):
+        better = pl.lit(0.2 if key.model_version == 2 else 0.0)
+        found = lake.read("scores", **keys_of(key)).with_columns(
+            on_target=pl.lit(True), gradcamo_adjusted=pl.col("gradcamo_adjusted") + better
+        )
+        lake.write("scores", found, **keys_of(key))
+
+    def verdicts(question: str) -> list[set[str]]:
+        publish(lake, tmp_path / "qc.duckdb")
+        found = grouped(answer(tmp_path, question), "Metadata_Plate")
+        return [{row["verdict"] for row in found[plate,]} - {"too few wells"} for plate in ("P1", "P2", "P3")]
+
+    assert verdicts("trusted_doses") == [{"trusted"}] * 3
+    for plate, share in (("P1", 0.4), ("P2", 0.6)):
+        table = audited(rng, lake.read("scores", plate=plate, model_version=2), 2)
+        table = table.with_columns(survives_swap=pl.int_range(pl.len()) < share * pl.len())
+        lake.write("audit", table, plate=plate, model_name="hepg2", model_version=2)
+    assert verdicts("trusted_doses") == [{"fails the swap"}, {"trusted"}, {"trusted"}]
+    helped = verdicts("model_gain")
+    lake.append("models", rows.model(2).with_columns(regulariser=pl.lit("gradcamo"), regulariser_weight=2.0))
+    assert verdicts("trusted_doses") == [{"fails the swap"}, {"trusted"}, {"trained for"}]
+    assert {"helped"} in helped
+    assert verdicts("model_gain") == [{"helped, but trained for"} if one == {"helped"} else one for one in helped]
 
 
 def test_which_wells_to_drop(home: Path, scores: Rows) -> None:

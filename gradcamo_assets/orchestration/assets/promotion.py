@@ -17,6 +17,9 @@ class PromotionThresholds(dg.Config):
     accuracy_tolerance: float | None = Setting(default=None, description="How much lower its accuracy may be.")
     adjusted_tolerance: float | None = Setting(default=None, description="How much lower its adjusted score may be.")
     least_over_chance: float | None = Setting(default=None, description="How far above chance it must be.")
+    least_from_the_cell: float | None = Setting(
+        default=None, description="Share of its accuracy above chance that must be left in other cells' surroundings."
+    )
 
 
 @dg.asset(
