@@ -21,9 +21,9 @@ class TrainingConfig:
 
     Attributes:
         encoder, weights, layer: as ``build_encoder`` takes them.
-        objective: what is learned: the ``treatment`` of a crop; or, without classes, to tell crops apart whatever view of
-            them is seen, with the loss of ``vicreg`` or ``simclr``. positives: of those two, what the second view is
-            of: the same ``crop``, or another of its ``treatment``, from another well where there is one.
+        objective: what is learned: the ``treatment`` of a crop; or, without classes, to know a crop again in another
+            view of it, by ``vicreg`` or ``simclr``. positives: of those two, what the second view is of: the same
+            ``crop``, or another of its ``treatment``, from another well where there is one.
         epochs, batch_size, learning_rate, weight_decay: of AdamW under a one-cycle schedule. A batch is shared out
             among the devices. patience: epochs without a lower validation loss after which training stops, and the
             weights of the best epoch are kept; 0 trains all epochs and keeps the last.
@@ -82,7 +82,10 @@ class TrainingConfig:
                 self.positives in _POSITIVES and (views or self.positives == "crop"),
                 f"positives ({', '.join(_POSITIVES)}; they are of vicreg and simclr alone)",
             ),
-            (not views or self.regulariser == "none", "regulariser (none for vicreg and simclr, which have no classes)"),
+            (
+                not views or self.regulariser == "none",
+                "regulariser (none for vicreg and simclr, which have no classes)",
+            ),
             (
                 not views or self.batch_size >= 2 * max(1, self.devices),
                 "batch_size (at least 2 a device for vicreg and simclr)",

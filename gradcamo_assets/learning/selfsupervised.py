@@ -1,4 +1,4 @@
-"""Training without classes: an encoder that knows a crop again in another view of it, and prototypes in place of a head.
+"""Training without classes: an encoder that knows a crop again in another view of it, then prototypes for a head.
 
 Losses and projectors are lightly's: VICReg (Bardes et al., ICLR 2022, arXiv 2105.04906) and SimCLR (Chen et al., ICML
 2020, arXiv 2002.05709). A view is a crop swapped and augmented as in supervised training, and seen through other optics
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradcamo_assets.common.errors import GradcamoError
-from gradcamo_assets.crops.dataset import BalancedSampler, CropDataset, mixed
+from gradcamo_assets.crops.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.explain import cam
 from gradcamo_assets.learning.module import Batch, EncoderModule, embedded
 from gradcamo_assets.networks.registry import is_planar
@@ -83,15 +83,15 @@ class SelfSupervisedModule(EncoderModule):
 
 
 class PairSampler(BalancedSampler):
-    """What ``BalancedSampler`` draws, each item followed by the one that its second view is of.
+    """Items, each followed by the one that its second view is of; draws as of ``BalancedSampler``.
 
     Args:
         wells: (N,) index of every item's well, to draw another crop of its class, from another well where there is one,
-            from its own where there is not; None: the item itself follows. The rest as of ``BalancedSampler``.
+            from its own where there is not; None: the item itself follows, and classes are not balanced either.
     """
 
     def __init__(self, targets: np.ndarray, wells: np.ndarray | None, total: int, seed: int, ranks: int = 1):
-        super().__init__(targets, total, seed, ranks)
+        super().__init__(np.zeros_like(targets) if wells is None else targets, total, seed, ranks)
         self.others: np.ndarray | None = None
         if wells is not None:
             group = targets * (wells.max() + 1) + wells

@@ -116,8 +116,8 @@ _TABLES = (
             Column(
                 "objective",
                 pl.String,
-                "What it was trained for: treatment; or vicreg, simclr: without classes, logits are similarities to the "
-                "prototypes of the training cells' classes; NULL: not known",
+                "What it was trained for: treatment; or vicreg, simclr: without classes, logits are similarities to "
+                "the prototypes of the training cells' classes; NULL: not known",
             ),
             Column("classes", c.TEXTS, "Classes in the order of the logits"),
             Column("train_plates", c.TEXTS, "Plates it was trained on"),
