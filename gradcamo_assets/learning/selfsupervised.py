@@ -20,6 +20,7 @@ from gradcamo_assets.crops.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.explain import cam
 from gradcamo_assets.learning.module import Batch, EncoderModule, embedded
 from gradcamo_assets.networks.registry import is_planar
+from gradcamo_assets.profiling.sphering import fit_sphering
 
 _CALIBRATED = 10_000
 """Training cells, at most, that the scale of the similarities is fitted to."""
@@ -157,8 +158,8 @@ def prototypes(embeddings: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray,
     """Weight (classes, K) and bias (classes,) of the linear layer whose logits are similarities to the classes.
 
     The prototype of a class is the mean of its cells. A logit is how much nearer (in squares) a cell lies to it than to
-    the mean of all prototypes, every feature in units of its deviation: linear, because the cell's own square cancels.
-    One scale for all logits makes their softmax a probability.
+    the mean of all prototypes, where embeddings are sphered, as profiles are, by the cells themselves: linear, because
+    the cell's own square cancels. One scale for all logits makes their softmax a probability.
 
     Args:
         embeddings: (N, K) of training cells. targets: (N,) class index, none of them missing.
@@ -166,14 +167,13 @@ def prototypes(embeddings: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray,
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    values = embeddings.astype(np.float64)
-    means = np.stack([values[targets == target].mean(0) for target in range(targets.max() + 1)])
-    middle, spread = means.mean(0), np.maximum(values.std(0), 1e-6)
-    apart = (means - middle) / spread
-    weight = apart / spread
+    means = np.stack([embeddings[targets == target].mean(0, np.float64) for target in range(targets.max() + 1)])
+    middle, sphere = means.mean(0), fit_sphering(embeddings)
+    apart = sphere(means) - sphere(middle[None])
+    weight = apart @ sphere(sphere.mean + np.eye(len(middle)))
     bias = -(apart**2).sum(1) / 2 - weight @ middle
-    some = np.arange(0, len(values), -(-len(values) // _CALIBRATED))
-    logits, true = values[some] @ weight.T + bias, targets[some]
+    some = slice(None, None, -(-len(embeddings) // _CALIBRATED))
+    logits, true = embeddings[some] @ weight.T + bias, targets[some]
 
     def surprise(log_scale: float) -> float:
         scaled = np.exp(log_scale) * logits

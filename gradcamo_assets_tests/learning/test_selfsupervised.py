@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.neighbors import NearestCentroid
 from torch import Tensor, nn
 
 from gradcamo_assets.common import GradcamoError
@@ -105,23 +104,25 @@ def test_labels_name_prototypes_and_teach_the_encoder_nothing(
         assert torch.equal(values, other[name]) == (not name.startswith("8.")), name
 
 
-def test_the_predicted_class_is_that_of_the_nearest_prototype(
+def _mahalanobis(known: Tensor) -> Tensor:
+    """(K, K): the inverse of the embeddings' covariance, with a hundredth of its largest eigenvalue as ridge."""
+    covariance = torch.cov(known.T.double())
+    return (covariance + 0.01 * torch.linalg.eigvalsh(covariance)[-1] * torch.eye(len(covariance))).inverse()
+
+
+def test_a_logit_says_how_much_nearer_a_prototype_is_than_the_middle(
     textures: dict[str, CropDataset], learned: TrainingResult
 ) -> None:
-    known, asked = (embeddings_of(learned.model, LAYER, textures[part], 7).numpy() for part in ("train", "test"))
-    spread = known.std(0)
-    nearest = NearestCentroid().fit(known / spread, textures["train"].targets)
-    images = torch.stack([image for image, _, _ in textures["test"]])[:, :, 0]
-    logits = learned.model(images)
-    np.testing.assert_array_equal(logits.argmax(1), nearest.predict(asked / spread))
-    # A logit is half of what the cell is nearer (in squares) to the class than to the middle, times a common scale.
-    middle = nearest.centroids_.mean(0)
-    nearer = ((asked / spread - middle) ** 2).sum(1)[:, None] - (
-        (asked[:, None] / spread - nearest.centroids_) ** 2
-    ).sum(2)
-    scale = logits.numpy() / (nearer / 2)
+    known, asked = (embeddings_of(learned.model, LAYER, textures[part], 7).double() for part in ("train", "test"))
+    centres = torch.stack([known[torch.from_numpy(textures["train"].targets == k)].mean(0) for k in (0, 1)])
+    places = torch.cat([centres, centres.mean(0)[None]])
+    steps = asked[:, None] - places
+    squares = torch.einsum("nci,ij,ncj->nc", steps, _mahalanobis(known), steps)
+    logits = learned.model(torch.stack([image for image, _, _ in textures["test"]])[:, :, 0]).double()
+    torch.testing.assert_close(logits.argmax(1), squares[:, :2].argmin(1))
+    scale = logits / (squares[:, 2:] - squares[:, :2])
     assert scale.min() > 0
-    np.testing.assert_allclose(scale, np.median(scale), rtol=1e-2)
+    torch.testing.assert_close(scale, scale.median().expand_as(scale), rtol=1e-2, atol=0)
 
 
 def test_the_map_of_a_logit_is_that_of_a_similarity_target(
@@ -131,7 +132,7 @@ def test_the_map_of_a_logit_is_that_of_a_similarity_target(
     from pytorch_grad_cam import GradCAM
 
     known = embeddings_of(learned.model, LAYER, textures["train"], 16)
-    spread, targets = known.std(0, correction=0), torch.from_numpy(textures["train"].targets)
+    inverse, targets = _mahalanobis(known).float(), torch.from_numpy(textures["train"].targets)
     centres = torch.stack([known[targets == k].mean(0) for k in (0, 1)])
 
     class Nearer:
@@ -141,8 +142,8 @@ def test_the_map_of_a_logit_is_that_of_a_similarity_target(
             self.index = index
 
         def __call__(self, embedding: Tensor) -> Tensor:
-            far, near = ((embedding - at) / spread for at in (centres.mean(0), centres[self.index]))
-            return far.square().sum() - near.square().sum()
+            far, near = (embedding - at for at in (centres.mean(0), centres[self.index]))
+            return far @ inverse @ far - near @ inverse @ near
 
     images = torch.stack([textures["test"][row][0][:, 0] for row in range(0, 48, 5)])
     masks = torch.ones(len(images), 24, 24)
