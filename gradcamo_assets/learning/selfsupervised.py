@@ -42,7 +42,7 @@ class SelfSupervisedModule(EncoderModule):
         vicreg = self.config.objective == "vicreg"
         self.projector = (VICRegProjectionHead if vicreg else SimCLRProjectionHead)(width, 2 * width, 2 * width)
         self.criterion = (VICRegLoss if vicreg else NTXentLoss)(gather_distributed=True)
-        scale, blur = (0.85, 1.15), (0.3, 1.0)
+        scale, blur = (0.95, 1.05), (0.2, 0.5)
         self.optics = Compose(
             [
                 RandZoom(0.5, (1, scale[0], scale[0]), (1, scale[1], scale[1]), "trilinear", "constant"),
