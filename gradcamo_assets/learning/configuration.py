@@ -10,6 +10,8 @@ from gradcamo_assets.networks.bundle import Cure
 
 _SWAPS = ("any", "neighbours", "controls")
 _REGULARISERS = ("none", "gradcamo", "energy", "rrr")
+_OBJECTIVES = ("treatment", "vicreg", "simclr")
+_POSITIVES = ("crop", "treatment")
 _LIGHTNINGS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -19,6 +21,9 @@ class TrainingConfig:
 
     Attributes:
         encoder, weights, layer: as ``build_encoder`` takes them.
+        objective: what is learned: the ``treatment`` of a crop; or, without classes, to know a crop again in another
+            view of it, by ``vicreg`` or ``simclr``. positives: of those two, what the second view is of: the same
+            ``crop``, or another of its ``treatment``, from another well where there is one.
         epochs, batch_size, learning_rate, weight_decay: of AdamW under a one-cycle schedule. A batch is shared out
             among the devices. patience: epochs without a lower validation loss after which training stops, and the
             weights of the best epoch are kept; 0 trains all epochs and keeps the last.
@@ -40,6 +45,8 @@ class TrainingConfig:
     encoder: str = "efficientnet3d-small"
     weights: str | None = None
     layer: str | None = None
+    objective: Literal["treatment", "vicreg", "simclr"] = "treatment"
+    positives: Literal["crop", "treatment"] = "crop"
     epochs: int = 20
     batch_size: int = 16
     learning_rate: float = 4e-3
@@ -68,7 +75,21 @@ class TrainingConfig:
         chances = all(0 <= chance <= 1 for chance in (self.flip, self.rotate, self.shift_z, self.swap))
         counts = min(self.swap_soften, self.swap_pool, self.regulariser_after)
         strengths = min(self.gain, self.offset, self.noise, self.weight_decay, self.patience, self.seed) >= 0
+        views = self.objective != "treatment"
         checks = (
+            (self.objective in _OBJECTIVES, f"objective ({', '.join(_OBJECTIVES)})"),
+            (
+                self.positives in _POSITIVES and (views or self.positives == "crop"),
+                f"positives ({', '.join(_POSITIVES)}; they are of vicreg and simclr alone)",
+            ),
+            (
+                not views or self.regulariser == "none",
+                "regulariser (none for vicreg and simclr, which have no classes)",
+            ),
+            (
+                not views or self.batch_size >= 2 * max(1, self.devices),
+                "batch_size (at least 2 a device for vicreg and simclr)",
+            ),
             (min(self.epochs, self.batch_size) >= 1 and self.learning_rate > 0, "epochs, batch_size, learning_rate"),
             (chances, "flip, rotate, shift_z, swap (chances, 0 to 1)"),
             (

@@ -110,6 +110,7 @@ def fit_and_register(
             voxel_size=voxel_size,
             split=as_lists(split),
             cure=config.cure,
+            objective=config.objective,
         )
         judged = {part: _judged(result, parts[part], classes) for part in ("val", "test")}
         if unseen is not None:

@@ -69,15 +69,18 @@ class EncoderModule(lightning.LightningModule):
         if self.trainer.training:
             # A step's draws, dropout's too, depend on its number and the process, not on what ran before.
             torch.manual_seed(mixed(self.config.seed, self.global_step, self.global_rank))
-            images, labels = self._swapped(images, labels, classes)
-            strengths = {name: getattr(self.config, name) for name in _AUGMENT}
-            if self.config.regulariser == "none":
-                images = augment(images, **strengths)
-            else:
-                images = augment(torch.cat([images, (labels == TARGET).to(images)[:, None]], 1), unlit=1, **strengths)
-                images, labels = images[:, :-1], (images[:, -1] > 0.5) * TARGET
+            images, labels = self._changed(images, labels, classes)
         masks = labels == TARGET
         return (images.squeeze(2), masks.squeeze(1), classes) if self.planar else (images, masks, classes)
+
+    def _changed(self, images: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Swapped and augmented ones."""
+        images, labels = self._swapped(images, labels, classes)
+        strengths = {name: getattr(self.config, name) for name in _AUGMENT}
+        if self.config.regulariser == "none":
+            return augment(images, **strengths), labels
+        images = augment(torch.cat([images, (labels == TARGET).to(images)[:, None]], 1), unlit=1, **strengths)
+        return images[:, :-1], (images[:, -1] > 0.5) * TARGET
 
     def _swapped(self, images: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         config, pool = self.config, None
@@ -107,22 +110,23 @@ class EncoderModule(lightning.LightningModule):
         return loss if self.current_epoch < config.regulariser_after else loss + config.regulariser_weight * penalty
 
     def on_validation_epoch_start(self) -> None:
-        """Watch the explained layer."""
+        """No cell is watched yet."""
         self._seen: list[Tensor] = []
-        self._hook = self.model.get_submodule(self.layer).register_forward_hook(self._see)
 
-    def _see(self, layer: nn.Module, inputs: object, maps: Tensor) -> None:
+    def watch(self, embedding: Tensor) -> None:
+        """Keep the embeddings (B, K) of the first validation cells."""
         if sum(map(len, self._seen)) < WATCHED:
-            self._seen.append(maps.flatten(2).mean(2).float().cpu())
+            self._seen.append(embedding.cpu())
 
     def on_validation_epoch_end(self) -> None:
         """Keep what the layer made of the watched cells."""
-        self._hook.remove()
         self.embeddings.append(torch.cat(self._seen)[:WATCHED])
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Loss and accuracy without swap, augmentation and penalty."""
-        self._loss("val", logits_of(self.model(batch[0])), batch[2], 0.0)
+        output, embedding = embedded(self.model, self.layer, batch[0])
+        self.watch(embedding)
+        self._loss("val", logits_of(output), batch[2], 0.0)
 
     def _loss(self, part: str, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
@@ -156,12 +160,24 @@ class EncoderModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW under a one-cycle schedule."""
         optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, self.config.learning_rate, total_steps=self.steps, pct_start=0.2
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def embedded(model: nn.Module, layer: str, images: Tensor) -> tuple[Any, Tensor]:
+    """What the model returns, and the embedding: a layer's mean over voxels, (B, K) float32, differentiable."""
+    means: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_hook(
+        lambda *call: means.append(call[2].flatten(2).mean(2, dtype=torch.float32))
+    )
+    try:
+        return model(images), means[-1]
+    finally:
+        hook.remove()
 
 
 def best_epoch(curves: dict[str, list[float]], config: TrainingConfig) -> int:

@@ -218,6 +218,7 @@ class ModelRegistry:
                     "run_id": found.run_id,
                     "architecture": config.encoder if config else None,
                     "layer": config.layer if config else None,
+                    "objective": config.objective if config else None,
                     "classes": config.classes if config else None,
                     "train_plates": sorted({well.split("/")[0] for well in train_wells}),
                     "train_wells": train_wells,

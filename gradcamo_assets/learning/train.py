@@ -1,4 +1,4 @@
-"""Training an encoder to predict the treatment of a crop, with Lightning.
+"""Training an encoder with Lightning: to predict the treatment of a crop, or without classes.
 
 Classes are balanced by resampling. Every epoch ends in a checkpoint, and its draws follow from the seed and its number
 alone, so that a training that was killed goes on as if it had not been.
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.learning.configuration import TrainingConfig
 from gradcamo_assets.learning.module import EncoderModule, Report, best_epoch, is_over
+from gradcamo_assets.learning.selfsupervised import (
+    PairSampler,
+    SelfSupervisedModule,
+    embeddings_of,
+    pooled_linear,
+    prototypes,
+    wells_of,
+)
 from gradcamo_assets.networks.registry import build_encoder
 
 CONTROLS = "negcon"
@@ -81,12 +90,14 @@ def train_encoder(
     if not counts.all():
         empty = ", ".join(name for name, count in zip(classes, counts, strict=True) if not count)
         raise GradcamoError(f"no training crop of class {empty}", "Lower test_fraction, or leave the class out.")
-    if config.patience and not len(validation):
+    views = config.objective != "treatment"
+    if config.patience and len(validation) < 1 + views:
         raise GradcamoError("early stopping needs validation crops", "Raise val_fraction, or set patience to 0.")
     lightning.seed_everything(config.seed, verbose=False)
     model, layer = build_encoder(
         config.encoder, len(train.orders[0]), len(classes), weights=config.weights, layer=config.layer
     )
+    head = pooled_linear(model, layer, train) if views else None
     ranks = config.processes
     share = math.ceil(config.batch_size / ranks)
     steps = math.ceil(len(train) / (share * ranks))
@@ -99,9 +110,11 @@ def train_encoder(
     if state is None or not is_over(state["curves"], config):
         if state and report:
             report(f"going on behind epoch {len(state['curves']['train_loss'])}")
-        sampler = BalancedSampler(train.targets, steps * share, config.seed, ranks)
+        draws = (steps * share, config.seed, ranks)
+        wells = wells_of(train) if config.positives == "treatment" else None
+        sampler = PairSampler(train.targets, wells, *draws) if views else BalancedSampler(train.targets, *draws)
         loaders = (
-            DataLoader(train, share, sampler=sampler),
+            DataLoader(train, share * (1 + views), sampler=sampler),
             DataLoader(validation, share) if len(validation) else None,
         )
         bars = [TQDMProgressBar()] if progress and sys.stderr.isatty() else []
@@ -111,7 +124,7 @@ def train_encoder(
                 accelerator="gpu" if torch.cuda.is_available() else "cpu",
                 devices=ranks,
                 # Processes are spawned: a run of Dagster is no script that could be started once more.
-                strategy="ddp_spawn" if ranks > 1 else "auto",
+                strategy=("ddp_spawn_find_unused_parameters_true" if views else "ddp_spawn") if ranks > 1 else "auto",
                 use_distributed_sampler=False,
                 precision=config.lightning_precision,
                 logger=False,
@@ -121,7 +134,8 @@ def train_encoder(
                 default_root_dir=work,
                 callbacks=[*bars, *_keepers(folder, config)],
             )
-            module = EncoderModule(
+            kind = partial(SelfSupervisedModule, width=head.in_features) if head else EncoderModule
+            module = kind(
                 model, layer, config, steps * config.epochs, heard, lenders=train,
                 control=list(classes).index(CONTROLS) if CONTROLS in classes else None,
             )  # fmt: skip
@@ -134,7 +148,11 @@ def train_encoder(
     if not np.isfinite(curves["train_loss"]).all():
         shutil.rmtree(folder)
         raise GradcamoError("training diverged: its loss is no number", "Lower learning_rate, or use float32.")
-    model.load_state_dict({name.removeprefix("model."): value for name, value in best["state_dict"].items()})
+    weights = {name: value for name, value in best["state_dict"].items() if name.startswith("model.")}
+    model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+    if head is not None:
+        weight, bias = prototypes(embeddings_of(model, layer, train, share).numpy(), train.targets)
+        head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     metrics = {name: values[best_epoch(curves, config)] for name, values in curves.items()}
     epochs = len(curves["train_loss"])
     metrics |= {"epochs": epochs, "seconds": seconds, "seconds_per_crop": seconds / (steps * share * ranks * epochs)}

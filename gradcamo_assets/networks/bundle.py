@@ -74,6 +74,8 @@ class BundleConfig:
         crop_shape: (z, y, x) in voxels. voxel_size: (z, y, x) in um.
         split: wells of each part, ``{"train": ["plate/A01", ...], "val": [...], "test": [...]}``.
         cure: what was done in training to make it look at its cell; None: not known.
+        objective: what its weights were trained for: ``treatment``, or without classes ``vicreg`` or ``simclr``, where
+            a logit is the similarity to a class's prototype; None: not known.
         sha256: digest of the weights file; filled in on saving.
 
     Types and bounds are checked where a configuration is saved or read.
@@ -89,6 +91,7 @@ class BundleConfig:
     voxel_size: Annotated[list[_Micrometres], Field(min_length=3, max_length=3)]
     split: dict[str, list[str]] = field(default_factory=dict)
     cure: Cure | None = None
+    objective: _Text | None = None
     sha256: str = ""
     format: Literal[1] = 1
 

@@ -113,6 +113,12 @@ _TABLES = (
             Column("run_id", pl.String, "MLflow run that trained it"),
             Column("architecture", pl.String, "Encoder, by its name in the registry"),
             Column("layer", pl.String, "Layer whose maps are scored"),
+            Column(
+                "objective",
+                pl.String,
+                "What it was trained for: treatment; or vicreg, simclr: without classes, logits are similarities to "
+                "the prototypes of the training cells' classes; NULL: not known",
+            ),
             Column("classes", c.TEXTS, "Classes in the order of the logits"),
             Column("train_plates", c.TEXTS, "Plates it was trained on"),
             Column("train_wells", c.TEXTS, "Wells it was trained on, as plate/well"),

@@ -90,7 +90,7 @@ MODEL_COMPARISON = View(
     SELECT
         model_name, model_version,
         (model_name, model_version) IN (SELECT (model_name, model_version) FROM champions) AS is_champion,
-        architecture, layer, swap, regulariser,
+        architecture, layer, objective, swap, regulariser,
         coalesce(n_plates, 0) AS n_plates, coalesce(n_cells, 0) AS n_cells,
         accuracy_test, accuracy_unseen, median_gradcamo, median_adjusted, on_target_fraction,
         looks_at_target, looks_at_neighbour, looks_at_background, looks_at_none, coalesce(null_cells, 0) AS null_cells,

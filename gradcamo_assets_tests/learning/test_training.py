@@ -180,7 +180,9 @@ def test_flat_plates_train_the_same_way(encoder: str, precision: Any, tmp_path: 
     [
         {"epochs": 0}, {"flip": 1.5}, {"noise": -1.0}, {"precision": "int8"}, {"devices": 0}, {"devices": 99},
         {"swap": 1.1}, {"swap_kind": "all"}, {"regulariser": "camo"}, {"regulariser_weight": -1.0},
-        {"regulariser_target": 0.0}, {"swap_pool": -1},
+        {"regulariser_target": 0.0}, {"swap_pool": -1}, {"objective": "byol"}, {"positives": "treatment"},
+        {"positives": "well", "objective": "simclr"}, {"regulariser": "rrr", "objective": "vicreg"},
+        {"batch_size": 1, "objective": "simclr"}, {"batch_size": 5, "devices": 3, "objective": "vicreg"},
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_meant_are_refused(change: dict) -> None:

@@ -208,6 +208,7 @@ HOSTILE: dict[str, list[object]] = {
     "split": [None, [], {"train": "P/A01"}, {"train": [1]}, {"train": None}, "train"],
     "sha256": [None, 0, "0" * 64, ""],
     "format": [None, 0, 2, "1", 1.5, 10**400],
+    "objective": [7, "", ["vicreg"]],
     "cure": [7, "any", [], {}, {"swap": 0.5}, {**_CURE, "swap": "0.5"}, {**_CURE, "regulariser": None},
              {**_CURE, "more": 1}],
 }  # fmt: skip
@@ -224,7 +225,7 @@ def test_hostile_configurations_are_refused(bundle: Path, key: str, value: objec
 def test_configurations_that_are_not_even_one_are_refused(bundle: Path) -> None:
     config = bundle / "config.json"
     content = json.loads(config.read_text())
-    required = content.keys() - {"split", "format", "cure"}
+    required = content.keys() - {"split", "format", "cure", "objective"}
     texts = [json.dumps({k: v for k, v in content.items() if k != key}) for key in required]
     texts += ["[" * 100_000, '{"a":' * 100_000, "null", '"text"', "1e999", "\0", json.dumps({**content, "pickle": "x"})]
     for text in texts:

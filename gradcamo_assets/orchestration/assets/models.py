@@ -27,6 +27,8 @@ _ALT = {
 
 Apart = StrEnum("Apart", ["well", "plate", "position"])
 SwapKind = StrEnum("SwapKind", ["any", "neighbours", "controls"])
+Objective = StrEnum("Objective", ["treatment", "vicreg", "simclr"])
+Positives = StrEnum("Positives", ["crop", "treatment"])
 Penalty = StrEnum("Penalty", ["none", "gradcamo", "energy", "rrr"])
 Precision = StrEnum("Precision", ["auto", "float32", "bfloat16", "float16"])
 
@@ -50,6 +52,12 @@ class TrainConfig(dg.Config):
     encoder: str | None = Setting(default=None, description="Built-in encoder, or module:function of your own.")
     weights: str | None = Setting(default=None, description="Safetensors file to start from; else fresh weights.")
     layer: str | None = Setting(default=None, description="Dotted name of the layer to explain, if another.")
+    objective: Objective | None = Setting(
+        default=None, description="What is learned: the treatment; or without classes, by vicreg or simclr."
+    )
+    positives: Positives | None = Setting(
+        default=None, description="Of those: the second view is of the same crop, or of another of its treatment."
+    )
     epochs: int | None = Setting(default=None, description="Passes over the training crops.")
     patience: int | None = Setting(
         default=None, description="Epochs without a lower validation loss that end training; 0 trains all epochs."
