@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small plates, a few epochs")
     parser.add_argument("--seeds", type=int, default=5, help="of plates and weights")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--figure", type=Path, help="PNG file to draw it into")
     parser.add_argument("--labels", choices=["cell", "well"], default="cell", help="one treatment a cell, or a well")
     arguments = parser.parse_args()

@@ -65,7 +65,7 @@ class TrainingConfig:
     swap_pool: int = 0
     regulariser: Literal["none", "gradcamo", "energy", "rrr"] = "none"
     regulariser_weight: float = 3.0
-    regulariser_target: float = 1.0
+    regulariser_target: float = 0.9
     regulariser_after: int = 2
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     devices: int = 1
