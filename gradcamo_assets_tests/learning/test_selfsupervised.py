@@ -18,11 +18,12 @@ from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.crops import TARGET, open_crops, write_crops
 from gradcamo_assets.crops.dataset import CropDataset
 from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.learning.evidence import judge, measured
 from gradcamo_assets.learning.fit import fit_and_register
 from gradcamo_assets.learning.registry import ModelRegistry
 from gradcamo_assets.learning.selfsupervised import PairSampler, embeddings_of, wells_of
 from gradcamo_assets.learning.split import split_wells
-from gradcamo_assets.learning.train import TrainingConfig, TrainingResult, accuracy, train_encoder
+from gradcamo_assets.learning.train import TrainingConfig, TrainingResult, train_encoder
 from gradcamo_assets.scoring.score import Scorer
 from gradcamo_assets_tests.learning.tiny import write_plate
 
@@ -89,7 +90,8 @@ def test_two_textures_are_told_apart_in_wells_not_seen(
     result = _train(textures, replace(CONFIG, **change), tmp_path) if change else learned
     assert set(result.curves) == {"train_loss", "val_loss"}
     assert result.curves["train_loss"][-1] < result.curves["train_loss"][0]
-    assert accuracy(result.model, textures["test"])["accuracy"] > 0.9
+    cells = judge(result.model, [result.layer], textures["test"], ["a", "b"])[result.layer]
+    assert measured(cells, "test")["test_accuracy"] > 0.9
     assert [len(epoch) for epoch in result.embeddings] == [16] * 3
     of_validation = embeddings_of(result.model, LAYER, textures["val"], 16)
     np.testing.assert_allclose(result.embeddings[-1], of_validation, rtol=1e-3, atol=1e-4)
