@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import polars as pl
 import pytest
@@ -24,14 +22,13 @@ class Scene(Dataset):
     def __init__(self, cells: int):
         self.images, target, neighbours, self.classes = scene(3, cells)
         self.labels = target + 2 * neighbours
-        self.fields = [SimpleNamespace(cell_ids=[f"P/A{cell % 12:02d}/1/{cell}" for cell in range(cells)])]
-        self.items = [(0, cell, int(self.classes[cell])) for cell in range(cells)]
+        self.cell_ids = [f"P/A{cell % 12:02d}/1/{cell}" for cell in range(cells)]
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.images)
 
     def __getitem__(self, item: int) -> tuple:
-        return self.images[item], self.labels[item], self.items[item][2]
+        return self.images[item], self.labels[item], int(self.classes[item])
 
 
 @pytest.mark.parametrize("where", [0, 1])
