@@ -119,6 +119,8 @@ def main() -> None:
     )
     small = {"wells": 8, "sites": 1, "cells": 8, "doses": 1} if arguments.quick else {}
     if arguments.shortcut:
+        if arguments.swap is None and arguments.shortcut != "none":  # Nothing but the shortcut could be learned.
+            training = replace(training, swap=0.0)
         first = SyntheticPlate(name="first", shortcut=arguments.shortcut, **small)  # type: ignore[arg-type]
         print(json.dumps(cheat(first, SyntheticPlate(name="second", seed=1, **small), training)))  # type: ignore[arg-type]
         return
