@@ -49,7 +49,7 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
     favoured = on_target >= 0.5 or share["target"] >= 0.5
     survives = next((row.get("survives_swap") for row in rows.get("audit_by_plate", [])), None)
     if favoured and survives is not None and survives <= 0.5:
-        headline = "Most maps favour the cell, but most answers come from elsewhere: they fail the swap of surroundings"
+        headline = f"Most maps favour the cell, but only {survives:.0%} of the answers survive other surroundings"
     elif favoured and survives is None and _rewarded(model):
         headline = "Most maps favour the cell, as they were trained to, and no swap test says whether the answers do"
     elif on_target >= 0.5:
@@ -139,14 +139,16 @@ def _swap_test(rows: list[dict[str, Any]], favoured: bool) -> str:
     (row,) = rows
     meaning = {
         (True, True): "Its maps lie on the cell, and most of its answers stay with it.",
-        (True, False): "Its maps lie on the cell, its answers come from elsewhere.",
+        (True, False): "Its maps lie on the cell, but its answers hang on what surrounds it.",
         (False, True): "Most of its answers stay with the cell, though its maps do not lie on it.",
-        (False, False): "Neither its maps nor its answers come from the cell.",
+        (False, False): "Its maps do not lie on the cell, and its answers hang on what surrounds it.",
     }[favoured, row["survives_swap"] > 0.5]
     return (
         f"{meaning} Of {row['n_cells']} audited cells {row['survives_swap']:.0%} survive the swap: their class stays "
         "in other cells' surroundings, more probable there than with another cell in their place. "
         f"{row['trusted']:.0%} do and have a map that looks at the cell (trusted)."
+        + " Where a well has one treatment, its neighbours show it too, and may be what the model reads."
+        * (row["survives_swap"] <= 0.5)
     )
 
 

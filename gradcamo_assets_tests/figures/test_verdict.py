@@ -156,7 +156,7 @@ def test_a_good_score_is_called_good_only_where_answers_may_come_from_the_cell(
     assert (said is None) == (survives is None)
     if said:
         assert f"Of 32 audited cells {survives:.0%} survive the swap" in said and "25% do and have a map" in said
-        assert ("its answers come from elsewhere" in said) == (looks == "target" and survives in (0.1, 0.5))
+        assert ("hang on what surrounds it" in said) == ("neighbours" in said) == (survives in (0.1, 0.5))
 
 
 def test_doses_that_fail_the_swap_are_not_called_trusted() -> None:

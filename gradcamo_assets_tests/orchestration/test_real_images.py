@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pytest
 import zarr
 
 from gradcamo_assets.learning.promotion import promote
 from gradcamo_assets.networks.bundle import BundleConfig
 from gradcamo_assets.networks.registry import build_encoder
 from gradcamo_assets.orchestration.partitions import plate_site_key
-from gradcamo_assets.plates import load_plate
+from gradcamo_assets.plates import load_plate, read_field
 from gradcamo_assets.warehouse import run_sql, violations
 from gradcamo_assets_tests.orchestration.conftest import Bench
 from gradcamo_assets_tests.plates.test_hcs import foreign_plate
@@ -47,8 +46,8 @@ def lead_through(bench: Bench, name: str, settings: str) -> pl.DataFrame:
     return run_sql(bench.home.database, "SELECT * FROM current_scores")
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_a_real_stack_by_a_foreign_writer(bench: Bench, shared_data: Path, version: str) -> None:
+def real_stack(bench: Bench, shared_data: Path, version: str) -> np.ndarray:
+    """A plate of one real stack in the inbox, written by a foreign library in a version of NGFF: its image."""
     import tifffile
 
     stack = tifffile.imread(shared_data / "plantseg_rgb3d" / "tests" / "resources" / "rgb_3D.tif")
@@ -57,6 +56,20 @@ def test_a_real_stack_by_a_foreign_writer(bench: Bench, shared_data: Path, versi
         bench.home.inbox / "plantseg.zarr", {"B/3/0": image}, "czyx", version, channels=["nuclei", "cytoplasm"]
     )
     plate.with_name("plantseg.csv").write_text("Metadata_Well,Metadata_Compound\nB03,DMSO\n")
+    return image
+
+
+def test_a_real_stack_by_a_foreign_writer_in_ngff_0_4(bench: Bench, shared_data: Path) -> None:
+    image = real_stack(bench, shared_data, "0.4")
+    assert bench.ingest("plantseg").success
+    plate = load_plate(bench.home.plates, "plantseg")
+    (field,) = plate.fields
+    assert (plate.channels, field.well) == (("nuclei", "cytoplasm"), "B03")
+    np.testing.assert_array_equal(read_field(plate, field), image)
+
+
+def test_a_real_stack_by_a_foreign_writer(bench: Bench, shared_data: Path) -> None:
+    real_stack(bench, shared_data, "0.5")
     champion_for(bench, ["nuclei", "cytoplasm"], [32, 48, 48], [1.0, 1.0, 1.0])
     scores = lead_through(bench, "plantseg", "[crops]\nshape = [32, 48, 48]\nkeep_border = true\n")
     assert 4 <= len(scores) <= 14  # seven cells were labelled by the data's authors, by a method of their own
