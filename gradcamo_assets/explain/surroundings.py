@@ -34,18 +34,23 @@ def cleared(images: Tensor, holes: Tensor, occupied: Tensor, generator: torch.Ge
     Args:
         images: (B, C, [Z,] Y, X). holes, occupied: (B, [Z,] Y, X) bool; occupied is where cells are.
     """
-    made, still_open = images, holes
+    made, place = images.clone(), holes.nonzero(as_tuple=True)
+    # Channels last: one index names all channels of a voxel.
+    source, goal = images.movedim(1, -1), made.movedim(1, -1)
+    height, width = images.shape[-2:]
     for _ in range(_TRIES):
-        if not bool(still_open.any()):
+        if not len(place[0]):
             return made
         # A quarter of the crop at least, or the shifted cell covers its own hole.
-        shift = [int(torch.randint(n // 4, n - n // 4, (), generator=generator)) for n in images.shape[-2:]]
-        usable = still_open & ~occupied.roll(shift, (-2, -1))
-        made = torch.where(usable[:, None], images.roll(shift, (-2, -1)), made)
-        still_open = still_open & ~usable
+        down, right = (int(torch.randint(n // 4, n - n // 4, (), generator=generator)) for n in (height, width))
+        origin = (*place[:-2], (place[-2] - down) % height, (place[-1] - right) % width)
+        usable = ~occupied[origin]
+        goal[tuple(axis[usable] for axis in place)] = source[tuple(axis[usable] for axis in origin)]
+        place = tuple(axis[~usable] for axis in place)
     free = ~occupied[:, None]
     mean = (images * free).sum((-2, -1), keepdim=True) / free.sum((-2, -1), keepdim=True).clamp_min(1)
-    return torch.where(still_open[:, None], mean, made)
+    goal[place] = mean.expand_as(images).movedim(1, -1)[place]
+    return made
 
 
 def moved_to(
