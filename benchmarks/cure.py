@@ -225,7 +225,7 @@ def main() -> None:
             judged = []
             for name in TRAININGS:
                 figures, cells = measure(name, plates, training, folder / f"encoder-{name}")
-                if name != "honest":  # A textured background is strange to it, whatever the texture tells.
+                if name != "honest":  # A bright medium is strange to it, whatever its light tells.
                     judged.append(cells)
                 if not summary:
                     print(f"{'seed':>4} {'encoder':12}" + "".join(f"{key:>17}" for key in figures) + "  audit")

@@ -16,13 +16,6 @@ from gradcamo_assets.explain import cam
 from gradcamo_assets.explain.cam import Layer
 from gradcamo_assets.explain.surroundings import moved_to
 
-CHANGES = {
-    "swapped_surroundings": "the cell stands in the surroundings of a cell of another treatment",
-    "swapped_target": "a cell of another treatment stands in its surroundings",
-    "background_only": "all cells have given way to other crops' background",
-}
-"""What is done to a crop, by the end of the columns' names."""
-
 _HOSTS = 3
 """Partners that each cell changes places with; their answers are averaged."""
 
@@ -34,18 +27,14 @@ class Response:
     logits: Tensor
     embedding: Tensor
 
-    def move(self, other: Response) -> Tensor:
-        """Cosine distance between the embeddings, (B,), 0 to 2."""
-        return 1 - nn.functional.cosine_similarity(self.embedding, other.embedding)
-
     def changes(self, other: Response, classes: Tensor) -> dict[str, Tensor]:
-        """How far probability and logit of the classes (B,) fall, and the embedding turns, towards ``other``: (B,)."""
+        """How far probability and logit of the classes (B,) fall, and the embedding turns (cosine distance): (B,)."""
         column = classes[:, None]
         probability = [answer.logits.softmax(1).gather(1, column)[:, 0] for answer in (self, other)]
         return {
             "probability_drop": probability[0] - probability[1],
             "logit_drop": (self.logits - other.logits).gather(1, column)[:, 0],
-            "embedding_move": self.move(other),
+            "embedding_move": 1 - nn.functional.cosine_similarity(self.embedding, other.embedding),
         }
 
 
@@ -82,11 +71,12 @@ def swap_test(
 ) -> dict[str, np.ndarray]:
     """What the network answers when cells change places with cells of another treatment: columns, (B,) float64 each.
 
-    ``probability_drop_``, ``logit_drop_`` and ``embedding_move_`` of the predicted class, for the two swaps of
-    ``CHANGES``, means over three partners. ``swapped_class``: index of the class with the highest mean probability in
-    other surroundings. ``swap_margin``: by how much the predicted class is more probable there than any other, and than
-    it is with another cell in its own surroundings, the lesser of the two. ``survives_swap``: 1 where that is above 0.
-    NaN without cells of two treatments.
+    ``probability_drop_``, ``logit_drop_`` and ``embedding_move_`` of the predicted class when the cell stands in other
+    surroundings (``swapped_surroundings``) and when another cell stands in its own (``swapped_target``), means over
+    three partners. ``swapped_class``: index of the class with the highest mean probability in other surroundings.
+    ``swap_margin``: by how much the predicted class is more probable there than any other, and than it is with another
+    cell in its own surroundings, the lesser of the two. ``survives_swap``: 1 where that is above 0. NaN without cells
+    of two treatments.
 
     Args:
         images: (B, C, *crop). target, neighbours: (B, *crop) bool. intact: the answer to the images as they are.

@@ -40,13 +40,15 @@ def cleared(images: Tensor, holes: Tensor, occupied: Tensor, generator: torch.Ge
     height, width = images.shape[-2:]
     for _ in range(_TRIES):
         if not len(place[0]):
-            return made
+            break
         # A quarter of the crop at least, or the shifted cell covers its own hole.
         down, right = (int(torch.randint(n // 4, n - n // 4, (), generator=generator)) for n in (height, width))
         origin = (*place[:-2], (place[-2] - down) % height, (place[-1] - right) % width)
         usable = ~occupied[origin]
         goal[tuple(axis[usable] for axis in place)] = source[tuple(axis[usable] for axis in origin)]
         place = tuple(axis[~usable] for axis in place)
+    if not len(place[0]):
+        return made
     free = ~occupied[:, None]
     mean = (images * free).sum((-2, -1), keepdim=True) / free.sum((-2, -1), keepdim=True).clamp_min(1)
     goal[place] = mean.expand_as(images).movedim(1, -1)[place]

@@ -137,18 +137,19 @@ def _swap_test(rows: list[dict[str, Any]], favoured: bool) -> str:
     if not rows or rows[0].get("survives_swap") is None:
         return ""
     (row,) = rows
+    stays = row["survives_swap"] > 0.5
     meaning = {
         (True, True): "Its maps lie on the cell, and most of its answers stay with it.",
         (True, False): "Its maps lie on the cell, but its answers hang on what surrounds it.",
         (False, True): "Most of its answers stay with the cell, though its maps do not lie on it.",
         (False, False): "Its maps do not lie on the cell, and its answers hang on what surrounds it.",
-    }[favoured, row["survives_swap"] > 0.5]
+    }[favoured, stays]
     return (
         f"{meaning} Of {row['n_cells']} audited cells {row['survives_swap']:.0%} survive the swap: their class stays "
         "in other cells' surroundings, more probable there than with another cell in their place. "
         f"{row['trusted']:.0%} do and have a map that looks at the cell (trusted)."
         + " Where a well has one treatment, its neighbours show it too, and may be what the model reads."
-        * (row["survives_swap"] <= 0.5)
+        * (not stays)
     )
 
 

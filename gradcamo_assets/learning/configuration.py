@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from gradcamo_assets.common.errors import GradcamoError
 from gradcamo_assets.networks.bundle import Cure
 
-_SWAPS = ("any", "neighbours", "controls")
-_REGULARISERS = ("none", "gradcamo", "energy", "rrr")
-_OBJECTIVES = ("treatment", "vicreg", "simclr")
-_POSITIVES = ("crop", "treatment")
+SwapKind = Literal["any", "neighbours", "controls"]
+Regulariser = Literal["none", "gradcamo", "energy", "rrr"]
+Objective = Literal["treatment", "vicreg", "simclr"]
+Positives = Literal["crop", "treatment"]
 _LIGHTNINGS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -45,8 +45,8 @@ class TrainingConfig:
     encoder: str = "efficientnet3d-small"
     weights: str | None = None
     layer: str | None = None
-    objective: Literal["treatment", "vicreg", "simclr"] = "treatment"
-    positives: Literal["crop", "treatment"] = "crop"
+    objective: Objective = "treatment"
+    positives: Positives = "crop"
     epochs: int = 20
     batch_size: int = 16
     learning_rate: float = 4e-3
@@ -60,10 +60,10 @@ class TrainingConfig:
     offset: float = 0.05
     noise: float = 0.0
     swap: float = 0.5
-    swap_kind: Literal["any", "neighbours", "controls"] = "any"
+    swap_kind: SwapKind = "any"
     swap_soften: int = 2
     swap_pool: int = 0
-    regulariser: Literal["none", "gradcamo", "energy", "rrr"] = "none"
+    regulariser: Regulariser = "none"
     regulariser_weight: float = 3.0
     regulariser_target: float = 0.9
     regulariser_after: int = 2
@@ -77,10 +77,10 @@ class TrainingConfig:
         strengths = min(self.gain, self.offset, self.noise, self.weight_decay, self.patience, self.seed) >= 0
         views = self.objective != "treatment"
         checks = (
-            (self.objective in _OBJECTIVES, f"objective ({', '.join(_OBJECTIVES)})"),
+            (self.objective in get_args(Objective), f"objective ({', '.join(get_args(Objective))})"),
             (
-                self.positives in _POSITIVES and (views or self.positives == "crop"),
-                f"positives ({', '.join(_POSITIVES)}; they are of vicreg and simclr alone)",
+                self.positives in get_args(Positives) and (views or self.positives == "crop"),
+                f"positives ({', '.join(get_args(Positives))}; they are of vicreg and simclr alone)",
             ),
             (
                 not views or self.regulariser == "none",
@@ -96,8 +96,8 @@ class TrainingConfig:
                 min(counts, self.regulariser_weight) >= 0,
                 "swap_soften, swap_pool, regulariser_weight, _after (0 or more)",
             ),
-            (self.swap_kind in _SWAPS, f"swap_kind ({', '.join(_SWAPS)})"),
-            (self.regulariser in _REGULARISERS, f"regulariser ({', '.join(_REGULARISERS)})"),
+            (self.swap_kind in get_args(SwapKind), f"swap_kind ({', '.join(get_args(SwapKind))})"),
+            (self.regulariser in get_args(Regulariser), f"regulariser ({', '.join(get_args(Regulariser))})"),
             (0 < self.regulariser_target <= 1, "regulariser_target (above 0, up to 1)"),
             (strengths, "gain, offset, noise, weight_decay, patience, seed (0 or more)"),
             (self.precision in ("auto", *_LIGHTNINGS), f"precision (auto, {', '.join(_LIGHTNINGS)})"),

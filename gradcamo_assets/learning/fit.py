@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import polars.selectors as cs
-import torch
+from torch.utils.data import default_collate
 
 from gradcamo_assets.common.errors import CropError, GradcamoError
 from gradcamo_assets.crops import TARGET
@@ -177,7 +177,7 @@ def _figures(result: TrainingResult, crops: CropDataset, judged: pl.DataFrame, c
     }
     rows = best_median_worst(judged)
     if rows:
-        images, labels = (torch.stack(tensors) for tensors in list(zip(*(crops[row] for row in rows), strict=True))[:2])
+        images, labels, _ = default_collate([crops[row] for row in rows])
         taken, masks = as_taken(result.model, images, labels)
         maps = gradcamo(result.model, taken, masks == TARGET, layer=result.layer).cam.float().cpu().numpy()
         maps = maps.reshape(len(maps), -1, *maps.shape[-2:])

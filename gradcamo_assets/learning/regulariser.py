@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,11 @@ from torch.nn import functional as F
 
 from gradcamo_assets.explain import cam
 from gradcamo_assets.explain.overlap import footprint, project_mask
-
-Kind = Literal["none", "gradcamo", "energy", "rrr"]
-KINDS: tuple[Kind, ...] = ("none", "gradcamo", "energy", "rrr")
+from gradcamo_assets.learning.configuration import Regulariser
 
 
 def penalised(
-    model: nn.Module, layer: str, images: Tensor, masks: Tensor, classes: Tensor, kind: Kind, tau: float = 1.0
+    model: nn.Module, layer: str, images: Tensor, masks: Tensor, classes: Tensor, kind: Regulariser, tau: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) of one forward pass, and the penalty, a scalar; both to be differentiated by the weights.
 

@@ -120,7 +120,7 @@ class PairSampler(BalancedSampler):
 
 def wells_of(dataset: CropDataset) -> np.ndarray:
     """(N,) index of the plate and well of every item."""
-    names = [dataset.fields[field].cell_ids[row].rsplit("/", 2)[0] for field, row, _ in dataset.items]
+    names = [cell.rsplit("/", 2)[0] for cell in dataset.cell_ids]
     return np.unique(names, return_inverse=True)[1]
 
 

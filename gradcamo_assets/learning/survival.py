@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import polars as pl
-import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from gradcamo_assets.crops import NEIGHBOUR, TARGET
 from gradcamo_assets.crops.dataset import CropDataset
@@ -35,8 +35,8 @@ def audited(
         cells = rows[part]
         if cells["true_class"].n_unique() < 2:
             continue
-        crops, regions = list(zip(*(dataset[row] for row in cells["index"]), strict=True))[:2]
-        images, labels = as_taken(model, torch.stack(crops).to(device), torch.stack(regions).to(device))
+        crops, regions, _ = default_collate([dataset[row] for row in cells["index"]])
+        images, labels = as_taken(model, crops.to(device), regions.to(device))
         intact, treatments = respond(model, images, layer), cells["true_class"].to_list()
         found = swap_test(model, images, labels == TARGET, labels == NEIGHBOUR, layer, intact, treatments)
         tables.append(

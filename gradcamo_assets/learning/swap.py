@@ -6,20 +6,12 @@ cell is not. Draws come from torch's default generator, so ``torch.manual_seed``
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from gradcamo_assets.crops import NEIGHBOUR, TARGET
 from gradcamo_assets.explain.surroundings import among_others, moved_to
-
-Kind = Literal["any", "neighbours", "controls"]
-KINDS: dict[str, str] = {
-    "any": "all that is not the target comes from another crop",
-    "neighbours": "the neighbours come from another crop, the background stays",
-    "controls": "all that is not the target comes from a crop of a control well",
-}
+from gradcamo_assets.learning.configuration import SwapKind
 
 
 def hosts(wanted: Tensor, allowed: Tensor) -> Tensor:
@@ -40,7 +32,7 @@ def swap(
     labels: Tensor,
     *,
     share: float,
-    kind: Kind = "any",
+    kind: SwapKind = "any",
     soften: int = 2,
     controls: Tensor | None = None,
     pool: tuple[Tensor, Tensor] | None = None,
@@ -50,7 +42,9 @@ def swap(
     Args:
         images: (B, C, Z, Y, X), standardised. labels: (B, Z, Y, X) of ``BACKGROUND``, ``TARGET`` and ``NEIGHBOUR``;
             a crop without a target is never changed.
-        kind: of ``KINDS``. soften: width of the seam in voxels.
+        kind: ``any``: all that is not the target comes from another crop; ``neighbours``: the neighbours do, and the
+            background stays; ``controls``: as any, but from crops of control wells.
+        soften: width of the seam in voxels.
         controls: (B,) bool, or (D,) where a pool is given: which are of control wells; asked for by ``controls``.
         pool: (D, C, Z, Y, X) and (D, Z, Y, X), crops of other plates and sites that lend in place of the batch.
     """

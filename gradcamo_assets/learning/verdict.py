@@ -87,11 +87,10 @@ def verdict(challenger: Evidence, champion: Evidence | None, config: PromotionCo
     for name, metric, tolerance in (
         ("accuracy_on_test_wells", "test_balanced_accuracy", config.accuracy_tolerance),
         ("accuracy_on_unseen_plates", "unseen_accuracy", config.accuracy_tolerance),
-        ("adjusted_gradcamo", "test_median_adjusted", config.adjusted_tolerance),
     ):
         answers.append(_compared(name, metric, tolerance, challenger, champion))
-    last = answers.pop()
-    return [*answers, replace(last, text=last.text + _trained_for(challenger, champion))]
+    adjusted = _compared("adjusted_gradcamo", "test_median_adjusted", config.adjusted_tolerance, challenger, champion)
+    return [*answers, replace(adjusted, text=adjusted.text + _trained_for(challenger, champion))]
 
 
 def _trained_for(*versions: Evidence | None) -> str:

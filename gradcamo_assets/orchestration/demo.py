@@ -102,15 +102,16 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
     registry = platform.registry
     # Where cells do not show the dose, an encoder without its shortcut would have nothing to learn.
     trainings = CURES if second else {"": {"swap": 0.0} if config.shortcut != "none" else {}}
-    trained = {}
+    trained: dict[str, ModelVersion] = {}
     for name, settings in trainings.items():
         with _stage(f"training the encoder{name and f' ({name})'}"):
             ops = {"data_split": {"plates": [config.name]}, "trained_model": settings}
             run("train_model", ops={op: {"config": given} for op, given in ops.items()})
-        trained[name] = registry.by_alias(CHALLENGER)
+        version = registry.by_alias(CHALLENGER)
+        if version is None:
+            raise GradcamoError("training registered no model", "Look at the run of train_model with make ui.")
+        trained[name] = version
     champion = trained[name]
-    if champion is None:
-        raise GradcamoError("training registered no model", "Look at the run of train_model with make ui.")
     if champion != registry.by_alias(CHAMPION):
         promote(platform.lake, registry, champion, by="gradcamo demo", reason=f"trained on {config.name}")
     for partition in scoring_state(home, platform.lake, registry, champion).todo:
@@ -132,11 +133,10 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
     print(NEXT.format(report=home.reports / config.name / f"{champion.name}-v{champion.version}.html"))
 
 
-def _cures(platform: Platform, trained: Mapping[str, ModelVersion | None], plates: Sequence[str]) -> pl.DataFrame:
+def _cures(platform: Platform, trained: Mapping[str, ModelVersion], plates: Sequence[str]) -> pl.DataFrame:
     """A row a version: its accuracy and median adjusted score on held-out cells of each plate."""
     rows = []
     for name, version in trained.items():
-        assert version is not None
         cells = held_out_cells(platform.lake, platform.registry, version)
         row: dict[str, Any] = {"encoder": name, "model_version": version.version}
         for place, plate in zip(("", "_second"), plates, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gradcamo_assets.explain import cam
-from gradcamo_assets.learning import regulariser
+from gradcamo_assets.learning.configuration import Regulariser
 from gradcamo_assets.learning.regulariser import class_maps, dilated, penalised
 from gradcamo_assets_tests.explain.nets import MODES, brute_maps, random_case
 
@@ -141,7 +143,7 @@ def test_masks_grow_by_half_a_map_cell(crop, grid):
 
 
 @pytest.mark.parametrize("head", ["gap", "mlp"])
-@pytest.mark.parametrize("kind", [kind for kind in regulariser.KINDS if kind != "none"])
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Regulariser) if kind != "none"])
 def test_following_the_gradient_lowers_it(kind, head):
     model, images, target, _ = random_case(9, 3, 3, (4, 16, 16), head=head)
     target = torch.zeros_like(target)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from gradcamo_assets.crops import NEIGHBOUR, TARGET
-from gradcamo_assets.learning.swap import KINDS, hosts, swap
+from gradcamo_assets.learning.configuration import SwapKind
+from gradcamo_assets.learning.swap import hosts, swap
 
 
 def batch(count: int = 8):
@@ -82,7 +85,7 @@ def test_hosts_are_drawn_alike_and_seeds_repeat_them():
     assert bool((drawn[:, 1:] == -1).all())
     assert torch.bincount(drawn[:, 0]).tolist() == pytest.approx([0, 300, 300], abs=60)
     images, labels = batch()
-    for kind in KINDS:
+    for kind in get_args(SwapKind):
         twice = []
         for _ in range(2):
             torch.manual_seed(7)
