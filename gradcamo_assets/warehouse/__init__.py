@@ -1,4 +1,4 @@
-"""The warehouse: the Parquet lake, the DuckDB schema, its publication, and asking it.
+"""The warehouse: the lake (Delta Lake), the DuckDB schema, its publication, and asking it.
 
 Here belongs what tables there are, how rows are stored, published, aggregated and queried. How the numbers in them are
 computed does not: rows come in as polars frames.
@@ -7,13 +7,13 @@ computed does not: rows come in as polars frames.
 from gradcamo_assets.warehouse.aggregates import aggregate, bootstrap_intervals
 from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.invariants import violations
-from gradcamo_assets.warehouse.lake import Key, Lake
+from gradcamo_assets.warehouse.lake import Lake, Snapshot
 from gradcamo_assets.warehouse.publish import Publication, publish
 from gradcamo_assets.warehouse.queries import connect, qc_table, run_sql
 from gradcamo_assets.warehouse.render import as_table, render
 from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
 
 __all__ = [
-    "LAKE_TABLES", "Column", "Key", "Lake", "Publication", "Table", "aggregate", "as_table", "bootstrap_intervals",
+    "LAKE_TABLES", "Column", "Lake", "Publication", "Snapshot", "Table", "aggregate", "as_table", "bootstrap_intervals",
     "connect", "lake_table", "publish", "qc_table", "render", "run_sql", "violations",
 ]  # fmt: skip

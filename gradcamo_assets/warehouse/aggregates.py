@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from gradcamo_assets.warehouse.columns import DOSE_NAMES, MODEL_KEYS
+from gradcamo_assets.warehouse.columns import DOSE_NAMES
 from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES, REGIONS
 
 RESAMPLES = 2000
@@ -18,7 +18,7 @@ MIN_WELLS = 3
 
 # The columns of ``scores`` that aggregates are made of.
 NEEDED = (
-    *("Metadata_Plate", "Metadata_Well", "Metadata_Site", *DOSE_NAMES, *MODEL_KEYS),
+    *("Metadata_Plate", "Metadata_Well", "Metadata_Site", *DOSE_NAMES, "model_name", "model_version", "model_run"),
     *("split", "gradcamo", "gradcamo_adjusted", "on_target", "looks_at"),
 )
 
@@ -63,7 +63,7 @@ def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
         One row a group x model version x plate, sorted; cells of split ``train`` are left out, cells without a score
         count in ``n_cells`` and ``null_cells`` only.
     """
-    groups = [*(column.name for column in QC_GROUPS[by]), "model_name", "model_version", "Metadata_Plate"]
+    groups = [*(column.name for column in QC_GROUPS[by]), "model_name", "model_version", "model_run", "Metadata_Plate"]
     kept = scores.filter(pl.col("split") != "train")
     score = pl.col("gradcamo")
     looks = pl.col("looks_at").filter(score.is_not_null())

@@ -14,8 +14,8 @@ TEXTS = pl.List(pl.String)
 NUMBERS = pl.List(pl.Float64)
 TIME = pl.Datetime("us")
 
-MODEL_KEYS = ("model_name", "model_version")
-KEY_COLUMNS = {"plate": "Metadata_Plate", "site": "Metadata_Site", **{name: name for name in MODEL_KEYS}}
+KEY_COLUMNS = {"plate": "Metadata_Plate", "site": "Metadata_Site", "model_run": "model_run"}
+"""What a commit to the lake may replace, and the column that holds it."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,29 @@ class Column:
 class Table:
     """One table.
 
-    ``keys`` (of ``KEY_COLUMNS``) say which file of the lake a row is filed under, and so what is replaced together; no
-    keys: one file for all. ``unique`` columns name a row.
+    Attributes:
+        keys: (of ``KEY_COLUMNS``) what a commit to the lake replaces together; none: rows are merged one by one.
+        partitioned_by: those of ``keys`` that have files of their own. Small files of one partition can be merged.
+        unique: the columns that name a row.
     """
 
     name: str
     comment: str
     columns: tuple[Column, ...]
     keys: tuple[str, ...] = ()
+    partitioned_by: tuple[str, ...] = ()
     unique: tuple[str, ...] = ()
 
     @property
     def polars(self) -> dict[str, Any]:
         """Column name to polars type, as ``pl.DataFrame(rows, schema=...)`` takes it."""
         return {column.name: column.dtype for column in self.columns}
+
+    @property
+    def counted(self) -> list[str]:
+        """Columns whose extremes Delta's log keeps: what a commit looks for in files, and all of a version table."""
+        wanted = [KEY_COLUMNS[name] for name in self.keys if name not in self.partitioned_by]
+        return wanted + [column.name for column in self.columns if column in VERSIONS]
 
     def empty(self) -> pl.DataFrame:
         """A frame of no rows with the table's columns."""
@@ -61,6 +70,13 @@ class View:
     comment: str
     sql: str
     columns: dict[str, str] = field(default_factory=dict)
+
+
+VERSIONS = (
+    Column("version", pl.String, "Version (digest) of what stands there now", nullable=False),
+    Column("made_from", pl.String, "Version of what it was made from; NULL: of nothing that has one"),
+    Column("n", pl.Int64, "How many there are: readable fields, fields with masks, cells, crops or scores", nullable=False),
+)
 
 
 def _key(name: str, dtype: Any, comment: str) -> Column:
@@ -87,6 +103,7 @@ CELL = (PLATE, WELL, SITE, *TREATMENT, CELL_ID)
 MODEL = (
     _key("model_name", pl.String, "Registered model name"),
     _key("model_version", pl.Int32, "Registered model version"),
+    _key("model_run", pl.String, "MLflow run that trained the version: its identity, since version numbers begin anew"),
 )
 MADE_FROM = (
     Column("mask_version", pl.String, "Version (digest) of the masks the row comes from"),

@@ -1,75 +1,75 @@
-"""The lake: the source of truth. One Parquet file a table and key (plate, site, model version), whole or not at all.
+"""The lake: the source of truth. One Delta Lake table (https://delta.io) for each lake table.
 
-Nothing here knows DuckDB: the QC database is made from these files and can be made again at any time.
+A commit replaces what stands under one key (plate, site, MLflow run), whole. Nothing here knows DuckDB: the QC database
+is made from these tables and can be made again at any time.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from filelock import FileLock
 
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.common.names import plate_name, slug
-from gradcamo_assets.warehouse.columns import KEY_COLUMNS
+from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Table
 from gradcamo_assets.warehouse.conform import conform
-from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
+from gradcamo_assets.warehouse.schema import lake_table
 
-_NUMBERS = ("site", "model_version")
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+_ATTEMPTS = 40
+_LONGEST_PAUSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Key:
-    """What one file of the lake holds; what a table is not filed by is None."""
+class Snapshot:
+    """A table at one moment.
 
-    table: str
-    plate: str | None = None
-    site: int | None = None
-    model_name: str | None = None
-    model_version: int | None = None
+    Attributes:
+        version: of the Delta table; -1 where there is none yet.
+        files: one row a data file: ``path`` (absolute), ``rows``, and the columns that the table is partitioned by.
+    """
 
-    @property
-    def path(self) -> str:
-        """Path within the lake, such as ``scores/plate=P1/site=2/model_name=hepg2/model_version=3.parquet``."""
-        parts = [f"{name}={getattr(self, name)}" for name in lake_table(self.table).keys]
-        return "/".join([self.table, *(parts or ["all"])]) + ".parquet"
-
-    @classmethod
-    def of_path(cls, path: str) -> Key | None:
-        """The key whose path this is, or None where the file is none of the lake's."""
-        table, *parts = path.removesuffix(".parquet").split("/")
-        pairs = [part.split("=", 1) for part in parts if "=" in part]
-        try:
-            key = cls(table, **{name: int(value) if name in _NUMBERS else value for name, value in pairs})  # type: ignore[arg-type]
-            return key if key.path == path else None
-        except (StoreError, TypeError, ValueError):
-            return None
+    version: int
+    files: pl.DataFrame
 
 
 @dataclass(frozen=True)
 class Lake:
     """The tables under one folder. Writers of different keys never meet; of one key, the last one wins whole.
 
-    Keys are given by name, such as ``plate="P1", model_version=3``.
+    Keys are given by name, such as ``plate="P1", site=3``. Writers on several machines need no lock: a commit that
+    another one overtook is made again.
     """
 
     root: Path
 
-    def write(self, table: str, frame: pl.DataFrame, **keys: Any) -> Path:
-        """Replace what the lake holds under one key, given by all of ``lake_table(table).keys``. The path of the file.
+    def __post_init__(self) -> None:
+        if set("[]") & set(str(self.root)):
+            raise StoreError(
+                "the path holds [ or ], which Delta Lake cannot write to", "Move GRADCAMO_HOME.", path=self.root
+            )
+
+    def write(self, table: str, frame: pl.DataFrame, **keys: Any) -> None:
+        """Replace what the lake holds under one key, given by all of ``lake_table(table).keys``.
 
         Raises:
             StoreError: where the rows do not fit the table or do not lie in the key.
         """
+        from deltalake import write_deltalake
+
         description = lake_table(table)
         rows = conform(description, frame)
-        key = Key(table, **_checked(table, keys))
+        predicate = _predicate(table, keys)
         if wanted := sorted(set(description.keys) - set(keys)):
             raise StoreError(f"{table} is filed by {', '.join(description.keys)}", f"Give {', '.join(wanted)} too.")
         for name, value in keys.items():
@@ -78,18 +78,23 @@ class Lake:
                     f"{len(astray)} rows of {table} have {KEY_COLUMNS[name]} {astray[0]}, "
                     f"but were to be filed under {name} {value}",
                     "Write every row under its own key.",
-                    plate=key.plate,
-                    site=key.site,
+                    plate=keys.get("plate"),
+                    site=keys.get("site"),
                 )
-        path = self.root / key.path
-        with replaced_file(path) as temporary:
-            rows.write_parquet(temporary)
-        return path
+        if not keys:
+            raise StoreError(f"{table} is filed by nothing", "Use replace or append.")
+        self._commit(description, lambda delta: write_deltalake(delta, rows, mode="overwrite", predicate=predicate))
 
-    def append(self, table: str, frame: pl.DataFrame) -> Path:
-        """Add rows to a table that is one file (``models``, ``promotions``); a row with the same identity is replaced.
+    def replace(self, table: str, frame: pl.DataFrame) -> None:
+        """Replace all rows of a table in one commit.
 
-        Writers wait for each other.
+        Raises:
+            StoreError: for rows that do not fit the table.
+        """
+        self._rewrite(lake_table(table), lambda _: frame)
+
+    def append(self, table: str, frame: pl.DataFrame) -> None:
+        """Add rows to a table without keys (``models``, ``promotions``); a row with the same identity is replaced.
 
         Raises:
             StoreError: for a table that is filed by keys, or rows that do not fit it.
@@ -97,38 +102,52 @@ class Lake:
         description = lake_table(table)
         if description.keys:
             raise StoreError(f"{table} is filed by {', '.join(description.keys)}", "Write it key by key.")
-        with FileLock(self.root / f".{table}.lock"):
-            both = pl.concat([self.read(table), conform(description, frame)])
-            return self.write(table, both.unique(description.unique, keep="last", maintain_order=True))
+        new = conform(description, frame)
+        self._rewrite(
+            description,
+            lambda there: pl.concat([there, new]).unique(description.unique, keep="last", maintain_order=True),
+        )
 
-    def keys(self, table: str, **keys: Any) -> list[Key]:
-        """What is there, sorted by path; ``keys`` narrow it. Files that are none of the lake's are left alone."""
-        wanted = _checked(table, keys)
-        paths = sorted((self.root / table).rglob("*.parquet"))
-        found = (Key.of_path(path.relative_to(self.root).as_posix()) for path in paths)
-        return [key for key in found if key and all(getattr(key, name) == value for name, value in wanted.items())]
+    def _rewrite(self, table: Table, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        """Replace all rows by what ``change`` makes of them; it is asked again where another commit came between."""
+        from deltalake import write_deltalake
 
-    def plates_written_since(self, moment: float) -> set[str]:
-        """The plates of which a file was written at or after a moment, in seconds since the epoch."""
-        found = set()
-        for key in (key for table in LAKE_TABLES for key in self.keys(table)):
-            with suppress(FileNotFoundError):
-                if key.plate and (self.root / key.path).stat().st_mtime >= moment:
-                    found.add(key.plate)
-        return found
+        def commit(delta: DeltaTable) -> None:
+            before = self._scan(table, _files(self.root / table.name, table, delta)).collect()
+            write_deltalake(delta, conform(table, change(before)), mode="overwrite")
+
+        self._commit(table, commit)
+
+    def drop(self, table: str, **keys: Any) -> None:
+        """Remove the rows under ``keys``."""
+        predicate = _predicate(table, keys)
+        if self._delta(lake_table(table)) is not None:
+            self._commit(lake_table(table), lambda delta: delta.delete(predicate))
 
     def scan(self, table: str, **keys: Any) -> pl.LazyFrame:
-        """The rows under ``keys`` (all, without any), lazily; none: an empty frame with the table's columns.
+        """The rows under ``keys`` (all, without any), lazily; none: an empty frame with the table's columns."""
+        _predicate(table, keys)
+        description = lake_table(table)
+        of_files = {name: value for name, value in keys.items() if name in description.partitioned_by}
+        files = self.snapshot(table).files.filter(**{KEY_COLUMNS[name]: value for name, value in of_files.items()})
+        found = self._scan(description, files)
+        return found.filter(**{KEY_COLUMNS[k]: v for k, v in keys.items() if k not in of_files}) if keys else found
 
-        Files of an earlier release may lack columns, which are NULL then.
-        """
-        paths = [self.root / key.path for key in self.keys(table, **keys)]
-        schema = lake_table(table).polars
-        if not paths:
-            return lake_table(table).empty().lazy()
+    def _scan(self, table: Table, files: pl.DataFrame) -> pl.LazyFrame:
+        if files.is_empty():
+            return table.empty().lazy()
+        schema = table.polars
+        partitions = [KEY_COLUMNS[name] for name in table.partitioned_by]
         found = pl.scan_parquet(
-            paths, schema=schema, hive_partitioning=False, missing_columns="insert", extra_columns="ignore"
+            files["path"].to_list(),
+            # A path is no pattern, and a folder named a=b above the lake is no column.
+            glob=False,
+            hive_partitioning=False,
+            schema={name: dtype for name, dtype in schema.items() if name not in partitions},
+            include_file_paths="path" if partitions else None,
         )
+        if partitions:
+            found = found.join(files.lazy().select("path", *partitions), on="path")
         return found.select(*schema)
 
     def read(self, table: str, **keys: Any) -> pl.DataFrame:
@@ -141,30 +160,172 @@ class Lake:
             return self.scan(table, **keys).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise StoreError(
-                f"the table {table} cannot be read: {error}", "Delete the damaged file and make its partition again."
+                f"the table {table} cannot be read: {error}", "Make the partition anew whose file is damaged."
             ) from error
 
-    def drop(self, table: str, **keys: Any) -> int:
-        """Remove what is there under ``keys``. How many files that was."""
-        dropped = self.keys(table, **keys)
-        for key in dropped:
-            (self.root / key.path).unlink(missing_ok=True)
-        return len(dropped)
+    def snapshot(self, table: str, version: int | None = None) -> Snapshot:
+        """The files of a table, now or at a version.
+
+        Raises:
+            StoreError: where the table cannot be read, or was written by an earlier release.
+        """
+        description = lake_table(table)
+        delta = self._delta(description, version)
+        if delta is None:
+            columns = [KEY_COLUMNS[name] for name in description.partitioned_by]
+            schema = {"path": pl.String, "rows": pl.Int64, **{name: description.polars[name] for name in columns}}
+            return Snapshot(-1, pl.DataFrame(schema=schema))
+        return Snapshot(delta.version(), _files(self.root / table, description, delta))
+
+    def version(self, table: str) -> int:
+        """The version of a Delta table; it grows with every commit. -1 where there is none yet."""
+        delta = self._delta(lake_table(table), without_files=True)
+        return -1 if delta is None else delta.version()
+
+    def versions(self, table: str, **keys: Any) -> pl.DataFrame:
+        """The rows of one of the version tables, read from Delta's log alone: no data file is opened.
+
+        Returns:
+            The key columns, ``version``, ``made_from`` and ``n``, sorted by the keys.
+        """
+        _predicate(table, keys)
+        description = lake_table(table)
+        delta = self._delta(description)
+        columns = [KEY_COLUMNS[name] for name in description.keys]
+        if delta is None or not delta.file_uris():
+            return description.empty()
+        # A version table has one row a file, so that the highest value of a file is its only one.
+        found = pl.DataFrame(delta.get_add_actions(flatten=True)).select(
+            *(pl.col(f"partition.{name}").alias(name) for name in columns),
+            *(pl.col(f"max.{name}").alias(name) for name in description.polars if name not in columns),
+        )
+        found = found.filter(**{KEY_COLUMNS[name]: value for name, value in keys.items()}) if keys else found
+        return found.cast(description.polars).sort(columns)  # type: ignore[arg-type]
+
+    def changes(self, table: str, since: int, until: int) -> pl.DataFrame | None:
+        """The partitions whose rows changed after version ``since``, up to ``until``; compaction changes none.
+
+        Returns:
+            One row a partition, the columns that the table is partitioned by; None where the log does not reach back.
+        """
+        description = lake_table(table)
+        columns = [KEY_COLUMNS[name] for name in description.partitioned_by]
+        touched: set[tuple[str, ...]] = set()
+        for version in range(since + 1, until + 1):
+            try:
+                log = (self.root / table / "_delta_log" / f"{version:020}.json").read_text()
+            except FileNotFoundError:
+                return None
+            for action in map(json.loads, log.splitlines()):
+                change = action.get("add") or action.get("remove")
+                if change and change["dataChange"]:
+                    touched.add(tuple(change["partitionValues"][name] for name in columns))
+        schema = {name: description.polars[name] for name in columns}
+        return pl.DataFrame(sorted(touched), dict.fromkeys(columns, pl.String), orient="row").cast(schema)  # type: ignore[arg-type]
+
+    def compact(self, table: str) -> int:
+        """Merge the small files of each partition, so that readers open fewer. How many files went."""
+        delta = self._delta(lake_table(table))
+        return 0 if delta is None else int(delta.optimize.compact()["numFilesRemoved"])
+
+    def vacuum(self, table: str, hours: int, keep: set[str]) -> int:
+        """Delete files that no version of the last ``hours`` names and that are not in ``keep`` (absolute paths)."""
+        delta = self._delta(lake_table(table))
+        if delta is None:
+            return 0
+        delta.create_checkpoint()
+        old = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
+        gone = [path for name in old if str(path := self.root / table / name) not in keep]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
+
+    def _delta(self, table: Table, version: int | None = None, without_files: bool = False) -> DeltaTable | None:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+
+        folder = self.root / table.name
+        try:
+            if (folder / "_delta_log").is_dir():
+                return DeltaTable(folder, version=version, without_files=without_files)
+        except (DeltaError, OSError) as error:
+            remedy = "Restore its folder from a copy, or delete it and make its partitions again."
+            raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error
+        if next(_parquet(folder), None) is not None:
+            problem = f"the table {table.name} was written by an earlier release, which this one does not read"
+            raise StoreError(problem, "Begin a new GRADCAMO_HOME, and ingest the plates into it.", path=folder)
+        return None
+
+    def _commit(self, table: Table, change: Callable[[DeltaTable], object]) -> None:
+        """Change a table, which is made where it is missing; once more where another commit came between."""
+        from deltalake import DeltaTable
+        from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+        folder = self.root / table.name
+        for attempt in range(_ATTEMPTS):
+            try:
+                delta = self._delta(table)
+                if delta is None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    delta = DeltaTable.create(
+                        folder,
+                        table.empty().to_arrow().schema,
+                        mode="ignore",
+                        partition_by=[KEY_COLUMNS[name] for name in table.partitioned_by] or None,
+                        configuration={
+                            # Statistics of all columns would make the log a hundred times as long.
+                            "delta.dataSkippingNumIndexedCols": "0",
+                            **({"delta.dataSkippingStatsColumns": ",".join(table.counted)} if table.counted else {}),
+                        },
+                    )
+                change(delta)
+                return
+            except (CommitFailedError, TableNotFoundError) as error:
+                overtaken = error
+                time.sleep(random.uniform(0, min(_LONGEST_PAUSE_SECONDS, 0.02 * 2**attempt)))
+            except DeltaError as error:
+                raise StoreError(
+                    f"the table {table.name} cannot be written: {error}", "See to the disk, then run it again.",
+                    path=folder,
+                ) from error  # fmt: skip
+        raise StoreError(
+            f"the table {table.name} changes faster than it can be written", "Run it again with fewer runs at a time.",
+            path=folder,
+        ) from overtaken  # fmt: skip
 
 
-def _checked(table: str, keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys, if the table is filed by them and their values are safe in a path."""
+def _parquet(folder: Path) -> Iterator[Path]:
+    return folder.rglob("*.parquet")
+
+
+def _files(folder: Path, table: Table, delta: DeltaTable) -> pl.DataFrame:
+    """The files of a snapshot, as ``Snapshot.files`` has them."""
+    from urllib.parse import unquote
+
+    columns = [KEY_COLUMNS[name] for name in table.partitioned_by]
+    found = pl.DataFrame(delta.get_add_actions(flatten=True))
+    paths = [str(folder / unquote(path)) for path in found["path"]]
+    files = found.select(
+        pl.Series("path", paths, pl.String),
+        pl.col("num_records").alias("rows"),
+        *(pl.col(f"partition.{name}").cast(table.polars[name]).alias(name) for name in columns),
+    )
+    return files.sort("path")
+
+
+def _predicate(table: str, keys: dict[str, Any]) -> str | None:
+    """The keys as a condition in SQL, if the table is filed by them and their values are safe in paths and SQL."""
     filed_by = lake_table(table).keys
     if alien := sorted(set(keys) - set(filed_by)):
         raise StoreError(
-            f"{table} is not filed by {', '.join(alien)}",
-            f"It is filed by {', '.join(filed_by) or 'nothing: it is one file'}.",
+            f"{table} is not filed by {', '.join(alien)}", f"It is filed by {', '.join(filed_by) or 'nothing'}."
         )
     for name, value in keys.items():
         if name == "plate":
             plate_name(value)
-        elif name == "model_name":
-            slug(value, "model name")
+        elif name == "model_run":
+            slug(value, "MLflow run")
         elif not isinstance(value, Integral):
             raise StoreError(f"{name} {value!r} is no whole number", "Give it as an integer.")
-    return keys
+    values = {name: f"'{value}'" if isinstance(value, str) else str(value) for name, value in keys.items()}
+    return " AND ".join(f"{KEY_COLUMNS[name]} = {value}" for name, value in values.items()) or None

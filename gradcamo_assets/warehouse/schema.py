@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.warehouse import columns as c
 from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.schema_profiles import PROFILE_TABLES
-from gradcamo_assets.warehouse.schema_scores import AUDIT, QC_TABLES, SCORES
+from gradcamo_assets.warehouse.schema_scores import AUDIT, SCORES
+
+_FIELD = (c.PLATE, c.WELL, c.SITE)
+_FIELDS: dict[str, Any] = {
+    "keys": ("plate", "site"),
+    "partitioned_by": ("plate",),
+    "unique": ("Metadata_Plate", "Metadata_Well", "Metadata_Site"),
+}
+
+
+def _versions(stage: str, what: str, keys: tuple[str, ...]) -> Table:
+    """What stands in the lake of each partition of a stage, one file a row: its log is the index of what is to do."""
+    columns = {"plate": c.PLATE, "site": c.SITE, "model_run": c.MODEL[2]}
+    return Table(
+        f"{stage}_versions",
+        f"One row a partition: the version of {what}, written after it",
+        (*(columns[key] for key in keys), *c.VERSIONS),
+        keys=keys,
+        partitioned_by=keys,
+        unique=tuple(columns[key].name for key in keys),
+    )
+
 
 _TABLES = (
     Table(
@@ -42,9 +65,7 @@ _TABLES = (
         "fields",
         "One row a field (one well at one site): where its images are, focus and intensity QC",
         (
-            c.PLATE,
-            c.WELL,
-            c.SITE,
+            *_FIELD,
             Column("path", pl.String, "Path of the field's images within the plate"),
             Column("qc_flag", pl.String, "Why the field is not used; NULL: it is used"),
             Column("focus_slice", pl.Int32, "Sharpest slice, from 0"),
@@ -60,12 +81,44 @@ _TABLES = (
             Column("channel_focus_slice", pl.List(pl.Int32), "Sharpest slice of the channel, from 0, one a channel"),
             Column("focus_profile", pl.List(c.NUMBERS), "Sharpness by channel and slice"),
             Column("repeated_slices", pl.List(pl.Int32), "Slices that repeat the one before, one a channel"),
+            Column("qc_warning", pl.String, "What to look at in a field that is used all the same"),
+            Column("image_version", pl.String, "Version (digest) of the field's pixels; NULL: they cannot be used"),
+        ),
+        **_FIELDS,
+    ),
+    Table(
+        "masks",
+        "One row a field: what its masks say of it",
+        (
+            *_FIELD,
+            Column("image_version", pl.String, "Version (digest) of the pixels that were segmented"),
+            Column("mask_version", pl.String, "Version (digest) of the masks; NULL: there are none"),
             Column("n_cells", pl.Int32, "Cells in the field's masks; NULL where none were made"),
             Column("foreground_share", pl.Float64, "Share of the field's voxels that lie inside cells"),
+            Column("qc_flag", pl.String, "Why the field has no masks; NULL: it has"),
+        ),
+        **_FIELDS,
+    ),
+    Table(
+        "field_verdicts",
+        "One row a field with masks: whether they are of use",
+        (
+            *_FIELD,
+            Column("qc_flag", pl.String, "Why no cell of the field is used; NULL: they are"),
             Column("qc_warning", pl.String, "What to look at in a field that is used all the same"),
         ),
-        keys=("plate", "site"),
-        unique=("Metadata_Plate", "Metadata_Well", "Metadata_Site"),
+        **_FIELDS,
+    ),
+    Table(
+        "field_crops",
+        "One row a field with masks: its crops",
+        (
+            *_FIELD,
+            Column("crop_version", pl.String, "Version (digest) of the field's crops; NULL: there are none"),
+            Column("n_crops", pl.Int32, "Crops cut; NULL where it failed"),
+            Column("qc_flag", pl.String, "Why the field has no crops; NULL: it has"),
+        ),
+        **_FIELDS,
     ),
     Table(
         "cells",
@@ -96,14 +149,24 @@ _TABLES = (
             ),
             Column("cell_probability", pl.Float64, "Mean of the network's probability that a voxel is in a cell"),
             Column("flow_error", pl.Float64, "Mean squared error of the network's flows inside the cell"),
-            Column("crop_index", pl.Int32, "Index of the cell's crop in its crop array; NULL where none was kept"),
             Column("qc_flag", pl.String, "Why the cell is not scored; NULL: it is kept"),
             Column("qc_warning", pl.String, "What to doubt in the cell; alone no reason to leave it out"),
-            *c.MADE_FROM,
+            c.MADE_FROM[0],
             Column("treatment_class", pl.String, "Class the encoder learns: compound x dose, controls are one class"),
         ),
-        keys=("plate", "site"),
-        unique=("Metadata_CellID",),
+        **{**_FIELDS, "unique": ("Metadata_CellID",)},
+    ),
+    Table(
+        "crops",
+        "One row a cell: its crop, or why it has none",
+        (
+            *_FIELD,
+            c.CELL_ID,
+            Column("crop_index", pl.Int32, "Index of the cell's crop in its crop array; NULL where none was kept"),
+            Column("qc_flag", pl.String, "Why the cell has no crop; NULL: it has"),
+            *c.MADE_FROM,
+        ),
+        **{**_FIELDS, "unique": ("Metadata_CellID",)},
     ),
     Table(
         "models",
@@ -135,7 +198,7 @@ _TABLES = (
             Column("aliases", c.TEXTS, "Aliases it holds now; their moves are in promotions"),
             Column("created_at", c.TIME, "When the version was registered, UTC"),
         ),
-        unique=c.MODEL_KEYS,
+        unique=("model_name", "model_version"),
     ),
     SCORES,
     AUDIT,
@@ -147,6 +210,8 @@ _TABLES = (
             Column("alias", pl.String, "Alias that moved: champion, challenger", nullable=False),
             Column("from_version", pl.Int32, "Version that held the alias before; NULL: none did"),
             Column("to_version", pl.Int32, "Version that holds it after; NULL: the alias was taken away"),
+            Column("from_run", pl.String, "MLflow run of the version that held the alias before"),
+            Column("to_run", pl.String, "MLflow run of the version that holds it after"),
             Column("promoted_at", c.TIME, "When the move was made or first seen, UTC", nullable=False),
             Column("promoted_by", pl.String, "Who or what moved it"),
             Column("reason", pl.String, "Why"),
@@ -157,38 +222,34 @@ _TABLES = (
         "unscored",
         "One row a plate x site that a model version leaves unscored, with the reason",
         (c.PLATE, c.SITE, *c.MODEL, Column("reason", pl.String, "Why it is left unscored", nullable=False)),
-        keys=("plate", "site", *c.MODEL_KEYS),
-        unique=("Metadata_Plate", "Metadata_Site", *c.MODEL_KEYS),
+        keys=("model_run",),
+        unique=("Metadata_Plate", "Metadata_Site", "model_run"),
     ),
     Table(
         "embeddings",
-        "One row a cell x model version: the encoder's activations, read from the Parquet lake",
+        "One row a cell x model version: the encoder's activations, read from the lake",
         (
             *c.CELL,
             *c.MODEL,
             Column("embedding", pl.List(pl.Float32), "Pooled activations; lengths differ between versions"),
         ),
-        keys=("plate", "site", *c.MODEL_KEYS),
-        unique=("Metadata_CellID", *c.MODEL_KEYS),
+        keys=("plate", "site", "model_run"),
+        partitioned_by=("plate", "model_run"),
+        unique=("Metadata_CellID", "model_run"),
     ),
     *PROFILE_TABLES,
+    _versions("image", "the images of a plate x site", ("plate", "site")),
+    _versions("mask", "the masks of a plate x site", ("plate", "site")),
+    _versions("cell", "the cell table of a plate x site", ("plate", "site")),
+    _versions("crop", "the crops of a plate x site", ("plate", "site")),
+    _versions("score", "the scores and embeddings of a plate x site by a model", ("plate", "site", "model_run")),
+    _versions("audit", "the audit of a plate by a model", ("plate", "model_run")),
+    _versions("profile", "the profiles of a plate by a model", ("plate", "model_run")),
+    _versions("umap", "the places of a plate's cells on the map of a model", ("plate", "model_run")),
+    _versions("confounder", "the probes of a plate by a model", ("plate", "model_run")),
 )
 
 LAKE_TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
-
-# Embeddings are as large as everything else together: the database reads them where they are.
-COPIED_TABLES: dict[str, Table] = {name: table for name, table in LAKE_TABLES.items() if name != "embeddings"}
-
-RECORD = Table(
-    "publication.record",
-    "What this database was published from: a lake file that differs from its row is published next",
-    (
-        Column("name", pl.String, "Path of a lake file, or schema, lake, modified_ns", nullable=False),
-        Column("value", pl.String, "Its inode, size and modification time when it was read", nullable=False),
-    ),
-)
-
-DATABASE_TABLES: tuple[Table, ...] = (*COPIED_TABLES.values(), *QC_TABLES, RECORD)
 
 
 def lake_table(name: str) -> Table:
@@ -203,5 +264,5 @@ def lake_table(name: str) -> Table:
 
 
 def tables_filed_by(*keys: str) -> list[str]:
-    """The lake tables whose files are told apart by all of these keys."""
+    """The lake tables of which a commit replaces what stands under all of these keys."""
     return [table.name for table in LAKE_TABLES.values() if set(keys) <= set(table.keys)]

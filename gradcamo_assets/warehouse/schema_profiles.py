@@ -8,7 +8,6 @@ from gradcamo_assets.warehouse import columns as c
 from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.schema_scores import SPLITS
 
-# NULL in files of an earlier release, which knew all cells only.
 _POPULATION = Column("population", pl.String, "Cells it is made of: all, on_target, trusted, matched, weighted")
 _TRAINED_SHARE = Column("trained_share", pl.Float64, "Share that the model was trained on, and so knows by heart")
 _QUARTILES = {"median": "Median", "q25": "Lower quartile", "q75": "Upper quartile"}
@@ -28,8 +27,9 @@ PROFILE_TABLES = (
             Column("sphering", pl.String, "Digest of the sphering it went through; NULL: it is not sphered"),
             Column("profile", pl.List(pl.Float32), "Profile of the well"),
         ),
-        keys=("plate", *c.MODEL_KEYS),
-        unique=("Metadata_Plate", "Metadata_Well", *c.MODEL_KEYS, *c.DOSE_NAMES, "population"),
+        keys=("plate", "model_run"),
+        partitioned_by=("plate", "model_run"),
+        unique=("Metadata_Plate", "Metadata_Well", "model_run", *c.DOSE_NAMES, "population"),
     ),
     Table(
         "umap",
@@ -40,8 +40,9 @@ PROFILE_TABLES = (
             Column("umap_x", pl.Float64, "First coordinate, no unit"),
             Column("umap_y", pl.Float64, "Second coordinate, no unit"),
         ),
-        keys=("plate", *c.MODEL_KEYS),
-        unique=("Metadata_CellID", *c.MODEL_KEYS),
+        keys=("plate", "model_run"),
+        partitioned_by=("plate", "model_run"),
+        unique=("Metadata_CellID", "model_run"),
     ),
     Table(
         "replicability",
@@ -55,8 +56,8 @@ PROFILE_TABLES = (
             Column("n_wells", pl.Int32, "Replicate wells"),
             _TRAINED_SHARE,
         ),
-        keys=c.MODEL_KEYS,
-        unique=(*c.MODEL_KEYS, *c.DOSE_NAMES, "population"),
+        keys=("model_run",),
+        unique=("model_run", *c.DOSE_NAMES, "population"),
     ),
     Table(
         "confounder_audit",
@@ -77,8 +78,8 @@ PROFILE_TABLES = (
             Column("n", pl.Int32, "Cells the probe saw"),
             _TRAINED_SHARE,
         ),
-        keys=c.MODEL_KEYS,
-        unique=(*c.MODEL_KEYS, "Metadata_Plate", "target", "representation", "population"),
+        keys=("model_run",),
+        unique=("model_run", "Metadata_Plate", "target", "representation", "population"),
     ),
     Table(
         "channel_correlation",

@@ -49,8 +49,9 @@ SCORES = Table(
         _number("pointing_game", "1 where the brightest voxel of the map stands in the cell, else 0"),
         _number("relevance_rank_accuracy", "Share of the cell that the brightest voxels of the cell's volume cover"),
     ),
-    keys=("plate", "site", *c.MODEL_KEYS),
-    unique=("Metadata_CellID", *c.MODEL_KEYS),
+    keys=("plate", "site", "model_run"),
+    partitioned_by=("plate", "model_run"),
+    unique=("Metadata_CellID", "model_run"),
 )
 
 SWAPS = {
@@ -95,8 +96,8 @@ AUDIT = Table(
         ),
         Column("survives_swap", pl.Boolean, "Whether swap_margin is above 0: the class goes with the cell"),
     ),
-    keys=("plate", *c.MODEL_KEYS),
-    unique=("Metadata_CellID", *c.MODEL_KEYS),
+    keys=("plate", "model_run"),
+    unique=("Metadata_CellID", "model_run"),
 )
 
 _INTERVAL = "end of the 95% interval of on_target_fraction, bootstrap over wells; NULL below 3 wells"
@@ -133,7 +134,7 @@ def _qc_table(by: str, groups: tuple[Column, ...]) -> Table:
         f"qc_by_{by}",
         f"One row a {what}plate x model version: how far the scores can be trusted",
         (*groups, *c.MODEL, c.PLATE, *MEASURES),
-        unique=(*(column.name for column in groups), *c.MODEL_KEYS, "Metadata_Plate"),
+        unique=(*(column.name for column in groups), "model_run", "Metadata_Plate"),
     )
 
 
