@@ -182,20 +182,24 @@ def inbox(full: bool, retry: str | None, form: str) -> None:
 @click.option("--crops", is_flag=True, help="Its crops; they can be cut again.")
 @click.option("--scores", type=int, metavar="MODEL_VERSION", help="What a version that is not champion computed.")
 @click.option("--all", "everything", is_flag=True, help="All of a plate that no longer lies in the inbox.")
+@click.option("--unused", is_flag=True, help="Earlier masks and crops, and what models computed that MLflow has lost.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, yes: bool) -> None:
+def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, unused: bool, yes: bool) -> None:
     """Show what would be deleted, ask, and delete it. Never from the inbox."""
-    if crops + (scores is not None) + everything != 1:
-        raise click.UsageError("Give one of --crops, --scores MODEL_VERSION and --all.")
-    if plate is None and scores is None:
+    if crops + (scores is not None) + everything + unused != 1:
+        raise click.UsageError("Give one of --crops, --scores MODEL_VERSION, --all and --unused.")
+    if plate is None and scores is None and not unused:
         raise click.UsageError("Give --plate NAME.")
     from gradcamo_assets.orchestration import prune as pruning
+    from gradcamo_assets.orchestration.instance import open_instance
     from gradcamo_assets.orchestration.resources import Platform
     from gradcamo_assets.warehouse import render
 
     platform = Platform()
     home, lake = platform.home, platform.lake
-    if scores is not None:
+    if unused:
+        plan = pruning.plan_unused(home, lake, platform.registry, open_instance(home))
+    elif scores is not None:
         plan = pruning.plan_scores(home, lake, platform.registry, scores, plate)
     else:
         plan = (pruning.plan_crops if crops else pruning.plan_plate)(home, lake, str(plate))
@@ -204,6 +208,17 @@ def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, 
         click.confirm("Delete this?", abort=True)
     plan.carry_out()
     click.echo("Deleted. The rows leave qc.duckdb with its next publication (job refresh_qc).")
+
+
+@main.command()
+def publish() -> None:
+    """Publish qc.duckdb from the lake now; after a home was moved, too."""
+    from gradcamo_assets.orchestration.resources import Platform
+    from gradcamo_assets.warehouse import publish as publish_lake
+
+    platform = Platform()
+    done = publish_lake(platform.lake, platform.home.database)
+    click.echo(f"{platform.home.database}: {', '.join(done.changed) or 'nothing has changed'} ({done.seconds:.1f} s)")
 
 
 @main.command()
@@ -218,10 +233,10 @@ def promote(version: int, reason: str) -> None:
     from gradcamo_assets.orchestration.resources import Platform
 
     platform = Platform()
-    home, lake, registry = platform.home, platform.lake, platform.registry
+    lake, registry = platform.lake, platform.registry
     found = promotion.find_version(registry, version)
     promotion.promote(lake, registry, found, by=getuser(), reason=reason)
-    state = scoring_state(home, lake, registry, found)
+    state = scoring_state(lake, registry, found)
     click.echo(f"{found} is champion.")
     if state.todo:
         click.echo(f"champion_model_sensor (gradcamo ui) rescores {len(state.todo)} plate x site:")
@@ -252,15 +267,16 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
     from gradcamo_assets.crops import open_crops
     from gradcamo_assets.learning.registering import register_weights
     from gradcamo_assets.orchestration.resources import Platform
+    from gradcamo_assets.orchestration.stores import crop_folder
 
     platform = Platform()
     if plate is not None:
-        field = next((platform.home.crops / plate_name(plate)).glob("*.zarr"), None)
-        if field is None:
+        rows = platform.lake.read("crops", plate=plate_name(plate)).drop_nulls("crop_index")
+        if rows.is_empty():
             raise GradcamoError(
                 "the plate has no crops", "Give --channels, --crop-shape and --voxel-size.", plate=plate
             )
-        crops = open_crops(field)
+        crops = open_crops(crop_folder(platform.home, rows.row(0, named=True)))
         like = {"channels": crops.channels, "crop_shape": crops.images.shape[2:], "voxel_size": crops.voxel_size}
         given |= {name: value for name, value in like.items() if given[name] is None}
     if missing := [

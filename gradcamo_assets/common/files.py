@@ -28,23 +28,23 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; on success it takes ``path``'s place, on failure it is removed.
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a scratch folder to fill; on success it becomes ``path``, which never changes again.
 
-    A folder cannot be renamed over a full one: the old one is moved aside first, for an instant in which a reader finds
-    nothing, and removed last.
+    Where ``path`` is there by then, it was made by somebody else from the same things: the scratch folder is dropped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _temporary(path), _temporary(path)
-    temporary.mkdir()
+    scratch = _temporary(path)
+    scratch.mkdir()
     try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
+        yield scratch
+        try:
+            scratch.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a stored result was made from, so that a rerun skips what is already right."""
+"""What a stored result was made from: its version, which names its folder, so that a rerun skips what is there."""
 
 from __future__ import annotations
 
@@ -37,10 +37,6 @@ class Provenance:
     def write(self, folder: Path) -> None:
         """Write the record into ``folder``."""
         write_json(folder / _FILE, {**asdict(self), "version": self.version})
-
-    def is_current(self, folder: Path) -> bool:
-        """Whether ``folder`` holds a result with this very provenance."""
-        return stored_version(folder) == self.version
 
 
 def stored_version(folder: Path) -> str | None:

@@ -41,6 +41,7 @@ class Home:
     reports = _Below("reports")
     exports = _Below("exports")
     fitted = _Below("fitted")
+    unfinished = _Below("unfinished")
     dagster = _Below("dagster")
     database = _Below("qc.duckdb")
     split_file = _Below("data_split.csv")

@@ -1,6 +1,6 @@
 """The crops of one field in one Zarr v3 group: images one crop a chunk, labels a few; chunks are grouped in shards.
 
-Zarr v3 sharding: https://zarr.dev/zeps/accepted/ZEP0002. A field is written whole or not at all.
+Zarr v3 sharding: https://zarr.dev/zeps/accepted/ZEP0002. A field is written whole and never changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gradcamo_assets.common.errors import CropError
-from gradcamo_assets.common.files import replaced_folder
+from gradcamo_assets.common.files import new_folder
 from gradcamo_assets.common.provenance import Provenance, stored_version
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def write_crops(
     n = len(cell_ids)
     per_shard = int(min(max(1, _SHARD_BYTES // crop_bytes), max(1, n)))
     per_shard -= per_shard % _LABELS if per_shard > _LABELS else 0
-    with replaced_folder(path) as folder:
+    with new_folder(path) as folder:
         group = zarr.open_group(folder, mode="w", zarr_format=3)
         # Bytes are shuffled, not bits: a tenth more on disk, and read in half the time.
         codec = BloscCodec(cname="lz4", shuffle="shuffle")

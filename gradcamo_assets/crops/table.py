@@ -1,12 +1,15 @@
-"""The rows of the ``cells`` table for one field: geometry from the masks, treatment from plate map or label table."""
+"""The tables of cells: a field's rows (geometry from masks, treatment from plate map or label table), and their crops."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from gradcamo_assets.plates import treatment_class
 from gradcamo_assets.segmentation import Masks, cell_table, match_labels
+from gradcamo_assets.warehouse import Lake
 
 TREATMENT = ("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit", "Metadata_Dose_Rank", "Metadata_pert_type")
 _LEAST_OVERLAP = 0.5
@@ -25,7 +28,7 @@ def field_cells(
     label_table: pl.DataFrame | None = None,
     true_cells: np.ndarray | None = None,
 ) -> pl.DataFrame:
-    """One row a cell of one field, without crops yet (``crop_index`` and ``crop_version`` NULL).
+    """One row a cell of one field.
 
     Args:
         masks: of the field. voxel_size: (z, y, x) in um. well_row: the well's row of the plate map.
@@ -57,8 +60,6 @@ def field_cells(
         Metadata_CellID=pl.format("{}/{}/{}/{}", pl.lit(plate), pl.lit(well), pl.lit(site), "label"),
         volume_um3=pl.col("volume_voxels") * float(np.prod(voxel_size)),
         mask_version=pl.lit(mask_version),
-        crop_version=pl.lit(None, pl.String),
-        crop_index=pl.lit(None, pl.Int32),
         treatment_class=treatment_class(),
     )
 
@@ -68,3 +69,20 @@ def number_crops(cells: pl.DataFrame, flag: pl.Expr) -> pl.DataFrame:
     flagged = cells.sort("label").with_columns(qc_flag=flag)
     kept = pl.col("qc_flag").is_null()
     return flagged.with_columns(crop_index=pl.when(kept).then(kept.cast(pl.Int32).cum_sum() - 1).cast(pl.Int32))
+
+
+def cells_with_crops(lake: Lake, **keys: Any) -> pl.LazyFrame:
+    """The cells of the lake with their crops: what SQL knows as the table ``cells``.
+
+    A cell that is left out, by the cell table or by the crops, has a ``qc_flag`` and no ``crop_index``. So has a cell
+    whose crops were cut by other masks, but for the flag: it waits for its crop.
+
+    Args:
+        keys: of the lake: ``plate``, ``site``.
+    """
+    same = ["Metadata_Plate", "Metadata_CellID", "mask_version"]
+    crops = lake.scan("crops", **keys).select(*same, "crop_index", "crop_version", pl.col("qc_flag").alias("why_not"))
+    found = lake.scan("cells", **keys).join(crops, on=same, how="left", nulls_equal=True)
+    found = found.with_columns(qc_flag=pl.coalesce("qc_flag", "why_not")).drop("why_not")
+    kept = pl.col("qc_flag").is_null()
+    return found.with_columns(pl.when(kept).then(name).alias(name) for name in ("crop_index", "crop_version"))

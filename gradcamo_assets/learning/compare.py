@@ -47,7 +47,7 @@ def held_out_cells(lake: Lake, registry: ModelRegistry, version: ModelVersion) -
 
     They are its rows in the lake; or, of a version that was never champion, what was logged with it.
     """
-    scored = lake.scan("scores", model_name=version.name, model_version=version.version)
+    scored = lake.scan("scores", model_run=version.run_id)
     found = scored.filter(pl.col("split").is_in(["test", "unseen"])).select(_COLUMNS).collect()
     logged = registry.file(version, CELLS) if found.is_empty() else None
     if logged is None:

@@ -1,9 +1,11 @@
 """Jobs and sensors from the trained model on. Each partition is asked for by one mechanism only."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -14,12 +16,13 @@ from gradcamo_assets.networks.bundle import verified_config
 from gradcamo_assets.orchestration.alerts import alert_on_failure
 from gradcamo_assets.orchestration.night import inbox_sensor, ingest_plates, nightly_ingest, process_fields
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
-from gradcamo_assets.orchestration.reconcile import record_refusals, scoring_state, unlearned_plates
+from gradcamo_assets.orchestration.reconcile import Partition, record_refusals, scoring_state, unlearned_plates
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.runs import UNFINISHED, in_progress, score_requests
-from gradcamo_assets.scoring.reconcile import Partition
+from gradcamo_assets.orchestration.runs import MOST_REQUESTS, UNFINISHED, in_progress, partition_requests
+from gradcamo_assets.warehouse import needs_publication
 
 _RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
+_MOST_PUBLICATIONS = 1000
 
 train_model = dg.define_asset_job(
     "train_model",
@@ -75,35 +78,38 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
 
     An unreachable registry is an error of this tick; the cursor stays where it was.
     """
-    home, lake, registry = platform.home, platform.lake, platform.registry
+    lake, registry = platform.lake, platform.registry
     with _impatient():
         champion = registry.by_alias(CHAMPION)
-        moved = record_champion(lake, registry, by="unknown")
+        record_champion(lake, registry, by="unknown")
     if champion is None:
         return dg.SensorResult(skip_reason="No champion yet. Launch train_model, or move the alias in MLflow.")
-    # A rollback has the version of an earlier move: only the number of the move keeps its requests apart.
+    # A rollback has the run of an earlier move: only the number of the move keeps its requests apart.
     move = f"move {len(champion_moves(lake, registry.name))} to version {champion.version}"
     new = context.cursor != move
     if new:  # A damaged bundle is one error here, not one in every run.
         verified_config(registry.fetch(champion))
-    # Before the stores are read: a run that ends in between has left its rows.
+    # Before the lake is read: a run that ends in between has left its versions.
     busy = in_progress(context.instance)
-    state = scoring_state(home, lake, registry, champion)
-    todo = {partition: state.crops[partition] for partition in state.todo}
-    requests, given_up = score_requests(context.instance, todo, busy, move, champion.version)
-    changed = record_refusals(lake, champion, state.refused | given_up)
+    state = scoring_state(lake, registry, champion)
+    todo = {partition: digest([move, version]) for partition, version in state.todo.items()}
+    tags = {"gradcamo/move": move, "gradcamo/model_version": str(champion.version)}
+    requests, given_up = partition_requests(context.instance, "rescore", todo, busy, datetime.now(UTC), tags)
+    record_refusals(lake, champion, state.refused | given_up)
     events = []
     if new:
         metadata: dict[str, int | str] = {"model_version": champion.version, "mlflow_run": champion.run_id}
-        events.append(dg.AssetMaterialization("champion_model", description=move, metadata=metadata))
-    if new and not todo and (moved or context.cursor is not None):
-        # A rollback to a version that has scored already computes nothing: it republishes.
+        events.append(
+            dg.AssetMaterialization(
+                "champion_model",
+                description=move,
+                metadata=metadata,
+                tags={"dagster/data_version": champion.run_id},
+            )
+        )
+    if new and not todo and context.cursor is not None:
+        # A rollback to a version that has scored already computes no score; what is read from scores follows.
         requests = [dg.RunRequest(run_key=f"{move} refresh", job_name="refresh_qc")]
-    elif changed or (new and todo):
-        # Before the scores, so that stale_scores lists what waits for them, and why.
-        key = f"{move} publish {digest(sorted((*p, reason) for p, reason in (state.refused | given_up).items()))}"
-        only = [dg.AssetKey("qc_database")]
-        requests.insert(0, dg.RunRequest(run_key=key, job_name="refresh_qc", asset_selection=only))
     reasons = sorted({f"{plate}: {reason}" for (plate, _), reason in state.refused.items()})
     reasons += [f"{plate} site {site}: {reason}" for (plate, site), reason in given_up.items()]
     waiting = (
@@ -115,8 +121,50 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(" ".join([waiting, *reasons])),
         asset_events=events,
-        dynamic_partitions_requests=_unknown_partitions(context.instance, state.todo),
+        dynamic_partitions_requests=_unknown_partitions(context.instance, todo),
         cursor=move,
+    )
+
+
+@dg.sensor(
+    jobs=[refresh_qc],
+    minimum_interval_seconds=30,
+    default_status=_RUNNING_SENSOR,
+    description="Publishes the QC database when the lake has changed, however often it has.",
+)
+def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.RunRequest | dg.SkipReason:
+    """Request one publication where the lake's versions differ from those that were published last."""
+    if not needs_publication(platform.lake, platform.home.database):
+        return dg.SkipReason("The QC database holds what the lake holds.")
+    waiting = dg.RunsFilter(job_name="refresh_qc", statuses=UNFINISHED)
+    if context.instance.get_run_ids(waiting, limit=1):
+        return dg.SkipReason("A publication is on its way.")
+    return dg.RunRequest(job_name="refresh_qc", asset_selection=[dg.AssetKey("qc_database")])
+
+
+@dg.sensor(
+    jobs=[report_plates],
+    minimum_interval_seconds=30,
+    default_status=_RUNNING_SENSOR,
+    description="Writes the reports of the plates that publications have changed.",
+)
+def report_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Request a report of every plate that was touched by a publication since the last tick, some at a time."""
+    before = json.loads(context.cursor or '{"publication": 0, "waiting": []}')
+    published = dg.AssetRecordsFilter(dg.AssetKey("qc_database"), after_storage_id=before["publication"])
+    records = context.instance.fetch_materializations(published, limit=_MOST_PUBLICATIONS, ascending=True).records
+    waiting, last = dict.fromkeys(before["waiting"]), before["publication"]
+    for record in records:
+        last = record.storage_id
+        touched = record.asset_materialization.metadata.get("plates_touched") if record.asset_materialization else None
+        waiting |= dict.fromkeys(touched.value if isinstance(touched, dg.JsonMetadataValue) else [])  # type: ignore[arg-type]
+    unfinished = dg.RunsFilter(job_name="report_plates", statuses=UNFINISHED)
+    room = MOST_REQUESTS - len(context.instance.get_run_ids(unfinished, limit=MOST_REQUESTS))
+    now, later = list(waiting)[:room], list(waiting)[room:]
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(run_key=f"report {plate} {last}", partition_key=plate) for plate in now],
+        skip_reason=None if now else f"No publication has changed a plate; {len(later)} reports wait for others.",
+        cursor=json.dumps({"publication": last, "waiting": later}),
     )
 
 
@@ -183,7 +231,10 @@ automation_sensor = dg.AutomationConditionSensorDefinition(
     target=dg.AssetSelection.all(),
     default_status=_RUNNING_SENSOR,
     minimum_interval_seconds=30,
-    description="Publishes the QC database, reports, profiles and maps when scores have changed.",
+    description="Makes profiles, maps and audits when scores have changed.",
 )
 SCHEDULES = [nightly_ingest, weekly_training]
-SENSORS = [inbox_sensor, champion_model_sensor, retraining_sensor, automation_sensor, alert_on_failure]
+SENSORS = [
+    inbox_sensor, champion_model_sensor, publication_sensor, report_sensor, retraining_sensor, automation_sensor,
+    alert_on_failure,
+]  # fmt: skip

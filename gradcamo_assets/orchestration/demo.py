@@ -114,14 +114,16 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
     champion = trained[name]
     if champion != registry.by_alias(CHAMPION):
         promote(platform.lake, registry, champion, by="gradcamo demo", reason=f"trained on {config.name}")
-    for partition in scoring_state(home, platform.lake, registry, champion).todo:
+    for partition in scoring_state(platform.lake, registry, champion).todo:
         with _stage("embedding and scoring {}, site {}".format(*partition)):
             run("rescore", plate_site_key(*partition))
-    with _stage("profiles, map and QC database"):
-        run("refresh_qc")
     with _stage("auditing the encoder"):
         for plate in plates:
             run("audit_plates", plate.name)
+    with _stage("profiles, map and QC database"):
+        run("refresh_qc")
+        # The database is made beside the profiles; this adds them.
+        run("refresh_qc")
     with _stage("the report"):
         for plate in plates:
             run("report_plates", plate.name)

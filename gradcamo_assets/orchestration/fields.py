@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import dagster as dg
-import polars as pl
 
 from gradcamo_assets.common import GradcamoError, Home
 from gradcamo_assets.plates import Field, IngestConfig, Plate, load_plate
-from gradcamo_assets.warehouse import Lake, lake_table
 
 _EVERY_SECONDS = 30.0
-_MASKS = "masks: "
+T = TypeVar("T")
 
 
 def number(value: object) -> float:
@@ -33,10 +32,10 @@ def listing(reasons: Mapping[str, str]) -> str:
 
 
 @dataclass
-class Outcome:
+class Outcome(Generic[T]):
     """What became of the fields of one partition: results and reasons by well."""
 
-    done: dict[str, object] = field(default_factory=dict)
+    done: dict[str, T] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def check(self, name: str) -> dg.AssetCheckResult:
@@ -64,16 +63,21 @@ def fields_at(home: Home, plate_name: str, site: int) -> tuple[Plate, list[Field
     return plate, fields
 
 
+def field_row(plate: str, well: str, site: int, **values: Any) -> dict[str, Any]:
+    """A row of a table with a row a field."""
+    return {"Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Site": site, **values}
+
+
 def for_each_field(
-    context: dg.AssetExecutionContext, fields: Iterable[Field], work: Callable[[Field], object]
-) -> Outcome:
+    context: dg.AssetExecutionContext, fields: Iterable[Field], work: Callable[[Field], T]
+) -> Outcome[T]:
     """Call ``work`` on each field, log progress with the time left, and keep going where one fails.
 
     Raises:
         dg.Failure: if every field failed.
     """
     fields = list(fields)
-    outcome = Outcome()
+    outcome: Outcome[T] = Outcome()
     took: list[float] = []
     told = begun = time.monotonic()
     for count, item in enumerate(fields, start=1):
@@ -110,44 +114,3 @@ def progress(well: str, done: int, of: int, took: list[float]) -> str:
     else:
         text = f"about {left:.0f} s left"
     return f"{well} done, {done} of {of}, {each:.3g} s a field" + (f", {text}" if done < of else "")
-
-
-def measure_fields(
-    lake: Lake, plate: str, site: int, measured: Mapping[str, Mapping[str, float]], warnings: Mapping[str, str]
-) -> None:
-    """Write into the ``fields`` table what the masks tell: numbers by column and well, and warnings by well.
-
-    The warnings about masks that stood there are replaced, those of other stages stay; a well without a number is NULL.
-    """
-    well, before = pl.col("Metadata_Well"), pl.col("qc_warning").str.split("; ")
-    kept = before.list.eval(pl.element().filter(~pl.element().str.starts_with(_MASKS))).list.join("; ")
-    mine = pl.format(_MASKS + "{}", well.replace_strict(warnings, default=None, return_dtype=pl.String))
-    text = pl.concat_str(pl.when(kept != "").then(kept), mine, separator="; ", ignore_nulls=True)
-    types = lake_table("fields").polars
-    rows = lake.read("fields", plate=plate, site=site).with_columns(
-        pl.when(text != "").then(text).alias("qc_warning"),
-        *(
-            well.replace_strict(dict(values), default=None, return_dtype=types[name]).alias(name)
-            for name, values in measured.items()
-        ),
-    )
-    lake.write("fields", rows, plate=plate, site=site)
-
-
-def flag_fields(lake: Lake, plate: str, site: int, stage: str, failed: dict[str, str]) -> None:
-    """Write into the ``fields`` table which wells failed at a stage, and clear that stage's flag from the others."""
-    prefix = f"{stage}: "
-    rows = lake.read("fields", plate=plate, site=site)
-    reasons = pl.DataFrame(
-        {"Metadata_Well": list(failed), "reason": [prefix + reason for reason in failed.values()]},
-        schema={"Metadata_Well": pl.String, "reason": pl.String},
-    )
-    flag = pl.col("qc_flag")
-    rows = rows.join(reasons, on="Metadata_Well", how="left").with_columns(
-        qc_flag=pl.when(pl.col("reason").is_not_null())
-        .then("reason")
-        .when(flag.str.starts_with(prefix))
-        .then(None)
-        .otherwise(flag)
-    )
-    lake.write("fields", rows.drop("reason"), plate=plate, site=site)

@@ -1,21 +1,16 @@
 """From the inbox to the crops without anybody asking: the nightly schedule, the sensor of the inbox, and their jobs."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import dagster as dg
 
-from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
-from gradcamo_assets.orchestration.reconcile import Inbox, partitions_without_crops, read_inbox
+from gradcamo_assets.orchestration.partitions import PLATES
+from gradcamo_assets.orchestration.reconcile import Inbox, partitions_to_process, read_inbox
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.runs import ATTEMPTS, ENDED_BADLY, PARTITION, ended_at, in_progress
-from gradcamo_assets.plates import PlateState, known_plates
-from gradcamo_assets.scoring.reconcile import Partition
-
-_PAUSE = timedelta(hours=1)
-_MEMORY = timedelta(days=365)
+from gradcamo_assets.orchestration.runs import in_progress, partition_requests
+from gradcamo_assets.plates import PlateState
 
 ingest_plates = dg.define_asset_job(
     "ingest_plates",
@@ -76,7 +71,10 @@ def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.
     inbox = read_inbox(platform.home, now, before)
     busy = in_progress(context.instance)
     ready = _ready(inbox, busy)
-    fields, given_up = _field_requests(platform, context.instance, busy, now)
+    fields, failed = partition_requests(
+        context.instance, "process_fields", partitions_to_process(platform.lake), busy, now
+    )
+    given_up = [f"{plate} site {site}: {reason}." for (plate, site), reason in failed.items()]
     requests = [*(_ingest_request(inbox, state, now) for state in ready), *fields]
     looks = {state.name: inbox.found[state.path] for state in inbox.states if state.state in ("ready", "copying")}
     names = [state.name for state in ready]
@@ -98,34 +96,3 @@ def _ingest_request(inbox: Inbox, state: PlateState, now: datetime) -> dg.RunReq
     attempt = f"{len(failed.attempts)}.{failed.retries}" if failed else "0"
     key = f"ingest {state.name} {inbox.signature(state)} {attempt} {now.date()}"
     return dg.RunRequest(run_key=key, job_name="ingest_plates", partition_key=state.name)
-
-
-def _field_requests(
-    platform: Platform, instance: dg.DagsterInstance, busy: set[str | None], now: datetime
-) -> tuple[list[dg.RunRequest], list[str]]:
-    """Requests for the fields of plates that are in, and a note on each partition that failed too often.
-
-    A failed run is repeated an hour later, twice; a plate that is taken in again starts anew.
-    """
-    failed: dict[Partition, list[dg.RunRecord]] = defaultdict(list)
-    lately = dg.RunsFilter(job_name="process_fields", statuses=ENDED_BADLY, created_after=now - _MEMORY)
-    for record in instance.get_run_records(lately):
-        plate, site = (record.dagster_run.tags.get(f"{PARTITION}/{part}", "") for part in ("plate", "site"))
-        if site.isdigit():
-            failed[plate, int(site)].append(record)
-    wanted = partitions_without_crops(platform.lake, {key: max(map(ended_at, runs)) for key, runs in failed.items()})
-    known = known_plates(platform.home.plates) if wanted else {}
-    requests, given_up = [], []
-    for (plate, site_number), ingested in wanted.items():
-        key = plate_site_key(plate, site_number)
-        attempts = [record for record in failed[plate, site_number] if record.create_timestamp >= ingested]
-        ended = max(map(ended_at, attempts), default=0)
-        if len(attempts) >= ATTEMPTS:
-            given_up.append(
-                f"{plate} site {site_number}: process_fields failed {len(attempts)} times; launch it by hand."
-            )
-        elif str(key) not in busy and now.timestamp() - ended >= _PAUSE.total_seconds():
-            signature = known.get(plate, {}).get("signature", "")
-            run_key = f"fields {plate} {site_number} {signature} {ingested.isoformat()} {len(attempts)}"
-            requests.append(dg.RunRequest(run_key=run_key, job_name="process_fields", partition_key=key))
-    return requests, given_up

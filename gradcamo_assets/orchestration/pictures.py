@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -97,21 +100,21 @@ def of_scores(scores: pl.DataFrame, doses: pl.DataFrame, umap: pl.DataFrame, sta
     return pictures
 
 
-def of_cells(platform: Platform, plate: str, version: int, scores: pl.DataFrame) -> list[Picture]:
+def of_cells(platform: Platform, plate: str, model_run: str, scores: pl.DataFrame) -> list[Picture]:
     """Pictures of single cells with the model's maps on them, and of a segmented field; none where crops are gone.
 
     Raises:
         GradcamoError: where the encoder, a crop, the field or its masks cannot be had.
     """
     home, registry = platform.home, platform.registry
-    bundle = next((registry.fetch(known) for known in registry.versions() if known.version == version), None)
+    bundle = next((registry.fetch(known) for known in registry.versions() if known.run_id == model_run), None)
     seen = look(home, plate, cases(scores), bundle) if bundle else []
     typical = look(home, plate, typical_of_doses(scores))
     pictures = []
     if seen:
         example = next((cell for cell in seen if cell.row["case"] == "target, median"), seen[0])
         row = example.row
-        pictures += [_pipeline(example), _segmentation(platform, plate, row["Metadata_Well"], row["Metadata_Site"])]
+        pictures += [_pipeline(example), _segmentation(platform, plate, row)]
     if typical:
         names = [treatment_name(cell.row) or "untreated" for cell in typical]
         pictures.append(
@@ -163,11 +166,11 @@ def _pipeline(cell: SeenCell) -> Picture:
     )
 
 
-def _segmentation(platform: Platform, plate_name: str, well: str, site: int) -> Picture:
-    home = platform.home
+def _segmentation(platform: Platform, plate_name: str, row: Mapping[str, Any]) -> Picture:
+    home, well, site = platform.home, row["Metadata_Well"], row["Metadata_Site"]
     plate = load_plate(home.plates, plate_name, illumination=home.settings("plates", IngestConfig).illumination)
     field = next(field for field in plate.fields if (field.well, field.site) == (well, site))
-    masks = read_masks(mask_folder(home, field))
+    masks = read_masks(mask_folder(home, plate_name, well, site, row["mask_version"]))
     count = np.count_nonzero(np.unique(masks.cells))
     return Picture(
         "Segmentation",

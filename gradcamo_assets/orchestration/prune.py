@@ -1,53 +1,54 @@
-"""The one place that deletes data, on request: a plate's crops, the scores of a model version, or a whole plate.
+"""The one place that deletes data, on request: a plate's crops, a version's scores, a whole plate, what nothing names.
 
 A plan is made and shown first. Nothing in the inbox is ever touched, and no other plate or version loses a row.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError, Home, plate_name
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry
 from gradcamo_assets.plates import known_plates, list_inbox
 from gradcamo_assets.plates.store import ENDINGS, Staging
-from gradcamo_assets.warehouse import LAKE_TABLES, Key, Lake
+from gradcamo_assets.warehouse import LAKE_TABLES, Lake
 from gradcamo_assets.warehouse.schema import tables_filed_by
 
-Edit = Callable[[pl.DataFrame], pl.DataFrame]
+Keys = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What would go. ``keys``: lake files dropped whole. ``edits``: lake files of which some rows change or go.
+    """What would go. ``drops``: rows of the lake, by table and keys. ``edits``: what some keys of a table would hold.
     ``paths``: files and folders."""
 
-    root: Path
+    home: Home
     lake: Lake
-    keys: tuple[Key, ...] = ()
-    edits: tuple[tuple[Key, Edit], ...] = ()
+    drops: tuple[tuple[str, Keys], ...] = ()
+    edits: tuple[tuple[str, Keys, pl.DataFrame], ...] = ()
     paths: tuple[Path, ...] = ()
 
     def table(self) -> pl.DataFrame:
         """One row a folder, file or lake table: ``what``, ``files``, ``bytes``, and ``rows`` (NULL for images)."""
-        rows: list[tuple[str, int, int, int | None]] = []
+        rows: list[tuple[str, int | None, int | None, int | None]] = []
         for name in LAKE_TABLES:
-            keys = [key for key in self.keys if key.table == name]
-            edited = [(key, edit) for key, edit in self.edits if key.table == name]
-            if keys or edited:
-                gone = sum(_read(self.lake, key).height for key in keys)
-                changed = sum(len(_lost(self.lake, key, edit)) for key, edit in edited)
-                sizes = [(self.lake.root / key.path).stat().st_size for key in keys]
-                rows.append((f"lake/{name}{'' if keys else ' (rows changed)'}", len(sizes), sum(sizes), gone + changed))
+            gone = sum(_count(self.lake, name, keys) for table, keys in self.drops if table == name)
+            changed = sum(_lost(self.lake, *edit) for edit in self.edits if edit[0] == name)
+            if gone or changed:
+                rows.append((f"lake/{name}{'' if gone else ' (rows changed)'}", None, None, gone + changed))
         for path in self.paths:
             sizes = [file.stat().st_size for file in _files(path)]
-            rows.append((path.relative_to(self.root).as_posix(), len(sizes), sum(sizes), None))
-        return pl.DataFrame(rows, ["what", "files", "bytes", "rows"], orient="row")
+            rows.append((path.relative_to(self.home.root).as_posix(), len(sizes), sum(sizes), None))
+        columns = {"what": pl.String, "files": pl.Int64, "bytes": pl.Int64, "rows": pl.Int64}
+        return pl.DataFrame(rows, columns, orient="row")
 
     def carry_out(self) -> None:
         """Delete it. The lake goes first: what has no rows there is asked for by nobody.
@@ -55,10 +56,10 @@ class Plan:
         Raises:
             GradcamoError: for a path that cannot be removed; prune again to go on.
         """
-        for key in self.keys:
-            self.lake.drop(key.table, **_given(key))
-        for key, edit in self.edits:
-            self.lake.write(key.table, edit(_read(self.lake, key)), **_given(key))
+        for table, keys in self.drops:
+            self.lake.drop(table, **keys)
+        for table, keys, frame in self.edits:
+            self.lake.write(table, frame, **keys)
         for path in self.paths:
             try:
                 if path.is_dir():
@@ -76,13 +77,21 @@ def plan_crops(home: Home, lake: Lake, plate: str) -> Plan:
     Raises:
         GradcamoError: where there are none.
     """
-
-    def uncropped(cells: pl.DataFrame) -> pl.DataFrame:
-        return cells.with_columns(crop_index=None, crop_version=None).cast(dict(cells.schema))  # type: ignore[arg-type]
-
-    edits = [(key, uncropped) for key in lake.keys("cells", plate=plate_name(plate))]
-    edits = [(key, edit) for key, edit in edits if len(_lost(lake, key, edit))]
-    return _checked(Plan(home.root, lake, edits=tuple(edits), paths=_there([home.crops], plate)), plate)
+    edits: list[tuple[str, Keys, pl.DataFrame]] = []
+    for row in lake.versions("crop_versions", plate=plate_name(plate)).filter(pl.col("n") > 0).iter_rows(named=True):
+        keys = {"plate": plate, "site": row["Metadata_Site"]}
+        crops, fields = lake.read("crops", **keys), lake.read("field_crops", **keys)
+        edits += [
+            ("crops", keys, crops.with_columns(crop_index=None, crop_version=None)),
+            ("field_crops", keys, fields.with_columns(n_crops=0, crop_version=None)),
+            # The version stays: what it was made from has not changed, so that nobody cuts them again by himself.
+            ("crop_versions", keys, pl.DataFrame([{**row, "n": 0}], schema=lake.versions("crop_versions").schema)),
+        ]
+    edits = [
+        (table, keys, frame.cast(LAKE_TABLES[table].polars))  # type: ignore[arg-type]
+        for table, keys, frame in edits
+    ]
+    return _checked(Plan(home, lake, edits=tuple(edits), paths=_there([home.crops], plate)), plate)
 
 
 def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, plate: str | None = None) -> Plan:
@@ -94,19 +103,19 @@ def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, p
     champion = registry.by_alias(CHAMPION)
     if champion is not None and champion.version == version:
         raise GradcamoError(f"version {version} is the champion", "Promote another version first.", plate=plate)
-    wanted = {"model_name": registry.name, "model_version": version}
-    wanted |= {} if plate is None else {"plate": plate_name(plate)}
-    keys = [key for name in tables_filed_by(*wanted) for key in lake.keys(name, **wanted)]
-    if not keys:
-        there = sorted({key.model_version for key in lake.keys("scores", model_name=registry.name)})  # type: ignore[type-var]
+    runs = {known.run_id: known.version for known in registry.versions()}
+    computed = {runs[run] for run in _runs(lake) if run in runs}
+    if version not in computed:
         raise GradcamoError(
-            f"version {version} has computed nothing that is kept", f"There are scores of versions {_listed(there)}.",
+            f"version {version} has computed nothing that is kept", f"There are scores of versions {_listed(computed)}.",
             plate=plate,
         )  # fmt: skip
+    run = next(run for run, number in runs.items() if number == version)
     paths = _there([*home.exports.glob(plate or "*")], f"{registry.name}-v{version}")
-    if plate is None:
-        paths += _there([home.fitted / registry.name], str(version))
-    return Plan(home.root, lake, keys=tuple(keys), paths=paths)
+    if plate is not None:
+        tables = tables_filed_by("plate", "model_run")
+        return Plan(home, lake, tuple((t, {"plate": plate_name(plate), "model_run": run}) for t in tables), paths=paths)
+    return Plan(home, lake, _drops_of_run(run), paths=paths + _there([home.fitted], run))
 
 
 def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
@@ -119,20 +128,58 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     if any(list_inbox(home.inbox, known_plates(home.plates), only=plate_name(plate)).values()):
         remedy = "It would be taken in again: move it out of the inbox first."
         raise GradcamoError("the plate still lies in the inbox", remedy, plate=plate, path=home.inbox)
-
-    def without(rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.filter(pl.col("Metadata_Plate").ne_missing(plate))
-
-    keys = [key for name in tables_filed_by("plate") for key in lake.keys(name, plate=plate)]
-    tables = [table for table in LAKE_TABLES.values() if table.keys and "plate" not in table.keys]
-    shared = [(key, without) for table in tables if "Metadata_Plate" in table.polars for key in lake.keys(table.name)]
-    edits = [(key, edit) for key, edit in shared if len(_lost(lake, key, edit))]
+    drops = tuple((table, {"plate": plate}) for table in tables_filed_by("plate"))
+    drops = tuple(drop for drop in drops if _count(lake, *drop))
+    edits: list[tuple[str, Keys, pl.DataFrame]] = []
+    for table in LAKE_TABLES.values():
+        if table.keys == ("model_run",) and "Metadata_Plate" in table.polars:
+            rows = lake.read(table.name)
+            for run in rows.filter(Metadata_Plate=plate)["model_run"].unique().sort():
+                others = rows.filter(pl.col("Metadata_Plate").ne_missing(plate), model_run=run)
+                edits.append((table.name, {"model_run": run}, others))
     files = [f"{plate}{ending}" for ending in (*ENDINGS, ".zarr")] + [Staging(home.plates, plate).folder.name]
     paths = [
         *_there([home.plates], *files), *_there([home.plates / "failures"], f"{plate}.json"),
-        *_there([home.masks, home.crops, home.reports, home.exports, *home.fitted.glob("*/*/sphering")], plate),
+        *_there([home.masks, home.crops, home.reports, home.exports, *home.fitted.glob("*/sphering")], plate),
     ]  # fmt: skip
-    return _checked(Plan(home.root, lake, tuple(keys), tuple(edits), tuple(paths)), plate)
+    return _checked(Plan(home, lake, drops, tuple(edits), tuple(paths)), plate)
+
+
+def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.DagsterInstance) -> Plan:
+    """What nothing names any more: masks and crops of earlier versions, and what models computed that MLflow has lost.
+
+    What an unfinished run is about to name stays.
+    """
+    registered = {version.run_id for version in registry.versions()}
+    lost = sorted(_runs(lake) - registered)
+    drops = tuple(drop for run in lost for drop in _drops_of_run(run))
+    busy, ended = set(), []
+    for file in sorted(home.unfinished.glob("*.json")):
+        said = json.loads(file.read_text())
+        run = instance.get_run_by_id(said["run"])
+        if run is None or run.is_finished:
+            ended.append(file)
+        else:
+            busy.add((said["store"], said["plate"], str(said["site"])))
+    unnamed: list[Path] = []
+    for store, table, column in ((home.masks, "masks", "mask_version"), (home.crops, "field_crops", "crop_version")):
+        named = lake.scan(table).select("Metadata_Plate", "Metadata_Well", "Metadata_Site", column).drop_nulls()
+        keep = {(plate, f"{well}_s{site}", version) for plate, well, site, version in named.collect().iter_rows()}
+        for folder in sorted(store.glob("*/*/*")):
+            plate, field, version = folder.parts[-3:]
+            if (plate, field, version) not in keep and (store.name, plate, field.rpartition("_s")[2]) not in busy:
+                unnamed += _there([folder.parent], version)
+    paths = (*unnamed, *ended, *(path for run in lost for path in _there([home.fitted], run)))
+    return Plan(home, lake, drops, paths=paths)
+
+
+def _drops_of_run(run: str) -> tuple[tuple[str, Keys], ...]:
+    return tuple((table, {"model_run": run}) for table in tables_filed_by("model_run"))
+
+
+def _runs(lake: Lake) -> set[str]:
+    """The MLflow runs whose models have computed something."""
+    return set(lake.versions("score_versions")["model_run"]) | set(lake.read("unscored")["model_run"])
 
 
 def _there(folders: list[Path], *names: str) -> tuple[Path, ...]:
@@ -145,27 +192,23 @@ def _there(folders: list[Path], *names: str) -> tuple[Path, ...]:
 
 
 def _checked(plan: Plan, plate: str) -> Plan:
-    if not (plan.keys or plan.edits or plan.paths):
-        there = sorted({key.plate for key in plan.lake.keys("plates") if key.plate})
+    if not (plan.drops or plan.edits or plan.paths):
+        there = plan.lake.read("plates")["Metadata_Plate"]
         raise GradcamoError("there is nothing to prune", f"The plates that are in: {_listed(there)}.", plate=plate)
     return plan
 
 
-def _listed(names: list) -> str:
-    return ", ".join(str(name) for name in names) or "none"
+def _listed(names: Any) -> str:
+    return ", ".join(map(str, sorted(names))) or "none"
 
 
-def _given(key: Key) -> dict[str, object]:
-    return {name: value for name, value in asdict(key).items() if name != "table" and value is not None}
+def _count(lake: Lake, table: str, keys: Keys) -> int:
+    return int(lake.scan(table, **keys).select(pl.len()).collect().item())
 
 
-def _read(lake: Lake, key: Key) -> pl.DataFrame:
-    return lake.read(key.table, **_given(key))
-
-
-def _lost(lake: Lake, key: Key, edit: Edit) -> pl.DataFrame:
-    rows = _read(lake, key)
-    return rows.join(edit(rows), on=rows.columns, how="anti", nulls_equal=True)
+def _lost(lake: Lake, table: str, keys: Keys, after: pl.DataFrame) -> int:
+    before = lake.read(table, **keys)
+    return len(before.join(after, on=before.columns, how="anti", nulls_equal=True))
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -1,6 +1,6 @@
-"""What there is against what there should be, read from the stores. Each question is asked by one mechanism only.
+"""What there is against what there should be: versions compared. Each question is asked by one mechanism only.
 
-The decisions are pure functions of the floors below (``plate_states``, ``partitions_to_score``); here they are fed.
+The answers come from the lake's version tables, so that they cost the same whatever the plates hold.
 """
 
 from __future__ import annotations
@@ -8,23 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import read_config
 from gradcamo_assets.plates import InboxConfig, PlateState, known_plates, list_inbox, plate_states
 from gradcamo_assets.plates.failures import Failures, read_failures
 from gradcamo_assets.plates.inbox import Look
-from gradcamo_assets.scoring.reconcile import Partition, partitions_to_score
 from gradcamo_assets.warehouse import Lake, lake_table
+
+Partition = tuple[str, int]
+"""A plate and a site."""
+_STAGES = ("image", "mask", "cell", "crop")
+"""Each is made from the one before."""
 
 
 @dataclass(frozen=True)
@@ -65,93 +68,76 @@ def read_inbox(
     return Inbox(found, plate_states(found, known, failures, before or {}, now, settings), failures)
 
 
-def partitions_without_crops(lake: Lake, failed: Mapping[Partition, float] | None = None) -> dict[Partition, datetime]:
-    """Plate x site partitions of ingested plates whose cells were not tabulated and cropped since, sorted.
+def partitions_to_process(lake: Lake) -> dict[Partition, str]:
+    """Plate x site partitions whose masks, cells or crops are not made from what stands before them now, sorted.
 
-    To each, when its plate was ingested (UTC): a plate that was taken in again gets new masks and crops.
-
-    Args:
-        failed: when the last run failed (seconds since 1970), by partition: it may have tabulated its cells before.
+    To each the version of its images: with other images its attempts begin anew.
     """
-    failed = failed or {}
-    times = lake.scan("plates").select("Metadata_Plate", "ingested_at").collect().iter_rows()
-    ingested = {plate: time.replace(tzinfo=UTC) for plate, time in times}
-    fields = lake.scan("fields").select("Metadata_Plate", "Metadata_Site", "qc_flag").collect()
-    # A field that failed at a later stage was readable once, and is tried again with its partition.
-    readable = fields.filter(pl.col("qc_flag").is_null() | pl.col("qc_flag").str.starts_with("not "))
-    done = {(key.plate, key.site): (lake.root / key.path).stat().st_mtime for key in lake.keys("cells")}
-    there = readable.select("Metadata_Plate", "Metadata_Site").unique().iter_rows()
-    return {
-        (plate, site): ingested[plate]
-        for plate, site in sorted(there)
-        if plate in ingested
-        and done.get((plate, site), 0) < max(ingested[plate].timestamp(), failed.get((plate, site), 0))
-    }
-
-
-def crop_versions(lake: Lake, table: str, **keys: object) -> dict[Partition, frozenset[str]]:
-    """The crop versions that stand in a table, by partition; partitions without any are there with an empty set."""
-    found = {}
-    for key in lake.keys(table, **keys):
-        if key.plate is not None and key.site is not None:
-            path = lake.root / key.path
-            stat = path.stat()
-            found[key.plate, key.site] = _versions_in(path, stat.st_mtime_ns, stat.st_ino)
-    return found
-
-
-@lru_cache(maxsize=1 << 16)
-def _versions_in(path: Path, mtime: int, inode: int) -> frozenset[str]:
-    """Of one file, read once: files of the lake are replaced, never edited."""
-    return frozenset(pl.read_parquet(path, columns=["crop_version"])["crop_version"].drop_nulls().unique())
+    images = lake.versions("image_versions").filter(pl.col("n") > 0)
+    keys = ["Metadata_Plate", "Metadata_Site"]
+    chained = images.select(*keys, "version", image="version")
+    for stage in _STAGES[1:]:
+        made = lake.versions(f"{stage}_versions").select(*keys, "made_from", next="version")
+        chained = chained.join(made, on=keys, how="left")
+        up_to_date = pl.col("made_from").eq_missing(pl.col("version"))
+        chained = chained.select(*keys, "image", version=pl.when(up_to_date).then("next"))
+    waiting = chained.filter(pl.col("version").is_null()).sort(keys)
+    return {(plate, site): image for plate, site, image in waiting.select(*keys, "image").iter_rows()}
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What the champion has yet to score, and what it does not fit, with the reason."""
+    """What the champion has yet to score, by the version of the crops, and what it does not fit, with the reason."""
 
-    todo: list[Partition]
+    todo: dict[Partition, str]
     refused: dict[Partition, str]
-    crops: dict[Partition, frozenset[str]]
 
 
-def scoring_state(home: Home, lake: Lake, registry: ModelRegistry, champion: ModelVersion) -> Scoring:
-    """Compare the crops there are with what the champion has scored, and its bundle with the plates.
+def partitions_to_score(lake: Lake, champion: ModelVersion) -> dict[Partition, str]:
+    """Plate x site partitions whose crops are others than those the champion has scored, with their version, sorted.
+
+    New plates, promotions, rollbacks and new masks are all the same case. Where no cell is kept any more, the scores
+    that are still there have to go.
+    """
+    keys = ["Metadata_Plate", "Metadata_Site"]
+    scored = lake.versions("score_versions", model_run=champion.run_id).select(*keys, "made_from", scored="n")
+    both = lake.versions("crop_versions").join(scored, on=keys, how="left").sort(keys)
+    todo = both.filter(
+        pl.col("made_from").ne_missing(pl.col("version")) & ((pl.col("n") > 0) | (pl.col("scored") > 0))
+    )
+    return {(plate, site): version for plate, site, version in todo.select(*keys, "version").iter_rows()}
+
+
+def scoring_state(lake: Lake, registry: ModelRegistry, champion: ModelVersion) -> Scoring:
+    """What is to be scored, less the plates that the champion's bundle does not fit.
 
     Raises:
         BundleError: if the champion's bundle cannot be read.
     """
+    todo = partitions_to_score(lake, champion)
     config = read_config(registry.fetch(champion))
-    crops = crop_versions(lake, "cells")
-    scored = crop_versions(lake, "scores", model_name=champion.name, model_version=champion.version)
-    plates = {row["Metadata_Plate"]: row for row in lake.read("plates").iter_rows(named=True)}
-    refused: dict[Partition, str] = {}
-    for partition in crops:
-        plate = plates.get(partition[0])
-        if plate is None:
-            continue
-        voxels = [plate[f"voxel_{axis}_um"] for axis in "zyx"]
-        reason = config.misfit(plate["channels"], voxels)
-        if reason:
-            refused[partition] = reason
-    return Scoring(partitions_to_score(crops, scored, refused), refused, crops)
+    waiting = {plate for plate, _ in todo}
+    reasons = {}
+    for plate in lake.read("plates").filter(pl.col("Metadata_Plate").is_in(waiting)).iter_rows(named=True):
+        if reason := config.misfit(plate["channels"], [plate[f"voxel_{axis}_um"] for axis in "zyx"]):
+            reasons[plate["Metadata_Plate"]] = reason
+    refused = {partition: reasons[partition[0]] for partition in todo if partition[0] in reasons}
+    return Scoring({key: version for key, version in todo.items() if key not in refused}, refused)
 
 
-def record_refusals(lake: Lake, champion: ModelVersion, refused: dict[Partition, str]) -> bool:
+def record_refusals(lake: Lake, champion: ModelVersion, refused: Mapping[Partition, str]) -> bool:
     """Keep the ``unscored`` table equal to what this version leaves unscored. Whether anything changed."""
-    keys: dict[str, Any] = {"model_name": champion.name, "model_version": champion.version}
-    known = {
-        (row["Metadata_Plate"], row["Metadata_Site"]): row["reason"]
-        for row in lake.read("unscored", **keys).iter_rows(named=True)
-    }
-    for (plate, site), reason in refused.items():
-        if known.get((plate, site)) != reason:
-            row = {"Metadata_Plate": plate, "Metadata_Site": site, **keys, "reason": reason}
-            frame = pl.DataFrame([row], schema=lake_table("unscored").polars)
-            lake.write("unscored", frame, plate=plate, site=site, **keys)
-    for plate, site in known.keys() - refused.keys():
-        lake.drop("unscored", plate=plate, site=site, **keys)
-    return known != refused
+    known = lake.read("unscored", model_run=champion.run_id)
+    there = {(row["Metadata_Plate"], row["Metadata_Site"]): row["reason"] for row in known.iter_rows(named=True)}
+    if there == refused:
+        return False
+    model = {"model_name": champion.name, "model_version": champion.version, "model_run": champion.run_id}
+    rows = [
+        {"Metadata_Plate": plate, "Metadata_Site": site, **model, "reason": reason}
+        for (plate, site), reason in sorted(refused.items())
+    ]
+    lake.write("unscored", pl.DataFrame(rows, schema=lake_table("unscored").polars), model_run=champion.run_id)
+    return True
 
 
 def unlearned_plates(lake: Lake, registry: ModelRegistry) -> list[str]:
@@ -161,6 +147,7 @@ def unlearned_plates(lake: Lake, registry: ModelRegistry) -> list[str]:
         with suppress(BundleError):  # Whatever a damaged version was trained on, it can be trained on again.
             wells = chain.from_iterable(read_config(registry.fetch(version)).split.values())
             seen |= {well.split("/")[0] for well in wells}
+    cropped = lake.versions("crop_versions").filter(pl.col("n") > 0)["Metadata_Plate"].unique()
+    fresh = sorted(set(cropped) - seen)
     usable = pl.col("crop_index").is_not_null() & pl.col("treatment_class").is_not_null()
-    plates = lake.scan("cells").filter(usable).select("Metadata_Plate").unique().collect().to_series()
-    return sorted(set(plates) - seen)
+    return [plate for plate in fresh if len(cells_with_crops(lake, plate=plate).filter(usable).head(1).collect())]

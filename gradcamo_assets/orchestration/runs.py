@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import dagster as dg
 
-from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.common.attempts import next_try
 from gradcamo_assets.orchestration.partitions import plate_site_key
-from gradcamo_assets.scoring.reconcile import Partition
+from gradcamo_assets.orchestration.reconcile import Partition
 
 PARTITION = "dagster/partition"
 _STATUS = dg.DagsterRunStatus
 # Not NOT_STARTED: a run that a daemon left behind there would be waited for in vain.
 UNFINISHED = [_STATUS.QUEUED, _STATUS.STARTING, _STATUS.STARTED, _STATUS.CANCELING]
-ENDED_BADLY = [_STATUS.FAILURE, _STATUS.CANCELED]
-_ENDED = [*ENDED_BADLY, _STATUS.SUCCESS]
-_MOVE, _CROPS, _VERSION = "gradcamo/move", "gradcamo/crops", "gradcamo/model_version"
-_PAUSE = timedelta(minutes=10)
-ATTEMPTS = 3
-"""How often a partition is asked for before a person has to look."""
+_ENDED = [_STATUS.FAILURE, _STATUS.CANCELED, _STATUS.SUCCESS]
+_MADE_FROM = "gradcamo/made_from"
+MOST_REQUESTS = 200
+"""Runs of a job that wait or go on at a time: asking for all at once would outlast a tick."""
 
 
 def in_progress(instance: dg.DagsterInstance) -> set[str | None]:
@@ -30,53 +28,60 @@ def in_progress(instance: dg.DagsterInstance) -> set[str | None]:
     return {run.tags.get(PARTITION) for run in runs}
 
 
-def ended_at(record: dg.RunRecord) -> float:
-    """When a run ended, in seconds since 1970."""
-    return record.end_time or record.update_timestamp.timestamp()
-
-
-def _now() -> float:
-    return datetime.now(UTC).timestamp()
-
-
-def score_requests(
+def partition_requests(
     instance: dg.DagsterInstance,
-    todo: Mapping[Partition, frozenset[str]],
+    job: str,
+    todo: Mapping[Partition, str],
     busy: set[str | None],
-    move: str,
-    version: int,
+    now: datetime,
+    tags: Mapping[str, str] | None = None,
 ) -> tuple[list[dg.RunRequest], dict[Partition, str]]:
-    """Requests of ``rescore`` for partitions that nobody works on, and why others are given up.
+    """Requests of ``job`` for partitions that nobody works on, and why others are given up.
 
-    A run that ended without the scores is repeated ten minutes later, twice. The number of those runs stands in the run
-    key: a key is used once for ever, and one that was used by a run that died would never be scored.
+    A run that ended and left its partition to be done is one attempt; ``common.attempts`` says what follows. The number
+    of attempts stands in the run key: a key is used once for ever, and one that was used by a run that died would never
+    be asked for again.
 
     Args:
-        todo: what is to be scored, with its crop versions. busy: see ``in_progress``.
-        move: of the champion alias; another move, or other crops, begin anew. version: the champion's.
+        todo: what is to be done, with what it is made from: another version begins anew.
+        busy: see ``in_progress``. tags: of the runs.
     """
-    free = {p: digest(sorted(crops)) for p, crops in todo.items() if str(plate_site_key(*p)) not in busy}
-    tried: dict[tuple[str | None, str | None], list[dg.RunRecord]] = defaultdict(list)
-    if free:
-        of_this_move = dg.RunsFilter(job_name="rescore", statuses=_ENDED, tags={_MOVE: move})
-        for record in instance.get_run_records(of_this_move):
-            tags = record.dagster_run.tags
-            tried[tags.get(PARTITION), tags.get(_CROPS)].append(record)
-    requests, given_up = [], {}
-    for (plate, site), crops in free.items():
-        key = plate_site_key(plate, site)
-        records = tried[str(key), crops]
-        if len(records) >= ATTEMPTS:
-            last = max(records, key=ended_at).dagster_run.run_id
-            given_up[plate, site] = (
-                f"rescore ended {len(records)} times without scores: see run {last}, launch it by hand"
-            )
-        elif _now() - max(map(ended_at, records), default=0) >= _PAUSE.total_seconds():
-            request = dg.RunRequest(
-                run_key=f"{move} {plate} {site} {crops} {len(records)}",
-                job_name="rescore",
-                partition_key=key,
-                tags={_VERSION: str(version), _MOVE: move, _CROPS: crops},
-            )
-            requests.append(request)
+    free = [(partition, made_from) for partition, made_from in todo.items() if str(plate_site_key(*partition)) not in busy]
+    unfinished = instance.get_run_ids(dg.RunsFilter(job_name=job, statuses=UNFINISHED), limit=MOST_REQUESTS)
+    room = MOST_REQUESTS - len(unfinished)
+    requests: list[dg.RunRequest] = []
+    given_up = {}
+    for start in range(0, len(free), MOST_REQUESTS):
+        if len(requests) >= room:
+            break
+        some = free[start : start + MOST_REQUESTS]
+        tried = _tried(instance, job, {made_from for _, made_from in some})
+        for (plate, site), made_from in some:
+            key = plate_site_key(plate, site)
+            ended = tried[str(key), made_from]
+            answer = next_try([at for at, _ in ended], now)
+            if answer.given_up:
+                run = ended[-1][1]
+                given_up[plate, site] = f"{job} failed {len(ended)} times: see run {run}, then launch it by hand"
+            elif answer.due and len(requests) < room:
+                request = dg.RunRequest(
+                    run_key=f"{job} {plate} {site} {made_from} {len(ended)}",
+                    job_name=job,
+                    partition_key=key,
+                    tags={**(tags or {}), _MADE_FROM: made_from},
+                )
+                requests.append(request)
     return requests, given_up
+
+
+def _tried(
+    instance: dg.DagsterInstance, job: str, made_from: set[str]
+) -> Mapping[tuple[str | None, str | None], list[tuple[datetime, str]]]:
+    """When runs ended that were asked for, the last one last, with their ids; by partition and what they began with."""
+    tried = defaultdict(list)
+    wanted = dg.RunsFilter(job_name=job, statuses=_ENDED, tags={_MADE_FROM: sorted(made_from)})
+    for record in instance.get_run_records(wanted):
+        at = datetime.fromtimestamp(record.end_time or record.update_timestamp.timestamp(), UTC)
+        tags = record.dagster_run.tags
+        tried[tags.get(PARTITION), tags.get(_MADE_FROM)].append((at, record.dagster_run.run_id))
+    return defaultdict(list, {key: sorted(ended) for key, ended in tried.items()})

@@ -74,12 +74,10 @@ def look(home: Home, plate: str, rows: Iterable[dict[str, Any]], bundle: Path | 
     scorer = Scorer(bundle, home.settings("scoring", ScoringConfig)) if bundle else None
     seen = []
     for row in rows:
-        folder = crop_folder(home, plate, row["Metadata_Well"], row["Metadata_Site"])
+        folder = crop_folder(home, {**row, "Metadata_Plate": plate})
         if not folder.exists():
             continue
         field = open_crops(folder)
-        if field.version != row["crop_version"] or row["Metadata_CellID"] not in field.cell_ids:
-            continue
         place = field.cell_ids.index(row["Metadata_CellID"])
         image, labels = field.read(place)
         cam = np.empty((0, 0, 0))

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 from tqdm import tqdm
 
-from gradcamo_assets.common.files import replaced_file, replaced_folder
+from gradcamo_assets.common.files import new_folder, replaced_file
 from gradcamo_assets.plates.synthetic_design import VOXEL_SIZE, SyntheticPlate, plate_map
 from gradcamo_assets.plates.synthetic_field import render_field
 from gradcamo_assets.plates.writing import create_field, create_plate
@@ -23,14 +23,15 @@ def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: boo
 
     Beside it: ``<name>.csv``, the plate map, and, where cells of one well differ (a pooled screen, bystanders),
     ``<name>.labels.csv``, a row per true cell. Every field holds the true masks as labels ``cells`` and ``nuclei``.
-    The plate appears last and whole; one of that name that was there before is replaced.
+    The plate appears last and whole; one of that name that was there before goes first.
     """
     import zarr
 
     target = directory / f"{config.name}.zarr"
     tables: list[pl.DataFrame] = []
     sites = range(1, config.sites + 1)
-    with replaced_folder(target) as folder, TemporaryDirectory() as scratch:
+    shutil.rmtree(target, ignore_errors=True)
+    with new_folder(target) as folder, TemporaryDirectory() as scratch:
         create_plate(folder, config.name, {well: [str(site - 1) for site in sites] for well in config.well_names})
         template = Path(scratch) / "field"
         create_field(template, (config.channels, *config.shape), config.stains, VOXEL_SIZE, ("cells", "nuclei"))

@@ -6,17 +6,19 @@ since pycytominer takes for features what begins with ``Cells_`` (``infer_cp_fea
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.common.files import replaced_folder
+from gradcamo_assets.common.files import new_folder
 from gradcamo_assets.profiling.aggregate import MODEL, vectors
 
 _RENAMED = {
     "model_name": "Metadata_Model",
     "model_version": "Metadata_Model_Version",
+    "model_run": "Metadata_Model_Run",
     "population": "Metadata_Population",
     "sphering": "Metadata_Sphering",
     "n_cells": "Metadata_Object_Count",
@@ -49,7 +51,8 @@ def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ..
     if profiles.select(MODEL).n_unique() > 1:
         raise GradcamoError("profiles of several model versions do not go into one file", "Export one at a time.")
     names = []
-    with replaced_folder(folder) as temporary:
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder) as temporary:
         for (population,), part in profiles.group_by(["population"], maintain_order=True):
             wide = wide_profiles(part)
             for ending in formats:

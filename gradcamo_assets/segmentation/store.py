@@ -1,4 +1,4 @@
-"""Masks of one field on disk: OME-Zarr (NGFF 0.5) label images in one folder, written whole or not at all.
+"""Masks of one field on disk: OME-Zarr (NGFF 0.5) label images in one folder, written whole and never changed.
 
 ``<folder>/labels/cells`` and ``<folder>/labels/nuclei``, one resolution each; the confidence of the cells stands in the
 properties of their label image, where viewers show it. Not here: which folder a field has.
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.common.errors import SegmentationError
-from gradcamo_assets.common.files import replaced_folder
+from gradcamo_assets.common.files import new_folder
 from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, Masks
 
@@ -24,7 +24,7 @@ _CHUNK_VOXELS = 2**20
 
 
 def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provenance: Provenance) -> None:
-    """Write both label images and the provenance; what ``folder`` held before is replaced.
+    """Write both label images and the provenance into ``folder``, which is not there yet.
 
     Args:
         voxel_size: (z, y, x) in micrometres.
@@ -45,7 +45,7 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provena
     }
     depth, height, width = masks.cells.shape
     slices = int(np.clip(_CHUNK_VOXELS // max(1, height * width), 1, max(1, depth)))
-    with replaced_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
         labels = root.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(_KINDS)}})
         for kind in _KINDS:

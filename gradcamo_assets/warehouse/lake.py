@@ -19,6 +19,7 @@ import polars as pl
 
 from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.common.names import plate_name, slug
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Table
 from gradcamo_assets.warehouse.conform import conform
 from gradcamo_assets.warehouse.schema import lake_table
@@ -201,6 +202,22 @@ class Lake:
         )
         found = found.filter(**{KEY_COLUMNS[name]: value for name, value in keys.items()}) if keys else found
         return found.cast(description.polars).sort(columns)  # type: ignore[arg-type]
+
+    def version_of(self, table: str, **keys: Any) -> dict[str, Any] | None:
+        """The row of one partition in a version table; None where nothing stands there yet."""
+        found = self.versions(table, **keys)
+        return found.row(0, named=True) if len(found) else None
+
+    def combined_version(self, table: str, **keys: Any) -> str:
+        """One version for all partitions under ``keys`` of a version table: what is made from all of them has it."""
+        columns = [KEY_COLUMNS[name] for name in lake_table(table).keys]
+        return digest(self.versions(table, **keys).select(*columns, "version").rows())
+
+    def record(self, table: str, version: str, made_from: str | None, n: int, **keys: Any) -> None:
+        """Write the version of what now stands in one partition, after it was written itself."""
+        row = {KEY_COLUMNS[name]: value for name, value in keys.items()}
+        row |= {"version": version, "made_from": made_from, "n": n}
+        self.write(table, pl.DataFrame([row], schema=lake_table(table).polars), **keys)
 
     def changes(self, table: str, since: int, until: int) -> pl.DataFrame | None:
         """The partitions whose rows changed after version ``since``, up to ``until``; compaction changes none.

@@ -5,12 +5,15 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops import open_crops
+from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.orchestration.catalogue import column_lineage
+from gradcamo_assets.orchestration.fields import number
 from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.stores import crop_folder
-from gradcamo_assets.warehouse import publish, run_sql
+from gradcamo_assets.orchestration.stores import FIELD, crop_folder
+from gradcamo_assets.warehouse.columns import DOSE_NAMES
 from gradcamo_assets.warehouse.schema import lake_table
 
 _CELLS = 32
@@ -20,7 +23,7 @@ _CELLS = 32
     partitions_def=PLATES,
     deps=["gradcamo_scores"],
     group_name="scores",
-    kinds={"pytorch", "parquet"},
+    kinds={"pytorch", "deltalake"},
     automation_condition=AUTOMATIC,
     pool="scoring",
 )
@@ -31,34 +34,40 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
 
     plate, lake, registry = context.partition_key, platform.lake, platform.registry
     champion = platform.champion()
-    keys: dict[str, Any] = {"plate": plate, "model_name": champion.name, "model_version": champion.version}
-    scored = lake.read("scores", **keys).select("Metadata_CellID", "crop_version")
-    cells = lake.read("cells", plate=plate).join(scored, on=["Metadata_CellID", "crop_version"], how="semi")
-    sampled = sample_cells(cells, _CELLS)
-    if len(sampled) < 2:
-        raise dg.Failure(f"Plate {plate} has {len(sampled)} cells scored by {champion}; an audit needs two.")
-    names = ["Metadata_CellID", "crop_version"]
-    # What an earlier release audited lacks the swap test.
-    done = lake.read("audit", **keys).filter(pl.col("logit_drop_background_only").is_not_null()).select(names)
-    if done.sort(names).equals(sampled.select(names).sort(names)):
-        context.log.info("These cells have been audited with this encoder; nothing is computed again.")
+    keys: dict[str, Any] = {"plate": plate, "model_run": champion.run_id}
+    made_from = lake.combined_version("score_versions", **keys)
+    done = lake.version_of("audit_versions", **keys)
+    if done is not None and done["made_from"] == made_from:
+        context.log.info("These scores have been audited; nothing is computed again.")
+        rows = lake.read("audit", **keys)
     else:
+        scored = lake.read("scores", **keys).select("Metadata_CellID", "crop_version")
+        cells = cells_with_crops(lake, plate=plate).collect()
+        sampled = sample_cells(cells.join(scored, on=["Metadata_CellID", "crop_version"], how="semi"), _CELLS)
+        if len(sampled) < 2:
+            raise dg.Failure(f"Plate {plate} has {len(sampled)} cells scored by {champion}; an audit needs two.")
         fields = {
-            f"{plate}/{well}/{site}": open_crops(crop_folder(platform.home, plate, well, site))
-            for well, site in sampled.select("Metadata_Well", "Metadata_Site").unique().iter_rows()
+            f"{plate}/{row['Metadata_Well']}/{row['Metadata_Site']}": open_crops(crop_folder(platform.home, row))
+            for row in sampled.select(*FIELD, "crop_version").unique().to_dicts()
         }
         scorer = Scorer(registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
         found = audit_crops(scorer, fields, sampled["Metadata_CellID"].to_list(), sampled["treatment_class"].to_list())
         rows = sampled.join(found, on="Metadata_CellID").with_columns(
-            model_name=pl.lit(champion.name), model_version=pl.lit(champion.version, pl.Int32)
+            model_name=pl.lit(champion.name),
+            model_version=pl.lit(champion.version, pl.Int32),
+            model_run=pl.lit(champion.run_id),
         )
-        lake.write("audit", rows.select(lake_table("audit").empty().columns), **keys)
-    publish(lake, platform.home.database)
-    summary = run_sql(
-        platform.home.database,
-        "SELECT * EXCLUDE (Metadata_Plate, model_name, model_version) FROM audit_by_plate "
-        "WHERE Metadata_Plate = $plate AND model_name = $model_name AND model_version = $model_version",
-        keys,
+        rows = rows.select(lake_table("audit").empty().columns)
+        lake.write("audit", rows, **keys)
+        lake.record("audit_versions", digest([made_from, _CELLS]), made_from, len(rows), **keys)
+    medians = rows.select(pl.col(pl.Float64).median()).row(0, named=True)
+    numbers = {name: value for name, value in medians.items() if value is not None and name not in DOSE_NAMES}
+    return dg.MaterializeResult(
+        metadata={
+            "model_version": champion.version,
+            "n_cells": len(rows),
+            "survives_swap": number(rows["survives_swap"].mean()),
+            **numbers,
+            **column_lineage("audit"),
+        }
     )
-    numbers = {name: value for name, value in summary.row(0, named=True).items() if value is not None}
-    return dg.MaterializeResult(metadata={"model_version": champion.version, **numbers, **column_lineage("audit")})

@@ -1,23 +1,34 @@
 """``cells`` and ``crops``: the table of segmented cells, and each kept cell cut out with its surroundings."""
 
 from dataclasses import asdict
+from typing import Any
 
 import dagster as dg
 import numpy as np
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.common.provenance import Provenance, stored_version
+from gradcamo_assets.common.provenance import Provenance, digest
 from gradcamo_assets.crops import CropConfig, cut_crops, write_crops
 from gradcamo_assets.crops.cut import qc_flag
 from gradcamo_assets.crops.table import field_cells, number_crops
 from gradcamo_assets.orchestration.assets.masks import masks
 from gradcamo_assets.orchestration.catalogue import column_lineage
-from gradcamo_assets.orchestration.fields import fields_at, flag_fields, for_each_field, listing, measure_fields, number
+from gradcamo_assets.orchestration.fields import field_row, fields_at, for_each_field, listing, number
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.stores import crop_folder, field_signature, mask_folder, plate_record
-from gradcamo_assets.plates import Field, read_field, read_label, read_label_table
+from gradcamo_assets.orchestration.stores import check_pixels, crop_folder, mask_folder, of_fields
+from gradcamo_assets.orchestration.unfinished import announced
+from gradcamo_assets.plates import (
+    Field,
+    Plate,
+    field_version,
+    known_plate,
+    read_field,
+    read_label,
+    read_label_table,
+    still_current,
+)
 from gradcamo_assets.segmentation import read_masks
 from gradcamo_assets.segmentation.quality import QcConfig, field_verdict, judged, over_split
 from gradcamo_assets.warehouse import lake_table
@@ -25,11 +36,29 @@ from gradcamo_assets.warehouse import lake_table
 _CODE = "1"
 
 
+def _segmented(
+    platform: Platform, plate_name: str, site: int
+) -> tuple[Plate, list[Field], dict[str, dict[str, Any]], str]:
+    """The plate, its fields that have masks at a site, their rows of the table ``masks``, and its version.
+
+    Raises:
+        GradcamoError: if there are no masks.
+    """
+    plate, fields = fields_at(platform.home, plate_name, site)
+    # Before the rows: newer rows than their version cost work, older ones would pass for new.
+    version = platform.lake.version_of("mask_versions", plate=plate_name, site=site)
+    rows = platform.lake.read("masks", plate=plate_name, site=site).drop_nulls("mask_version")
+    if version is None or rows.is_empty():
+        raise GradcamoError("there are no masks", "Materialise masks for this plate and site.", plate=plate_name, site=site)
+    known = {row["Metadata_Well"]: row for row in rows.iter_rows(named=True)}
+    return plate, [field for field in fields if field.well in known], known, version["version"]
+
+
 @dg.asset(
     partitions_def=PLATE_SITES,
     deps=[masks],
     group_name="cells",
-    kinds={"polars", "parquet"},
+    kinds={"polars", "deltalake"},
     check_specs=[
         dg.AssetCheckSpec(
             "fields_usable",
@@ -43,58 +72,57 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
     qc = home.settings("segmentation_qc", QcConfig)
-    plate, fields = fields_at(home, plate_name, site)
+    plate, fields, segmented, made_from = _segmented(platform, plate_name, site)
     wells = {row["Metadata_Well"]: row for row in lake.read("wells", plate=plate_name).iter_rows(named=True)}
     label_path = home.plates / f"{plate_name}.labels.csv"
     labels = read_label_table(label_path) if label_path.exists() else None
 
-    foreground: dict[str, float] = {}
-
     def tabulate(field: Field) -> pl.DataFrame:
-        folder = mask_folder(home, field)
-        version = stored_version(folder)
-        if version is None:
-            raise GradcamoError(
-                "the field has no masks", "Materialise masks for this plate and site.",
-                plate=plate_name, well=field.well, site=site,
-            )  # fmt: skip
-        true_cells = read_label(plate, field, "cells") if labels is not None else None
-        found = read_masks(folder)
-        foreground[field.well] = float(np.count_nonzero(found.cells) / found.cells.size)
+        mine = segmented[field.well]
+        image = read_field(plate, field)
+        unchanged = mine["image_version"] == field_version(plate, field) and still_current(home.plates, plate)
+        check_pixels(plate, unchanged, field.well, site)
         return field_cells(
-            found,
+            read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"])),
             plate=plate_name,
             well=field.well,
             site=site,
             voxel_size=plate.voxel_size,
             well_row=wells[field.well],
-            mask_version=version,
-            image=read_field(plate, field),
+            mask_version=mine["mask_version"],
+            image=image,
             label_table=labels.filter(Metadata_Well=field.well, Metadata_Site=site) if labels is not None else None,
-            true_cells=true_cells,
+            true_cells=read_label(plate, field, "cells") if labels is not None else None,
         )
 
     outcome = for_each_field(context, fields, tabulate)
-    frames = {well: frame for well, frame in outcome.done.items() if isinstance(frame, pl.DataFrame)}
+    frames = outcome.done
     table = judged(pl.concat(frames.values(), how="vertical_relaxed"), qc, plate.channels)
     usual = number(table["volume_voxels"].median())
     counts = [len(frame) for frame in frames.values()]
     split = [over_split(frame, usual) for frame in frames.values()]
-    verdicts = dict(zip(frames, field_verdict(counts, [foreground[well] for well in frames], split, qc), strict=True))
+    filled = [segmented[well]["foreground_share"] for well in frames]
+    verdicts = dict(zip(frames, field_verdict(counts, filled, split, qc), strict=True))
     unusable = {well: verdict.unusable for well, verdict in verdicts.items() if verdict.unusable}
     warnings = {well: verdict.warning for well, verdict in verdicts.items() if verdict.warning}
     reason = pl.format("unusable masks: {}", pl.col("Metadata_Well").replace_strict(unusable, default=None))
     table = table.with_columns(qc_flag=pl.coalesce("qc_flag", reason)).select(list(lake_table("cells").polars))
+    flags = {well: f"unusable masks: {why}" for well, why in unusable.items()}
+    flags |= {well: f"not tabulated: {why}" for well, why in outcome.failed.items()}
+    rows = [
+        field_row(
+            plate_name, well, site, qc_flag=flags.get(well),
+            qc_warning=f"masks: {warnings[well]}" if well in warnings else None,
+        )
+        for well in segmented
+    ]  # fmt: skip
     lake.write("cells", table, plate=plate_name, site=site)
-    measure_fields(
-        lake,
-        plate_name,
-        site,
-        {"n_cells": dict(zip(frames, counts, strict=True)), "foreground_share": foreground},
-        warnings,
-    )
-    flag_fields(lake, plate_name, site, "unusable masks", unusable)
+    verdict_table = pl.DataFrame(rows, schema=lake_table("field_verdicts").polars)
+    lake.write("field_verdicts", verdict_table, plate=plate_name, site=site)
+    version = digest([table.sort("Metadata_CellID").to_dicts(), rows])
+    lake.record("cell_versions", version, made_from, len(table), plate=plate_name, site=site)
     return dg.MaterializeResult(
+        data_version=dg.DataVersion(version),
         metadata={
             **column_lineage("cells"),
             "cells": len(table),
@@ -109,10 +137,10 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         check_results=[
             dg.AssetCheckResult(
                 check_name="fields_usable",
-                passed=not unusable,
+                passed=not flags,
                 severity=dg.AssetCheckSeverity.WARN,
                 metadata={
-                    "unusable": dg.MetadataValue.md(listing(unusable)),
+                    "unusable": dg.MetadataValue.md(listing(flags)),
                     "warned": dg.MetadataValue.md(listing(warnings)),
                 },
             )
@@ -131,30 +159,38 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     """Every kept cell cut out in 3D, with target and neighbour masks; raw intensities with the plate's statistics."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
-    config, qc = home.settings("crops", CropConfig), home.settings("segmentation_qc", QcConfig)
-    plate, fields = fields_at(home, plate_name, site)
-    record = plate_record(home, plate_name)
-    statistics = record["statistics"]
-    center = [float(statistics[name]["center"]) for name in plate.channels]
-    scale = [float(statistics[name]["scale"]) for name in plate.channels]
+    config = home.settings("crops", CropConfig)
+    plate, fields, segmented, _ = _segmented(platform, plate_name, site)
+    record = known_plate(home.plates, plate_name) or {}
+    center, scale = ([float(record["statistics"][name][key]) for name in plate.channels] for key in ("center", "scale"))
+    made_from = lake.version_of("cell_versions", plate=plate_name, site=site)
+    if made_from is None:
+        raise GradcamoError("there is no table of cells", "Materialise cells first.", plate=plate_name, site=site)
     table = lake.read("cells", plate=plate_name, site=site)
-    with_masks = [field for field in fields if mask_folder(home, field).exists()]
+    flagged = {field.well: number_crops(table.filter(Metadata_Well=field.well), qc_flag(config, record["shape"])) for field in fields}
 
-    def cut(field: Field) -> pl.DataFrame:
-        mine = number_crops(table.filter(Metadata_Well=field.well), qc_flag(config, record["shape"]))
-        kept = mine.filter(pl.col("crop_index").is_not_null())
-        masks_at = mask_folder(home, field)
+    def cut(field: Field) -> str | None:
+        kept = flagged[field.well].drop_nulls("crop_index")
+        if kept.is_empty():
+            return None
+        mine = segmented[field.well]
+        if set(kept["mask_version"]) != {mine["mask_version"]}:
+            remedy = "Materialise cells for this plate and site."
+            raise GradcamoError("the table of cells is of other masks", remedy, plate=plate_name, well=field.well, site=site)
         provenance = Provenance(
-            f"{field_signature(plate, field)} {stored_version(masks_at)}",
-            {**asdict(config), "qc": asdict(qc), "center": center, "scale": scale, "cells": kept["label"].to_list()},
+            f"{mine['image_version']} {mine['mask_version']}",
+            {"shape": list(config.shape), "center": center, "scale": scale, "cells": kept["label"].to_list()},
             _CODE,
         )
-        folder = crop_folder(home, plate_name, field.well, site)
-        if not provenance.is_current(folder):
+        folder = crop_folder(home, {**kept.row(0, named=True), "crop_version": provenance.version})
+        if not folder.exists():
             image = read_field(plate, field)
+            unchanged = mine["image_version"] == field_version(plate, field) and still_current(home.plates, plate)
+            check_pixels(plate, unchanged, field.well, site)
+            masks_of = read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"]))
             write_crops(
                 folder,
-                cut_crops(image, read_masks(masks_at).cells, kept, config, np.array(center)),
+                cut_crops(image, masks_of.cells, kept, config, np.array(center)),
                 cell_ids=kept["Metadata_CellID"].to_list(),
                 shape=config.shape,
                 channels=list(plate.channels),
@@ -162,21 +198,39 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
                 voxel_size=list(plate.voxel_size),
                 provenance=provenance,
             )
-        return mine.with_columns(
-            crop_version=pl.when(pl.col("crop_index").is_not_null()).then(pl.lit(provenance.version))
-        )
+        return provenance.version
 
-    outcome = for_each_field(context, with_masks, cut)
-    flag_fields(lake, plate_name, site, "not cropped", outcome.failed)
-    done = [frame for frame in outcome.done.values() if isinstance(frame, pl.DataFrame)]
-    updated = pl.concat([table.clear(), *done], how="vertical_relaxed")
-    lake.write("cells", updated, plate=plate_name, site=site)
-    kept = int(updated["crop_index"].count())
+    with announced(home, context.run_id, home.crops, plate_name, site):
+        outcome = for_each_field(context, fields, cut)
+        failed = {well: f"not cropped: {why}" for well, why in outcome.failed.items()}
+        well = pl.col("Metadata_Well")
+        updated = pl.concat([lake_table("crops").empty(), *flagged.values()], how="diagonal_relaxed").with_columns(
+            qc_flag=pl.coalesce("qc_flag", well.replace_strict(failed, default=None, return_dtype=pl.String)),
+            crop_version=well.replace_strict(outcome.done, default=None, return_dtype=pl.String),
+        )
+        kept = pl.col("qc_flag").is_null()
+        names = ("crop_index", "crop_version")
+        updated = updated.with_columns(pl.when(kept).then(name).alias(name) for name in names)
+        counts = dict(updated.group_by("Metadata_Well").agg(pl.col("crop_index").count()).iter_rows())
+        rows = [
+            field_row(
+                plate_name, name, site, crop_version=outcome.done.get(name), qc_flag=failed.get(name),
+                n_crops=counts.get(name, 0) if name in outcome.done else None,
+            )
+            for name in segmented
+        ]  # fmt: skip
+        lake.write("crops", updated.select(list(lake_table("crops").polars)), plate=plate_name, site=site)
+        lake.write(
+            "field_crops", pl.DataFrame(rows, schema=lake_table("field_crops").polars), plate=plate_name, site=site
+        )
+        version, n = of_fields(outcome.done), int(updated["crop_index"].count())
+        lake.record("crop_versions", version, made_from["version"], n, plate=plate_name, site=site)
     flags = updated.drop_nulls("qc_flag").group_by("qc_flag").len().sort("qc_flag")
     return dg.MaterializeResult(
+        data_version=dg.DataVersion(version),
         metadata={
-            "crops": kept,
-            "cells_left_out": len(updated) - kept,
+            "crops": n,
+            "cells_left_out": len(updated) - n,
             "left_out_because": dg.MetadataValue.json(dict(flags.iter_rows())),
             "crop_shape_zyx": str(config.shape),
         },

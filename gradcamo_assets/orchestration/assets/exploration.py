@@ -11,7 +11,7 @@ from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import accuracy_against_score, layer_scores, paired_differences, to_markdown
 from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION
-from gradcamo_assets.orchestration.assets.models import _crop_paths, _kept_cells, trained_model
+from gradcamo_assets.orchestration.assets.models import crop_paths, kept_cells, trained_model
 from gradcamo_assets.orchestration.assets.qc import _markdown
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.resources import Platform
@@ -81,14 +81,14 @@ def encoder_exploration(
     model, bundle = load_bundle(registry.fetch(version))
     part_of = {well: part for part, wells in bundle.split.items() for well in wells}
     well = pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")
-    cells = _kept_cells(platform, config.plates).with_columns(
+    cells = kept_cells(platform, config.plates).with_columns(
         split=well.replace_strict(part_of, default=None, return_dtype=pl.String)
     )
     cells = cells.filter(pl.col("treatment_class").is_in(bundle.classes))
     chosen = {part: sampled(cells.filter(split=part), config.cells) for part in PARTS}
     if not all(len(chosen[part]) for part in ("train", "test")):
         raise GradcamoError(f"the wells {version} learned from and was tested on have no crops", "Cut them again.")
-    fields = [open_crops(path) for path in _crop_paths(platform, pl.concat(chosen.values()))]
+    fields = [open_crops(path) for path in crop_paths(platform, pl.concat(chosen.values()))]
     common_frame(fields)
     crops = {part: crops_of(found, fields, bundle.classes, bundle.channels) for part, found in chosen.items()}
     image, labels, _ = crops["test"][0]

@@ -1,16 +1,22 @@
 """``masks``: cells and nuclei of every field, by Cellpose."""
 
+from typing import Any
+
 import dagster as dg
+import numpy as np
+import polars as pl
 
 from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.figures import segmentation_overlay, to_markdown
 from gradcamo_assets.orchestration.assets.plates import plate_images
-from gradcamo_assets.orchestration.fields import fields_at, flag_fields, for_each_field
+from gradcamo_assets.orchestration.fields import field_row, fields_at, for_each_field
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.stores import field_signature, mask_folder
-from gradcamo_assets.plates import Field, read_field
-from gradcamo_assets.segmentation import Masks, Segmenter, SegmenterConfig, read_masks, write_masks
+from gradcamo_assets.orchestration.stores import check_pixels, mask_folder, of_fields, site_version
+from gradcamo_assets.orchestration.unfinished import announced
+from gradcamo_assets.plates import Field, field_version, read_field, still_current
+from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, read_masks, write_masks
+from gradcamo_assets.warehouse import lake_table
 
 _CODE = "1"
 
@@ -26,40 +32,54 @@ _CODE = "1"
 def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Masks of cells and nuclei, one OME-Zarr label image a field; fields that are already right are skipped."""
     plate_name, site = plate_site_of(context)
-    home = platform.home
+    home, lake = platform.home, platform.lake
     plate, fields = fields_at(home, plate_name, site)
     segmenter = Segmenter(home.settings("segmentation", SegmenterConfig))
     skipped: list[str] = []
 
-    def segment(field: Field) -> Masks:
-        folder = mask_folder(home, field)
-        provenance = Provenance(field_signature(plate, field), segmenter.version, _CODE)
-        if provenance.is_current(folder):
+    def segment(field: Field) -> dict[str, Any]:
+        images = field_version(plate, field)
+        made_from = Provenance(images, segmenter.version, _CODE)
+        folder = mask_folder(home, plate_name, field.well, site, made_from.version)
+        if folder.exists():
             skipped.append(field.well)
-            return read_masks(folder)
-        found = segmenter.segment(read_field(plate, field), plate.channels, plate.voxel_size)
-        write_masks(folder, found, plate.voxel_size, provenance)
-        return found
+            found = read_masks(folder)
+        else:
+            found = segmenter.segment(read_field(plate, field), plate.channels, plate.voxel_size)
+            check_pixels(plate, still_current(home.plates, plate), field.well, site)
+            write_masks(folder, found, plate.voxel_size, made_from)
+        return {
+            "image_version": images,
+            "mask_version": made_from.version,
+            "n_cells": int(found.cells.max()),
+            "foreground_share": float(np.count_nonzero(found.cells) / found.cells.size),
+        }
 
-    counts: dict[str, int] = {}
-
-    def segment_and_count(field: Field) -> None:
-        counts[field.well] = int(segment(field).cells.max())
-
-    outcome = for_each_field(context, fields, segment_and_count)
-    flag_fields(platform.lake, plate_name, site, "not segmented", outcome.failed)
+    with announced(home, context.run_id, home.masks, plate_name, site):
+        outcome = for_each_field(context, fields, segment)
+        rows = [field_row(plate_name, well, site, **values) for well, values in outcome.done.items()]
+        rows += [
+            field_row(plate_name, well, site, qc_flag=f"not segmented: {why}") for well, why in outcome.failed.items()
+        ]
+        table = pl.DataFrame(rows, schema=lake_table("masks").polars)
+        lake.write("masks", table, plate=plate_name, site=site)
+        version = of_fields(dict(table.select("Metadata_Well", "mask_version").iter_rows()))
+        made = site_version(plate, site)
+        lake.record("mask_versions", version, made, len(outcome.done), plate=plate_name, site=site)
     shown = next(field for field in fields if field.well in outcome.done)
-    example = read_masks(mask_folder(home, shown))
+    example = read_masks(mask_folder(home, plate_name, shown.well, site, outcome.done[shown.well]["mask_version"]))
     overlay = segmentation_overlay(
         read_field(plate, shown), example.cells, example.nuclei, plate.voxel_size, shown.path
     )
+    counts = table["n_cells"].drop_nulls()
     return dg.MaterializeResult(
+        data_version=dg.DataVersion(version),
         metadata={
             "fields": len(outcome.done),
             "fields_failed": len(outcome.failed),
             "fields_already_right": len(skipped),
-            "cells": sum(counts.values()),
-            "cells_a_field": sum(counts.values()) / max(1, len(counts)),
+            "cells": int(counts.sum()),
+            "cells_a_field": counts.sum() / max(1, len(counts)),
             "example": dg.MetadataValue.md(to_markdown(overlay, f"Cells and nuclei of field {shown.path}")),
         },
         check_results=[outcome.check("fields_segmented")],

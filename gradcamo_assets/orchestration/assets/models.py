@@ -8,15 +8,15 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.figures import to_markdown
 from gradcamo_assets.learning.registry import CHAMPION
 from gradcamo_assets.learning.runs import Links
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.stores import crop_folder
+from gradcamo_assets.orchestration.stores import FIELD, crop_folder
 
-_FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
-_KEPT = ("Metadata_CellID", *_FIELD, "treatment_class", "mask_version")
+_KEPT = ("Metadata_CellID", *FIELD, "treatment_class", "mask_version", "crop_version")
 _ALT = {
     "curves": "Training curves",
     "confusion": "Predicted by true class on test wells",
@@ -89,14 +89,15 @@ class TrainConfig(dg.Config):
     seed: int | None = Setting(default=None, description="Of weights, order and augmentation.")
 
 
-def _kept_cells(platform: Platform, plates: list[str]) -> pl.DataFrame:
-    frame = platform.lake.scan("cells").filter(pl.col("crop_index").is_not_null()).select(_KEPT).collect()
+def kept_cells(platform: Platform, plates: list[str]) -> pl.DataFrame:
+    """The cells that have crops, of some plates or of all."""
+    frame = cells_with_crops(platform.lake).filter(pl.col("crop_index").is_not_null()).select(_KEPT).collect()
     return frame.filter(pl.col("Metadata_Plate").is_in(plates)) if plates else frame
 
 
-def _crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
-    fields = cells.select(_FIELD).unique().sort(pl.all()).iter_rows()
-    return [crop_folder(platform.home, *field) for field in fields]
+def crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
+    """Where the crops of the fields of some cells lie."""
+    return [crop_folder(platform.home, row) for row in cells.select(*FIELD, "crop_version").unique().sort(FIELD).to_dicts()]
 
 
 @dg.asset(deps=[crops], group_name="models", kinds={"polars"})
@@ -105,7 +106,7 @@ def data_split(context: dg.AssetExecutionContext, platform: Platform, config: Sp
     from gradcamo_assets.common.files import replaced_file
     from gradcamo_assets.learning.split import PARTS, split_wells
 
-    cells = _kept_cells(platform, config.plates)
+    cells = kept_cells(platform, config.plates)
     split = split_wells(cells, **config.model_dump(exclude={"plates"}))
     with replaced_file(platform.home.split_file) as path:
         split.write_csv(path)
@@ -132,13 +133,13 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     if not home.split_file.exists():
         raise GradcamoError("there is no split", "Materialise data_split first.", path=home.split_file)
     split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
-    cells = _kept_cells(platform, [])
+    cells = kept_cells(platform, [])
     unseen = unseen_cells(cells, split)
     links = home.settings("links", Links)
     fitted = fit_and_register(
         learned := cells.join(split, on="Metadata_Plate", how="semi"),
         split,
-        _crop_paths(platform, learned),
+        crop_paths(platform, learned),
         home.settings("training", TrainingConfig, **config.model_dump()),
         registry,
         work=home.mlflow,
@@ -150,7 +151,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
             "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run_id}",
         },
         # Crops of a plate that nobody trains on may have been pruned.
-        unseen=(unseen, [path for path in _crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
+        unseen=(unseen, [path for path in crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
         started=lambda run_id: context.log.info(f"MLflow run: {registry.pages(links, run_id)['mlflow_run']}"),
     )
     record_versions(lake, registry)

@@ -14,6 +14,7 @@ from gradcamo_assets.orchestration.fields import bullets, number
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
 from gradcamo_assets.orchestration.reconcile import read_inbox
 from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.orchestration.stores import site_version
 from gradcamo_assets.plates import IngestConfig, Ingested, ingest_plate
 from gradcamo_assets.plates.failures import attempt
 from gradcamo_assets.warehouse.schema import tables_filed_by
@@ -68,12 +69,14 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
         # A plate is in once its rows are: an attempt that ends before that is made again.
         lake.write("plates", found.plate_frame, plate=name)
         lake.write("wells", found.wells_frame, plate=name)
-        for (site,), fields in found.fields_frame.group_by("Metadata_Site"):
-            later = fields.with_columns(n_cells=pl.lit(None), foreground_share=pl.lit(None))
-            lake.write("fields", later, plate=name, site=site)
-        gone = {key.site for key in lake.keys("fields", plate=name)} - set(found.fields_frame["Metadata_Site"])
-        for table in tables_filed_by("plate", "site"):
-            for site in gone:
+        for (number,), fields in found.fields_frame.group_by("Metadata_Site"):
+            lake.write("fields", fields, plate=name, site=number)
+            readable = len(fields) - fields["qc_flag"].count()
+            version = site_version(found.plate, int(str(number)))
+            lake.record("image_versions", version, None, readable, plate=name, site=number)
+        there = set(lake.versions("image_versions", plate=name)["Metadata_Site"])
+        for site in there - set(found.fields_frame["Metadata_Site"]):
+            for table in tables_filed_by("plate", "site"):
                 lake.drop(table, plate=name, site=site)
     sites = sorted({str(field.site) for field in found.plate.fields}, key=int)
     context.instance.add_dynamic_partitions(str(SITES.name), sites)
@@ -84,6 +87,7 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     row = found.plate_frame.row(0, named=True)
     warned = found.fields_frame.filter(pl.col("qc_warning").is_not_null())
     return dg.MaterializeResult(
+        data_version=dg.DataVersion(found.plate.version),
         metadata={
             "wells": row["n_wells"],
             "fields": row["n_fields"],

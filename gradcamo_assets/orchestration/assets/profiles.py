@@ -1,6 +1,6 @@
 """``profiles``, ``umap``, ``replicability`` and ``confounder_audit``: what the champion's embeddings are worth."""
 
-from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError, slug
 from gradcamo_assets.common.files import replaced_file
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import map_by_epoch, to_gif, to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
@@ -17,13 +18,11 @@ from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.reconcile import scoring_state
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.stores import crop_folder
+from gradcamo_assets.orchestration.stores import FIELD, crop_folder
 from gradcamo_assets.profiling import POPULATIONS, ProfilesConfig
-from gradcamo_assets.warehouse import publish
 
 _MOST_CELLS = 20_000
-_FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
-_SCORES = ("Metadata_CellID", "gradcamo_adjusted", "on_target", "looks_at", "split")
+_SCORES = ("Metadata_CellID", "gradcamo_adjusted", "on_target", "looks_at", "split", "crop_version")
 
 
 class ProfilesLaunch(dg.Config):
@@ -46,27 +45,32 @@ class MapLaunch(dg.Config):
 
 
 def _keys(champion: ModelVersion) -> dict[str, Any]:
-    return {"model_name": champion.name, "model_version": champion.version}
+    return {"model_run": champion.run_id}
 
 
 def _fitted(platform: Platform, champion: ModelVersion) -> Path:
     """Where what is fitted once a model version is kept."""
-    return platform.home.fitted / slug(champion.name, "model name") / str(champion.version)
+    return platform.home.fitted / slug(champion.run_id, "MLflow run")
 
 
-def _plates(platform: Platform, champion: ModelVersion, table: str, *made_from: Path) -> tuple[list[str], list[str]]:
-    """Plates that the champion has embedded, and those of them whose rows in ``table`` are older than their embeddings,
-    the settings or ``made_from``."""
-    lake, keys = platform.lake, _keys(champion)
-    embedded: dict[str, int] = defaultdict(int)
-    for key in (key for name in ("embeddings", "scores") for key in lake.keys(name, **keys)):
-        embedded[str(key.plate)] = max(embedded[str(key.plate)], (lake.root / key.path).stat().st_mtime_ns)
-    if not embedded:
+def _plates(platform: Platform, champion: ModelVersion, table: str, *inputs: object) -> tuple[dict[str, str], list[str]]:
+    """Plates that the champion has embedded, with the version of what is made from each: of its scores and ``inputs``.
+    And those of them of which the version table ``table`` names another."""
+    lake = platform.lake
+    scored = lake.versions("score_versions", **_keys(champion)).sort("Metadata_Plate", "Metadata_Site")
+    if scored.is_empty():
         raise GradcamoError(f"{champion} has embedded no cell yet", "Materialise embeddings first.")
-    floor = max((p.stat().st_mtime_ns for p in (platform.home.settings_file, *made_from) if p.exists()), default=0)
-    made = {key.plate: (lake.root / key.path).stat().st_mtime_ns for key in lake.keys(table, **keys)}
-    old = [p for p, time in sorted(embedded.items()) if made.get(p, made.get(None, 0)) <= max(time, floor)]
-    return sorted(embedded), old
+    wanted = {
+        str(plate): digest([rows.select("Metadata_Site", "version").rows(), *inputs])
+        for (plate,), rows in scored.group_by("Metadata_Plate", maintain_order=True)
+    }
+    made = dict(lake.versions(table, **_keys(champion)).select("Metadata_Plate", "made_from").iter_rows())
+    return wanted, [plate for plate, version in wanted.items() if made.get(plate) != version]
+
+
+def _record(platform: Platform, champion: ModelVersion, table: str, plate: str, made_from: str, n: int) -> None:
+    version = digest([made_from, champion.run_id])
+    platform.lake.record(table, version, made_from, n, plate=plate, **_keys(champion))
 
 
 def _cells(platform: Platform, champion: ModelVersion, plate: str) -> pl.DataFrame:
@@ -89,12 +93,13 @@ def _with_background(
     from gradcamo_assets.scoring.background import background_embeddings
     from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 
-    drawn = cells.filter(population="all").select("Metadata_CellID", *_FIELD).sample(fraction=1, shuffle=True, seed=0)
-    folders = {
-        f"{plate}/{well}/{site}": crop_folder(platform.home, plate, well, site)
-        for plate, well, site in drawn.select(_FIELD).unique().iter_rows()
+    drawn = cells.filter(population="all").drop_nulls("crop_version").select("Metadata_CellID", *FIELD, "crop_version")
+    drawn = drawn.sample(fraction=1, shuffle=True, seed=0)
+    fields = {
+        "/".join(map(str, (row[name] for name in FIELD))): open_crops(folder)
+        for row in drawn.select(*FIELD, "crop_version").unique().to_dicts()
+        if (folder := crop_folder(platform.home, row)).exists()
     }
-    fields = {name: open_crops(folder) for name, folder in folders.items() if folder.exists()}
     there = {cell for field in fields.values() for cell in field.cell_ids}
     ids = [cell for cell in drawn["Metadata_CellID"] if cell in there]
     if len(ids) < 2:
@@ -111,12 +116,7 @@ def _with_background(
 
 def _is_settled(platform: Platform, champion: ModelVersion) -> bool:
     """Whether the champion has scored all there is: before that, nothing is fitted for good."""
-    return not scoring_state(platform.home, platform.lake, platform.registry, champion).todo
-
-
-def _publish(platform: Platform) -> None:
-    """The QC database waits for none of these, so each adds itself."""
-    publish(platform.lake, platform.home.database)
+    return not scoring_state(platform.lake, platform.registry, champion).todo
 
 
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"polars"}, automation_condition=AUTOMATIC)
@@ -145,9 +145,9 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
     if settings.scope == "screen" and not config.anew:
         paths = {name: kept_at(name, SCREEN) for name in settings.populations}
         known = {name: Sphering.of_fitted(*load_fitted(path)) for name, path in paths.items() if path.exists()}
-    plates, todo = _plates(platform, champion, "profiles")
-    if config.anew or launched or (settings.scope == "screen" and len(known) < len(settings.populations)):
-        todo = plates
+    plates, todo = _plates(platform, champion, "profile_versions", asdict(settings))
+    if config.anew or (settings.scope == "screen" and len(known) < len(settings.populations)):
+        todo = list(plates)
     raw = [
         well_profiles(population(cells, name))
         for cells in (_cells(platform, champion, plate) for plate in todo)
@@ -166,7 +166,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
             if len(part) and settings.formats:
                 folder = home.exports / plate / f"{champion.name}-v{champion.version}"
                 export_profiles(part, folder, settings.formats)
-    _publish(platform)
+            _record(platform, champion, "profile_versions", plate, plates[plate], len(part))
     counts = platform.lake.read("profiles", **_keys(champion))["population"].value_counts(sort=True).iter_rows()
     return dg.MaterializeResult(
         metadata={
@@ -183,13 +183,13 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"umap"}, automation_condition=AUTOMATIC)
 def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunch) -> dg.MaterializeResult:
     """Cells on a two-dimensional map of the embedding; fitted once a model version, later plates are placed on it."""
-    from gradcamo_assets.profiling import CellMap, load_fitted, save_fitted
+    from gradcamo_assets.profiling import CellMap, fitted_digest, load_fitted, save_fitted
     from gradcamo_assets.profiling.aggregate import vectors
 
     champion = platform.champion()
     path = _fitted(platform, champion) / "umap.safetensors"
-    plates, todo = _plates(platform, champion, "umap", path)
     cell_map = CellMap(**load_fitted(path)[0]) if path.exists() and not config.anew else None
+    plates, todo = _plates(platform, champion, "umap_versions", cell_map and fitted_digest(cell_map.arrays, {}))
     frames = {
         plate: _sample(platform.lake.read("embeddings", plate=plate, **_keys(champion)), _MOST_CELLS)
         for plate in (todo if cell_map else plates)
@@ -199,6 +199,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
         cell_map = CellMap.fit(vectors(pl.concat(frame.head(share) for frame in frames.values())["embedding"]))
         if _is_settled(platform, champion):
             save_fitted(path, cell_map.arrays, {})
+            plates, _ = _plates(platform, champion, "umap_versions", fitted_digest(cell_map.arrays, {}))
     for plate, frame in frames.items():
         coordinates = cell_map.place(vectors(frame["embedding"])) if len(frame) else None
         placed = frame.drop("embedding").with_columns(
@@ -206,7 +207,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
             for n, axis in enumerate("xy")
         )
         platform.lake.write("umap", placed, plate=plate, **_keys(champion))
-    _publish(platform)
+        _record(platform, champion, "umap_versions", plate, plates[plate], len(placed))
     table = platform.lake.read("umap", **_keys(champion))
     scores = platform.lake.scan("scores", **_keys(champion)).select("Metadata_CellID", "gradcamo").collect()
     film = _training_film(platform, champion, again=config.anew)
@@ -252,7 +253,6 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
     champion = platform.champion()
     table = replicate_map(platform.lake.read("profiles", **_keys(champion)))
     platform.lake.write("replicability", table, **_keys(champion))
-    _publish(platform)
     means = table.group_by("population").agg(pl.col("mean_average_precision").mean()).sort("population").iter_rows()
     return dg.MaterializeResult(
         metadata={
@@ -272,9 +272,9 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
 
     champion, lake = platform.champion(), platform.lake
     settings = platform.home.settings("profiles", ProfilesConfig)
-    plates, todo = _plates(platform, champion, "confounder_audit")
+    plates, todo = _plates(platform, champion, "confounder_versions", asdict(settings))
     before = lake.read("confounder_audit", **_keys(champion))
-    tables = [before.filter(pl.col("Metadata_Plate").is_in(set(plates) - set(todo)))]
+    tables = [before.filter(pl.col("Metadata_Plate").is_in(plates.keys() - set(todo)))]
     samples = []
     for plate in plates:
         cells = _cells(platform, champion, plate)
@@ -289,7 +289,9 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
         tables.append(audit(pl.concat(samples)))
     table = pl.concat(tables, how="vertical_relaxed")
     lake.write("confounder_audit", table, **_keys(champion))
-    _publish(platform)
+    for plate in todo:
+        rows = table.filter(Metadata_Plate=plate)
+        _record(platform, champion, "confounder_versions", plate, plates[plate], len(rows))
     found = table.filter(population="all", representation="embedding").select("target", "score")
     return dg.MaterializeResult(
         metadata={

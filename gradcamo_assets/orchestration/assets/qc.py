@@ -1,23 +1,17 @@
 """``qc_database``: the scores as biologists ask for them."""
 
-import time
-
 import dagster as dg
 import polars as pl
 
 from gradcamo_assets.learning.promotion import record_champion, record_versions
-from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.warehouse import publish, qc_table, violations
-
-_GOOD_UNTIL = "good_until"
 
 
 @dg.asset(
     deps=["gradcamo_scores"],
     group_name="qc",
     kinds={"duckdb"},
-    automation_condition=AUTOMATIC,
     pool="publication",
     check_specs=[
         dg.AssetCheckSpec(
@@ -28,24 +22,20 @@ _GOOD_UNTIL = "good_until"
     ],
 )
 def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """``qc.duckdb``: published from the lake by copy and rename; readers keep what they opened."""
-    home, lake, registry, started = platform.home, platform.lake, platform.registry, time.time()
+    """``qc.duckdb``: views of the lake and what is asked of the whole screen; made when the lake has changed (``publication_sensor``)."""
+    home, lake, registry = platform.home, platform.lake, platform.registry
     versions = record_versions(lake, registry)
     record_champion(lake, registry, by="unknown")
     publication = publish(lake, home.database)
-    # What others published since the last check has not been checked either.
-    since = 0.0 if publication.rebuilt else _good_until(context)
-    problems = violations(home.database, lake.plates_written_since(since) if since else None)
+    problems = violations(home.database, None if publication.rebuilt else publication.plates)
     table = qc_table(home.database, by="dose")
     return dg.MaterializeResult(
         metadata={
-            "file": dg.MetadataValue.path(str(home.database)),
             "model_versions": versions,
-            "files_changed": len(publication.changed),
-            "plates_touched": ", ".join(publication.plates) or "none",
+            "tables_changed": ", ".join(publication.changed) or "none",
+            "plates_touched": dg.MetadataValue.json(list(publication.plates)),
             "seconds": publication.seconds,
             "megabytes": home.database.stat().st_size / 1e6,
-            **({} if problems else {_GOOD_UNTIL: dg.MetadataValue.timestamp(started)}),
             "qc_by_dose": dg.MetadataValue.md(_markdown(table)),
         },
         check_results=[
@@ -57,13 +47,6 @@ def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mat
             )
         ],
     )
-
-
-def _good_until(context: dg.AssetExecutionContext) -> float:
-    """When the last check began if it found nothing wrong, in seconds since the epoch; else 0."""
-    event = context.instance.get_latest_materialization_event(context.asset_key)
-    good = event.asset_materialization.metadata.get(_GOOD_UNTIL) if event and event.asset_materialization else None
-    return good.value if isinstance(good, dg.TimestampMetadataValue) else 0.0
 
 
 def _markdown(table: pl.DataFrame) -> str:

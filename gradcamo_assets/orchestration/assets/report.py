@@ -18,12 +18,12 @@ from gradcamo_assets.figures import (
 )
 from gradcamo_assets.orchestration.assets.qc import qc_database
 from gradcamo_assets.orchestration.fields import number
-from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
+from gradcamo_assets.orchestration.partitions import PLATES
 from gradcamo_assets.orchestration.pictures import of_cells, of_scores
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.warehouse import run_sql
 
-_KEYS = ("model_name", "model_version", "Metadata_Plate")
+_KEYS = ("model_name", "model_version", "model_run", "Metadata_Plate")
 _TABLES = {
     "trusted_doses": "Which doses can be trusted",
     "wells_to_drop": "Which wells to drop",
@@ -45,15 +45,14 @@ _LEFT_OUT = ("mean_gradcamo", "q25_gradcamo", "q75_gradcamo", "looks_at_none")
     deps=[qc_database, "audit", "umap", "channel_correlation"],
     group_name="qc",
     kinds={"html"},
-    automation_condition=AUTOMATIC,
 )
 def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """One self-contained page a plate and model version: the verdict in words, then pictures, then tables."""
     plate, home = context.partition_key, platform.home
     ask = _asking(home.database, plate, platform.model_name)
     models = run_sql(
-        home.database, "SELECT models.* FROM models JOIN champions USING (model_name, model_version) "
-        "WHERE model_name = $name", {"name": platform.model_name},
+        home.database, "SELECT models.* FROM models JOIN champions USING (model_run) "
+        "WHERE models.model_name = $name", {"name": platform.model_name},
     )  # fmt: skip
     scores = ask("current_scores", "AND split <> 'train'")
     tables = {name: ask(name).drop(_LEFT_OUT, strict=False) for name in _TABLES}
@@ -69,7 +68,7 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
     wells = _wells(plate_map, tables, learned)
     pictures = of_scores(scores, tables["trusted_doses"], ask("umap"), stains)
     try:
-        pictures = [*of_cells(platform, plate, model["model_version"], scores), *pictures]
+        pictures = [*of_cells(platform, plate, model["model_run"], scores), *pictures]
     except GradcamoError as error:
         context.log.warning(f"The report goes without pictures of cells: {error}")
     page = qc_report_html(
@@ -104,8 +103,8 @@ def _asking(database: Path, plate: str, model_name: str) -> Callable[..., pl.Dat
     """A function that gives the rows of a view, of this plate and the champion."""
 
     def ask(view: str, condition: str = "") -> pl.DataFrame:
-        sql = f"""SELECT t.* EXCLUDE ({", ".join(_KEYS)}) FROM {view} t JOIN champions USING (model_name, model_version)
-            WHERE model_name = $name AND Metadata_Plate = $plate {condition} ORDER BY ALL"""
+        sql = f"""SELECT t.* EXCLUDE ({", ".join(_KEYS)}) FROM {view} t JOIN champions USING (model_run)
+            WHERE t.model_name = $name AND Metadata_Plate = $plate {condition} ORDER BY ALL"""
         return run_sql(database, sql, {"plate": plate, "name": model_name})
 
     return ask

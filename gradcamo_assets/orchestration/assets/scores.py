@@ -9,7 +9,10 @@ import numpy as np
 import polars as pl
 from pydantic import Field as Setting
 
+from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops import open_crops
+from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.figures import crops_with_maps, to_markdown
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.learning.runs import Links
@@ -18,7 +21,7 @@ from gradcamo_assets.orchestration.assets.models import champion_model
 from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.stores import crop_folder
+from gradcamo_assets.orchestration.stores import FIELD, crop_folder
 from gradcamo_assets.warehouse.schema import lake_table
 
 _SHOWN = 6
@@ -37,7 +40,7 @@ class ScoringRun(dg.Config):
             "embeddings",
             deps=[crops, champion_model],
             group_name="scores",
-            kinds={"pytorch", "parquet"},
+            kinds={"pytorch", "deltalake"},
             skippable=True,
             description="The champion's activations, averaged over the crop, one vector a cell.",
         ),
@@ -45,7 +48,7 @@ class ScoringRun(dg.Config):
             "gradcamo_scores",
             deps=[crops, champion_model],
             group_name="scores",
-            kinds={"pytorch", "parquet"},
+            kinds={"pytorch", "deltalake"},
             skippable=True,
             description="Where the champion looked: Grad-CAMO and its companions, one row a cell.",
         ),
@@ -68,22 +71,20 @@ def scores_and_embeddings(
     plate, site = plate_site_of(context)
     home, lake, registry = platform.home, platform.lake, platform.registry
     champion = platform.champion()
-    keys: dict[str, Any] = {
-        "plate": plate,
-        "site": site,
-        "model_name": champion.name,
-        "model_version": champion.version,
-    }
-    cells = lake.read("cells", plate=plate, site=site)
-    kept = cells.filter(pl.col("crop_index").is_not_null())
-    before = lake.read("scores", **keys)
-    if len(kept) and not config.again and set(kept["crop_version"]) == set(before["crop_version"]):
+    keys: dict[str, Any] = {"plate": plate, "site": site, "model_run": champion.run_id}
+    # Before the rows: newer rows than their version cost work, older ones would pass for new.
+    made_from = lake.version_of("crop_versions", plate=plate, site=site)
+    if made_from is None:
+        raise GradcamoError("there are no crops", "Materialise crops for it first.", plate=plate, site=site)
+    kept = cells_with_crops(lake, plate=plate, site=site).filter(pl.col("crop_index").is_not_null()).collect()
+    before = lake.version_of("score_versions", **keys)
+    if not config.again and before is not None and before["made_from"] == made_from["version"]:
         note = f"{champion} has scored plate {plate}, site {site} already; set again to compute it anew."
         context.log.info(note)
         seen = {"partition": context.partition_key, "metadata": {"model_version": champion.version}}
         for asset in ("embeddings", "gradcamo_scores"):
             yield dg.AssetObservation(asset, note, **seen)
-        yield _check(kept, before)
+        yield _check(kept, lake.read("scores", **keys))
         return
     if not len(kept):
         context.log.warning(f"Plate {plate}, site {site} has no kept cell; there is nothing to score.")
@@ -91,9 +92,9 @@ def scores_and_embeddings(
     frames: list[pl.DataFrame] = []
     embeddings: list[np.ndarray] = []
     picture: dg.MetadataValue | None = None
-    wells = kept["Metadata_Well"].unique().sort().to_list()
-    for number, well in enumerate(wells, start=1):
-        field = open_crops(crop_folder(home, plate, well, site))
+    stores = kept.select(*FIELD, "crop_version").unique().sort("Metadata_Well").to_dicts()
+    for count, row in enumerate(stores, start=1):
+        field, well = open_crops(crop_folder(home, row)), row["Metadata_Well"]
         scored = scorer.score(field, keep_maps=0 if picture else _SHOWN)
         frames.append(scored.scores)
         embeddings.append(scored.embeddings)
@@ -105,7 +106,7 @@ def scores_and_embeddings(
             ]
             figure = crops_with_maps(images, labels, scored.maps, titles)
             picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
-        context.log.info(f"{well}: {len(field)} cells scored, {number} of {len(wells)} wells")
+        context.log.info(f"{well}: {len(field)} cells scored, {count} of {len(stores)} wells")
     scores = _rows(kept, frames, champion, scorer.config.split, context.run_id)
     vectors = [row for part in embeddings for row in part]
     columns = lake_table("embeddings").empty().columns
@@ -113,16 +114,20 @@ def scores_and_embeddings(
     vector_frame = vector_frame.cast(pl.String).with_columns(pl.Series("embedding", vectors, dtype=pl.List(pl.Float32)))
     lake.write("embeddings", scores.join(vector_frame, on="Metadata_CellID").select(columns), **keys)
     lake.write("scores", scores, **keys)
+    version = digest([made_from["version"], champion.run_id])
+    lake.record("score_versions", version, made_from["version"], len(scores), **keys)
     pages = registry.pages(home.settings("links", Links), champion.run_id, champion)
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version}
     common |= {name: dg.MetadataValue.url(page) for name, page in pages.items()}
     common["precision"] = scorer.precision
     yield dg.MaterializeResult(
         asset_key="embeddings",
+        data_version=dg.DataVersion(version),
         metadata={**common, "dimensions": len(vectors[0]) if vectors else 0, **column_lineage("embeddings")},
     )
     yield dg.MaterializeResult(
         asset_key="gradcamo_scores",
+        data_version=dg.DataVersion(version),
         metadata={
             **common,
             **_summary(scores),
@@ -157,6 +162,7 @@ def _rows(
         .with_columns(
             model_name=pl.lit(champion.name),
             model_version=pl.lit(champion.version, pl.Int32),
+            model_run=pl.lit(champion.run_id),
             true_class="treatment_class",
             split=well.replace_strict(part_of, default="unseen", return_dtype=pl.String),
             run_id=pl.lit(run_id),

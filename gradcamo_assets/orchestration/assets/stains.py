@@ -5,11 +5,11 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.crops import TARGET, open_crops
+from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.figures import channel_correlations, to_markdown
 from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder
-from gradcamo_assets.warehouse import publish
 
 _CELLS = 512
 
@@ -22,20 +22,20 @@ def channel_correlation(context: dg.AssetExecutionContext, platform: Platform) -
     from gradcamo_assets.profiling import correlation_table, stain_correlation
 
     plate, lake = context.partition_key, platform.lake
-    kept = lake.read("cells", plate=plate).filter(pl.col("crop_index").is_not_null()).sort("Metadata_CellID")
+    cells = cells_with_crops(lake, plate=plate).filter(pl.col("crop_index").is_not_null())
+    kept = cells.sort("Metadata_CellID").collect()
     sample = kept.sample(min(_CELLS, len(kept)), seed=0)
     if not len(sample):
         raise dg.Failure(f"Plate {plate} has no crops.")
     found, channels = [], []
-    for (well, site), rows in sample.group_by(["Metadata_Well", "Metadata_Site"], maintain_order=True):
-        field = open_crops(crop_folder(platform.home, plate, str(well), int(str(site))))
+    for rows in sample.partition_by("Metadata_Well", "Metadata_Site", maintain_order=True):
+        field = open_crops(crop_folder(platform.home, rows.row(0, named=True)))
         channels = field.channels
         for index in rows["crop_index"]:
             image, labels = field.read(index)
             found.append(stain_correlation(image, labels == TARGET))
     table = correlation_table(np.stack(found), channels).with_columns(Metadata_Plate=pl.lit(plate))
     lake.write("channel_correlation", table, plate=plate)
-    publish(lake, platform.home.database)
     median = {f"{a} x {b}": r for a, b, r in table.select("channel_a", "channel_b", "median_correlation").iter_rows()}
     alike = max(median, key=lambda pair: abs(median[pair] or 0), default="none: there is one stain")
     picture = to_markdown(channel_correlations(table), f"Correlation between the stains of {plate}")
