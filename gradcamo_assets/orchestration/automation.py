@@ -19,6 +19,7 @@ from gradcamo_assets.orchestration.partitions import PLATES, SITES
 from gradcamo_assets.orchestration.reconcile import Partition, record_refusals, scoring_state, unlearned_plates
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.runs import MOST_REQUESTS, UNFINISHED, in_progress, partition_requests
+from gradcamo_assets.orchestration.upkeep import nightly_tidying, tidy_lake
 from gradcamo_assets.warehouse import needs_publication
 
 _RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
@@ -63,7 +64,7 @@ explore_encoders = dg.define_asset_job(
 )
 JOBS = [
     ingest_plates, process_fields, train_model, promote_challenger, rescore, refresh_qc, audit_plates, report_plates,
-    explore_encoders,
+    explore_encoders, tidy_lake,
 ]  # fmt: skip
 
 
@@ -233,7 +234,7 @@ automation_sensor = dg.AutomationConditionSensorDefinition(
     minimum_interval_seconds=30,
     description="Makes profiles, maps and audits when scores have changed.",
 )
-SCHEDULES = [nightly_ingest, weekly_training]
+SCHEDULES = [nightly_ingest, nightly_tidying, weekly_training]
 SENSORS = [
     inbox_sensor, champion_model_sensor, publication_sensor, report_sensor, retraining_sensor, automation_sensor,
     alert_on_failure,

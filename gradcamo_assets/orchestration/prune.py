@@ -17,6 +17,7 @@ import polars as pl
 
 from gradcamo_assets.common import GradcamoError, Home, plate_name
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry
+from gradcamo_assets.orchestration.stores import FIELD
 from gradcamo_assets.plates import known_plates, list_inbox
 from gradcamo_assets.plates.store import ENDINGS, Staging
 from gradcamo_assets.warehouse import LAKE_TABLES, Lake
@@ -163,8 +164,8 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
             busy.add((said["store"], said["plate"], str(said["site"])))
     unnamed: list[Path] = []
     for store, table, column in ((home.masks, "masks", "mask_version"), (home.crops, "field_crops", "crop_version")):
-        named = lake.scan(table).select("Metadata_Plate", "Metadata_Well", "Metadata_Site", column).drop_nulls()
-        keep = {(plate, f"{well}_s{site}", version) for plate, well, site, version in named.collect().iter_rows()}
+        rows = pl.concat([lake.scan(name).select(*FIELD, column) for name in (table, "scores")]).drop_nulls().unique()
+        keep = {(plate, f"{well}_s{site}", version) for plate, well, site, version in rows.collect().iter_rows()}
         for folder in sorted(store.glob("*/*/*")):
             plate, field, version = folder.parts[-3:]
             if (plate, field, version) not in keep and (store.name, plate, field.rpartition("_s")[2]) not in busy:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _ATTEMPTS = 40
+_TOGETHER = 50
 _LONGEST_PAUSE_SECONDS = 2.0
 
 
@@ -241,9 +242,27 @@ class Lake:
         return pl.DataFrame(sorted(touched), dict.fromkeys(columns, pl.String), orient="row").cast(schema)  # type: ignore[arg-type]
 
     def compact(self, table: str) -> int:
-        """Merge the small files of each partition, so that readers open fewer. How many files went."""
-        delta = self._delta(lake_table(table))
-        return 0 if delta is None else int(delta.optimize.compact()["numFilesRemoved"])
+        """Merge the small files of each partition, so that readers open fewer. How many files went.
+
+        A version table keeps its files: each is one row of the index.
+        """
+        description = lake_table(table)
+        column = KEY_COLUMNS[description.partitioned_by[0]] if description.partitioned_by else None
+        if set(description.partitioned_by) == set(description.keys) and column:
+            return 0
+        files = self.snapshot(table).files
+        many = files.group_by([KEY_COLUMNS[name] for name in description.partitioned_by] or pl.lit(0)).len()
+        many = many.filter(pl.col("len") > 1)
+        # In parts: a commit of all would be overtaken by every writer.
+        parts = list(many[column].unique().sort().to_frame().iter_slices(_TOGETHER)) if column else [None] * len(many)
+        gone: list[int] = []
+        for part in parts:
+            filters = [(column, "in", part.to_series().to_list())] if column and part is not None else None
+            self._commit(
+                description,
+                lambda delta, filters=filters: gone.append(delta.optimize.compact(filters)["numFilesRemoved"]),
+            )
+        return sum(gone)
 
     def vacuum(self, table: str, hours: int, keep: set[str]) -> int:
         """Delete files that no version of the last ``hours`` names and that are not in ``keep`` (absolute paths)."""

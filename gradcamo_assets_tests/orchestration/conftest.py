@@ -47,6 +47,14 @@ class Bench:
             instance=self.instance, partition_key=partition, raise_on_error=False, run_config={**QUIET, **kwargs}
         )
 
+    def materialize(self, asset: str, partition: str) -> dg.ExecuteInProcessResult:
+        """Make one asset's partition alone, as the button in the UI does."""
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(
+            instance=self.instance, partition_key=partition, asset_selection=[dg.AssetKey(asset)],
+            raise_on_error=False, run_config=QUIET,
+        )  # fmt: skip
+
     def ingest(self, name: str) -> dg.ExecuteInProcessResult:
         """Take a plate in from the inbox."""
         self.instance.add_dynamic_partitions(str(PLATES.name), [name])

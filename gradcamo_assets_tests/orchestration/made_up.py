@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from torch import nn
 
-from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.common.provenance import Provenance, digest
 from gradcamo_assets.crops import write_crops
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.networks.bundle import BundleConfig
@@ -49,33 +50,41 @@ def add_plate(bench: Bench, plate: str, sites: int = 2, masks: str = "first", sh
     row |= {f"voxel_{axis}_um": um for axis, um in zip("zyx", VOXELS, strict=True)}
     lake.write("plates", _frame("plates", [row]), plate=plate)
     for site in range(1, sites + 1):
-        cells = [_crops(bench, plate, well, site, masks, shape) for well in ("A01", "A02")]
-        lake.write("cells", pl.concat(cells), plate=plate, site=site)
+        keys: dict[str, Any] = {"plate": plate, "site": site}
+        rows = [row for well in ("A01", "A02") for row in _crops(bench, plate, well, site, masks, shape)]
+        for table in ("cells", "crops"):
+            columns = lake_table(table).polars
+            lake.write(table, _frame(table, [{k: v for k, v in row.items() if k in columns} for row in rows]), **keys)
+        made_from = None
+        for stage in ("image", "mask", "cell", "crop"):
+            version = digest([plate, site, masks, stage])
+            lake.record(f"{stage}_versions", version, made_from, len(rows), **keys)
+            made_from = version
 
 
-def _crops(bench: Bench, plate: str, well: str, site: int, masks: str, shape: tuple[int, ...]) -> pl.DataFrame:
+def _crops(bench: Bench, plate: str, well: str, site: int, masks: str, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     rng = np.random.default_rng([site, int(well[1:]), *map(ord, plate + masks)])
     ids = [f"{plate}/{well}/{site}/{label}" for label in (1, 2, 3)]
     images = rng.poisson(100, (3, len(CHANNELS), *shape)).astype(np.uint16)
     labels = np.zeros((3, *shape), np.uint8)
     labels[:, :, 4:12, 4:12] = 1
     made_from = Provenance(f"{plate} {well} {site} {masks}", {}, "1")
+    field = {"Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Site": site, "crop_version": made_from.version}
     write_crops(
-        crop_folder(bench.home, plate, well, site), iter(zip(images, labels, strict=True)), cell_ids=ids,
+        crop_folder(bench.home, field), iter(zip(images, labels, strict=True)), cell_ids=ids,
         shape=shape, channels=CHANNELS, statistics={"center": [100.0] * 2, "scale": [10.0] * 2},
         voxel_size=VOXELS, provenance=made_from,
     )  # fmt: skip
     name = CLASSES[well == "A01"]
-    rows = [
+    return [
         {
-            "Metadata_CellID": cell_id, "Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Site": site,
+            "Metadata_CellID": cell_id, **field,
             "Metadata_Compound": name, "Metadata_Dose": float(well == "A02"), "Metadata_Dose_Unit": "uM",
             "Metadata_pert_type": "negcon" if well == "A01" else "trt", "treatment_class": name, "label": index + 1,
-            "crop_index": index, "mask_version": masks, "crop_version": made_from.version,
+            "crop_index": index, "mask_version": masks,
         }
         for index, cell_id in enumerate(ids)
     ]  # fmt: skip
-    return _frame("cells", rows)
 
 
 def _frame(table: str, rows: list[dict]) -> pl.DataFrame:
@@ -83,17 +92,13 @@ def _frame(table: str, rows: list[dict]) -> pl.DataFrame:
 
 
 def scored_by(lake: Path, table: str = "scores") -> dict[tuple[str, int], dict[int, int]]:
-    """From the Parquet files themselves: cells by version, by partition. A cell that stands twice is an error."""
-    files = list((lake / table).rglob("*.parquet"))
+    """Cells by version, by partition, as polars' own reader of Delta tables finds them. A cell that stands twice is an error."""
+    rows = pl.scan_delta(str(lake / table)).select("Metadata_Plate", "Metadata_Site", "model_version", "Metadata_CellID")
     found: dict[tuple[str, int], dict[int, int]] = {}
-    for path in files:
-        rows = pl.read_parquet(path, hive_partitioning=False)
-        assert rows["Metadata_CellID"].is_unique().all(), path
-        for plate, site, version, n in (
-            rows.group_by("Metadata_Plate", "Metadata_Site", "model_version").len().iter_rows()
-        ):
-            assert path.parts[-1] == f"model_version={version}.parquet", path
-            of_partition = found.setdefault((plate, site), {})
-            assert version not in of_partition, path
-            of_partition[version] = n
+    counted = rows.group_by("Metadata_Plate", "Metadata_Site", "model_version").agg(
+        n=pl.len(), cells=pl.col("Metadata_CellID").n_unique()
+    )
+    for plate, site, version, n, cells in counted.collect().iter_rows():
+        assert n == cells, (plate, site, version)
+        found.setdefault((plate, site), {})[version] = n
     return found
