@@ -14,6 +14,8 @@ from gradcamo_assets.orchestration.runs import ATTEMPTS, ENDED_BADLY, PARTITION,
 from gradcamo_assets.plates import PlateState, known_plates
 from gradcamo_assets.scoring.reconcile import Partition
 
+MOST_REQUESTS = 200
+"""Runs asked for in one tick, which has 60 s; the next tick goes on."""
 _PAUSE = timedelta(hours=1)
 _MEMORY = timedelta(days=365)
 
@@ -34,7 +36,8 @@ def _now() -> datetime:
 
 
 def _ready(inbox: Inbox, busy: set[str | None]) -> list[PlateState]:
-    return [state for state in inbox.states if state.state == "ready" and state.name not in busy]
+    ready = [state for state in inbox.states if state.state == "ready" and state.name not in busy]
+    return ready[:MOST_REQUESTS]
 
 
 def _notes(states: Iterable[PlateState]) -> list[str]:
@@ -77,7 +80,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.
     busy = in_progress(context.instance)
     ready = _ready(inbox, busy)
     fields, given_up = _field_requests(platform, context.instance, busy, now)
-    requests = [*(_ingest_request(inbox, state, now) for state in ready), *fields]
+    requests = [*(_ingest_request(inbox, state, now) for state in ready), *fields][:MOST_REQUESTS]
     looks = {state.name: inbox.found[state.path] for state in inbox.states if state.state in ("ready", "copying")}
     names = [state.name for state in ready]
     return dg.SensorResult(
@@ -89,7 +92,9 @@ def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.
 
 
 def _since(token: str, before: tuple[str, float] | None, now: datetime) -> tuple[str, float]:
-    return token, before[1] if before is not None and before[0] == token else now.timestamp()
+    """A look that lies ahead of a clock that was set back tells nothing."""
+    then = before[1] if before is not None and before[0] == token else now.timestamp()
+    return token, min(then, now.timestamp())
 
 
 def _ingest_request(inbox: Inbox, state: PlateState, now: datetime) -> dg.RunRequest:
@@ -125,7 +130,7 @@ def _field_requests(
                 f"{plate} site {site_number}: process_fields failed {len(attempts)} times; launch it by hand."
             )
         elif str(key) not in busy and now.timestamp() - ended >= _PAUSE.total_seconds():
-            signature = known.get(plate, {}).get("signature", "")
+            signature = known.get(plate, "")
             run_key = f"fields {plate} {site_number} {signature} {ingested.isoformat()} {len(attempts)}"
             requests.append(dg.RunRequest(run_key=run_key, job_name="process_fields", partition_key=key))
     return requests, given_up
