@@ -147,7 +147,7 @@ def qc(by: str, plate: str | None, form: str) -> None:
 
 
 @main.command()
-@click.option("--full", is_flag=True, help="Look at every file of plates that are in, not only at their folders.")
+@click.option("--full", is_flag=True, help="Look into files of plates that are in, not only at names and sizes.")
 @click.option("--retry", metavar="PLATE", help="Forget the failures of PLATE first: it is tried again.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 def inbox(full: bool, retry: str | None, form: str) -> None:
@@ -158,18 +158,20 @@ def inbox(full: bool, retry: str | None, form: str) -> None:
 
     from gradcamo_assets.orchestration.reconcile import read_inbox
     from gradcamo_assets.plates.failures import forget_failures
+    from gradcamo_assets.plates.inbox import Depth
     from gradcamo_assets.warehouse import render
 
     home = Home.from_environment()
     now = datetime.now(UTC)
-    states = read_inbox(home, now, full=full).states
+    depth: Depth = "contents" if full else "names"
+    states = read_inbox(home, now, depth=depth).states
     if retry is not None:
         names = sorted({state.name for state in states})
         if retry not in names:
             there = f"There are: {', '.join(names) or 'none'}."
             raise GradcamoError(f"the inbox holds no plate {retry!r}", there, path=home.inbox)
         forget_failures(home.plates, retry)
-        states = read_inbox(home, now, full=full).states
+        states = read_inbox(home, now, depth=depth).states
     rows = [(state.name, state.state, state.reason) for state in states]
     columns = dict.fromkeys(["plate", "state", "reason"], pl.String)
     render(pl.DataFrame(rows, columns, orient="row"), form)  # type: ignore[arg-type]

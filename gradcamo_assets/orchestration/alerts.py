@@ -104,12 +104,12 @@ def alert_of(home: Home, run: dg.DagsterRun, reason: str) -> dict[str, Any]:
     text = f"{run.job_name} failed{f' for plate {plate}' if plate else ''}{f', site {site}' if site else ''}: {reason}"
     state = None
     if failed is not None and failed.attempts:
-        state = "quarantined" if failed.is_quarantined(datetime.now(UTC)) else "waiting"
-        then = f"It is tried again at {failed.next_try:%Y-%m-%d %H:%M} UTC."
-        if state == "quarantined":
-            then = (
-                f"It failed on {failed.nights} nights and is quarantined: gradcamo inbox --retry {plate} tries again."
-            )
+        next_try = failed.next_try(datetime.now(UTC))
+        state = "quarantined" if next_try.given_up else "waiting"
+        then = f"It is tried again {f'at {next_try.at:%Y-%m-%d %H:%M} UTC' if next_try.at else 'now'}."
+        if next_try.given_up:
+            times = len(failed.attempts)
+            then = f"It failed {times} times and is quarantined: gradcamo inbox --retry {plate} tries again."
         text = f"{text.rstrip('.')}. {then}"
     return {
         "text": text, "job": run.job_name, "plate": plate, "site": site,

@@ -9,7 +9,7 @@ import dagster as dg
 from gradcamo_assets.orchestration.partitions import PLATES
 from gradcamo_assets.orchestration.reconcile import Inbox, partitions_to_process, read_inbox
 from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.runs import in_progress, partition_requests
+from gradcamo_assets.orchestration.runs import MOST_REQUESTS, in_progress, partition_requests
 from gradcamo_assets.plates import PlateState
 
 ingest_plates = dg.define_asset_job(
@@ -29,7 +29,8 @@ def _now() -> datetime:
 
 
 def _ready(inbox: Inbox, busy: set[str | None]) -> list[PlateState]:
-    return [state for state in inbox.states if state.state == "ready" and state.name not in busy]
+    ready = [state for state in inbox.states if state.state == "ready" and state.name not in busy]
+    return ready[:MOST_REQUESTS]
 
 
 def _notes(states: Iterable[PlateState]) -> list[str]:
@@ -75,7 +76,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.
         context.instance, "process_fields", partitions_to_process(platform.lake), busy, now
     )
     given_up = [f"{plate} site {site}: {reason}." for (plate, site), reason in failed.items()]
-    requests = [*(_ingest_request(inbox, state, now) for state in ready), *fields]
+    requests = [*(_ingest_request(inbox, state, now) for state in ready), *fields][:MOST_REQUESTS]
     looks = {state.name: inbox.found[state.path] for state in inbox.states if state.state in ("ready", "copying")}
     names = [state.name for state in ready]
     return dg.SensorResult(
@@ -87,7 +88,9 @@ def inbox_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.
 
 
 def _since(token: str, before: tuple[str, float] | None, now: datetime) -> tuple[str, float]:
-    return token, before[1] if before is not None and before[0] == token else now.timestamp()
+    """A look that lies ahead of a clock that was set back tells nothing."""
+    then = before[1] if before is not None and before[0] == token else now.timestamp()
+    return token, min(then, now.timestamp())
 
 
 def _ingest_request(inbox: Inbox, state: PlateState, now: datetime) -> dg.RunRequest:

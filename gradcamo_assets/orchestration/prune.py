@@ -18,8 +18,9 @@ import polars as pl
 from gradcamo_assets.common import GradcamoError, Home, plate_name
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry
 from gradcamo_assets.orchestration.stores import FIELD
-from gradcamo_assets.plates import known_plates, list_inbox
-from gradcamo_assets.plates.store import ENDINGS, Staging
+from gradcamo_assets.plates import list_inbox
+from gradcamo_assets.plates.staging import Staging
+from gradcamo_assets.plates.store import ENDINGS, known_files
 from gradcamo_assets.warehouse import LAKE_TABLES, Lake
 from gradcamo_assets.warehouse.schema import tables_filed_by
 
@@ -126,7 +127,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
         PlateError: where the inbox cannot be listed, so that nobody knows whether the plate still lies there.
         GradcamoError: where it does, or where there is no such plate.
     """
-    if any(list_inbox(home.inbox, known_plates(home.plates), only=plate_name(plate)).values()):
+    if any(list_inbox(home.inbox, only=plate_name(plate)).values()):
         remedy = "It would be taken in again: move it out of the inbox first."
         raise GradcamoError("the plate still lies in the inbox", remedy, plate=plate, path=home.inbox)
     drops = tuple((table, {"plate": plate}) for table in tables_filed_by("plate"))
@@ -140,7 +141,8 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
                 edits.append((table.name, {"model_run": run}, others))
     files = [f"{plate}{ending}" for ending in (*ENDINGS, ".zarr")] + [Staging(home.plates, plate).folder.name]
     paths = [
-        *_there([home.plates], *files), *_there([home.plates / "failures"], f"{plate}.json"),
+        *known_files(home.plates, plate), *_there([home.plates], *files),
+        *_there([home.plates / "failures"], f"{plate}.json"),
         *_there([home.masks, home.crops, home.reports, home.exports, *home.fitted.glob("*/sphering")], plate),
     ]  # fmt: skip
     return _checked(Plan(home, lake, drops, tuple(edits), tuple(paths)), plate)

@@ -21,7 +21,8 @@ from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import read_config
 from gradcamo_assets.plates import InboxConfig, PlateState, known_plates, list_inbox, plate_states
 from gradcamo_assets.plates.failures import Failures, read_failures
-from gradcamo_assets.plates.inbox import Look
+from gradcamo_assets.plates.inbox import Depth, Look, plate_names
+from gradcamo_assets.plates.staging import ingesting
 from gradcamo_assets.warehouse import Lake, lake_table
 
 Partition = tuple[str, int]
@@ -49,23 +50,27 @@ def read_inbox(
     now: datetime,
     before: Mapping[str, tuple[str, float]] | None = None,
     *,
-    full: bool = False,
+    depth: Depth = "new",
     only: str | None = None,
 ) -> Inbox:
-    """The state of every plate in the inbox.
+    """The state of every plate in the inbox. Known plates cost nothing by themselves, but for what ``depth`` says.
 
     Args:
         before: ``Look.token`` at the previous look, and since when it has been that, by name.
-        full: look at every file of known plates too.
-        only: a plate's name, to look at no other.
+        depth: how closely known plates are looked at.
+        only: a plate's name, to look at all of it and at no other.
 
     Raises:
         PlateError: where the inbox cannot be listed.
     """
     settings = home.settings("inbox", InboxConfig)
     known, failures = known_plates(home.plates), read_failures(home.plates)
-    found = list_inbox(home.inbox, {} if full else known, settings, only=only)
-    return Inbox(found, plate_states(found, known, failures, before or {}, now, settings), failures)
+    # A plate that is known, but whose last attempt did not come to its end, is looked at like a new one.
+    done = {name: signature for name, signature in known.items() if only is None and name not in failures}
+    found = list_inbox(home.inbox, settings, done, depth, only=only)
+    names = {name for name in plate_names(found).values() if isinstance(name, str)} - done.keys()
+    busy = {name: progress for name in names if (progress := ingesting(home.plates, name)) is not None}
+    return Inbox(found, plate_states(found, known, failures, before or {}, now, settings, busy), failures)
 
 
 def partitions_to_process(lake: Lake) -> dict[Partition, str]:

@@ -3,11 +3,11 @@
 Nothing here knows of segmentation, crops, models or Dagster.
 """
 
-from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field, read_label
+from gradcamo_assets.plates.hcs import Field, Plate, field_version, open_plate, read_field, read_label
 from gradcamo_assets.plates.inbox import InboxConfig, PlateState, list_inbox, plate_states
 from gradcamo_assets.plates.ingest import IngestConfig, Ingested, ingest_plate
 from gradcamo_assets.plates.platemap import read_label_table, read_plate_map, treatment_class
-from gradcamo_assets.plates.store import known_plate, known_plates, load_plate
+from gradcamo_assets.plates.store import known_plate, known_plates, load_plate, still_current
 from gradcamo_assets.plates.synthetic import write_synthetic_plate
 from gradcamo_assets.plates.synthetic_design import SyntheticPlate
 from gradcamo_assets.plates.synthetic_field import render_field
@@ -20,6 +20,7 @@ __all__ = [
     "Plate",
     "PlateState",
     "SyntheticPlate",
+    "field_version",
     "ingest_plate",
     "known_plate",
     "known_plates",
@@ -32,6 +33,7 @@ __all__ = [
     "read_label_table",
     "read_plate_map",
     "render_field",
+    "still_current",
     "treatment_class",
     "write_synthetic_plate",
 ]

@@ -1,15 +1,15 @@
 """The files of a plate in the inbox: what lies beside it, by its name or through Broad's barcode table, and whether any
-changed, told from all files, or cheaply from the times of the folders.
+changed, told by names, sizes and samples of contents, never by times.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.names import slug
@@ -24,7 +24,11 @@ LABELS_ENDING = ".labels.csv"
 BARCODES = "barcode_platemap.csv"
 _BROAD_ENDINGS = ("", ".txt", ".csv", ".tsv", ".xlsx")
 _BROAD_FOLDERS = ("platemap", "platemaps", ".")
-_MOST_FOLDERS = 2000
+_IMAGES = (".tif", ".tiff")
+_SAMPLED = 256
+"""Images of a plate, and files of its metadata, whose contents are looked at."""
+_IMAGE_ENDS, _METADATA_ENDS = 1 << 12, 1 << 16
+"""Bytes at the beginning and at the end of a file that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -87,29 +91,38 @@ def _broad_maps(barcodes: Path, plate: str) -> list[Path]:
 
 
 def source_signature(source: Path) -> str:
-    """A digest of the names, sizes and times of the files of a plate and of the tables beside it.
+    """A digest of a plate's files and of the tables beside it, ``<of names and sizes>-<of contents>``.
+
+    Names are relative, so that a copy has the signature of its original, whatever the times of its files. Contents are
+    the tables beside the plate, whole; 64 KiB at either end of up to 256 files of metadata, which are those other than
+    TIFF in the folder or one below (an index, the zarr.json of plate and rows); and 4 KiB at either end of up to 256
+    other files, evenly spread over their sorted names. So a plate that was exported again with the sizes it had has
+    another signature, but one image of many that was rewritten in place may go unseen. Of 20,000 files at most 512 are
+    opened, which costs less than to ask 20,000 for their sizes.
 
     Raises:
-        PlateError: an unusable name, a folder that cannot be listed, or anything that is neither a file nor a folder;
-            symbolic links are never followed.
+        PlateError: an unusable name, a folder that cannot be listed, a file that cannot be read, or anything that is
+            neither a file nor a folder; symbolic links are never followed.
     """
     return walk(source)[0]
 
 
-def walk(source: Path) -> tuple[str, float]:
-    """The signature of a plate, and when anything of it changed last.
+def walk(source: Path, contents: bool = True) -> tuple[str, float]:
+    """The signature of a plate, and when anything of it changed last, in seconds since 1970.
 
     Writers that preserve times set those of modification, never those of the inode, so the newer of both counts.
+
+    Args:
+        contents: whether files are opened; without, the signature ends at its ``-``.
     """
     tables = companions(source).files
     for path in (source, *tables):
         if path.is_symlink():
             raise PlateError("it is a symbolic link", "Copy the plate or the file itself.", path=path)
-    beside = [(path.name, path.stat()) for path in tables]
     try:
-        infos = [source.stat(), *(info for _, info in beside)]
-        newest = max(max(info.st_mtime, info.st_ctime) for info in infos)
-        files: list[tuple[str, int, int]] = []
+        beside = [(path.name, path.stat()) for path in tables]
+        newest = max(max(info.st_mtime, info.st_ctime) for info in (source.stat(), *(info for _, info in beside)))
+        files: list[tuple[str, int]] = []
         folders, start = [str(source)], len(str(source)) + 1
         while folders:
             for entry in _entries(folders.pop()):
@@ -117,59 +130,38 @@ def walk(source: Path) -> tuple[str, float]:
                 newest = max(newest, info.st_mtime, info.st_ctime)
                 if stat.S_ISDIR(info.st_mode):
                     folders.append(entry.path)
-                    files.append((entry.path[start:] + "/", 0, 0))
                 elif stat.S_ISREG(info.st_mode):
-                    files.append((entry.path[start:], info.st_size, info.st_mtime_ns))
+                    files.append((entry.path[start:], info.st_size))
                 else:
                     problem = "it is a link or a special file"
                     raise PlateError(problem, "Replace it by the file itself.", path=entry.path)
+        files.sort()
+        names = digest([files, [(name, info.st_size) for name, info in beside]])
+        return f"{names}-{_contents(source, [name for name, _ in files], tables) if contents else ''}", newest
     except OSError as error:
         place = error.filename or source
         raise PlateError(f"unreadable: {error.strerror}", "Check that the disk is there.", path=place) from error
-    return digest(sorted(files) + [(name, info.st_size, info.st_mtime_ns) for name, info in beside]), newest
 
 
-def folder_times(source: Path) -> dict[str, int]:
-    """What tells cheaply that a plate is as it was: when its folders and the tables beside it changed.
-
-    Modification times in nanoseconds by path relative to ``source``: of the folder itself and of up to two levels of
-    folders below, 2,000 at most; of the tables (their paths begin with ``..``) sizes too. Take it before
-    ``source_signature``, or a change in between stays unseen.
-
-    Raises:
-        PlateError: as ``source_signature``.
-    """
-    try:
-        folders = level = [str(source)]
-        for _ in range(2):
-            level = sorted(
-                entry.path for folder in level for entry in _entries(folder) if entry.is_dir(follow_symlinks=False)
-            )
-            folders = [*folders, *level][:_MOST_FOLDERS]
-        times = {os.path.relpath(folder, source): Path(folder).stat().st_mtime_ns for folder in folders}
-        return times | _beside(source)
-    except OSError as error:
-        raise PlateError(f"unreadable: {error.strerror}", "Check that the disk is there.", path=source) from error
+def _contents(source: Path, names: Sequence[str], tables: Sequence[Path]) -> str:
+    metadata = [name for name in names if name.count("/") < 2 and not name.lower().endswith(_IMAGES)]
+    others = sorted(set(names).difference(metadata))
+    found = hashlib.sha256()
+    for path in tables:
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    for sampled, ends in ((metadata, _METADATA_ENDS), (others, _IMAGE_ENDS)):
+        for name in sampled[:: max(1, -(-len(sampled) // _SAMPLED))]:
+            found.update(hashlib.sha256(_ends(source / name, ends)).digest())
+    return found.hexdigest()[:16]
 
 
-def as_recorded(source: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a known plate's folders look as at ingestion. Each is asked for its time, none is listed."""
-    recorded = record.get("folders")
-    if not record.get("signature") or not isinstance(recorded, dict):
-        return False
-    try:
-        now = {name: Path(f"{source}/{name}").stat().st_mtime_ns for name in recorded if not name.startswith("..")}
-        return now | _beside(source) == recorded
-    except OSError:
-        return False
+def _ends(path: Path, most: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        first = file.read(most)
+        file.seek(max(len(first), file.seek(0, os.SEEK_END) - most))
+        return first + file.read(most)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as listing:
         return list(listing)
-
-
-def _beside(source: Path) -> dict[str, int]:
-    files = {os.path.relpath(path, source): path.stat() for path in companions(source).files}
-    sizes = {f"{name} (bytes)": info.st_size for name, info in files.items()}
-    return {name: info.st_mtime_ns for name, info in files.items()} | sizes

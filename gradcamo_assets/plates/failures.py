@@ -1,4 +1,4 @@
-"""Attempts to ingest a plate that did not succeed: what is kept of them, when to try again, when to give up.
+"""Attempts to ingest a plate that did not succeed, and what is kept of them.
 
 One file a plate, ``<plates>/failures/<name>.json``. It counts for one signature of the plate: mended, the plate starts
 anew.
@@ -9,29 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from gradcamo_assets.common.attempts import NextTry, next_try
 from gradcamo_assets.common.errors import GradcamoError
 from gradcamo_assets.common.files import write_json
 from gradcamo_assets.common.names import plate_name
-
-_NIGHTS = 3
-_LONGEST_WAIT_HOURS = 24
+from gradcamo_assets.plates.staging import ingestion_lock
+from gradcamo_assets.plates.store import home_of
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """When it was begun, or failed, and why. No reason: it has not ended, or was killed before it could say why."""
+    """When it failed, and why. No reason: when it was begun; it goes on, or was killed before it could say why."""
 
     at: AwareDatetime
     reason: str | None
 
     def __str__(self) -> str:
-        what = "was begun and has not ended" if self.reason is None else f"failed ({self.reason})"
+        what = "begun, ended without a word" if self.reason is None else f"failed ({self.reason})"
         return f"{self.at:%Y-%m-%d %H:%M} UTC {what}"
 
 
@@ -48,19 +48,9 @@ class Failures:
         """The latest attempt; there must be one."""
         return self.attempts[-1]
 
-    @property
-    def next_try(self) -> datetime:
-        """1 h after the first failure, then 2, 4, 8 ..., at most 24 h after the last."""
-        return self.last.at + timedelta(hours=min(_LONGEST_WAIT_HOURS, 2 ** (len(self.attempts) - 1)))
-
-    @property
-    def nights(self) -> int:
-        """On how many dates (UTC) it failed."""
-        return len({attempt.at.date() for attempt in self.attempts})
-
-    def is_quarantined(self, now: datetime) -> bool:
-        """Whether it failed on three nights. An attempt that may still be going on does not count yet."""
-        return self.nights >= _NIGHTS and (self.last.reason is not None or now >= self.next_try)
+    def next_try(self, now: datetime) -> NextTry:
+        """When the plate is tried again, if no attempt is going on."""
+        return next_try([attempt.at for attempt in self.attempts], now)
 
 
 _STORED = TypeAdapter(Failures)
@@ -83,24 +73,29 @@ def forget_failures(plates: Path, name: str) -> None:
 def attempt(plates: Path, name: str, signature: str, now: datetime | None = None) -> Iterator[None]:
     """Keep the attempt to ingest a plate; forget all where it succeeds.
 
-    It is written down before it begins, so that one that is killed counts too.
+    It is written down before it begins, so that one that is killed counts too, and the plate is locked until it ends,
+    so that one that goes on is known.
+
+    Raises:
+        PlateError: where another process is ingesting this plate; that is no attempt.
     """
     file = _file(plates, name)
-    earlier = _read(file)
-    if earlier is None or earlier.signature != signature:
-        earlier = Failures(signature)
+    with ingestion_lock(plates, name):
+        earlier = _read(file)
+        if earlier is None or earlier.signature != signature:
+            earlier = Failures(signature)
 
-    def note(reason: str | None) -> None:
-        _write(file, replace(earlier, attempts=(*earlier.attempts, Attempt(now or datetime.now(UTC), reason))))
+        def note(reason: str | None) -> None:
+            _write(file, replace(earlier, attempts=(*earlier.attempts, Attempt(now or datetime.now(UTC), reason))))
 
-    note(None)
-    try:
-        yield
-    except Exception as error:
-        text = str(error) if isinstance(error, GradcamoError) else f"{type(error).__name__}: {error}"
-        note(" ".join(text.split()))
-        raise
-    file.unlink(missing_ok=True)
+        note(None)
+        try:
+            yield
+        except Exception as error:
+            text = str(error) if isinstance(error, GradcamoError) else f"{type(error).__name__}: {error}"
+            note(" ".join(text.split()).replace(f"{home_of(plates)}/", ""))
+            raise
+        file.unlink(missing_ok=True)
 
 
 def _file(plates: Path, name: str) -> Path:

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mode
 from typing import Any, NamedTuple
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.names import natural_key, plate_name, slug, well_name
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.plates.illumination import correct_illumination
+from gradcamo_assets.plates.quality import PixelDigest
 
 _WELL_PATH = re.compile(r"[A-Za-z0-9]+/[A-Za-z0-9]+")
 _MICRONS = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
@@ -52,7 +54,8 @@ class Plate:
 
     ``bad_fields``: those that cannot be used, and why. A well of which nothing can be read is one bad field, site 1,
     whose path is the well's. ``illumination``: the file by which pixels are corrected as they are read, and
-    ``camera_offset``, in counts, what of them is no light; None: pixels are read as they are.
+    ``camera_offset``, in counts, what of them is no light; None: pixels are read as they are. ``image_versions``: of
+    the pixels that were taken in, and ``version``, of all that ingestion found; both are empty before ingestion.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Plate:
     bad_fields: dict[Field, str]
     illumination: Path | None = None
     camera_offset: float = 0.0
+    image_versions: dict[Field, str] = field(default_factory=dict)
+    version: str = ""
 
 
 class _Look(NamedTuple):
@@ -128,16 +133,37 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     Other number types are converted where every value survives, fractions of counts being rounded.
 
     Raises:
-        PlateError: unreadable data, several time points, or values that 16 bits cannot hold.
+        PlateError: unreadable data, several time points, values that 16 bits cannot hold, or, of an ingested plate,
+            other pixels than were taken in: a damaged file, or a plate that is being replaced.
     """
     image = _open_field(plate.path, field)
     with _reading(plate.path, field, "its pixels cannot be read (damaged or truncated file?)"):
         array = as_counts(_pixels(image, ["c", "z", "y", "x"]))
+        # A chunk that is not there reads as zeros, which no error tells.
+        if plate.image_versions.get(field, version := image_version(array)) != version:
+            raise PlateError("its pixels are not those that were taken in", "Ingest the plate again.")
     if plate.illumination is None:
         return array
     light = np.load(plate.illumination, allow_pickle=False)
     stacks = zip(array, light, strict=True)
     return np.stack([correct_illumination(stack, of_channel, plate.camera_offset) for stack, of_channel in stacks])
+
+
+def image_version(array: NDArray[np.uint16]) -> str:
+    """The version of a field's raw pixels, (C, Z, Y, X): equal for equal pixels, whoever wrote their files."""
+    pixels = PixelDigest()
+    for stack in array:
+        pixels.add(stack)
+    return pixels.version
+
+
+def field_version(plate: Plate, field: Field) -> str:
+    """The version of a field of an ingested plate as ``read_field`` gives it: of its pixels, of the light they are read
+    under, of its channels' names and its voxel size. No pixel is read."""
+    light = None
+    if plate.illumination is not None:
+        light = plate.illumination.read_bytes().hex(), plate.camera_offset
+    return digest([plate.image_versions[field], light, plate.channels, plate.voxel_size])
 
 
 def as_counts(array: NDArray[Any]) -> NDArray[np.uint16]:

@@ -7,21 +7,23 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
 from gradcamo_assets.common.names import slug
-from gradcamo_assets.plates.companions import as_recorded, walk
+from gradcamo_assets.plates.companions import walk
 from gradcamo_assets.plates.failures import Failures
 from gradcamo_assets.plates.hcs import name_of
 from gradcamo_assets.plates.readers import format_of
 
-State = Literal["ready", "copying", "known", "changed", "waiting", "quarantined", "unreadable"]
+State = Literal["ready", "copying", "ingesting", "known", "changed", "waiting", "quarantined", "unreadable"]
+Depth = Literal["new", "names", "contents"]
+"""How closely plates that are known are looked at: not at all, at the names and sizes of their files, or into these."""
 _NO_PLATES = ("platemap", "platemaps", "metadata")
 _LARGEST_METADATA = 50_000_000
 
@@ -49,8 +51,9 @@ class InboxConfig:
 class Look:
     """What was seen of a plate folder.
 
-    ``signature``: as ``source_signature`` gives it, empty where files vanished under the look. ``newest``: when any of
-    it changed last, in seconds since 1970 (0 where the plate is known). ``problem``: why it cannot be listed.
+    ``signature``: as ``source_signature`` gives it, without contents where a known plate's names or sizes changed, and
+    empty where files vanished under the look. ``newest``: when any of it changed last, in seconds since 1970 (0 where
+    the plate is as it was ingested). ``problem``: why it cannot be listed.
     """
 
     signature: str = ""
@@ -76,30 +79,27 @@ class PlateState:
 
 def plate_states(
     found: Mapping[Path, Look | None],
-    known: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, str],
     failures: Mapping[str, Failures],
     before: Mapping[str, tuple[str, float]],
     now: datetime,
     settings: InboxConfig,
+    ingesting: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[PlateState]:
     """One state for each folder found, sorted by name: what is there, less what is known, less what has to wait.
 
     Args:
         found: as ``list_inbox`` gives it.
-        known: record of every ingested plate by name; its ``signature`` is compared.
+        known: signature of every ingested plate by name.
         failures: attempts that did not succeed, by name; those of another signature do not count.
         before: ``Look.token`` at the previous look and since when (seconds since 1970) it has been that, by name.
         now: with a time zone.
+        ingesting: fields done, and of how many, by name of each plate that a process is taking in.
 
     Two plates of one name are both held back. A plate that changed after ingestion is taken in again on request only:
     what was computed from it would silently lose its ground.
     """
-    names: dict[Path, str | PlateError] = {}
-    for path in found:
-        try:
-            names[path] = name_of(path)
-        except PlateError as error:
-            names[path] = error
+    names = plate_names(found)
     shared = Counter(name for path, name in names.items() if isinstance(name, str) and found[path] is not None)
 
     def state_of(path: Path, name: str, look: Look | None) -> tuple[State, str]:
@@ -113,17 +113,21 @@ def plate_states(
         failed = failures.get(name)
         if failed is not None and (failed.signature != look.signature or not failed.attempts):
             failed = None
-        if name in known and known[name].get("signature") != look.signature:
+        if ingesting and name in ingesting:
+            done, of = ingesting[name]
+            begun = failed is not None and failed.last.reason is None
+            since = f"since {failed.last.at:%Y-%m-%d %H:%M} UTC, " if failed and begun else ""
+            return "ingesting", f"{since}{done} of {of} fields done" if of else f"{since}its files are being read"
+        if name in known and known[name] != look.signature:
             tried = f" The last attempt: {failed.last}." if failed else ""
             return "changed", f"it changed after ingestion. To take it in again, materialise its plate_images.{tried}"
         if name in known and not failed:
             return "known", ""
-        if failed is not None:
-            if failed.is_quarantined(now):
-                nights = f"failed on {failed.nights} nights, the last time {failed.last}"
-                return "quarantined", f"{nights}. gradcamo inbox --retry {name} forgets the failures."
-            if now < failed.next_try:
-                return "waiting", f"{failed.last}; next try at {failed.next_try:%Y-%m-%d %H:%M} UTC"
+        if failed is not None and not (then := failed.next_try(now)).due:
+            if then.at is None:
+                told = f"failed {len(failed.attempts)} times, the last time {failed.last}"
+                return "quarantined", f"{told}. gradcamo inbox --retry {name} forgets the failures."
+            return "waiting", f"{failed.last}; next try at {then.at:%Y-%m-%d %H:%M} UTC"
         return _complete(look, before.get(name), now, settings)
 
     states = [
@@ -141,56 +145,76 @@ def _complete(look: Look, before: tuple[str, float] | None, now: datetime, setti
     if settings.marker is not None:
         return ("ready", "") if look.marked else ("copying", f"waits for its marker {settings.marker}")
     age = now.timestamp() - look.newest
-    # Where the clock of a share runs ahead of ours, only looks of our own can tell.
+    # Where the clock of a share runs ahead of ours, or ours was set back, only looks of our own can tell.
     unchanged = now.timestamp() - before[1] if before is not None and before[0] == look.token else 0
     if max(age, unchanged) >= settings.settle_seconds:
         return "ready", ""
     return "copying", f"changed {max(age, 0):.0f} s ago; waits until nothing has for {settings.settle_seconds:g} s"
 
 
+def plate_names(found: Iterable[Path]) -> dict[Path, str | PlateError]:
+    """The plate that each folder of the inbox is by its name, or why it is none."""
+    names: dict[Path, str | PlateError] = {}
+    for path in found:
+        try:
+            names[path] = name_of(path)
+        except PlateError as error:
+            names[path] = error
+    return names
+
+
 def list_inbox(
-    inbox: Path, known: Mapping[str, Mapping[str, Any]], settings: InboxConfig | None = None, *, only: str | None = None
+    inbox: Path,
+    settings: InboxConfig | None = None,
+    known: Mapping[str, str] | None = None,
+    depth: Depth = "new",
+    *,
+    only: str | None = None,
 ) -> dict[Path, Look | None]:
     """The folders directly in ``inbox``, each as it looks now; None where it is no plate in a format that is read.
 
     Names that begin with a dot are skipped, and folders of plate maps or metadata.
 
     Args:
-        known: records of ingested plates. A plate whose folders look as they did then is taken to be unchanged and is
-            not walked: a file rewritten in place goes unseen. Leave them out to look at every file.
+        known: signature of ingested plates by name.
+        depth: how closely these are looked at; what is not looked at is taken to be as it was.
         only: a plate's name, to look at no other.
 
     Raises:
         PlateError: where the inbox cannot be listed; an inbox out of reach is never an empty one. A single plate that
             cannot be listed has a ``problem``.
     """
-    settings = settings or InboxConfig()
+    settings, known = settings or InboxConfig(), known or {}
     try:
         with os.scandir(inbox) as listing:
-            names = [entry.name for entry in listing if entry.is_dir() and not entry.name.startswith(".")]
+            folders = [entry.name for entry in listing if entry.is_dir() and not entry.name.startswith(".")]
     except OSError as error:
         remedy = "Check that the folder is there and its disk is mounted."
         raise PlateError(f"the inbox cannot be listed: {error.strerror}", remedy, path=inbox) from error
+    names = plate_names(inbox / folder for folder in sorted(folders) if folder.lower() not in _NO_PLATES)
+    shared = Counter(name for name in names.values() if isinstance(name, str))
     found = {}
-    for name in sorted(names):
-        path, plate = inbox / name, None
-        with suppress(PlateError):
-            plate = name_of(path)
-        if name.lower() not in _NO_PLATES and only in (None, plate):
-            found[path] = _look(path, known.get(plate, {}) if plate else {}, settings)
+    for path, name in names.items():
+        signature = known.get(name) if isinstance(name, str) else None
+        if only in (None, name):
+            # Of two folders of one name, one may be no plate.
+            unlooked = signature is not None and depth == "new" and shared[str(name)] == 1
+            found[path] = Look(str(signature)) if unlooked else _look(path, signature, depth, settings)
     return found
 
 
-def _look(path: Path, record: Mapping[str, Any], settings: InboxConfig) -> Look | None:
+def _look(path: Path, signature: str | None, depth: Depth, settings: InboxConfig) -> Look | None:
+    """``signature``: what the plate had when it was ingested."""
     try:
-        if record and not path.is_symlink() and as_recorded(path, record):
-            return Look(str(record["signature"]))
+        if signature is not None and depth == "names":
+            seen, newest = walk(path, contents=False)
+            return Look(signature) if signature.startswith(seen) else Look(seen, newest)
         if not _is_plate(path):
             return None
-        signature, newest = walk(path)
+        seen, newest = walk(path)
         beside = (path.with_name(f"{name}.{settings.marker}") for name in (name_of(path), path.name))
         marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *beside))
-        return Look(signature, newest, marked)
+        return Look(seen, newest, marked)
     except (GradcamoError, OSError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return Look(newest=math.inf)

@@ -1,7 +1,4 @@
-"""Taking in a plate: everything is checked where it lies, taken in field by field, and its record is written last.
-
-A plate without a record is not known, whatever else lies in the folder.
-"""
+"""Taking in a plate: everything is checked where it lies, taken in field by field, and recorded at the very end."""
 
 from __future__ import annotations
 
@@ -20,18 +17,19 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.plates.companions import LABELS_ENDING, companions, folder_times, source_signature
+from gradcamo_assets.plates.companions import LABELS_ENDING, companions, walk
 from gradcamo_assets.plates.hcs import Plate
 from gradcamo_assets.plates.illumination import estimate_illumination
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
 from gradcamo_assets.plates.readers import format_of
 from gradcamo_assets.plates.sources import ExportSource, ZarrSource
-from gradcamo_assets.plates.store import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, Staging, load_plate, staged
+from gradcamo_assets.plates.staging import Staging, staged
+from gradcamo_assets.plates.store import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, from_home, home_of, load_plate
 
 _SAMPLED = 4_000_000
 """Pixels a channel that count in a large plate's statistics."""
-_CODE = "1"
+_CODE = "2"
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def ingest_plate(
     """
     config = config or IngestConfig()
     source = source.absolute()
-    folders, signature = folder_times(source), source_signature(source)
+    signature, newest = walk(source)
     is_export = format_of(source) is not None
     found = ExportSource(source) if is_export else ZarrSource(source, by_reference=config.ome_zarr == "reference")
     plate, name = found.plate, found.plate.name
@@ -105,10 +103,14 @@ def ingest_plate(
     plate_map = read_plate_map(beside.maps[0] if beside.maps else None, wells, beside.metadata)
     labels = None if beside.labels is None else read_label_table(beside.labels)
 
-    made_from = {"signature": signature, "ome_zarr": config.ome_zarr, "channels": list(plate.channels), "code": _CODE}
+    made_from = {
+        "signature": signature, "ome_zarr": config.ome_zarr, "channels": list(plate.channels), "code": _CODE,
+        "fields": len(plate.fields),
+    }  # fmt: skip
     with staged(plates, name, made_from) as staging:
         fields, measured = _take_in(found, staging, progress)
-        if source_signature(source) != signature:
+        fields = fields.with_columns(pl.col("qc_flag").str.replace_all(f"{home_of(plates)}/", "", literal=True))
+        if walk(source) != (signature, newest):
             remedy = "Wait until it is complete, then ingest it again."
             raise PlateError("the plate changed while it was taken in", remedy, plate=name, path=source)
         numbers = zip(plate.channels, *center_and_scale([one["sample"] for one in measured]), strict=True)
@@ -116,12 +118,12 @@ def ingest_plate(
         light = estimate_illumination([one["shade"] for one in measured], config.camera_offset)
         shape = mode(tuple(one["shape"].tolist()) for one in measured)
         record = {
-            "name": name, "source": str(source), "signature": signature, "folders": folders,
+            "name": name, "source": from_home(plates, source), "signature": signature,
             "by_reference": not staging.plate.exists(), "format": found.format, "acquisition": dict(found.acquisition),
             "ngff_version": plate.ngff_version, "channels": plate.channels, "voxel_size": plate.voxel_size,
             "camera_offset": config.camera_offset, "shape": shape, "statistics": statistics,
             "fields": fields.select(
-                well="Metadata_Well", site="Metadata_Site", path="path", reason="qc_flag"
+                "image_version", well="Metadata_Well", site="Metadata_Site", path="path", reason="qc_flag"
             ).to_dicts(),
         }  # fmt: skip
         files = {
@@ -133,9 +135,9 @@ def ingest_plate(
         if light is not None:
             np.save(buffer := io.BytesIO(), light, allow_pickle=False)
             files[ILLUMINATION_ENDING] = buffer.getvalue()
-        staging.publish(files)
+        staging.publish(files, signature)
     row = {
-        "Metadata_Plate": name, "source_path": str(source), "format": found.format,
+        "Metadata_Plate": name, "source_path": record["source"], "format": found.format,
         "n_wells": len(wells), "n_fields": fields.height, "n_channels": len(plate.channels),
         **{f"size_{axis}": size for axis, size in zip("zyx", shape, strict=True)},
         **{f"voxel_{axis}_um": size for axis, size in zip("zyx", plate.voxel_size, strict=True)},
@@ -185,6 +187,8 @@ def _take_in(
         row |= finished[0]
         if row["qc_flag"] is None:
             measured.append(finished[1])
+        else:
+            row["image_version"] = None
     progress(len(fields), len(fields))
     if not measured:
         raise PlateError(

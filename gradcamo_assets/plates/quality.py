@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,24 @@ _MAD = 1.4826
 _FEW_FIELDS = 8
 
 
+class PixelDigest:
+    """The version of a field's pixels, told a channel at a time: equal for equal pixels, whoever wrote their files."""
+
+    def __init__(self) -> None:
+        # With the instructions that processors have for it, SHA-256 is twice as fast as BLAKE2.
+        self._digest = hashlib.sha256()
+
+    def add(self, stack: NDArray[np.uint16]) -> None:
+        """The next channel, (Z, Y, X)."""
+        self._digest.update(f"<u2 {stack.shape}".encode())
+        self._digest.update(np.ascontiguousarray(stack, "<u2").data)
+
+    @property
+    def version(self) -> str:
+        """16 hexadecimal digits for all channels added."""
+        return self._digest.hexdigest()[:16]
+
+
 class FieldMeter:
     """Measures a field one channel at a time, so that no field need be in memory whole.
 
@@ -39,11 +58,13 @@ class FieldMeter:
         self._channels: list[dict[str, Any]] = []
         self._highest: list[int] = []
         self._constant = True
+        self._digest = PixelDigest()
         self.shape: tuple[int, ...] = ()
 
     def add(self, stack: NDArray[np.uint16]) -> None:
         """Measure the next channel, (Z, Y, X)."""
         self.shape = stack.shape
+        self._digest.add(stack)
         pixels = stack.reshape(-1)
         if self._where is None:
             self._where = self._rng.integers(pixels.size, size=self._sampled)
@@ -81,7 +102,8 @@ class FieldMeter:
     def quality(self) -> dict[str, Any]:
         """Quality of the field, once every channel was added, named as in the ``fields`` table; lists a channel.
 
-        ``qc_flag``: ``empty`` where every channel is constant, else None. Focus is the variance of the Laplacian
+        ``qc_flag``: ``empty`` where every channel is constant, else None. ``image_version``: of its pixels, see
+        ``PixelDigest``. Focus is the variance of the Laplacian
         (Pech-Pacheco et al. 2000) of intensities scaled to the channel's 1st to 99th percentile: ``focus_profile`` by
         channel and slice, ``channel_focus`` and ``channel_focus_slice`` (0-based) at each channel's sharpest slice,
         ``focus_score`` and ``focus_slice`` of the mean over channels. ``saturation``: share of pixels at the camera's
@@ -96,6 +118,7 @@ class FieldMeter:
         lists["channel_saturation"] = [share if highest == ceiling else 0.0 for highest, share in at_ceiling]
         return {
             "qc_flag": "empty" if self._constant else None,
+            "image_version": self._digest.version,
             "focus_slice": int(focus.argmax()),
             "focus_score": float(focus.max()),
             "saturation": float(np.mean(lists["channel_saturation"])),

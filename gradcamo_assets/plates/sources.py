@@ -57,10 +57,13 @@ class ZarrSource:
         Raises:
             PlateError: where it cannot be read.
         """
+        taken = self.plate
         if not self._by_reference:
             shutil.rmtree(folder / field.path, ignore_errors=True)
             shutil.copytree(self.plate.path / field.path, folder / field.path, symlinks=True)
-        for stack in read_field(self.plate, field):
+            # What is measured is what is kept, even where the source changes meanwhile.
+            taken = replace(taken, path=folder)
+        for stack in read_field(taken, field):
             measure(stack)
 
 

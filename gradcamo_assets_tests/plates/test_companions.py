@@ -106,7 +106,7 @@ def test_one_plates_wrong_map_name_does_not_hide_the_others(tiny: Path) -> None:
     inbox = tiny.parent
     (inbox / "other.zarr").mkdir()
     _file(inbox / "barcode_platemap.csv", TABLE + "other,../../x\n")
-    found = list_inbox(inbox, {})
+    found = list_inbox(inbox)
     look, other = found[tiny], found[inbox / "other.zarr"]
     assert look is not None and look.problem is None
     assert other is not None and "no usable plate map name" in (other.problem or "")

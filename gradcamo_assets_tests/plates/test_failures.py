@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,25 +27,37 @@ def fail(plates: Path, night: int = 0, signature: str = "1", error: BaseExceptio
 
 def test_failures_of_one_signature_add_up_and_success_forgets_them(tmp_path: Path) -> None:
     assert read_failures(tmp_path) == {}
-    for night in range(3):
+    for night in range(4):
         fail(tmp_path, night)
     found = read_failures(tmp_path)["a"]
-    assert found.nights == len(found.attempts) == 3 and found.is_quarantined(NIGHT)
+    then = NIGHT + timedelta(days=3)
+    assert len(found.attempts) == 4 and found.next_try(then).at == then + timedelta(days=1)
     assert found.last.reason == "plate a: no fields. Export it again."
-    assert found.next_try == NIGHT + timedelta(days=2, hours=4)
-    fail(tmp_path, 3, signature="2")
+    fail(tmp_path, 4)
+    assert read_failures(tmp_path)["a"].next_try(then).given_up
+    fail(tmp_path, 5, signature="2")
     assert len(read_failures(tmp_path)["a"].attempts) == 1, "a changed plate starts anew"
     with attempt(tmp_path, "a", "2"):
         assert len(read_failures(tmp_path)["a"].attempts) == 2, "an attempt counts from its beginning"
     assert read_failures(tmp_path) == {}
 
 
-def test_waits_double_up_to_a_day(tmp_path: Path) -> None:
-    waits = []
-    for _ in range(7):
-        fail(tmp_path)
-        waits.append((read_failures(tmp_path)["a"].next_try - NIGHT) / timedelta(hours=1))
-    assert waits == [1, 2, 4, 8, 16, 24, 24]
+def test_an_attempt_beside_another_is_refused_and_does_not_count(tmp_path: Path) -> None:
+    def beside() -> None:
+        with attempt(tmp_path, "a", "1"):
+            pass
+
+    with attempt(tmp_path, "a", "1", NIGHT), ThreadPoolExecutor() as other:
+        before = read_failures(tmp_path)
+        with pytest.raises(PlateError, match="another run is ingesting it"):
+            other.submit(beside).result()
+        assert read_failures(tmp_path) == before and before["a"].last.at == NIGHT
+
+
+def test_what_is_kept_names_no_place_outside_the_home(tmp_path: Path) -> None:
+    where = tmp_path / "inbox" / "a.zarr"
+    fail(tmp_path / "plates", error=PlateError("no fields", "Export it again.", path=where))
+    assert read_failures(tmp_path / "plates")["a"].last.reason == "file inbox/a.zarr: no fields. Export it again."
 
 
 def test_any_error_is_kept_by_type_and_message_and_a_kill_too(tmp_path: Path) -> None:
@@ -53,6 +66,8 @@ def test_any_error_is_kept_by_type_and_message_and_a_kill_too(tmp_path: Path) ->
     fail(tmp_path, error=KeyboardInterrupt())
     found = read_failures(tmp_path)["a"]
     assert len(found.attempts) == 2 and found.last.reason is None
+    assert "ended without a word" in str(found.last)
+    assert found.next_try(NIGHT).at == NIGHT + timedelta(hours=1), "it counts as a failure"
 
 
 def test_forgotten_failures_leave_a_trace_that_keeps_requests_apart(tmp_path: Path) -> None:

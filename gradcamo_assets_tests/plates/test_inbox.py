@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,23 +11,25 @@ import pytest
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.plates import InboxConfig, inbox, ingest_plate, known_plates, list_inbox, plate_states
-from gradcamo_assets.plates.companions import folder_times
+from gradcamo_assets.plates.companions import source_signature
+from gradcamo_assets.plates.inbox import Depth
 
-NOW = datetime(2026, 3, 5, 2, tzinfo=UTC)
 DEFAULT = InboxConfig()
 
 
-def state_in(folder: Path, known: dict | None = None, settings: InboxConfig = DEFAULT, days: int = 1) -> dict:
+def state_in(
+    folder: Path, known: dict | None = None, settings: InboxConfig = DEFAULT, days: int = 1, depth: Depth = "new"
+) -> dict:
     """State and reason by name of what really lies in a folder, as it will be seen some days from now."""
     later = datetime.now(UTC) + timedelta(days=days)
-    found = list_inbox(folder, known or {}, settings)
+    found = list_inbox(folder, settings, known, depth)
     return {s.name: (s.state, s.reason) for s in plate_states(found, known or {}, {}, {}, later, settings)}
 
 
 def test_a_missing_inbox_is_no_empty_one(tmp_path: Path) -> None:
-    assert list_inbox(tmp_path, {}) == {}
+    assert list_inbox(tmp_path) == {}
     with pytest.raises(PlateError, match="cannot be listed"):
-        list_inbox(tmp_path / "gone", {})
+        list_inbox(tmp_path / "gone")
 
 
 def test_plates_are_found_by_ending_by_metadata_or_by_their_format(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,7 @@ def test_plates_are_found_by_ending_by_metadata_or_by_their_format(tiny: Path, m
 def test_only_one_plate_is_looked_at_on_request(tiny: Path) -> None:
     shutil.copytree(tiny, tiny.with_name("other.zarr"))
     shutil.copytree(tiny, tiny.with_name("tiny.ome.zarr"))
-    assert sorted(path.name for path in list_inbox(tiny.parent, {}, only="tiny")) == ["tiny.ome.zarr", "tiny.zarr"]
+    assert sorted(path.name for path in list_inbox(tiny.parent, only="tiny")) == ["tiny.ome.zarr", "tiny.zarr"]
 
 
 def test_copying_with_preserved_times_is_seen(tiny: Path) -> None:
@@ -59,10 +60,14 @@ def test_copying_with_preserved_times_is_seen(tiny: Path) -> None:
 
 
 def test_the_table_beside_a_plate_belongs_to_it(tiny: Path) -> None:
-    (before,) = list_inbox(tiny.parent, {}).values()
-    tiny.with_name("tiny.csv").touch()
-    (after,) = list_inbox(tiny.parent, {}).values()
-    assert before and after and before.newest < after.newest and before.signature != after.signature
+    (before,) = list_inbox(tiny.parent).values()
+    table = tiny.with_name("tiny.csv")
+    table.touch()
+    (touched,) = list_inbox(tiny.parent).values()
+    assert before and touched and before.newest < touched.newest and before.signature == touched.signature
+    table.write_text(table.read_text()[::-1])
+    (written,) = list_inbox(tiny.parent).values()
+    assert written and written.signature != before.signature, "of the same size"
 
 
 def test_a_marker_alone_decides(tiny: Path) -> None:
@@ -79,68 +84,69 @@ def test_a_marker_alone_decides(tiny: Path) -> None:
         marker.unlink()
 
 
-def test_the_cheap_look_agrees_with_the_deep_one(tiny: Path, tmp_path: Path) -> None:
+def test_each_depth_sees_what_it_looks_at(tiny: Path, tmp_path: Path) -> None:
     plates, folder = tmp_path / "plates", tiny.parent
+    shutil.copytree(folder, tmp_path / "as it was")
     ingest_plate(tiny, plates)
     known = known_plates(plates)
 
-    def both() -> tuple[str, str]:
-        full = plate_states(list_inbox(folder, {}), known, {}, {}, NOW, DEFAULT)[0].state
-        return state_in(folder, known)["tiny"][0], full
+    def states() -> list[str]:
+        return [state_in(folder, known, depth=depth)["tiny"][0] for depth in ("new", "names", "contents")]
 
-    assert both() == ("known", "known")
+    def put_back() -> None:
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "as it was", folder, copy_function=shutil.copyfile)
+        assert states() == ["known"] * 3, "whatever its times"
+
+    put_back()
     chunk = next(path for path in (tiny / "A" / "01" / "0" / "0" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    assert states() == ["known", "known", "changed"], "pixels of the same size"
+    put_back()
     chunk.write_bytes(b"x")
-    assert both() == ("known", "changed"), "only the deep look sees pixels change"
-    (tiny / "A" / "01" / "7").mkdir()
-    assert both() == ("changed", "changed"), "both see fields come"
-    shutil.rmtree(tiny)
-    shutil.copytree(plates / "tiny.zarr", tiny)
-    assert both() == ("known", "known"), "put back as it was, by times"
+    assert states() == ["known", "changed", "changed"], "another size"
+    put_back()
+    (tiny / "A" / "01" / "note.txt").write_text("x")
+    assert states() == ["known", "changed", "changed"], "another file"
+    put_back()
     tiny.with_name("tiny.csv").write_text("well\n")
-    assert both() == ("changed", "changed")
+    assert states() == ["known", "changed", "changed"], "another plate map"
 
 
-def test_records_of_earlier_versions_are_known_by_a_deep_look(tiny: Path, tmp_path: Path) -> None:
+def test_a_sample_of_many_files_is_looked_into_and_all_of_their_metadata(tmp_path: Path) -> None:
+    plate = tmp_path / "p"
+    (plate / "TimePoint_1").mkdir(parents=True)
+    for number in range(1000):
+        (plate / "TimePoint_1" / f"{number:04}.tif").write_bytes(b"x" * 20_000)
+    (plate / "p.HTD").write_bytes(b"x" * 2000)
+    whole = source_signature(plate)
+    seen = []
+    for number in range(0, 1000, 25):
+        file = plate / "TimePoint_1" / f"{number:04}.tif"
+        for content in (b"y" + b"x" * 19_999, b"x" * 19_999 + b"y"):
+            file.write_bytes(content)
+            seen.append(source_signature(plate) != whole)
+        file.write_bytes(b"x" * 20_000)
+    assert 0.2 <= sum(seen) / len(seen) < 1
+    for file in plate.rglob("*.tif"):
+        file.write_bytes(b"y" * 20_000)
+    assert source_signature(plate) != whole, "exported again, of the same sizes"
+    for file in plate.rglob("*.tif"):
+        file.write_bytes(b"x" * 20_000)
+    assert source_signature(plate) == whole
+    (plate / "p.HTD").write_bytes(b"x" * 1000 + b"y" + b"x" * 999)
+    assert source_signature(plate) != whole
+
+
+def test_a_folder_beside_a_known_plate_of_its_name_is_told_apart(tiny: Path, tmp_path: Path) -> None:
     ingest_plate(tiny, tmp_path / "plates")
     known = known_plates(tmp_path / "plates")
-    del known["tiny"]["folders"]
+    other = tiny.with_name("tiny")
+    other.mkdir()
     assert state_in(tiny.parent, known)["tiny"][0] == "known"
-
-
-def test_known_plates_are_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {}
-    for number in range(200):
-        plate = tmp_path / f"p{number}.zarr"
-        for folder in ("A/01", "A/02"):
-            (plate / folder).mkdir(parents=True)
-            for file in range(15):
-                (plate / folder / f"{file}.tif").touch()
-        known[f"p{number}"] = {"signature": "1", "folders": folder_times(plate)}
-    assert list(known["p0"]["folders"]) == [".", "A", "A/01", "A/02"]
-    (tmp_path / "p7.zarr" / "A" / "02" / "new.tif").touch()
-    listed = []
-
-    def counted(real: Callable) -> Callable:
-        def listing(folder: str | Path = ".") -> object:
-            listed.append(Path(folder))
-            return real(folder)
-
-        return listing
-
-    for name in ("scandir", "listdir"):
-        monkeypatch.setattr(os, name, counted(getattr(os, name)))
-    found = list_inbox(tmp_path, known)
-    new = tmp_path / "p7.zarr"
-    assert {path for path in listed if path != tmp_path} == {new, new / "A", new / "A" / "01", new / "A" / "02"}
-    result = plate_states(found, known, {}, {}, NOW, DEFAULT)
-    assert [state.name for state in result if state.state != "known"] == ["p7"]
-
-
-def test_no_more_folders_are_recorded_than_are_asked_for_cheaply(tmp_path: Path) -> None:
-    for number in range(2100):
-        (tmp_path / "p" / f"{number:04}").mkdir(parents=True)
-    assert len(folder_times(tmp_path / "p")) == 2000
+    assert list_inbox(tiny.parent, DEFAULT, known)[other] is None, "it is no plate"
+    shutil.copytree(tiny, other, dirs_exist_ok=True)
+    assert state_in(tiny.parent, known)["tiny"][0] == "unreadable", "now both are"
 
 
 def test_one_plate_out_of_reach_does_not_hide_the_others(tiny: Path) -> None:

@@ -27,15 +27,15 @@ def states(found: dict[Path, Look | None], known: dict | None = None, now: datet
 
 
 def every(found: dict[Path, Look | None], known: dict | None = None, now: datetime = NOW, **more: dict) -> list:
-    return plate_states(
-        found, known or {}, more.get("failures", {}), more.get("before", {}), now, more.get("settings", DEFAULT)
-    )
+    settings = more.get("settings", DEFAULT)
+    failures, before, ingesting = (more.get(name, {}) for name in ("failures", "before", "ingesting"))
+    return plate_states(found, known or {}, failures, before, now, settings, ingesting)
 
 
 def test_settled_plates_are_ready_known_ones_are_not() -> None:
     found = {BOX / "a.zarr": Look("1", SETTLED), BOX / "b.ome.zarr": Look("2", SETTLED), BOX / "c": Look("3", SETTLED)}
-    assert states(found, {"b": {"signature": "2"}}) == [("a", "ready"), ("b", "known"), ("c", "ready")]
-    assert states(found, {"b": {"signature": "1"}})[1] == ("b", "changed")
+    assert states(found, {"b": "2"}) == [("a", "ready"), ("b", "known"), ("c", "ready")]
+    assert states(found, {"b": "1"})[1] == ("b", "changed")
 
 
 def test_two_folders_of_one_name_are_both_held_back_by_name() -> None:
@@ -88,15 +88,16 @@ def failed(*hours: float, signature: str = "1", reason: str | None = "no fields"
 @pytest.mark.parametrize(
     ("failures", "state"),
     [
-        (failed(0.9), "waiting"),
-        (failed(1.1), "ready"),
-        (failed(4, 1.9), "waiting"),
-        (failed(4, 2.1), "ready"),
-        (failed(20, 19, 18, 17, 16, 23.9), "waiting"),
-        (failed(48, 24, 1), "quarantined"),
-        (failed(500, 400, 300), "quarantined"),
-        (failed(48, 24, 1, signature="2"), "ready"),
-        (failed(48, 47, 46), "ready"),
+        (failed(0.1), "waiting"),
+        (failed(0.2), "ready"),
+        (failed(4, 0.9), "waiting"),
+        (failed(4, 1.1), "ready"),
+        (failed(80, 79, 78, 23), "waiting"),
+        (failed(80, 79, 78, 25), "ready"),
+        (failed(80, 79, 78, 77, 76), "quarantined"),
+        (failed(900, 800, 700, 600, 500), "quarantined"),
+        (failed(80, 79, 78, 77, 76, signature="2"), "ready"),
+        (failed(-9000), "ready"),
         (failed(), "ready"),
     ],
 )
@@ -107,14 +108,17 @@ def test_failures_hold_a_plate_back_until_it_changes(failures: dict, state: str)
     assert ("--retry a" in found.reason) == (state == "quarantined")
 
 
-def test_an_attempt_that_goes_on_is_no_third_night_yet() -> None:
-    going_on = failed(48, 24)["a"]
-    going_on = Failures("1", (*going_on.attempts, Attempt(NOW, None)))
-    (found,) = every({BOX / "a.zarr": Look("1", SETTLED)}, failures={"a": going_on})
-    assert found.state == "waiting" and "has not ended" in found.reason
-    assert states({BOX / "a.zarr": Look("1", SETTLED)}, now=NOW + timedelta(days=1), failures={"a": going_on}) == [
-        ("a", "quarantined")
-    ]
+def test_an_attempt_that_was_killed_counts_and_one_that_goes_on_is_told() -> None:
+    found = {BOX / "a.zarr": Look("1", SETTLED)}
+    killed = {"a": Failures("1", (*failed(9, 8, 7, 6)["a"].attempts, Attempt(NOW, None)))}
+    (given_up,) = every(found, failures=killed)
+    assert given_up.state == "quarantined" and "ended without a word" in given_up.reason
+    for known in ({}, {"a": "1"}, {"a": "0"}):
+        (going_on,) = every(found, known, failures=killed, ingesting={"a": (3, 8)})
+        assert going_on.state == "ingesting"
+        assert going_on.reason == "since 2026-03-05 02:00 UTC, 3 of 8 fields done"
+    (unannounced,) = every(found, ingesting={"a": (0, 0)})
+    assert (unannounced.state, unannounced.reason) == ("ingesting", "its files are being read")
 
 
 FOLDERS = [BOX / name for name in ("a", "a.zarr", "b.zarr", "b.ome.zarr", "c", " d", "e f.zarr")]
@@ -128,43 +132,44 @@ LOOKS = st.none() | st.builds(
 ATTEMPTS = st.builds(lambda h, r: Attempt(NOW - timedelta(hours=h), r), st.floats(0, 99), st.none() | st.just("bad"))
 WORLD = {
     "found": st.dictionaries(st.sampled_from(FOLDERS), LOOKS),
-    "known": st.dictionaries(NAMES, st.fixed_dictionaries({"signature": SIGNATURES})),
+    "known": st.dictionaries(NAMES, SIGNATURES),
     "failures": st.dictionaries(
         NAMES, st.builds(lambda s, a: Failures(s, tuple(sorted(a, key=lambda x: x.at))), SIGNATURES, st.lists(ATTEMPTS))
     ),
     "settings": st.builds(InboxConfig, st.floats(0, 1000), st.none() | st.just("done")),
+    "ingesting": st.dictionaries(NAMES, st.just((0, 9))),
 }
 
 
 @given(**WORLD, random=st.randoms(use_true_random=False))
 def test_every_folder_has_one_state_whatever_the_order(
-    found: dict, known: dict, failures: dict, settings: InboxConfig, random: object
+    found: dict, known: dict, failures: dict, settings: InboxConfig, ingesting: dict, random: object
 ) -> None:
-    result = plate_states(found, known, failures, {}, NOW, settings)
+    result = plate_states(found, known, failures, {}, NOW, settings, ingesting)
     assert sorted(state.path for state in result) == sorted(found)
     ready = [state for state in result if state.state == "ready"]
     assert len({state.name for state in ready}) == len(ready)
     for state in ready:
         look = found[state.path]
-        assert look.problem is None
+        assert look.problem is None and state.name not in ingesting
         if state.name in known:
             # Its record is there, but the attempt that wrote it did not come to its end.
-            assert known[state.name]["signature"] == failures[state.name].signature == look.signature
+            assert known[state.name] == failures[state.name].signature == look.signature
             assert failures[state.name].attempts
     assert all(state.reason for state in result if state.state not in ("ready", "known"))
     shuffled = list(found.items())
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert plate_states(dict(shuffled), known, failures, {}, NOW, settings) == result
+    assert plate_states(dict(shuffled), known, failures, {}, NOW, settings, ingesting) == result
 
 
 @given(found=WORLD["found"], settings=WORLD["settings"], missed=st.sets(st.integers(0, 5)))
 def test_a_missed_night_changes_nothing(found: dict, settings: InboxConfig, missed: set[int]) -> None:
-    def after(nights: list[int]) -> dict[str, dict]:
-        known: dict[str, dict] = {}
+    def after(nights: list[int]) -> dict[str, str]:
+        known: dict[str, str] = {}
         for night in nights:
             for state in plate_states(found, known, {}, {}, NOW + timedelta(days=night), settings):
                 if state.state == "ready":
-                    known[state.name] = {"signature": found[state.path].signature}
+                    known[state.name] = found[state.path].signature
         return known
 
     assert after([night for night in range(6) if night not in missed] + [6]) == after(list(range(7)))
@@ -173,5 +178,5 @@ def test_a_missed_night_changes_nothing(found: dict, settings: InboxConfig, miss
 def test_a_plate_whose_rows_were_not_written_is_tried_again() -> None:
     found = {BOX / "a.zarr": Look("1", SETTLED)}
     failures = {"a": Failures("1", (Attempt(NOW - timedelta(hours=2), "the lake is full"),))}
-    assert states(found, known={"a": {"signature": "1"}}, failures=failures) == [("a", "ready")]
-    assert states(found, known={"a": {"signature": "0"}}, failures=failures) == [("a", "changed")]
+    assert states(found, known={"a": "1"}, failures=failures) == [("a", "ready")]
+    assert states(found, known={"a": "0"}, failures=failures) == [("a", "changed")]

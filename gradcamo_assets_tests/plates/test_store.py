@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import numpy as np
 import pytest
 
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.plates import ingest_plate, known_plate, load_plate, sources, write_synthetic_plate
-from gradcamo_assets.plates.store import Staging, staged
+from gradcamo_assets.plates import ingest_plate, known_plate, known_plates, load_plate, sources, write_synthetic_plate
+from gradcamo_assets.plates.staging import Staging, ingesting, staged
 from gradcamo_assets_tests.plates.conftest import TINY
 from gradcamo_assets_tests.plates.readers.exports import write_metaxpress
 
@@ -107,11 +108,25 @@ def test_a_changed_source_begins_anew(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError
 
 
-def test_one_ingestion_of_a_plate_at_a_time(tmp_path: Path) -> None:
-    with staged(tmp_path, "p", {}) as staging:
-        with pytest.raises(PlateError, match="another run"), staged(tmp_path, "p", {}):
+def test_one_ingestion_of_a_plate_at_a_time_and_whoever_asks_is_in_nobodys_way(tmp_path: Path) -> None:
+    def beside() -> None:
+        with staged(tmp_path, "p", {}):
             pass
-        assert staging.folder.is_dir()
+
+    assert ingesting(tmp_path, "p") is None
+    with ThreadPoolExecutor() as other:
+        with staged(tmp_path, "p", {"fields": 7}) as staging:
+            with pytest.raises(PlateError, match="another run"):
+                other.submit(beside).result()
+            assert staging.folder.is_dir()
+            staging.finish("A01_s1", {}, {"sample": np.ones(2)})
+            assert ingesting(tmp_path, "p") == (1, 7)
+        assert ingesting(tmp_path, "p") is None
+        assert {answer.result() for answer in [other.submit(ingesting, tmp_path, "p") for _ in range(500)]} == {None}
+        asking = [other.submit(ingesting, tmp_path, "p") for _ in range(500)]
+        for _ in range(10):
+            beside()  # It would raise.
+        assert all(answer.exception() is None for answer in asking)
 
 
 class Killed(BaseException):
@@ -136,11 +151,11 @@ def test_a_publication_that_dies_at_any_step_is_completed(tmp_path: Path, monkey
 
         return call
 
-    def publish_and_die(self: Staging, files: dict[str, bytes]) -> None:
+    def publish_and_die(self: Staging, files: dict[str, bytes], signature: str) -> None:
         with monkeypatch.context() as patch:
-            for name in ("rename", "replace", "unlink"):
+            for name in ("rename", "replace", "unlink", "touch"):
                 patch.setattr(Path, name, dying(getattr(Path, name)))
-            publish(self, files)
+            publish(self, files, signature)
 
     deaths = 0
     for step in range(20):
@@ -154,6 +169,8 @@ def test_a_publication_that_dies_at_any_step_is_completed(tmp_path: Path, monkey
                 break
             except Killed:
                 deaths += 1
+        if known_plates(plates):
+            assert known_plate(plates, "tiny") is not None, "what is known has a record"
         ingest_plate(tiny, plates)
         assert _contents(plates) == _contents(calm)
     assert 6 <= deaths < 19
