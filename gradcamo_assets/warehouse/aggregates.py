@@ -1,6 +1,6 @@
 """The QC aggregates: how far the scores of a dose, site or well can be trusted, with intervals over wells.
 
-One plate x model version at a time, so that publishing costs what changed. Nothing here knows the database.
+Nothing here knows the database.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from gradcamo_assets.warehouse.columns import DOSE_NAMES
-from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES, REGIONS
+from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, REGIONS
+from gradcamo_assets.warehouse.summaries import QC_SUMMARIES
 
 RESAMPLES = 2000
 MIN_WELLS = 3
 
-# The columns of ``scores`` that aggregates are made of.
-NEEDED = (
-    *("Metadata_Plate", "Metadata_Well", "Metadata_Site", *DOSE_NAMES, "model_name", "model_version", "model_run"),
-    *("split", "gradcamo", "gradcamo_adjusted", "on_target", "looks_at"),
-)
-
-_SCHEMAS = {table.name: table.polars for table in QC_TABLES}
+_SCHEMAS = {table.name: table.polars for table in QC_SUMMARIES}
 
 
 @lru_cache(maxsize=32)
@@ -56,14 +50,14 @@ def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
     """The rows of ``qc_by_<by>`` for some scores.
 
     Args:
-        scores: rows of the table ``scores``, at least its columns ``NEEDED``.
+        scores: rows of the table ``scores``, at least the columns ``NEEDED`` of ``summaries``.
         by: ``dose``, ``site``, ``dose_site``, ``well`` or ``plate``.
 
     Returns:
-        One row a group x model version x plate, sorted; cells of split ``train`` are left out, cells without a score
+        One row a group x MLflow run x plate, sorted; cells of split ``train`` are left out, cells without a score
         count in ``n_cells`` and ``null_cells`` only.
     """
-    groups = [*(column.name for column in QC_GROUPS[by]), "model_name", "model_version", "model_run", "Metadata_Plate"]
+    groups = [*(column.name for column in QC_GROUPS[by]), "model_run", "Metadata_Plate"]
     kept = scores.filter(pl.col("split") != "train")
     score = pl.col("gradcamo")
     looks = pl.col("looks_at").filter(score.is_not_null())

@@ -75,7 +75,9 @@ class View:
 VERSIONS = (
     Column("version", pl.String, "Version (digest) of what stands there now", nullable=False),
     Column("made_from", pl.String, "Version of what it was made from; NULL: of nothing that has one"),
-    Column("n", pl.Int64, "How many there are: readable fields, fields with masks, cells, crops or scores", nullable=False),
+    Column(
+        "n", pl.Int64, "How many there are: readable fields, fields with masks, cells, crops or scores", nullable=False
+    ),
 )
 
 

@@ -1,33 +1,60 @@
-"""What stands in a QC database file: making its tables and views, and replacing the rows of changed lake files.
+"""What stands in a QC database file: its tables and views, and the lists of the lake's files that they read.
 
 The functions work on an open connection and within the caller's transaction. When and where a file is published is the
-business of ``publish``.
+business of ``publish``; the summaries are in ``refresh``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import glob
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 import polars as pl
 
-from gradcamo_assets.common.files import replaced_file
+from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.common.provenance import digest
-from gradcamo_assets.warehouse.aggregates import NEEDED, RESAMPLES, aggregate
-from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Table
-from gradcamo_assets.warehouse.lake import Key
-from gradcamo_assets.warehouse.schema import DATABASE_TABLES, LAKE_TABLES
-from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES
-from gradcamo_assets.warehouse.views import COLUMN_COMMENTS, views
+from gradcamo_assets.warehouse.aggregates import RESAMPLES
+from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Column, Table
+from gradcamo_assets.warehouse.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES
+from gradcamo_assets.warehouse.summaries import SUMMARY_TABLES
+from gradcamo_assets.warehouse.views import COLUMN_COMMENTS, VIEWS
 
-# Bump when an aggregate's values change and its columns do not.
-_CODE = "2"
+# Bump when a summary's values change and its columns do not.
+_CODE = "3"
+
+RECORD = Table(
+    "record",
+    "What this database was published from",
+    (
+        Column("name", pl.String, "What is told: lake, the folder that its views read", nullable=False),
+        Column("value", pl.String, "Its value", nullable=False),
+    ),
+)
+FILES = Table(
+    "files",
+    "One row a file that the views of the schema lake read; they are kept until the next publication",
+    (
+        Column("table_name", pl.String, "Table of the lake", nullable=False),
+        Column("path", pl.String, "Path of the file", nullable=False),
+        Column("rows", pl.Int64, "Rows in it", nullable=False),
+        Column("Metadata_Plate", pl.String, "Plate that its rows are of", nullable=False),
+        Column("model_run", pl.String, "MLflow run that its rows are of; NULL: the table knows none"),
+    ),
+)
+
+_STORED = {
+    "publication": (RECORD, FILES),
+    "lake": (*COPIED_TABLES.values(), *INDEX_TABLES.values()),
+    "aggregates": SUMMARY_TABLES,
+}
 
 
 def schema_version() -> str:
-    """A digest of every table, view, column, type and comment, and of how aggregates are made."""
-    return digest([repr(DATABASE_TABLES), repr(views(Path("/"))), RESAMPLES, _CODE])
+    """A digest of every table, view, column, type and comment, and of how summaries are made."""
+    return digest([repr(_STORED), repr(VIEWED_TABLES), repr(VIEWS), RESAMPLES, _CODE])
 
 
 def quoted(text: str) -> str:
@@ -37,25 +64,34 @@ def quoted(text: str) -> str:
 
 def create(connection: duckdb.DuckDBPyConnection, lake: Path) -> None:
     """Make every table, empty, and every view, with their comments."""
-    connection.execute("CREATE SCHEMA publication")
-    for table in DATABASE_TABLES:
-        types = connection.from_arrow(table.empty().to_arrow()).types
-        columns = [
-            f"{column.name} {sql_type}{'' if column.nullable else ' NOT NULL'}"
-            for column, sql_type in zip(table.columns, types, strict=True)
-        ]
-        connection.execute(f"CREATE TABLE {table.name} ({', '.join(columns)})")
-        _comment(connection, "TABLE", table.name, table.comment, {c.name: c.comment for c in table.columns})
-    # The view on embeddings needs a file to read.
-    empty = lake / "embeddings" / "none.parquet"
-    if not empty.exists():
-        with replaced_file(empty) as temporary:
-            LAKE_TABLES["embeddings"].empty().write_parquet(temporary)
-    for view in views(lake):
+    for schema, tables in _STORED.items():
+        connection.execute(f"CREATE SCHEMA {schema}")
+        for table in tables:
+            types = _types(connection, table)
+            columns = [
+                f"{column.name} {types[column.name]}{'' if column.nullable else ' NOT NULL'}"
+                for column in table.columns
+            ]
+            connection.execute(f"CREATE TABLE {schema}.{table.name} ({', '.join(columns)})")
+            comments = {column.name: column.comment for column in table.columns}
+            _comment(connection, "TABLE", f"{schema}.{table.name}", table.comment, comments)
+    for table in VIEWED_TABLES.values():
+        rows = rows_of(connection, table, ())
+        connection.execute(f"CREATE MACRO lake.files_of_{table.name}() AS TABLE {rows}")
+        connection.execute(f"CREATE VIEW lake.{table.name} AS FROM lake.files_of_{table.name}()")
+        comments = {column.name: column.comment for column in table.columns}
+        _comment(connection, "VIEW", f"lake.{table.name}", table.comment, comments)
+    for view in VIEWS:
         connection.execute(f"CREATE VIEW {view.name} AS {view.sql}")
         comments = {**COLUMN_COMMENTS, **view.columns}
         names = connection.table(view.name).columns
         _comment(connection, "VIEW", view.name, view.comment, {name: comments[name] for name in names})
+    insert(connection, "publication.record", pl.DataFrame({"name": ["lake"], "value": [str(lake)]}))
+
+
+def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
+    types = connection.from_arrow(table.empty().to_arrow()).types
+    return {column.name: str(sql_type) for column, sql_type in zip(table.columns, types, strict=True)}
 
 
 def _comment(
@@ -66,58 +102,84 @@ def _comment(
         connection.execute(f"COMMENT ON COLUMN {name}.{column} IS {quoted(text)}")
 
 
-def replace_rows(
-    connection: duckdb.DuckDBPyConnection, table: Table, changed: list[Key], present: list[Key], root: Path
-) -> None:
-    """Take out the rows of ``changed`` keys and read those of ``present`` ones (changed, less those that are gone)."""
-    if table.keys:
-        columns = {KEY_COLUMNS[name]: [getattr(key, name) for key in changed] for name in table.keys}
-        _delete(connection, table.name, pl.DataFrame(columns))
-    else:
-        connection.execute(f"DELETE FROM {table.name}")
-    if present:
-        paths = [str(root / key.path) for key in present]
-        # By name: a file written before a column was known has NULL in it.
-        source = "SELECT * FROM read_parquet(?, hive_partitioning = false, union_by_name = true)"
-        connection.execute(f"INSERT INTO {table.name} BY NAME {source}", [paths])
+def show_files(connection: duckdb.DuckDBPyConnection, table: Table, files: pl.DataFrame) -> pl.DataFrame:
+    """Let the view of a table read these files, as in ``Snapshot.files``, and no others.
 
-
-def refresh_aggregates(connection: duckdb.DuckDBPyConnection, changed: Iterable[Key]) -> None:
-    """Make the stored aggregates of the plates x model versions anew whose scores are among the changed files."""
-    groups = sorted({(key.plate, key.model_name, key.model_version) for key in changed if key.table == "scores"})
-    wanted = pl.DataFrame(
-        groups,
-        schema={"Metadata_Plate": pl.String, "model_name": pl.String, "model_version": pl.Int32},
-        orient="row",
-    )
-    for table in QC_TABLES:
-        _delete(connection, table.name, wanted)
-    for group in groups:
-        where = "Metadata_Plate = ? AND model_name = ? AND model_version = ?"
-        scores = connection.sql(f"SELECT {', '.join(NEEDED)} FROM scores WHERE {where}", params=list(group)).pl()
-        for by in QC_GROUPS:
-            _insert(connection, f"qc_by_{by}", aggregate(scores, by))
-
-
-def recorded(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """What the database was published from: the signatures of lake files by their paths, and the facts by their names.
-
-    Paths have a slash, names have none.
+    Returns:
+        All partitions of the files that it reads now, or read before.
     """
-    return dict(connection.execute("SELECT name, value FROM publication.record").fetchall())
+    # A macro, since a view made anew would need the comments of all its columns again.
+    with reading(table):
+        rows = rows_of(connection, table, files["path"])
+        connection.execute(f"CREATE OR REPLACE MACRO lake.files_of_{table.name}() AS TABLE {rows}")
+    before = files_of(connection, table.name)
+    connection.execute("DELETE FROM publication.files WHERE table_name = ?", [table.name])
+    insert(connection, "publication.files", files.with_columns(table_name=pl.lit(table.name)))
+    keys = [KEY_COLUMNS[key] for key in table.partitioned_by]
+    return pl.concat([before.select(keys), files.select(keys)]).unique()
 
 
-def record(connection: duckdb.DuckDBPyConnection, values: dict[str, str]) -> None:
-    """Replace what ``recorded`` gives back."""
-    connection.execute("DELETE FROM publication.record")
-    _insert(connection, "publication.record", pl.DataFrame({"name": list(values), "value": list(values.values())}))
+def files_of(connection: duckdb.DuckDBPyConnection, table: str) -> pl.DataFrame:
+    """What ``show_files`` was given last."""
+    return connection.sql("FROM publication.files WHERE table_name = ?", params=[table]).pl()
+
+
+def rows_of(connection: duckdb.DuckDBPyConnection, table: Table, paths: Iterable[str]) -> str:
+    """A query for the rows of some files of a table."""
+    types = _types(connection, table)
+    # DuckDB takes a path for a pattern.
+    listed = ", ".join(quoted(glob.escape(path)) for path in paths)
+    if not listed:
+        return f"SELECT {', '.join(f'NULL::{types[name]} AS {name}' for name in table.polars)} WHERE false"
+    # What a table is partitioned by stands in the paths alone.
+    found = ", ".join(f"'{KEY_COLUMNS[key]}': {types[KEY_COLUMNS[key]]}" for key in table.partitioned_by)
+    hive = f"hive_partitioning = true, hive_types = {{{found}}}" if found else "hive_partitioning = false"
+    return f"SELECT {', '.join(table.polars)} FROM read_parquet([{listed}], {hive})"
+
+
+@contextmanager
+def reading(table: Table) -> Iterator[None]:
+    """Tell which table's files could not be read."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise StoreError(
+            f"the lake's files of {table.name} cannot be read: {error}",
+            "Make the partitions anew whose files are damaged.",
+        ) from error
+
+
+def copy(connection: duckdb.DuckDBPyConnection, table: Table, files: pl.DataFrame) -> pl.DataFrame:
+    """Replace the copy of a small table by the rows of these files.
+
+    Returns:
+        ``Metadata_Plate`` and ``model_run``, of those that the table has, of rows that differ from what stood there.
+    """
+    there = f"lake.{table.name}"
+    keys = [column for column in ("Metadata_Plate", "model_run") if column in table.polars]
+    with reading(table):
+        connection.execute(f"CREATE TEMP TABLE fresh AS {rows_of(connection, table, files['path'])}")
+    differing = f"(FROM fresh EXCEPT FROM {there}) UNION ALL (FROM {there} EXCEPT FROM fresh)"
+    changed = connection.sql(f"SELECT DISTINCT {', '.join(keys) or 'NULL'} FROM ({differing})").pl()
+    connection.execute(f"DELETE FROM {there}")
+    connection.execute(f"INSERT INTO {there} FROM fresh")
+    connection.execute("DROP TABLE fresh")
+    return changed
+
+
+def replace(connection: duckdb.DuckDBPyConnection, table: Table, rows: pl.DataFrame) -> None:
+    """Replace the copy of a table by these rows."""
+    connection.execute(f"DELETE FROM lake.{table.name}")
+    insert(connection, f"lake.{table.name}", rows)
 
 
 # DuckDB finds the frames ``keys`` and ``rows`` by the names they have here.
-def _delete(connection: duckdb.DuckDBPyConnection, table: str, keys: pl.DataFrame) -> None:
-    same = " AND ".join(f"{table}.{name} = keys.{name}" for name in keys.columns)
-    connection.execute(f"DELETE FROM {table} USING keys WHERE {same}")
+def delete(connection: duckdb.DuckDBPyConnection, table: str, keys: pl.DataFrame) -> None:
+    """Take out the rows that have one of the keys."""
+    same = " AND ".join(f"target.{name} = keys.{name}" for name in keys.columns)
+    connection.execute(f"DELETE FROM {table} AS target USING keys WHERE {same}")
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: pl.DataFrame) -> None:
+def insert(connection: duckdb.DuckDBPyConnection, table: str, rows: pl.DataFrame) -> None:
+    """Add rows, column by name."""
     connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM rows")

@@ -6,9 +6,10 @@ from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
+from gradcamo_assets.warehouse.columns import Table
 from gradcamo_assets.warehouse.database import quoted
 from gradcamo_assets.warehouse.queries import connect
-from gradcamo_assets.warehouse.schema import COPIED_TABLES
+from gradcamo_assets.warehouse.schema import COPIED_TABLES, LAKE_TABLES, VIEWED_TABLES
 from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES
 
 # What is wrong, and from where the rows come that are.
@@ -33,37 +34,43 @@ _WRONG = {
     ),
 }
 
+_LOOKED_AT = ("scores", "cells", *(table.name for table in QC_TABLES))
+# Embeddings are written together with scores, and are much to read.
+_UNIQUE = (
+    *COPIED_TABLES.values(),
+    *(VIEWED_TABLES[name] for name in VIEWED_TABLES if name != "embeddings"),
+    *QC_TABLES,
+)
+
 
 def violations(database: Path, plates: Collection[str] | None = None) -> list[str]:
     """What does not hold, one sentence each with how many rows; an empty list is what should come back.
 
     Args:
-        plates: look at the rows of these plates, and of tables that know no plate; None: at all.
+        plates: look at the rows of these plates, and of tables that know no plate; None: at all, which reads the lake.
 
     Raises:
         StoreError: where the database cannot be read.
     """
-    checks = {what: f"SELECT count(*) FROM {rows}" for what, rows in _WRONG.items()}
-    tables = (*COPIED_TABLES.values(), *QC_TABLES)
-    for table in tables:
-        columns = ", ".join(table.unique)
-        checks[f"rows of {table.name} that share {columns} with another"] = (
-            f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {table.name} GROUP BY {columns} HAVING n > 1)"
-        )
+    here = "" if plates is None else f"WHERE Metadata_Plate IN ({', '.join(map(quoted, plates)) or 'NULL'})"
+    # The rows that are asked for, under the names of their views.
+    narrowed = ", ".join(f"{name} AS NOT MATERIALIZED (FROM main.{name} {here})" for name in _LOOKED_AT)
+    checks = {what: f"WITH {narrowed} SELECT count(*) FROM {rows}" for what, rows in _WRONG.items()}
     for by in QC_GROUPS:
         checks[f"cells by which qc_by_{by} and scores differ"] = (
-            f"SELECT abs((SELECT coalesce(sum(n_cells), 0) FROM qc_by_{by}) - count(*)) FROM scores "
+            f"WITH {narrowed} SELECT abs((SELECT coalesce(sum(n_cells), 0) FROM qc_by_{by}) - count(*)) FROM scores "
             "WHERE split <> 'train'"
         )
-    narrowed = ""
-    if plates is not None:
-        names = ", ".join(map(quoted, plates)) or "NULL"
-        parts = (
-            f"{table.name} AS NOT MATERIALIZED (SELECT * FROM main.{table.name} WHERE Metadata_Plate IN ({names}))"
-            for table in tables
-            if "Metadata_Plate" in table.polars
+    for table in _UNIQUE:
+        columns = ", ".join(table.unique)
+        rows = f"FROM {_schema(table)}.{table.name} {here if 'Metadata_Plate' in table.polars else ''}"
+        checks[f"rows of {table.name} that share {columns} with another"] = (
+            f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n {rows} GROUP BY {columns} HAVING n > 1)"
         )
-        narrowed = f"WITH {', '.join(parts)} "
     with closing(connect(database)) as connection:
-        counts = {what: connection.execute(narrowed + sql).fetchall()[0][0] for what, sql in checks.items()}
+        counts = {what: connection.execute(sql).fetchall()[0][0] for what, sql in checks.items()}
     return [f"{count} {what}" for what, count in counts.items() if count]
+
+
+def _schema(table: Table) -> str:
+    return "lake" if table.name in LAKE_TABLES else "main"

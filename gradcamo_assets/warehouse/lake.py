@@ -6,7 +6,9 @@ is made from these tables and can be made again at any time.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from gradcamo_assets.common.names import plate_name, slug
 from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Table
 from gradcamo_assets.warehouse.conform import conform
-from gradcamo_assets.warehouse.schema import lake_table
+from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -60,6 +62,10 @@ class Lake:
             raise StoreError(
                 "the path holds [ or ], which Delta Lake cannot write to", "Move GRADCAMO_HOME.", path=self.root
             )
+        columns = {name for table in LAKE_TABLES.values() for name in table.polars}
+        if alike := [part for part in self.root.absolute().parts if part.partition("=")[0] in columns and "=" in part]:
+            problem = f"the folder {alike[0]} reads like a column of the lake's tables"
+            raise StoreError(problem, "Rename it, or move GRADCAMO_HOME.", path=self.root)
 
     def write(self, table: str, frame: pl.DataFrame, **keys: Any) -> None:
         """Replace what the lake holds under one key, given by all of ``lake_table(table).keys``.
@@ -181,8 +187,26 @@ class Lake:
 
     def version(self, table: str) -> int:
         """The version of a Delta table; it grows with every commit. -1 where there is none yet."""
-        delta = self._delta(lake_table(table), without_files=True)
-        return -1 if delta is None else delta.version()
+        try:
+            names = os.listdir(self.root / lake_table(table).name / "_delta_log")
+        except FileNotFoundError:
+            names = []
+        found = [int(name[:20]) for name in names if name[:20].isdigit() and name.endswith((".json", ".parquet"))]
+        if not found:
+            self._delta(lake_table(table))  # It refuses what an earlier release wrote.
+        return max(found, default=-1)
+
+    def revision(self, table: str, version: int | None = None) -> str:
+        """What tells the rows of a table at a version (its last) from any others, those of a table made anew included.
+
+        The version and a digest of its commit, as ``12-0f3a5c``; the version alone where the log has lost the commit.
+        """
+        number = self.version(table) if version is None else version
+        try:
+            commit = (self.root / table / "_delta_log" / f"{number:020}.json").read_bytes()
+        except FileNotFoundError:
+            return str(number)
+        return f"{number}-{hashlib.sha256(commit).hexdigest()[:16]}"
 
     def versions(self, table: str, **keys: Any) -> pl.DataFrame:
         """The rows of one of the version tables, read from Delta's log alone: no data file is opened.
@@ -276,14 +300,14 @@ class Lake:
             path.unlink(missing_ok=True)
         return len(gone)
 
-    def _delta(self, table: Table, version: int | None = None, without_files: bool = False) -> DeltaTable | None:
+    def _delta(self, table: Table, version: int | None = None) -> DeltaTable | None:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
         folder = self.root / table.name
         try:
             if (folder / "_delta_log").is_dir():
-                return DeltaTable(folder, version=version, without_files=without_files)
+                return DeltaTable(folder, version=version)
         except (DeltaError, OSError) as error:
             remedy = "Restore its folder from a copy, or delete it and make its partitions again."
             raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error

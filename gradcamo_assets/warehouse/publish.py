@@ -1,13 +1,14 @@
 """Publishing the QC database: copy, change what changed in the lake, rename over. Never edited in place.
 
 Readers never block a publication and a publication never blocks readers: they keep the file that they opened. A crash
-at any moment leaves the last good file. What changed is found by comparing the lake's files with the signatures that
-the database itself records, so no caller can forget a table.
+at any moment leaves the last good file. What changed is found by comparing the revisions of the lake's tables with those
+that the database was published from, so no caller can forget a table.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import shutil
 import time
 from contextlib import closing, suppress
@@ -15,38 +16,41 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import polars as pl
 from filelock import FileLock, Timeout
 
 from gradcamo_assets.common.errors import StoreError
+from gradcamo_assets.common.files import write_json
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.warehouse import database as db
-from gradcamo_assets.warehouse.columns import Table
-from gradcamo_assets.warehouse.lake import Key, Lake
-from gradcamo_assets.warehouse.schema import COPIED_TABLES
+from gradcamo_assets.warehouse.lake import Lake
+from gradcamo_assets.warehouse.queries import run_sql
+from gradcamo_assets.warehouse.refresh import refresh
+from gradcamo_assets.warehouse.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES, lake_table
 
 _WAIT_SECONDS = 1800.0
-_ATTEMPTS = 10
-_NANOSECONDS = 1_000_000_000
+_HEADER_BYTES = 3 * 4096
+
+# What is to be scored is read first: a stage writes it last, so that the rows are at least as new.
+_PUBLISHED = (*INDEX_TABLES, *COPIED_TABLES, *VIEWED_TABLES)
+_IN_REPORTS = ("scores", "audit", "umap", "profiles", "channel_correlation")
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What one publication did. ``changed``: the lake files whose rows were replaced or taken out.
+    """What one publication did. Nothing changed and not rebuilt: the old file stays where it is.
 
-    Nothing changed and not rebuilt: the old file stays where it is.
+    Attributes:
+        changed: the tables of the lake with another revision than the file before was published from.
+        plates: those of which a champion's rows, or what a report tells beside them, changed; sorted.
+        rebuilt: whether the database was made anew.
+        seconds: how long it took.
     """
 
-    changed: tuple[Key, ...]
+    changed: tuple[str, ...]
+    plates: tuple[str, ...]
     rebuilt: bool
     seconds: float
-
-    @property
-    def plates(self) -> tuple[str, ...]:
-        """The plates touched, sorted."""
-        return tuple(sorted({key.plate for key in self.changed if key.plate}))
-
-
-class _LakeMoved(Exception):
-    """A lake file was replaced or removed while it was read."""
 
 
 def publish(lake: Lake, database: Path) -> Publication:
@@ -55,113 +59,142 @@ def publish(lake: Lake, database: Path) -> Publication:
     Args:
         lake: the source of truth.
         database: the file to publish; made where it is missing, made anew from the lake where it is damaged, of another
-            schema, of another lake, or was written to by anybody else.
+            schema, of a lake in another place, or was written to by anybody else.
 
     Raises:
         StoreError: where another publisher does not finish within half an hour, or a lake file cannot be read.
     """
-    database = database.absolute()
+    started, database = time.perf_counter(), database.absolute()
+    work = database.with_name(f".{database.name}.next.tmp")
     try:
         with FileLock(database.with_name(f".{database.name}.lock"), timeout=_WAIT_SECONDS):
-            for _ in range(_ATTEMPTS):
-                with suppress(_LakeMoved):
-                    return _publish(lake, database)
+            try:
+                published = _published(lake, database)
+                if published is not None:
+                    with suppress(duckdb.Error):  # It is damaged.
+                        return _publish(lake, database, work, published, started)
+                return _publish(lake, database, work, None, started)
+            finally:
+                _remove(work)
     except Timeout as error:
         raise StoreError(
             "another publisher has not finished", "End the run that hangs, then publish again.", path=database
         ) from error
-    raise StoreError("the lake changes faster than it can be read", "Publish again later.", path=lake.root)
 
 
-def _publish(lake: Lake, database: Path) -> Publication:
-    started = time.perf_counter()
-    # Signatures before contents: a file replaced in between is then read once too often, never once too seldom.
-    keys = (key for table in COPIED_TABLES for key in lake.keys(table))
-    files = {key.path: signature for key in keys if (signature := _sign(lake.root / key.path))}
-    work = database.with_name(f".{database.name}.next.tmp")
-    _remove(work)
-    try:
-        recorded = _recorded(database, work, lake)
-        rebuilt = recorded is None
-        recorded = recorded or {}
-        paths = sorted(path for path in files.keys() | recorded if files.get(path) != recorded.get(path))
-        changed = tuple(key for path in paths if (key := Key.of_path(path)))
-        if changed or rebuilt:
-            if not rebuilt:
-                shutil.copyfile(database, work)
-            _fill(work, lake, changed, files, rebuilt)
-            # Before the rename, or a reader in between would find the new file with another's log.
-            _log_of(database).unlink(missing_ok=True)
-            work.replace(database)
-    finally:
-        _remove(work)
-    return Publication(changed, rebuilt, time.perf_counter() - started)
+def needs_publication(lake: Lake, database: Path) -> bool:
+    """Whether ``publish`` would change anything. No database and no data file is opened."""
+    published = _published(lake, database.absolute())
+    return published is None or any(lake.revision(name) != published.get(name) for name in _PUBLISHED)
 
 
-def _recorded(database: Path, work: Path, lake: Lake) -> dict[str, str] | None:
-    """Which lake files the published file holds; None where it cannot be built upon. Leaves no ``work`` behind.
+def published_files(database: Path) -> set[str]:
+    """The files of the lake that the views of the database read, absolute paths; none where there is no database.
 
-    It is read under another name, without a log that somebody's session left beside it. A link costs nothing, but is
-    refused while somebody has the file open for writing.
+    Raises:
+        StoreError: where the database cannot be opened.
     """
-    for take in (os.link, shutil.copyfile):
-        with suppress(OSError, duckdb.Error):
-            modified = database.stat().st_mtime_ns
-            take(database, work)
-            with closing(duckdb.connect(work, read_only=True)) as connection:
-                recorded = db.recorded(connection)
-            _remove(work)
-            built_upon = all(recorded.pop(name, None) == value for name, value in _facts(lake, modified).items())
-            return recorded if built_upon else None
+    return set(run_sql(database, "SELECT path FROM publication.files")["path"]) if database.exists() else set()
+
+
+def _publish(lake: Lake, database: Path, work: Path, published: dict[str, str] | None, started: float) -> Publication:
+    before = published or {}
+    changed = tuple(name for name in _PUBLISHED if lake.revision(name) != before.get(name))
+    plates: tuple[str, ...] = ()
+    if changed:
         _remove(work)
-    return None
+        if published is not None:
+            shutil.copyfile(database, work)
+        revisions, plates = _fill(work, lake, before, changed)
+        _note(lake, database, work, before | revisions)
+        # Before the rename, or a reader in between would find the new file with another's log.
+        _log_of(database).unlink(missing_ok=True)
+        work.replace(database)
+    return Publication(changed, plates, published is None, time.perf_counter() - started)
 
 
-def _facts(lake: Lake, modified: int) -> dict[str, str]:
-    """What must be so for a published file to be built upon; ``modified`` tells whether it was written to since."""
-    return {"schema": db.schema_version(), "lake": str(lake.root.absolute()), "modified_ns": str(modified)}
+def _fill(
+    work: Path, lake: Lake, before: dict[str, str], changed: tuple[str, ...]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Change the copy in one transaction, then close it: whole, without a log, read-only.
 
-
-def _fill(work: Path, lake: Lake, changed: tuple[Key, ...], files: dict[str, str], new: bool) -> None:
-    """Change the copy in one transaction, then close it: whole, without a log, read-only."""
-    modified = time.time_ns() // _NANOSECONDS * _NANOSECONDS
+    Returns:
+        The revisions of the changed tables, and the plates whose reports are out of date.
+    """
+    revisions: dict[str, str] = {}
+    touched: dict[str, pl.DataFrame] = {}
     with closing(duckdb.connect(work)) as connection:
         connection.execute("BEGIN")
-        if new:
-            db.create(connection, lake.root)
-        for name, table in COPIED_TABLES.items():
-            if touched := [key for key in changed if key.table == name]:
-                _replace(connection, lake, table, touched, files)
-        db.refresh_aggregates(connection, changed)
-        db.record(connection, {**files, **_facts(lake, modified)})
+        if not before:
+            db.create(connection, lake.root.absolute())
+        for name in changed:
+            if name in INDEX_TABLES:
+                revisions[name] = lake.revision(name)
+                db.replace(connection, lake_table(name), lake.versions(name))
+                continue
+            snapshot = lake.snapshot(name)
+            revisions[name] = lake.revision(name, snapshot.version)
+            if name in COPIED_TABLES:
+                touched[name] = db.copy(connection, lake_table(name), snapshot.files)
+            else:
+                all_of_them = db.show_files(connection, lake_table(name), snapshot.files)
+                changes = _changes(lake, name, before.get(name, ""), snapshot.version)
+                touched[name] = all_of_them if changes is None else changes
+        refresh(connection, touched)
+        plates = _plates_to_report(connection, touched)
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT")
     work.chmod(0o444)
-    os.utime(work, ns=(modified, modified))
+    return revisions, plates
 
 
-def _replace(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, touched: list[Key], files: dict[str, str]
-) -> None:
-    present = [key for key in touched if key.path in files]
+def _changes(lake: Lake, name: str, before: str, version: int) -> pl.DataFrame | None:
+    """The partitions that changed since a revision; None where the log does not tell, or the table was made anew."""
+    since = int(before.partition("-")[0] or -1)
+    return lake.changes(name, since, version) if 0 <= since and lake.revision(name, since) == before else None
+
+
+def _plates_to_report(connection: duckdb.DuckDBPyConnection, touched: dict[str, pl.DataFrame]) -> tuple[str, ...]:
+    champions = connection.sql("SELECT model_run FROM champions").pl()["model_run"].implode()
+    found: set[str] = set()
+    for name in _IN_REPORTS:
+        rows = touched.get(name, pl.DataFrame({"Metadata_Plate": []}))
+        found |= set(
+            (rows.filter(pl.col("model_run").is_in(champions)) if "model_run" in rows else rows)["Metadata_Plate"]
+        )
+    return tuple(sorted(found))
+
+
+def _published(lake: Lake, database: Path) -> dict[str, str] | None:
+    """The revisions of the lake's tables that the file was published from; None where it cannot be built upon."""
     try:
-        db.replace_rows(connection, table, touched, present, lake.root)
-    except duckdb.Error as error:
-        if any(_sign(lake.root / key.path) != files[key.path] for key in present):
-            raise _LakeMoved from error
-        raise StoreError(
-            f"the lake's files of {table.name} cannot be read: {error}",
-            "Make the partitions anew whose files are damaged or of an earlier schema.",
-            path=lake.root / table.name,
-        ) from error
+        note = json.loads(_notes_of(database).read_text())[_fingerprint(database)]
+        return note["tables"] if note["made_for"] == _made_for(lake) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
-def _sign(path: Path) -> str | None:
-    """Inode, size and modification time: a lake file is only ever replaced whole. None where it is gone."""
-    with suppress(OSError):
-        stat = path.stat()
-        return f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
-    return None
+def _note(lake: Lake, database: Path, work: Path, revisions: dict[str, str]) -> None:
+    """Write down what the next file was published from, beside the same of the present one: either may be found."""
+    notes = {}
+    with suppress(OSError, ValueError, LookupError):
+        present = _fingerprint(database)
+        notes[present] = json.loads(_notes_of(database).read_text())[present]
+    write_json(_notes_of(database), notes | {_fingerprint(work): {"made_for": _made_for(lake), "tables": revisions}})
+
+
+def _made_for(lake: Lake) -> str:
+    return digest([db.schema_version(), str(lake.root.absolute())])
+
+
+def _fingerprint(database: Path) -> str:
+    """Size and a digest of DuckDB's headers, which every session that changed the file has written anew."""
+    with database.open("rb") as file:
+        return f"{database.stat().st_size}-{hashlib.sha256(file.read(_HEADER_BYTES)).hexdigest()[:16]}"
+
+
+def _notes_of(database: Path) -> Path:
+    return database.with_name(f".{database.name}.json")
 
 
 def _log_of(database: Path) -> Path:

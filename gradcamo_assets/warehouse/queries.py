@@ -13,8 +13,9 @@ import duckdb
 import polars as pl
 
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.warehouse.database import quoted, recorded
+from gradcamo_assets.warehouse.database import quoted
 from gradcamo_assets.warehouse.questions import QUESTIONS
+from gradcamo_assets.warehouse.schema import VIEWED_TABLES
 from gradcamo_assets.warehouse.schema_scores import QC_GROUPS
 
 QC_CHOICES = ("dose", "site", "dose,site", "well", "plate", "model", *(view.name for view in QUESTIONS))
@@ -23,7 +24,7 @@ _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.St
 
 
 def connect(database: Path) -> duckdb.DuckDBPyConnection:
-    """A read-only connection that can read no other file than the lake's embeddings. Close it when done.
+    """A read-only connection that can read no other files than those of the lake's big tables. Close it when done.
 
     A process that still holds a connection to an earlier publication gets that one again.
 
@@ -35,13 +36,14 @@ def connect(database: Path) -> duckdb.DuckDBPyConnection:
     try:
         connection = _open(database)
         if connection.execute("SELECT current_setting('enable_external_access')").fetchall()[0][0]:
-            lake = recorded(connection)["lake"]
+            lake = connection.execute("SELECT value FROM publication.record WHERE name = 'lake'").fetchall()[0][0]
             # DuckDB compares the folder once as the view's pattern spells it, once as the files are found.
-            allowed = ", ".join(quoted(f"{folder}/embeddings") for folder in (lake, glob.escape(lake)))
+            folders = (f"{folder}/{name}" for folder in (lake, glob.escape(lake)) for name in VIEWED_TABLES)
+            allowed = ", ".join(map(quoted, folders))
             connection.execute(f"SET allowed_directories = [{allowed}]")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET python_enable_replacements = false")
-    except (duckdb.Error, KeyError) as error:
+    except (duckdb.Error, LookupError) as error:
         raise StoreError(
             f"this is no QC database, or one that cannot be opened: {error}",
             "Delete it and publish again: it is made anew from the lake.",
@@ -81,7 +83,9 @@ def run_sql(database: Path, sql: str, parameters: dict[str, object] | None = Non
             raise StoreError(
                 f"the query failed: {error}", "`SHOW TABLES` and `DESCRIBE scores` say what can be asked."
             ) from error
-    return frame.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
+    # Sums of whole numbers; those beyond 64 bits stay as they are.
+    whole = frame.select(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
+    return frame.with_columns(column for column in whole if column.null_count() == frame[column.name].null_count())
 
 
 def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate: str | None = None) -> pl.DataFrame:
@@ -106,7 +110,7 @@ def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate
         name = f"qc_by_{group}"
         keys = ["model_name", "model_version", "Metadata_Plate", *(column.name for column in QC_GROUPS[group])]
         order = ", ".join(keys)
-    champions = "(model_name, model_version) IN (SELECT (model_name, model_version) FROM champions)"
+    champions = "model_run IN (SELECT model_run FROM champions)"
     conditions = [champions] * champion_only + ["Metadata_Plate = $plate"] * (plate is not None)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     return run_sql(database, f"SELECT * FROM {name} {where} ORDER BY {order}", {"plate": plate} if plate else None)

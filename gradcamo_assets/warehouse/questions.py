@@ -6,19 +6,17 @@ They speak of the champion of each model name and of cells that it was not train
 from __future__ import annotations
 
 from gradcamo_assets.warehouse.columns import View
+from gradcamo_assets.warehouse.summaries import SITE_DIFFERENCES, WORST_CELLS
 
-_KEYS = "model_name, model_version, Metadata_Plate"
+_KEYS = "model_name, model_version, model_run, Metadata_Plate"
 _DOSE = "Metadata_Compound, Metadata_Dose, Metadata_Dose_Unit"
-_CHAMPION = "JOIN champions USING (model_name, model_version)"
-_MODELS = "LEFT JOIN models USING (model_name, model_version)"
+_MODEL = "model_name, model_version, model_run"
+_CHAMPION = f"JOIN champions USING ({_MODEL})"
+_MODELS = f"LEFT JOIN models USING ({_MODEL})"
 
 # Scales a median absolute deviation to a normal standard deviation, and keeps wells or plates that are nearly all alike
 # from making a hundredth look large.
 _DEVIATION = "({value} - {middle}) / greatest(1.4826 * {spread}, 0.01)"
-
-
-def _named(table: str, columns: str) -> str:
-    return ", ".join(f"{table}.{column}" for column in columns.split(", "))
 
 
 def _sign_test(up: str, down: str) -> str:
@@ -88,28 +86,31 @@ SITE_EFFECT = View(
     "site_effect",
     "One row a site x plate of the champion: does it differ from the other sites of the same wells?",
     f"""
-    WITH by_field AS (
-        SELECT {_KEYS}, Metadata_Well, Metadata_Site, sum(gradcamo_adjusted) AS total, count(gradcamo_adjusted) AS n
-        FROM current_scores WHERE split <> 'train' GROUP BY ALL HAVING n > 0
-    ), paired AS (
-        SELECT *, total / n - (sum(total) OVER well - total) / nullif(sum(n) OVER well - n, 0) AS difference
-        FROM by_field WINDOW well AS (PARTITION BY {_KEYS}, Metadata_Well)
-    ), by_site AS (
-        SELECT {_KEYS}, Metadata_Site, median(difference) AS difference,
-            count(*) FILTER (difference > 0) AS wells_up, count(*) FILTER (difference < 0) AS wells_down
-        FROM paired GROUP BY ALL
-    )
-    SELECT
-        {_KEYS}, Metadata_Site, n_cells, on_target_fraction, median_adjusted, difference, wells_up, wells_down,
+    SELECT {_KEYS}, Metadata_Site, n_cells, on_target_fraction, median_adjusted, difference, wells_up, wells_down,
         {_sign_test("'higher'", "'lower'")} AS verdict
-    FROM by_site JOIN qc_by_site USING ({_KEYS}, Metadata_Site)
+    FROM aggregates.site_differences JOIN qc_by_site USING (model_run, Metadata_Plate, Metadata_Site) {_CHAMPION}
     """,
     {
-        "difference": "Mean adjusted score of a well at this site less that at its other sites, median over wells",
-        "wells_up": "Wells whose cells score higher at this site",
-        "wells_down": "Wells whose cells score lower at this site",
+        **{column.name: column.comment for column in SITE_DIFFERENCES.table.columns},
         "verdict": "higher, lower, or no clear difference: sign test over wells at 5%",
     },
+)
+
+PREVIOUS_CHAMPIONS = View(
+    "aggregates.previous_champions",
+    "One row a model name: its champion, and the run that was champion before",
+    f"""
+    WITH held AS (
+        SELECT model_name, promoted_at, 1 AS later, to_run AS previous_run, to_version AS previous_version
+        FROM lake.promotions WHERE alias = 'champion'
+        UNION ALL SELECT model_name, promoted_at, 0, from_run, from_version FROM lake.promotions
+        WHERE alias = 'champion'
+    )
+    SELECT DISTINCT ON (model_name) {_MODEL}, previous_run, previous_version
+    FROM held JOIN champions USING (model_name) WHERE previous_run <> model_run
+    ORDER BY model_name, held.promoted_at DESC, later DESC, previous_version DESC
+    """,
+    {"previous_run": "MLflow run that was champion before", "previous_version": "Version that was champion before"},
 )
 
 _HELPED = "if(regulariser <> 'none', 'helped, but trained for', 'helped')"
@@ -117,32 +118,13 @@ MODEL_GAIN = View(
     "model_gain",
     "One row a plate: has the champion helped over the champion before it, on the cells that both have scored?",
     f"""
-    WITH pairs AS (
-        SELECT model_name, model_version, max_by(to_version, promotions.promoted_at) AS previous_version
-        FROM champions JOIN promotions USING (model_name)
-        WHERE alias = 'champion' AND to_version <> model_version GROUP BY ALL
-    ), by_well AS (
-        SELECT
-            new.model_name, new.model_version, previous_version, new.Metadata_Plate, new.Metadata_Well,
-            count(*) AS n, sum(old.on_target::INTEGER) AS hits_before, sum(new.on_target::INTEGER) AS hits_now,
-            sum(old.gradcamo_adjusted) AS before, sum(new.gradcamo_adjusted) AS now
-        FROM pairs JOIN scores new USING (model_name, model_version) JOIN scores old ON
-            old.model_name = new.model_name AND old.model_version = previous_version
-            AND old.Metadata_Plate = new.Metadata_Plate AND old.Metadata_CellID = new.Metadata_CellID
-            AND old.mask_version = new.mask_version AND old.crop_version = new.crop_version
-        WHERE new.split <> 'train' AND old.split <> 'train'
-            AND new.gradcamo_adjusted IS NOT NULL AND old.gradcamo_adjusted IS NOT NULL
-        GROUP BY ALL
-    ), by_plate AS (
-        SELECT
-            {_KEYS}, previous_version, sum(n)::BIGINT AS n_cells, count(*) AS n_wells,
-            sum(hits_before) / sum(n) AS on_target_before, sum(hits_now) / sum(n) AS on_target_now,
-            sum(before) / sum(n) AS adjusted_before, sum(now) / sum(n) AS adjusted_now,
-            count(*) FILTER (now > before) AS wells_up, count(*) FILTER (now < before) AS wells_down
-        FROM by_well GROUP BY ALL
-    )
-    SELECT by_plate.*, {_sign_test(_HELPED, "'harmed'")} AS verdict
-    FROM by_plate {_MODELS}
+    SELECT
+        {_KEYS}, previous_version, n_cells, n_wells,
+        hits_before / n_cells AS on_target_before, hits_now / n_cells AS on_target_now,
+        adjusted_before / n_cells AS adjusted_before, adjusted_now / n_cells AS adjusted_now, wells_up, wells_down,
+        {_sign_test(_HELPED, "'harmed'")} AS verdict
+    FROM aggregates.gains JOIN aggregates.previous_champions USING (model_run, previous_run) {_MODELS}
+    WHERE n_cells > 0 AND previous_run IN (SELECT model_run FROM models)
     """,
     {
         "previous_version": "Version that was champion before",
@@ -162,18 +144,10 @@ CELLS_TO_LOOK_AT = View(
     "cells_to_look_at",
     "Three rows a compound x dose x plate of the champion: the cells its maps miss most, and where their crops are",
     f"""
-    WITH worst AS (
-        -- Only these columns are carried through the ranking: it is most of the cost.
-        SELECT {_KEYS}, {_DOSE}, Metadata_CellID, mask_version, crop_version, looks_at, gradcamo, gradcamo_adjusted,
-            row_number() OVER (PARTITION BY {_KEYS}, {_DOSE} ORDER BY gradcamo_adjusted) AS place
-        FROM current_scores WHERE split <> 'train' AND gradcamo_adjusted IS NOT NULL QUALIFY place <= 3
-    )
-    SELECT
-        {_named("worst", _KEYS)}, {_named("worst", _DOSE)}, place, Metadata_CellID,
-        crop_index, looks_at, gradcamo, gradcamo_adjusted
-    FROM worst LEFT JOIN cells USING (Metadata_CellID, mask_version, crop_version)
+    SELECT {_KEYS}, {_DOSE}, place, Metadata_CellID, crop_index, looks_at, gradcamo, gradcamo_adjusted
+    FROM aggregates.worst_cells JOIN champions USING (model_run)
     """,
-    {"place": "1 is the lowest adjusted score of its compound x dose"},
+    {column.name: column.comment for column in WORST_CELLS.table.columns},
 )
 
 # What is compared from plate to plate, and what its comparison is called.
@@ -201,11 +175,11 @@ PLATE_DRIFT = View(
         SELECT *, count(*) OVER earlier AS earlier_plates, {_EARLIER}
         FROM qc_by_plate LEFT JOIN controls USING ({_KEYS}) LEFT JOIN plates USING (Metadata_Plate)
         WINDOW earlier AS (
-            PARTITION BY model_name, model_version ORDER BY ingested_at, Metadata_Plate
+            PARTITION BY model_run ORDER BY ingested_at, Metadata_Plate
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
     ), judged AS (SELECT *, {_DEVIATIONS} FROM compared)
     SELECT
-        model_name, model_version, ingested_at, Metadata_Plate, earlier_plates,
+        {_MODEL}, ingested_at, Metadata_Plate, earlier_plates,
         {_drift("{value}, {name}_before, {name}_deviation")},
         CASE
             WHEN earlier_plates < 8 THEN 'too few earlier plates'

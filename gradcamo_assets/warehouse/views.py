@@ -1,33 +1,98 @@
-"""The views of the QC database: the champion's scores, model versions side by side, and what waits to be scored."""
+"""The views of the QC database: what SQL users see of the lake and of the stored summaries.
+
+A view on a table about models joins ``aggregates.labels``: runs that the registry no longer names are not shown. DuckDB
+then reads no file of another run, and none of another plate where one is asked for.
+"""
 
 from __future__ import annotations
 
-import glob
-from pathlib import Path
-
 import polars as pl
 
-from gradcamo_assets.warehouse.columns import View
-from gradcamo_assets.warehouse.questions import QUESTIONS
-from gradcamo_assets.warehouse.schema import LAKE_TABLES
-from gradcamo_assets.warehouse.schema_scores import AUDIT, QC_TABLES, SCORES
+from gradcamo_assets.warehouse.columns import MODEL, View
+from gradcamo_assets.warehouse.questions import PREVIOUS_CHAMPIONS, QUESTIONS
+from gradcamo_assets.warehouse.schema import COPIED_TABLES, VIEWED_TABLES, lake_table
+from gradcamo_assets.warehouse.schema_scores import AUDIT, QC_TABLES, REGIONS, SCORES
 
 # What a column of a view means where the view does not say it: what it means in the table it comes from.
 COLUMN_COMMENTS = {
-    column.name: column.comment for table in (*LAKE_TABLES.values(), *QC_TABLES, SCORES) for column in table.columns
+    column.name: column.comment
+    for table in (*COPIED_TABLES.values(), *VIEWED_TABLES.values(), *QC_TABLES, SCORES)
+    for column in table.columns
 }
+_LABELS = [column.name for column in MODEL[:2]]
+
+
+def _shown(name: str, source: str, columns: tuple[str, ...]) -> str:
+    """All columns, with the names and versions that the registry has today."""
+    names = [f"labels.{column}" if column in _LABELS else f"{name}.{column}" for column in columns]
+    return f"SELECT {', '.join(names)} FROM {source}.{name} JOIN aggregates.labels USING (model_run)"
+
+
+def _view_of(name: str) -> View:
+    """A lake table as users see it."""
+    table = lake_table(name)
+    columns = {column.name: column.comment for column in table.columns}
+    labelled = "model_run" in columns and name != "models"
+    return View(name, table.comment, _shown(name, "lake", tuple(columns)) if labelled else f"FROM lake.{name}", columns)
+
+
+def _fields() -> View:
+    table, masks = lake_table("fields"), lake_table("masks")
+    flag = "coalesce(fields.qc_flag, masks.qc_flag, field_verdicts.qc_flag, field_crops.qc_flag) AS qc_flag"
+    warning = "nullif(concat_ws('; ', fields.qc_warning, field_verdicts.qc_warning), '') AS qc_warning"
+    own = [name for name in table.polars if name not in ("qc_warning", "image_version")]
+    names = [flag if name == "qc_flag" else f"fields.{name}" for name in own]
+    return View(
+        "fields",
+        table.comment,
+        # Masks of other pixels than today's say nothing of the field.
+        f"""
+        SELECT {", ".join(names)}, masks.n_cells, masks.foreground_share, {warning}
+        FROM lake.fields
+        LEFT JOIN lake.masks ON {_same(table.unique, "fields", "masks")}
+            AND coalesce(masks.image_version, '') IN ('', fields.image_version)
+        LEFT JOIN lake.field_verdicts ON {_same(table.unique, "fields", "field_verdicts")}
+        LEFT JOIN lake.field_crops ON {_same(table.unique, "fields", "field_crops")}
+        """,
+        {column.name: column.comment for column in (*masks.columns, *table.columns)},
+    )
+
+
+def _cells() -> View:
+    table = lake_table("cells")
+    flag = "coalesce(cells.qc_flag, crops.qc_flag)"
+    shown = {
+        "qc_flag": f"if({flag} IS NULL, crops.crop_index, NULL) AS crop_index, {flag} AS qc_flag",
+        "mask_version": f"cells.mask_version, if({flag} IS NULL, crops.crop_version, NULL) AS crop_version",
+    }
+    names = [shown.get(name, f"cells.{name}") for name in table.polars]
+    keys = ("Metadata_Plate", "Metadata_Site", "Metadata_CellID", "mask_version")
+    return View(
+        "cells",
+        table.comment,
+        f"""
+        SELECT {", ".join(names)}
+        FROM lake.cells LEFT JOIN lake.crops ON {_same(keys, "cells", "crops")}
+        """,
+        {column.name: column.comment for column in (*lake_table("crops").columns, *table.columns)},
+    )
+
+
+def _same(names: tuple[str, ...], one: str, other: str) -> str:
+    return " AND ".join(f"{one}.{name} = {other}.{name}" for name in names)
 
 
 CHAMPIONS = View(
     "champions",
     "One row a model name: the version that the last move of the alias champion made champion",
     """
-    SELECT model_name, to_version AS model_version, promoted_at
+    SELECT model_name, to_version AS model_version, to_run AS model_run, last_move.promoted_at
     FROM (
-        SELECT *, row_number() OVER (PARTITION BY model_name ORDER BY promoted_at DESC, rowid DESC) AS age
-        FROM promotions WHERE alias = 'champion'
-    )
-    WHERE age = 1 AND to_version IS NOT NULL
+        SELECT DISTINCT ON (model_name) * FROM lake.promotions WHERE alias = 'champion'
+        ORDER BY model_name, promoted_at DESC, to_version DESC NULLS LAST
+    ) AS last_move
+    SEMI JOIN lake.models ON models.model_name = last_move.model_name AND models.model_run = to_run
+        AND models.model_version = to_version
     """,
     {"model_version": "Version of the champion", "promoted_at": "Since when, UTC"},
 )
@@ -35,10 +100,7 @@ CHAMPIONS = View(
 CURRENT_SCORES = View(
     "current_scores",
     "The scores of the champion of each model name",
-    """
-    SELECT scores.* FROM scores
-    WHERE (model_name, model_version) IN (SELECT (model_name, model_version) FROM champions)
-    """,
+    f"{_shown('scores', 'lake', tuple(SCORES.polars))} WHERE is_champion",
 )
 
 _TRAINED_FOR = "Whether maps on the cell were rewarded in training, so that they alone are no evidence; NULL: not known"
@@ -48,13 +110,14 @@ AUDITED_CELLS = View(
     "audited_cells",
     "One row an audited cell x model version: what the map says, and what the network answers when the cell is moved",
     f"""
+    WITH scores AS ({_shown("audited_scores", "aggregates", tuple(SCORES.polars))})
     SELECT
         scores.*, {", ".join(_AUDITED)},
         coalesce(looks_at = 'target', false) AND survives_swap AS trusted,
         CASE WHEN looks_at = 'target' THEN swap_margin ELSE least(swap_margin, 0) END AS trust,
         regulariser <> 'none' AS trained_for_score
-    FROM audit JOIN scores USING (Metadata_Plate, Metadata_CellID, model_name, model_version)
-    LEFT JOIN models USING (model_name, model_version)
+    FROM lake.audit JOIN scores USING (Metadata_Plate, Metadata_CellID, model_run)
+    LEFT JOIN models ON {_same(("model_name", "model_version", "model_run"), "models", "scores")}
     """,
     {
         "trusted": "Whether the map looks at the cell and its class survives the swap of surroundings",
@@ -63,46 +126,55 @@ AUDITED_CELLS = View(
     },
 )
 
+_SHARES = ", ".join(f"sum(looks_at_{region}) / nullif(sum(looked), 0) AS looks_at_{region}" for region in REGIONS)
+
 MODEL_COMPARISON = View(
     "model_comparison",
     "One row a model version: accuracy and scores on cells that it was not trained on",
-    """
+    f"""
     WITH judged AS (
         SELECT
-            model_name, model_version,
-            count(DISTINCT Metadata_Plate) AS n_plates,
-            count(*) AS n_cells,
-            avg((predicted_class = true_class)::INTEGER) FILTER (split = 'test') AS accuracy_test,
-            avg((predicted_class = true_class)::INTEGER) FILTER (split = 'unseen') AS accuracy_unseen,
-            median(gradcamo) AS median_gradcamo,
-            median(gradcamo_adjusted) AS median_adjusted,
-            avg(on_target::INTEGER) FILTER (gradcamo IS NOT NULL) AS on_target_fraction,
-            avg((looks_at = 'target')::INTEGER) FILTER (gradcamo IS NOT NULL) AS looks_at_target,
-            avg((looks_at = 'neighbour')::INTEGER) FILTER (gradcamo IS NOT NULL) AS looks_at_neighbour,
-            avg((looks_at = 'background')::INTEGER) FILTER (gradcamo IS NOT NULL) AS looks_at_background,
-            avg((looks_at = 'none')::INTEGER) FILTER (gradcamo IS NOT NULL) AS looks_at_none,
-            count(*) FILTER (gradcamo IS NULL) AS null_cells
-        FROM scores WHERE split <> 'train' GROUP BY ALL
+            model_run, count(*) AS n_plates, sum(n_cells)::BIGINT AS n_cells, sum(null_cells)::BIGINT AS null_cells,
+            sum(right_test) / nullif(sum(judged_test), 0) AS accuracy_test,
+            sum(right_unseen) / nullif(sum(judged_unseen), 0) AS accuracy_unseen,
+            sum(on_target) / nullif(sum(placed), 0) AS on_target_fraction, {_SHARES}
+        FROM aggregates.totals GROUP BY ALL
+    ), counted AS (
+        SELECT model_run, measure, value, sum(n) AS n FROM aggregates.score_values GROUP BY ALL
+    ), ranked AS (
+        SELECT *, sum(n) OVER (PARTITION BY model_run, measure ORDER BY value) AS up_to,
+            sum(n) OVER (PARTITION BY model_run, measure) AS total
+        FROM counted
+    ), middle AS (
+        SELECT model_run, measure,
+            (min(value) FILTER (up_to >= (total + 1) // 2) + min(value) FILTER (up_to >= total // 2 + 1)) / 2 AS value
+        FROM ranked GROUP BY ALL
+    ), medians AS (
+        SELECT model_run, any_value(value) FILTER (measure = 'gradcamo') AS median_gradcamo,
+            any_value(value) FILTER (measure = 'gradcamo_adjusted') AS median_adjusted
+        FROM middle GROUP BY ALL
     ), audited AS (
-        SELECT model_name, model_version, avg(trusted::INTEGER) AS trusted_fraction
+        SELECT model_run, avg(trusted::INTEGER) AS trusted_fraction
         FROM audited_cells WHERE split <> 'train' GROUP BY ALL
     )
     SELECT
-        model_name, model_version,
+        model_name, model_version, model_run,
         (model_name, model_version) IN (SELECT (model_name, model_version) FROM champions) AS is_champion,
         architecture, layer, objective, swap, regulariser,
         coalesce(n_plates, 0) AS n_plates, coalesce(n_cells, 0) AS n_cells,
         accuracy_test, accuracy_unseen, median_gradcamo, median_adjusted, on_target_fraction,
         looks_at_target, looks_at_neighbour, looks_at_background, looks_at_none, coalesce(null_cells, 0) AS null_cells,
         trusted_fraction
-    FROM judged FULL JOIN models USING (model_name, model_version)
-    LEFT JOIN audited USING (model_name, model_version)
+    FROM models LEFT JOIN judged USING (model_run) LEFT JOIN medians USING (model_run)
+    LEFT JOIN audited USING (model_run)
     """,
     {
         "is_champion": "Whether it is the champion now",
         "n_plates": "Plates it has scored",
         "accuracy_test": "Share of cells of split test whose class was predicted",
         "accuracy_unseen": "Share of cells of split unseen whose class was predicted",
+        "median_gradcamo": "Median score, to 0.001",
+        "median_adjusted": "Median adjusted score, to 0.001: 0 chance, 1 the best the map allows",
         "trusted_fraction": "Share of audited cells whose map looks at the cell and whose class survives the swap",
     },
 )
@@ -110,49 +182,25 @@ MODEL_COMPARISON = View(
 STALE_SCORES = View(
     "stale_scores",
     "One row a plate x site whose kept cells the champion has not scored as they are now, and why",
-    # By field, since masks and crops are made, and replaced, field by field.
     """
-    WITH kept AS (
-        SELECT Metadata_Plate, Metadata_Site, Metadata_Well, mask_version, crop_version, count(*) AS n
-        FROM cells WHERE qc_flag IS NULL AND crop_version IS NOT NULL GROUP BY ALL
-    ), done AS (
-        SELECT Metadata_Plate, Metadata_Site, Metadata_Well, model_name, model_version,
-               mask_version, crop_version, count(*) AS n
-        FROM current_scores GROUP BY ALL
-    ), waiting AS (
-        SELECT
-            Metadata_Plate, Metadata_Site, Metadata_Well, model_name, model_version,
-            kept.mask_version, kept.crop_version,
-            any_value(kept.n) - coalesce(sum(done.n) FILTER (
-                done.mask_version = kept.mask_version AND done.crop_version = kept.crop_version), 0) AS waits,
-            count(done.n) AS seen,
-            count(done.n) FILTER (done.mask_version = kept.mask_version) AS same_masks,
-            count(done.n) FILTER (
-                done.mask_version = kept.mask_version AND done.crop_version = kept.crop_version) AS same_crops
-        FROM kept CROSS JOIN champions
-        LEFT JOIN done USING (Metadata_Plate, Metadata_Site, Metadata_Well, model_name, model_version)
-        GROUP BY ALL HAVING waits > 0
-    )
     SELECT
-        Metadata_Plate, Metadata_Site, model_name, model_version, sum(waits)::BIGINT AS n_cells,
+        crop_versions.Metadata_Plate, crop_versions.Metadata_Site, labels.model_name, labels.model_version,
+        labels.model_run, crop_versions.n AS n_cells,
         coalesce(
-            any_value(unscored.reason),
-            CASE
-                WHEN bool_or(seen > 0 AND same_masks = 0) THEN 'masks changed'
-                WHEN bool_or(seen > 0 AND same_crops = 0) THEN 'crops changed'
-                ELSE 'never scored by the champion'
-            END
+            unscored.reason, if(score_versions.n IS NULL, 'never scored by the champion', 'crops changed')
         ) AS reason
-    FROM waiting LEFT JOIN unscored USING (Metadata_Plate, Metadata_Site, model_name, model_version)
-    GROUP BY ALL
+    FROM lake.crop_versions JOIN aggregates.labels ON is_champion
+    LEFT JOIN lake.score_versions USING (Metadata_Plate, Metadata_Site, model_run)
+    LEFT JOIN lake.unscored USING (Metadata_Plate, Metadata_Site, model_run)
+    WHERE score_versions.made_from IS DISTINCT FROM crop_versions.version
+        AND (crop_versions.n > 0 OR score_versions.n > 0)
     """,
     {
         "model_version": "Version of the champion",
-        "n_cells": "Kept cells that wait",
-        "reason": "never scored by the champion, masks changed, crops changed, or the reason in unscored",
+        "n_cells": "Kept cells of the plate x site; 0: it has none any more, but scores of some that it had",
+        "reason": "never scored by the champion, crops changed, or the reason in unscored",
     },
 )
-
 
 AUDIT_BY_PLATE = View(
     "audit_by_plate",
@@ -164,15 +212,15 @@ AUDIT_BY_PLATE = View(
             rank() OVER (plate_model ORDER BY effect_target) + count(*) OVER (same_effect) / 2 AS effect_rank
         FROM audited_cells
         WHERE gradcamo_adjusted IS NOT NULL AND effect_target IS NOT NULL
-        WINDOW plate_model AS (PARTITION BY Metadata_Plate, model_name, model_version),
-            same_score AS (PARTITION BY Metadata_Plate, model_name, model_version, gradcamo_adjusted),
-            same_effect AS (PARTITION BY Metadata_Plate, model_name, model_version, effect_target)
+        WINDOW plate_model AS (PARTITION BY Metadata_Plate, model_run),
+            same_score AS (PARTITION BY Metadata_Plate, model_run, gradcamo_adjusted),
+            same_effect AS (PARTITION BY Metadata_Plate, model_run, effect_target)
     ), agreement AS (
-        SELECT Metadata_Plate, model_name, model_version, corr(score_rank, effect_rank) AS score_effect_correlation
+        SELECT Metadata_Plate, model_run, corr(score_rank, effect_rank) AS score_effect_correlation
         FROM ranked GROUP BY ALL
     )
     SELECT
-        Metadata_Plate, model_name, model_version, count(*) AS n_cells,
+        Metadata_Plate, model_name, model_version, model_run, count(*) AS n_cells,
         median(logit_drop_target) AS logit_drop_target,
         median(logit_drop_neighbour) AS logit_drop_neighbour,
         median(logit_drop_background) AS logit_drop_background,
@@ -185,7 +233,7 @@ AUDIT_BY_PLATE = View(
         median(probability_drop_background_only) AS probability_drop_background_only,
         avg(survives_swap::INTEGER) AS survives_swap, avg(trusted::INTEGER) AS trusted,
         any_value(trained_for_score) AS trained_for_score
-    FROM audited_cells LEFT JOIN agreement USING (Metadata_Plate, model_name, model_version)
+    FROM audited_cells LEFT JOIN agreement USING (Metadata_Plate, model_run)
     GROUP BY ALL
     """,
     {
@@ -198,12 +246,19 @@ AUDIT_BY_PLATE = View(
     },
 )
 
-
-def views(lake: Path) -> tuple[View, ...]:
-    """All views, each after those it reads. The lake's path becomes absolute: a relative one depends on the reader."""
-    table = LAKE_TABLES["embeddings"]
-    pattern = f"{glob.escape(str(lake.absolute()))}/{table.name}/**/*.parquet".replace("'", "''")
-    sql = f"SELECT {', '.join(table.polars)} FROM read_parquet('{pattern}', hive_partitioning = false)"
-    embeddings = View(table.name, table.comment, sql)
-    first = CHAMPIONS, CURRENT_SCORES, AUDITED_CELLS, MODEL_COMPARISON
-    return *first, STALE_SCORES, AUDIT_BY_PLATE, embeddings, *QUESTIONS
+# Each after those it reads.
+VIEWS = (
+    *(_view_of(name) for name in COPIED_TABLES),
+    *(_view_of(name) for name in ("scores", "embeddings", "profiles", "umap")),
+    _fields(),
+    _cells(),
+    *(View(table.name, table.comment, _shown(table.name, "aggregates", tuple(table.polars))) for table in QC_TABLES),
+    CHAMPIONS,
+    CURRENT_SCORES,
+    AUDITED_CELLS,
+    MODEL_COMPARISON,
+    STALE_SCORES,
+    AUDIT_BY_PLATE,
+    PREVIOUS_CHAMPIONS,
+    *QUESTIONS,
+)

@@ -31,13 +31,15 @@ def frame(table: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=LAKE_TABLES[table].polars, orient="row")
 
 
-def cells(
-    rng: np.random.Generator, plate: str, site: int, n: int, masks: str = "m1", crops: str = "c1"
-) -> pl.DataFrame:
+def run_of(version: int, name: str = "hepg2") -> str:
+    """The MLflow run of a made-up model version."""
+    return f"{name}-run-{version}"
+
+
+def cells(rng: np.random.Generator, plate: str, site: int, n: int, masks: str = "m1") -> pl.DataFrame:
     rows = []
     for label in range(1, n + 1):
         well = WELLS[rng.integers(len(WELLS))]
-        flagged = rng.random() < 0.15
         rows.append(
             {
                 "Metadata_Plate": plate,
@@ -47,26 +49,42 @@ def cells(
                 "Metadata_CellID": f"{plate}/{well}/{site}/{label}",
                 "label": label,
                 "volume_voxels": int(rng.integers(10, 1000)),
-                "touches_xy_border": flagged,
-                "crop_index": None if flagged else label,
-                "qc_flag": "touches the border" if flagged else None,
+                "qc_flag": "small" if rng.random() < 0.1 else None,
                 "mask_version": masks,
-                "crop_version": crops,
                 "treatment_class": well,
             }
         )
     return frame("cells", rows)
 
 
-def scores(rng: np.random.Generator, found: pl.DataFrame, version: int, name: str = "hepg2") -> pl.DataFrame:
-    keys = [column for column in found.columns if column.startswith("Metadata_")]
+def crops(found: pl.DataFrame, version: str = "c1") -> pl.DataFrame:
+    """A crop of every cell without a flag, but that of every tenth label, which touches the border."""
     rows = []
     for cell in found.filter(pl.col("qc_flag").is_null()).iter_rows(named=True):
+        flag = "touches the border" if cell["label"] % 10 == 0 else None
+        row = {name: cell[name] for name in LAKE_TABLES["crops"].polars if name in cell}
+        index = None if flag else cell["label"]
+        rows.append(row | {"crop_index": index, "qc_flag": flag, "crop_version": version})
+    return frame("crops", rows)
+
+
+def kept(found: pl.DataFrame, cut: pl.DataFrame) -> pl.DataFrame:
+    """The cells that have crops, with ``crop_index`` and ``crop_version``."""
+    names = ["Metadata_CellID", "mask_version", "crop_index", "crop_version"]
+    return found.join(cut.filter(pl.col("qc_flag").is_null()).select(names), on=names[:2])
+
+
+def scores(rng: np.random.Generator, cells: pl.DataFrame, version: int, name: str = "hepg2") -> pl.DataFrame:
+    """One version's scores of ``kept`` cells."""
+    keys = [column for column in cells.columns if column.startswith("Metadata_")]
+    rows = []
+    for cell in cells.iter_rows(named=True):
         target, neighbour, background = rng.dirichlet([2, 1, 2])
         evidence = rng.normal(size=3)
         row = {key: cell[key] for key in keys} | {
             "model_name": name,
             "model_version": version,
+            "model_run": run_of(version, name),
             "mask_version": cell["mask_version"],
             "crop_version": cell["crop_version"],
             "true_class": cell["treatment_class"],
@@ -104,6 +122,7 @@ def promotion(version: int | None, minute: int, name: str = "hepg2") -> pl.DataF
         "model_name": name,
         "alias": "champion",
         "to_version": version,
+        "to_run": None if version is None else run_of(version, name),
         "promoted_at": NOW.replace(minute=minute),
         "promoted_by": "test",
         "reason": "because",
@@ -115,6 +134,7 @@ def model(version: int, name: str = "hepg2") -> pl.DataFrame:
     row = {
         "model_name": name,
         "model_version": version,
+        "model_run": run_of(version, name),
         "architecture": "efficientnet3d",
         "classes": ["a", "b"],
         "metrics": {"accuracy": version / 10},
@@ -122,13 +142,44 @@ def model(version: int, name: str = "hepg2") -> pl.DataFrame:
     return frame("models", [row])
 
 
+def versions(table: str, **columns: Any) -> pl.DataFrame:
+    """One row of a version table."""
+    return frame(table, [columns])
+
+
+def write_cells(lake: Lake, found: pl.DataFrame, crop_version: str = "c1") -> pl.DataFrame:
+    """Cells of one plate x site, with their crops and the version of them; the kept cells come back."""
+    plate, site = found["Metadata_Plate"][0], found["Metadata_Site"][0]
+    cut = crops(found, crop_version)
+    lake.write("cells", found, plate=plate, site=site)
+    lake.write("crops", cut, plate=plate, site=site)
+    here = {"Metadata_Plate": plate, "Metadata_Site": site}
+    n = cut["qc_flag"].null_count()
+    made = versions("crop_versions", **here, version=f"{found['mask_version'][0]}-{crop_version}", made_from="t", n=n)
+    lake.write("crop_versions", made, plate=plate, site=site)
+    return kept(found, cut)
+
+
+def read_kept(lake: Lake, plate: str, site: int) -> pl.DataFrame:
+    return kept(lake.read("cells", plate=plate, site=site), lake.read("crops", plate=plate, site=site))
+
+
+def write_scores(lake: Lake, frame: pl.DataFrame, plate: str, site: int, version: int, name: str = "hepg2") -> None:
+    """One model version's scores of a plate x site, and from which crops they were made: those of today."""
+    run = run_of(version, name)
+    lake.write("scores", frame, plate=plate, site=site, model_run=run)
+    crop_versions = lake.versions("crop_versions", plate=plate, site=site)
+    made_from = crop_versions["version"].first() if len(crop_versions) else None
+    here = {"Metadata_Plate": plate, "Metadata_Site": site, "model_run": run}
+    made = versions("score_versions", **here, version="s", made_from=made_from, n=len(frame))
+    lake.write("score_versions", made, plate=plate, site=site, model_run=run)
+
+
 def put(lake: Lake, rng: np.random.Generator, plate: str, site: int, version: int, n: int = 60) -> None:
-    """Cells of one plate x site, and one model version's scores of them."""
-    found = lake.read("cells", plate=plate, site=site)
-    if found.is_empty():
-        found = cells(rng, plate, site, n)
-        lake.write("cells", found, plate=plate, site=site)
-    lake.write("scores", scores(rng, found, version), plate=plate, site=site, model_name="hepg2", model_version=version)
+    """Cells of one plate x site, if it has none yet, and one model version's scores of them."""
+    if lake.read("cells", plate=plate, site=site).is_empty():
+        write_cells(lake, cells(rng, plate, site, n))
+    write_scores(lake, scores(rng, read_kept(lake, plate, site), version), plate, site, version)
 
 
 def filled(root: Path, seed: int = 0, plates: int = 2, sites: int = 2, versions: int = 2) -> Lake:
