@@ -1,4 +1,4 @@
-"""The tables of cells: a field's rows (geometry from masks, treatment from plate map or label table), and their crops."""
+"""The tables of cells: a field's rows (geometry from masks, treatment from a table), and cells with their crops."""
 
 from __future__ import annotations
 

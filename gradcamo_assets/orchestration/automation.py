@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 
@@ -62,7 +63,7 @@ explore_encoders = dg.define_asset_job(
     selection=["encoder_exploration"],
     description="Explain a version at several layers; train small encoders on crops of other sizes and maskings.",
 )
-JOBS = [
+JOBS: list[Any] = [
     ingest_plates, process_fields, train_model, promote_challenger, rescore, refresh_qc, audit_plates, report_plates,
     explore_encoders, tidy_lake,
 ]  # fmt: skip

@@ -109,8 +109,8 @@ def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, p
     computed = {runs[run] for run in _runs(lake) if run in runs}
     if version not in computed:
         raise GradcamoError(
-            f"version {version} has computed nothing that is kept", f"There are scores of versions {_listed(computed)}.",
-            plate=plate,
+            f"version {version} has computed nothing that is kept",
+            f"There are scores of versions {_listed(computed)}.", plate=plate,
         )  # fmt: skip
     run = next(run for run, number in runs.items() if number == version)
     paths = _there([*home.exports.glob(plate or "*")], f"{registry.name}-v{version}")

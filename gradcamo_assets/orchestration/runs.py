@@ -46,7 +46,7 @@ def partition_requests(
         todo: what is to be done, with what it is made from: another version begins anew.
         busy: see ``in_progress``. tags: of the runs.
     """
-    free = [(partition, made_from) for partition, made_from in todo.items() if str(plate_site_key(*partition)) not in busy]
+    free = [(key, made_from) for key, made_from in todo.items() if str(plate_site_key(*key)) not in busy]
     unfinished = instance.get_run_ids(dg.RunsFilter(job_name=job, statuses=UNFINISHED), limit=MOST_REQUESTS)
     room = MOST_REQUESTS - len(unfinished)
     requests: list[dg.RunRequest] = []

@@ -10,7 +10,6 @@ from gradcamo_assets.common import GradcamoError, Home
 from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.plates import Plate
 
-
 FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
 """The columns that name a field."""
 

@@ -42,7 +42,8 @@ def well_profiles(cells: pl.DataFrame) -> pl.DataFrame:
     Args:
         cells: one row a cell and model version, as from ``population``: ``Metadata_Plate``, ``_Well``, ``_Site``,
             ``_Compound``, ``_Dose``, ``_Dose_Unit``, ``_Dose_Rank``, ``_pert_type``, ``model_name``,
-            ``model_version``, ``model_run``, ``population``, ``embedding`` (list of floats), and possibly ``split`` and ``weight``.
+            ``model_version``, ``model_run``, ``population``, ``embedding`` (list of floats), and possibly ``split``
+            and ``weight``.
             Rows without an embedding are left out.
 
     Returns:

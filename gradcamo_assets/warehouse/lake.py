@@ -282,10 +282,11 @@ class Lake:
         gone: list[int] = []
         for part in parts:
             filters = [(column, "in", part.to_series().to_list())] if column and part is not None else None
-            self._commit(
-                description,
-                lambda delta, filters=filters: gone.append(delta.optimize.compact(filters)["numFilesRemoved"]),
-            )
+
+            def merge(delta: DeltaTable, filters: Any = filters) -> None:
+                gone.append(delta.optimize.compact(filters)["numFilesRemoved"])
+
+            self._commit(description, merge)
         return sum(gone)
 
     def vacuum(self, table: str, hours: int, keep: set[str]) -> int:

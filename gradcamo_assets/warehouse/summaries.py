@@ -179,7 +179,7 @@ GAINS = Summary(
         ),
     ),
     # Of the table ``wanted``: the keys. Both directions, so that a rollback has nothing to compute.
-    f"""
+    """
     WITH cells AS (SELECT * FROM batch WHERE split <> 'train' AND gradcamo_adjusted IS NOT NULL),
     by_well AS (
         SELECT

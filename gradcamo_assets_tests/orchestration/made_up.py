@@ -92,8 +92,8 @@ def _frame(table: str, rows: list[dict]) -> pl.DataFrame:
 
 
 def scored_by(lake: Path, table: str = "scores") -> dict[tuple[str, int], dict[int, int]]:
-    """Cells by version, by partition, as polars' own reader of Delta tables finds them. A cell that stands twice is an error."""
-    rows = pl.scan_delta(str(lake / table)).select("Metadata_Plate", "Metadata_Site", "model_version", "Metadata_CellID")
+    """Cells by version, by partition, as polars' own reader of Delta finds them. None may stand there twice."""
+    rows = pl.scan_delta(str(lake / table))
     found: dict[tuple[str, int], dict[int, int]] = {}
     counted = rows.group_by("Metadata_Plate", "Metadata_Site", "model_version").agg(
         n=pl.len(), cells=pl.col("Metadata_CellID").n_unique()

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from gradcamo_assets.scoring.reconcile import partitions_to_score
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -19,7 +20,6 @@ from gradcamo_assets.explain.audit import audit
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
 from gradcamo_assets.networks.registry import build_encoder
 from gradcamo_assets.scoring.audit import audit_crops, sample_cells
-from gradcamo_assets.scoring.reconcile import partitions_to_score
 from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 
 CHANNELS = ["DNA", "ER", "Mito"]

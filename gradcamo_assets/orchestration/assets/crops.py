@@ -49,7 +49,8 @@ def _segmented(
     version = platform.lake.version_of("mask_versions", plate=plate_name, site=site)
     rows = platform.lake.read("masks", plate=plate_name, site=site).drop_nulls("mask_version")
     if version is None or rows.is_empty():
-        raise GradcamoError("there are no masks", "Materialise masks for this plate and site.", plate=plate_name, site=site)
+        remedy = "Materialise masks for this plate and site."
+        raise GradcamoError("there are no masks", remedy, plate=plate_name, site=site)
     known = {row["Metadata_Well"]: row for row in rows.iter_rows(named=True)}
     return plate, [field for field in fields if field.well in known], known, version["version"]
 
@@ -167,7 +168,8 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     if made_from is None:
         raise GradcamoError("there is no table of cells", "Materialise cells first.", plate=plate_name, site=site)
     table = lake.read("cells", plate=plate_name, site=site)
-    flagged = {field.well: number_crops(table.filter(Metadata_Well=field.well), qc_flag(config, record["shape"])) for field in fields}
+    flag = qc_flag(config, record["shape"])
+    flagged = {field.well: number_crops(table.filter(Metadata_Well=field.well), flag) for field in fields}
 
     def cut(field: Field) -> str | None:
         kept = flagged[field.well].drop_nulls("crop_index")
@@ -176,7 +178,8 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         mine = segmented[field.well]
         if set(kept["mask_version"]) != {mine["mask_version"]}:
             remedy = "Materialise cells for this plate and site."
-            raise GradcamoError("the table of cells is of other masks", remedy, plate=plate_name, well=field.well, site=site)
+            problem = "the table of cells is of other masks"
+            raise GradcamoError(problem, remedy, plate=plate_name, well=field.well, site=site)
         provenance = Provenance(
             f"{mine['image_version']} {mine['mask_version']}",
             {"shape": list(config.shape), "center": center, "scale": scale, "cells": kept["label"].to_list()},

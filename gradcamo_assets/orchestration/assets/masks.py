@@ -9,7 +9,7 @@ import polars as pl
 from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.figures import segmentation_overlay, to_markdown
 from gradcamo_assets.orchestration.assets.plates import plate_images
-from gradcamo_assets.orchestration.fields import field_row, fields_at, for_each_field
+from gradcamo_assets.orchestration.fields import field_row, fields_at, for_each_field, number
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import check_pixels, mask_folder, of_fields, site_version
@@ -79,7 +79,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "fields_failed": len(outcome.failed),
             "fields_already_right": len(skipped),
             "cells": int(counts.sum()),
-            "cells_a_field": counts.sum() / max(1, len(counts)),
+            "cells_a_field": number(counts.mean()),
             "example": dg.MetadataValue.md(to_markdown(overlay, f"Cells and nuclei of field {shown.path}")),
         },
         check_results=[outcome.check("fields_segmented")],

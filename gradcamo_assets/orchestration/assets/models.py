@@ -97,7 +97,8 @@ def kept_cells(platform: Platform, plates: list[str]) -> pl.DataFrame:
 
 def crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
     """Where the crops of the fields of some cells lie."""
-    return [crop_folder(platform.home, row) for row in cells.select(*FIELD, "crop_version").unique().sort(FIELD).to_dicts()]
+    fields = cells.select(*FIELD, "crop_version").unique().sort(FIELD).to_dicts()
+    return [crop_folder(platform.home, row) for row in fields]
 
 
 @dg.asset(deps=[crops], group_name="models", kinds={"polars"})

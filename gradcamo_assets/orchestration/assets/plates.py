@@ -10,7 +10,7 @@ import polars as pl
 from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.figures import illumination_maps, to_markdown
-from gradcamo_assets.orchestration.fields import bullets, number
+from gradcamo_assets.orchestration.fields import bullets
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
 from gradcamo_assets.orchestration.reconcile import read_inbox
 from gradcamo_assets.orchestration.resources import Platform

@@ -53,7 +53,9 @@ def _fitted(platform: Platform, champion: ModelVersion) -> Path:
     return platform.home.fitted / slug(champion.run_id, "MLflow run")
 
 
-def _plates(platform: Platform, champion: ModelVersion, table: str, *inputs: object) -> tuple[dict[str, str], list[str]]:
+def _plates(
+    platform: Platform, champion: ModelVersion, table: str, *inputs: object
+) -> tuple[dict[str, str], list[str]]:
     """Plates that the champion has embedded, with the version of what is made from each: of its scores and ``inputs``.
     And those of them of which the version table ``table`` names another."""
     lake = platform.lake
