@@ -78,7 +78,8 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
         )
         if not result.success:
             failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
-            reason = failures[0].message.strip() if failures and failures[0] else "see the run"
+            error = failures[0] if failures else None
+            reason = (error.cause or error).message.strip() if error else "see the run"
             raise GradcamoError(
                 f"job {job} failed{f' for {partition}' if partition else ''} ({reason})",
                 f"Look at run {result.run_id} with make ui.",

@@ -10,7 +10,7 @@ import polars as pl
 from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.figures import illumination_maps, to_markdown
-from gradcamo_assets.orchestration.fields import bullets
+from gradcamo_assets.orchestration.fields import bullets, number
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
 from gradcamo_assets.orchestration.reconcile import read_inbox
 from gradcamo_assets.orchestration.resources import Platform
@@ -69,11 +69,11 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
         # A plate is in once its rows are: an attempt that ends before that is made again.
         lake.write("plates", found.plate_frame, plate=name)
         lake.write("wells", found.wells_frame, plate=name)
-        for (number,), fields in found.fields_frame.group_by("Metadata_Site"):
-            lake.write("fields", fields, plate=name, site=number)
+        for (key,), fields in found.fields_frame.group_by("Metadata_Site"):
+            site = int(str(key))
+            lake.write("fields", fields, plate=name, site=site)
             readable = len(fields) - fields["qc_flag"].count()
-            version = site_version(found.plate, int(str(number)))
-            lake.record("image_versions", version, None, readable, plate=name, site=number)
+            lake.record("image_versions", site_version(found.plate, site), None, readable, plate=name, site=site)
         there = set(lake.versions("image_versions", plate=name)["Metadata_Site"])
         for site in there - set(found.fields_frame["Metadata_Site"]):
             for table in tables_filed_by("plate", "site"):
