@@ -20,7 +20,8 @@ from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import BundleError
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import read_config
-from gradcamo_assets.plates import InboxConfig, PlateState, known_plates, list_inbox, plate_states
+from gradcamo_assets.orchestration.settings import read_settings
+from gradcamo_assets.plates import PlateState, known_plates, list_inbox, plate_states
 from gradcamo_assets.plates.failures import Failures, read_failures
 from gradcamo_assets.plates.inbox import Look
 from gradcamo_assets.scoring.reconcile import Partition, partitions_to_score
@@ -59,7 +60,7 @@ def read_inbox(
     Raises:
         PlateError: where the inbox cannot be listed.
     """
-    settings = home.settings("inbox", InboxConfig)
+    settings = read_settings(home).inbox
     known, failures = known_plates(home.plates), read_failures(home.plates)
     found = list_inbox(home.inbox, {} if full else known, settings, only=only)
     return Inbox(found, plate_states(found, known, failures, before or {}, now, settings), failures)

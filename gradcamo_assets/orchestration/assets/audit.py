@@ -7,6 +7,7 @@ import polars as pl
 
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.orchestration.catalogue import column_lineage
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder
@@ -27,10 +28,10 @@ _CELLS = 32
 def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """What the champion does when image or weights are changed, on a sample of a plate's cells."""
     from gradcamo_assets.scoring.audit import audit_crops, sample_cells
-    from gradcamo_assets.scoring.score import Scorer, ScoringConfig
+    from gradcamo_assets.scoring.score import Scorer
 
     plate, lake, registry = context.partition_key, platform.lake, platform.registry
-    champion = platform.champion()
+    champion, scoring = platform.champion(), platform.settings.scoring
     keys: dict[str, Any] = {"plate": plate, "model_name": champion.name, "model_version": champion.version}
     scored = lake.read("scores", **keys).select("Metadata_CellID", "crop_version")
     cells = lake.read("cells", plate=plate).join(scored, on=["Metadata_CellID", "crop_version"], how="semi")
@@ -47,7 +48,7 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             f"{plate}/{well}/{site}": open_crops(crop_folder(platform.home, plate, well, site))
             for well, site in sampled.select("Metadata_Well", "Metadata_Site").unique().iter_rows()
         }
-        scorer = Scorer(registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
+        scorer = Scorer(registry.fetch(champion), scoring)
         found = audit_crops(scorer, fields, sampled["Metadata_CellID"].to_list(), sampled["treatment_class"].to_list())
         rows = sampled.join(found, on="Metadata_CellID").with_columns(
             model_name=pl.lit(champion.name), model_version=pl.lit(champion.version, pl.Int32)
@@ -61,4 +62,6 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         keys,
     )
     numbers = {name: value for name, value in summary.row(0, named=True).items() if value is not None}
-    return dg.MaterializeResult(metadata={"model_version": champion.version, **numbers, **column_lineage("audit")})
+    return dg.MaterializeResult(
+        metadata={"model_version": champion.version, **numbers, **column_lineage("audit"), **used(scoring=scoring)}
+    )

@@ -8,18 +8,19 @@ import polars as pl
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.common.provenance import Provenance, stored_version
-from gradcamo_assets.crops import CropConfig, cut_crops, write_crops
+from gradcamo_assets.crops import cut_crops, write_crops
 from gradcamo_assets.crops.cut import qc_flag
 from gradcamo_assets.crops.table import field_cells, number_crops
 from gradcamo_assets.orchestration.assets.masks import masks
 from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.fields import fields_at, flag_fields, for_each_field, listing, measure_fields, number
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import crop_folder, field_signature, mask_folder, plate_record
 from gradcamo_assets.plates import Field, read_field, read_label, read_label_table
 from gradcamo_assets.segmentation import read_masks
-from gradcamo_assets.segmentation.quality import QcConfig, field_verdict, judged, over_split
+from gradcamo_assets.segmentation.quality import field_verdict, judged, over_split
 from gradcamo_assets.warehouse import lake_table
 
 _CODE = "1"
@@ -42,7 +43,8 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     """The table of cells: shape, borders, nuclei, doubts, treatment; pooled screens take it from the label table."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
-    qc = home.settings("segmentation_qc", QcConfig)
+    settings = platform.settings
+    qc = settings.segmentation_qc
     plate, fields = fields_at(home, plate_name, site)
     wells = {row["Metadata_Well"]: row for row in lake.read("wells", plate=plate_name).iter_rows(named=True)}
     label_path = home.plates / f"{plate_name}.labels.csv"
@@ -104,7 +106,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "median_volume_um3": number(table["volume_um3"].median()),
             "cells_with_warning": len(table) - table["qc_warning"].null_count(),
             "fields_unusable": len(unusable),
-            "segmentation_qc": dg.MetadataValue.json(asdict(qc)),
+            **used(segmentation_qc=qc, plates=settings.plates),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -131,7 +133,8 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     """Every kept cell cut out in 3D, with target and neighbour masks; raw intensities with the plate's statistics."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
-    config, qc = home.settings("crops", CropConfig), home.settings("segmentation_qc", QcConfig)
+    settings = platform.settings
+    config, qc = settings.crops, settings.segmentation_qc
     plate, fields = fields_at(home, plate_name, site)
     record = plate_record(home, plate_name)
     statistics = record["statistics"]
@@ -178,7 +181,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "crops": kept,
             "cells_left_out": len(updated) - kept,
             "left_out_because": dg.MetadataValue.json(dict(flags.iter_rows())),
-            "crop_shape_zyx": str(config.shape),
+            **used(crops=config, segmentation_qc=qc, plates=settings.plates),
         },
         check_results=[outcome.check("fields_cropped")],
     )

@@ -6,11 +6,12 @@ from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.figures import segmentation_overlay, to_markdown
 from gradcamo_assets.orchestration.assets.plates import plate_images
 from gradcamo_assets.orchestration.fields import fields_at, flag_fields, for_each_field
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import field_signature, mask_folder
 from gradcamo_assets.plates import Field, read_field
-from gradcamo_assets.segmentation import Masks, Segmenter, SegmenterConfig, read_masks, write_masks
+from gradcamo_assets.segmentation import Masks, Segmenter, read_masks, write_masks
 
 _CODE = "1"
 
@@ -28,7 +29,8 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     plate_name, site = plate_site_of(context)
     home = platform.home
     plate, fields = fields_at(home, plate_name, site)
-    segmenter = Segmenter(home.settings("segmentation", SegmenterConfig))
+    settings = platform.settings
+    segmenter = Segmenter(settings.segmentation)
     skipped: list[str] = []
 
     def segment(field: Field) -> Masks:
@@ -55,6 +57,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     )
     return dg.MaterializeResult(
         metadata={
+            **used(plates=settings.plates, segmentation=settings.segmentation),
             "fields": len(outcome.done),
             "fields_failed": len(outcome.failed),
             "fields_already_right": len(skipped),
