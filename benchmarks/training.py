@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +107,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small plates, a few epochs")
     parser.add_argument("--shortcut", choices=["none", "background", "neighbour"], help="of the plate trained on")
     parser.add_argument("--seeds", type=int, default=1, help="of plates and weights")
-    for setting in fields(TrainingConfig):
-        if setting.name not in ("seed", "weights", "layer"):
-            parser.add_argument(f"--{setting.name}", type=type(setting.default), default=None)
+    settings = asdict(TrainingConfig())
+    for name, value in settings.items():
+        if name not in ("seed", "weights", "layer"):
+            parser.add_argument(f"--{name}", type=type(value), default=None)
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
-    chosen = {setting.name: getattr(arguments, setting.name, None) for setting in fields(TrainingConfig)}
+    chosen = {name: getattr(arguments, name, None) for name in settings}
     training = replace(
         TrainingConfig(epochs=6) if arguments.quick else TrainingConfig(**tomllib.loads(DEMO_SETTINGS)["training"]),
         **{name: value for name, value in chosen.items() if value is not None},

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 from gradcamo_assets.common.errors import CropError
+from gradcamo_assets.common.sections import section
 
 BACKGROUND, TARGET, NEIGHBOUR = 0, 1, 2
 
 
-@dataclass(frozen=True)
+_Voxels = Annotated[int, Field(ge=1)]
+
+
+@section
 class CropConfig:
-    """What is cut, and which cells.
+    """What is cut, and which cells: section ``[crops]`` of ``gradcamo.toml``."""
 
-    Attributes:
-        shape: (z, y, x) of a crop in voxels. The paper's is (21, 128, 128).
-        keep_border: keep cells that the field's edge in x or y cuts through; a part of them was never imaged.
-        pad: keep cells so near the edge in x or y that their crop leaves the field, and fill what is missing with the
-            plate's centre; otherwise they are left out. In z crops are always padded.
-    """
-
-    shape: tuple[int, int, int] = (21, 128, 128)
-    keep_border: bool = False
-    pad: bool = True
-
-    def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise CropError(f"a crop of shape {self.shape} cannot be cut", "Give (z, y, x), each at least 1.")
+    shape: tuple[_Voxels, _Voxels, _Voxels] = Field(
+        default=(21, 128, 128), description="(z, y, x) of a crop in voxels; these are the paper's."
+    )
+    keep_border: bool = Field(
+        default=False,
+        description="Keep cells that the field's edge in x or y cuts through; a part of them was never imaged.",
+    )
+    pad: bool = Field(
+        default=True,
+        description="Keep cells so near the edge in x or y that their crop leaves the field, and fill what is missing "
+        "with the plate's centre; otherwise they are left out. In z crops are always padded.",
+    )
 
 
 def qc_flag(config: CropConfig, field_shape: Sequence[int] | None = None) -> pl.Expr:

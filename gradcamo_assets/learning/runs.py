@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.common.sections import section
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,15 +29,14 @@ _METRICS_A_CALL = 1000
 """MLflow takes no more."""
 
 
-@dataclass(frozen=True)
+@section
 class Links:
-    """Where the pages are served: section ``[links]`` of ``gradcamo.toml``; by default where ``gradcamo ui`` does.
+    """Where the pages are served: section ``[links]`` of ``gradcamo.toml``; by default where ``gradcamo ui`` does."""
 
-    ``mlflow_url`` counts where the registry is no server itself.
-    """
-
-    dagster_url: str = "http://127.0.0.1:3000"
-    mlflow_url: str = "http://127.0.0.1:5000"
+    dagster_url: str = Field(default="http://127.0.0.1:3000", description="Of Dagster's pages.")
+    mlflow_url: str = Field(
+        default="http://127.0.0.1:5000", description="Of MLflow's; it counts where the registry is no server itself."
+    )
 
 
 @contextmanager

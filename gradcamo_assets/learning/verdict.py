@@ -6,26 +6,24 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from pydantic import Field
+
+from gradcamo_assets.common.sections import section
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import Cure, read_config
 
 
-@dataclass(frozen=True)
+@section
 class PromotionConfig:
-    """When a challenger may become champion: ``[promotion]`` of ``gradcamo.toml``.
+    """When a challenger may become champion: section ``[promotion]`` of ``gradcamo.toml``."""
 
-    Attributes:
-        accuracy_tolerance: how much lower its accuracy may be than the champion's.
-        adjusted_tolerance: how much lower its median adjusted Grad-CAMO may be.
-        least_over_chance: how far above chance its balanced accuracy must be.
-        least_from_the_cell: share of its balanced accuracy above chance that must be left where cells stand in other
-            cells' surroundings.
-    """
-
-    accuracy_tolerance: float = 0.02
-    adjusted_tolerance: float = 0.05
-    least_over_chance: float = 0.1
-    least_from_the_cell: float = 0.5
+    accuracy_tolerance: float = Field(default=0.02, description="How much lower its accuracy may be.")
+    adjusted_tolerance: float = Field(default=0.05, description="How much lower its median adjusted Grad-CAMO may be.")
+    least_over_chance: float = Field(default=0.1, description="How far above chance its balanced accuracy must be.")
+    least_from_the_cell: float = Field(
+        default=0.5,
+        description="Share of its balanced accuracy above chance that must be left in other cells' surroundings.",
+    )
 
 
 @dataclass(frozen=True)

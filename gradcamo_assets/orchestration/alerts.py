@@ -1,57 +1,23 @@
 """Telling a person that a run failed: by a webhook or by mail, as ``[alerts]`` in ``gradcamo.toml`` says."""
 
-import ipaddress
 import json
 import os
 import re
 import smtplib
 import ssl
 import urllib.request
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from typing import Any
-from urllib.parse import urlsplit
 
 import dagster as dg
 
 from gradcamo_assets.common import GradcamoError, Home
 from gradcamo_assets.orchestration.resources import Platform
+from gradcamo_assets.orchestration.settings import AlertConfig
 from gradcamo_assets.plates.failures import read_failures
 
 _SECONDS = 10
-
-
-@dataclass(frozen=True)
-class AlertConfig:
-    """``[alerts]`` in ``gradcamo.toml``. Without ``webhook`` and ``mail_to`` nobody is told.
-
-    ``webhook``: an address that takes JSON, https, or http on this machine. ``mail_to``: one address or a list. Where
-    the environment holds ``GRADCAMO_SMTP_PASSWORD``, the mail server is spoken to over TLS, as ``smtp_user`` or else
-    ``mail_from``.
-    """
-
-    webhook: str | None = None
-    mail_to: str | tuple[str, ...] = ()
-    mail_from: str = "gradcamo@localhost"
-    smtp_host: str = "localhost"
-    smtp_port: int = 25
-    smtp_user: str | None = None
-
-    def __post_init__(self) -> None:
-        # The address is a secret: it stands in no message.
-        if self.webhook is not None and not _may_be_called(self.webhook):
-            raise GradcamoError("[alerts] webhook is no address that may be called", "Give one of https.")
-
-
-def _may_be_called(address: str) -> bool:
-    parts = urlsplit(address)
-    if parts.scheme == "http" and parts.hostname and parts.hostname != "localhost":
-        try:
-            return ipaddress.ip_address(parts.hostname).is_loopback
-        except ValueError:
-            return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -125,7 +91,7 @@ def alert_of(home: Home, run: dg.DagsterRun, reason: str) -> dict[str, Any]:
 def alert_on_failure(context: dg.RunFailureSensorContext, platform: Platform) -> None:
     """Tell of one failed run. An alert that cannot be sent is logged, and is not sent again."""
     try:
-        settings = platform.home.settings("alerts", AlertConfig)
+        settings = platform.settings.alerts
         if not settings.webhook and not settings.mail_to:
             return
         alert = alert_of(platform.home, context.dagster_run, _reason(context))

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -194,13 +193,6 @@ def _unknown_partitions(
     return requests
 
 
-@dataclass(frozen=True)
-class RetrainingConfig:
-    """``[retraining]`` of ``gradcamo.toml``: after how many new plates an encoder is trained again; 0: never."""
-
-    after_plates: int = 0
-
-
 @dg.sensor(
     jobs=[train_model],
     minimum_interval_seconds=300,
@@ -209,8 +201,8 @@ class RetrainingConfig:
 )
 def retraining_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.RunRequest | dg.SkipReason:
     """Request training when enough plates have crops that no registered version was given."""
-    wanted = platform.home.settings("retraining", RetrainingConfig).after_plates
-    if wanted <= 0:
+    wanted = platform.settings.retraining.after_plates
+    if not wanted:
         return dg.SkipReason("Off. Set after_plates under [retraining] in gradcamo.toml.")
     with _impatient():
         plates = unlearned_plates(platform.lake, platform.registry)

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 import dagster as dg
 
 from gradcamo_assets.common import GradcamoError, Home
-from gradcamo_assets.plates import Field, IngestConfig, Plate, load_plate
+from gradcamo_assets.orchestration.settings import read_settings
+from gradcamo_assets.plates import Field, Plate, load_plate
 
 _EVERY_SECONDS = 30.0
 T = TypeVar("T")
@@ -54,8 +55,7 @@ def fields_at(home: Home, plate_name: str, site: int) -> tuple[Plate, list[Field
     Raises:
         dg.Failure: if the plate has no such site; the partition should never have been asked for.
     """
-    settings = home.settings("plates", IngestConfig)
-    plate = load_plate(home.plates, plate_name, illumination=settings.illumination)
+    plate = load_plate(home.plates, plate_name, illumination=read_settings(home).plates.illumination)
     fields = [item for item in plate.fields if item.site == site]
     if not fields:
         sites = sorted({item.site for item in plate.fields})

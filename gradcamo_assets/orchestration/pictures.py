@@ -25,7 +25,7 @@ from gradcamo_assets.orchestration.fields import number
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.seen import SeenCell, cases, look, typical_of_doses
 from gradcamo_assets.orchestration.stores import mask_folder
-from gradcamo_assets.plates import IngestConfig, load_plate, read_field
+from gradcamo_assets.plates import load_plate, read_field
 from gradcamo_assets.segmentation import read_masks
 
 
@@ -168,7 +168,7 @@ def _pipeline(cell: SeenCell) -> Picture:
 
 def _segmentation(platform: Platform, plate_name: str, row: Mapping[str, Any]) -> Picture:
     home, well, site = platform.home, row["Metadata_Well"], row["Metadata_Site"]
-    plate = load_plate(home.plates, plate_name, illumination=home.settings("plates", IngestConfig).illumination)
+    plate = load_plate(home.plates, plate_name, illumination=platform.settings.plates.illumination)
     field = next(field for field in plate.fields if (field.well, field.site) == (well, site))
     masks = read_masks(mask_folder(home, plate_name, well, site, row["mask_version"]))
     count = np.count_nonzero(np.unique(masks.cells))

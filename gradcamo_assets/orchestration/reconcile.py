@@ -19,7 +19,8 @@ from gradcamo_assets.common.errors import BundleError
 from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import read_config
-from gradcamo_assets.plates import InboxConfig, PlateState, known_plates, list_inbox, plate_states
+from gradcamo_assets.orchestration.settings import read_settings
+from gradcamo_assets.plates import PlateState, known_plates, list_inbox, plate_states
 from gradcamo_assets.plates.failures import Failures, read_failures
 from gradcamo_assets.plates.inbox import Depth, Look, plate_names
 from gradcamo_assets.plates.staging import ingesting
@@ -63,7 +64,7 @@ def read_inbox(
     Raises:
         PlateError: where the inbox cannot be listed.
     """
-    settings = home.settings("inbox", InboxConfig)
+    settings = read_settings(home).inbox
     known, failures = known_plates(home.plates), read_failures(home.plates)
     # A plate that is known, but whose last attempt did not come to its end, is looked at like a new one.
     done = {name: signature for name, signature in known.items() if only is None and name not in failures}

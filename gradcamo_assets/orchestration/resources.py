@@ -7,6 +7,7 @@ from pydantic import Field
 
 from gradcamo_assets.common import Home
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry, ModelVersion
+from gradcamo_assets.orchestration.settings import Settings, read_settings
 from gradcamo_assets.warehouse import Lake
 
 
@@ -20,6 +21,11 @@ class Platform(dg.ConfigurableResource):
     def home(self) -> Home:
         """The folders. They are not made here: an inbox that is out of reach must not turn into an empty one."""
         return Home(Path(self.root).absolute()) if self.root else Home.from_environment()
+
+    @property
+    def settings(self) -> Settings:
+        """What ``gradcamo.toml`` says at this moment."""
+        return read_settings(self.home)
 
     @property
     def lake(self) -> Lake:

@@ -12,6 +12,7 @@ import polars as pl
 
 from gradcamo_assets.common import Home
 from gradcamo_assets.crops import TARGET, open_crops
+from gradcamo_assets.orchestration.settings import read_settings
 from gradcamo_assets.orchestration.stores import crop_folder
 
 _MOST_DOSES = 8
@@ -69,9 +70,9 @@ def look(home: Home, plate: str, rows: Iterable[dict[str, Any]], bundle: Path | 
         BundleError: where the encoder does not fit the crops. CropError: where one cannot be read.
     """
     from gradcamo_assets.explain import gradcamo
-    from gradcamo_assets.scoring.score import Scorer, ScoringConfig
+    from gradcamo_assets.scoring.score import Scorer
 
-    scorer = Scorer(bundle, home.settings("scoring", ScoringConfig)) if bundle else None
+    scorer = Scorer(bundle, read_settings(home).scoring) if bundle else None
     seen = []
     for row in rows:
         folder = crop_folder(home, {**row, "Metadata_Plate": plate})

@@ -14,8 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from gradcamo_assets.common.errors import GradcamoError, PlateError
-from gradcamo_assets.common.names import slug
+from gradcamo_assets.common.sections import Amount, section
 from gradcamo_assets.plates.companions import walk
 from gradcamo_assets.plates.failures import Failures
 from gradcamo_assets.plates.hcs import name_of
@@ -28,23 +30,17 @@ _NO_PLATES = ("platemap", "platemaps", "metadata")
 _LARGEST_METADATA = 50_000_000
 
 
-@dataclass(frozen=True)
+@section
 class InboxConfig:
-    """``[inbox]`` in ``gradcamo.toml``: when a plate counts as complete.
+    """When a plate counts as complete: section ``[inbox]`` of ``gradcamo.toml``."""
 
-    ``settle_seconds``: nothing of it changed for so long. ``marker``: instead, a file of this name lies in the plate's
-    folder, or beside it as ``<plate>.<marker>``.
-    """
-
-    settle_seconds: float = 120
-    marker: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.marker is not None:
-            slug(str(self.marker), "marker name")
-        if not isinstance(self.settle_seconds, int | float) or not self.settle_seconds >= 0:
-            remedy = "Give [inbox] settle_seconds as a number of seconds, 0 or more."
-            raise GradcamoError(f"settle_seconds is {self.settle_seconds!r}", remedy)
+    settle_seconds: Amount = Field(default=120.0, description="Nothing of it changed for so long.")
+    marker: str | None = Field(
+        default=None,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9](\.?[A-Za-z0-9_-])*$",
+        description="Instead: a file of this name lies in the plate's folder, or beside it as <plate>.<marker>.",
+    )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
+from gradcamo_assets.common.sections import section
 from gradcamo_assets.plates.companions import LABELS_ENDING, companions, walk
 from gradcamo_assets.plates.hcs import Plate
 from gradcamo_assets.plates.illumination import estimate_illumination
@@ -32,23 +34,21 @@ _SAMPLED = 4_000_000
 _CODE = "2"
 
 
-@dataclass(frozen=True)
+@section
 class IngestConfig:
-    """How plates are taken in, ``[plates]`` of the settings.
+    """How plates are taken in: section ``[plates]`` of ``gradcamo.toml``."""
 
-    Attributes:
-        ome_zarr: what becomes of an OME-Zarr plate: a copy, or a reference to where it lies, which must then stay.
-        illumination: whether uneven illumination is taken out when pixels are read; it is estimated in any case.
-        camera_offset: what the camera reads in the dark, in counts; illumination is no part of that.
-    """
-
-    ome_zarr: Literal["copy", "reference"] = "copy"
-    illumination: bool = False
-    camera_offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.ome_zarr not in ("copy", "reference"):
-            raise PlateError(f"[plates] ome_zarr = {self.ome_zarr!r} is unknown", 'Use "copy" or "reference".')
+    ome_zarr: Literal["copy", "reference"] = Field(
+        default="copy",
+        description="What becomes of an OME-Zarr plate: a copy, or a reference to where it lies, which must then stay.",
+    )
+    illumination: bool = Field(
+        default=False,
+        description="Whether uneven illumination is taken out when pixels are read; it is estimated in any case.",
+    )
+    camera_offset: float = Field(
+        default=0.0, description="What the camera reads in the dark, in counts; illumination is no part of that."
+    )
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError
 
-POPULATIONS = {
+Population = Literal["all", "on_target", "trusted", "matched", "weighted"]
+POPULATIONS: dict[Population, str] = {
     "all": "every embedded cell",
     "on_target": "cells whose score exceeds the threshold",
     "trusted": "cells whose map looks at the cell itself, beyond chance",
@@ -15,17 +18,6 @@ POPULATIONS = {
     "weighted": "every cell, weighted by its adjusted score, from 0 at chance to 1 at the best the map allows",
 }
 FIELD = ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]
-
-
-def check_populations(names: tuple[str, ...]) -> None:
-    """Raises:
-    GradcamoError: for a name that is none of ``POPULATIONS``.
-    """
-    if unknown := sorted(set(names) - set(POPULATIONS)):
-        raise GradcamoError(
-            f"there is no population {', '.join(unknown)}",
-            f"The populations are {'; '.join(f'{name}: {text}' for name, text in POPULATIONS.items())}.",
-        )
 
 
 def population(cells: pl.DataFrame, name: str, seed: int = 0) -> pl.DataFrame:
@@ -40,7 +32,9 @@ def population(cells: pl.DataFrame, name: str, seed: int = 0) -> pl.DataFrame:
     Returns:
         The rows; those of ``weighted`` have a column ``weight`` above 0.
     """
-    check_populations((name,))
+    if name not in POPULATIONS:
+        known = "; ".join(f"{name}: {text}" for name, text in POPULATIONS.items())
+        raise GradcamoError(f"there is no population {name!r}", f"The populations are {known}.")
     cells = cells.sort("Metadata_CellID").with_columns(population=pl.lit(name), cells_in_field=pl.len().over(FIELD))
     if name == "on_target":
         return cells.filter("on_target")

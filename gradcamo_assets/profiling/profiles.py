@@ -4,54 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
-from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.common.sections import Amount, section
 from gradcamo_assets.profiling.aggregate import vectors
-from gradcamo_assets.profiling.populations import check_populations
+from gradcamo_assets.profiling.populations import POPULATIONS, Population
 from gradcamo_assets.profiling.sphering import Sphering, fit_sphering
 
 SCREEN = "_screen"
 """Stands for all plates; no plate can have this name."""
 Scope = tuple[str, str]
 """A population, and a plate or ``SCREEN``."""
-_CHOICES = {"fit_on": ("controls", "all"), "scope": ("plate", "screen"), "formats": ("parquet", "h5ad")}
 
 
-@dataclass(frozen=True)
+@section
 class ProfilesConfig:
-    """How profiles are made: section ``[profiles]`` of ``gradcamo.toml``.
+    """How profiles are made: section ``[profiles]`` of ``gradcamo.toml``."""
 
-    Attributes:
-        populations: which cells profiles are made of, side by side: names of ``POPULATIONS``.
-        fit_on: sphering is fitted on the "controls" (negcon), or on "all" wells.
-        scope: of each "plate" by itself, or over the "screen": fitted once a model version on the plates there are
-            when that version has scored them all, then kept for later plates.
-        regularisation: of the sphering, relative to the widest variance; small values stretch noise.
-        formats: exports, of "parquet" and "h5ad"; none: no exports.
-        audit_cells: cells a plate and population, drawn at random, that confounders are probed on.
-        background: also embed these cells' crops with the cells taken out, as a baseline; costs a forward pass each.
-    """
-
-    populations: tuple[str, ...] = ("all", "on_target", "matched")
-    fit_on: str = "controls"
-    scope: str = "plate"
-    regularisation: float = 1e-2
-    formats: tuple[str, ...] = ("parquet",)
-    audit_cells: int = 1000
-    background: bool = True
-
-    def __post_init__(self) -> None:
-        check_populations(self.populations)
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if unknown := set([value] if isinstance(value, str) else value) - set(allowed):
-                raise GradcamoError(
-                    f"[profiles] {name} does not know {', '.join(sorted(map(str, unknown)))}",
-                    f"It knows {', '.join(allowed)}.",
-                )
+    populations: tuple[Population, ...] = Field(
+        default=("all", "on_target", "matched"),
+        description="; ".join(f"{name}: {text}" for name, text in POPULATIONS.items()),
+    )
+    fit_on: Literal["controls", "all"] = Field(
+        default="controls", description="Sphering is fitted on the controls (negcon), or on all wells."
+    )
+    scope: Literal["plate", "screen"] = Field(
+        default="plate",
+        description="Of each plate by itself, or over the screen: fitted once a model version on the plates there are "
+        "when that version has scored them all, then kept for later plates.",
+    )
+    regularisation: Amount = Field(
+        default=1e-2, description="Of the sphering, relative to the widest variance; small values stretch noise."
+    )
+    formats: tuple[Literal["parquet", "h5ad"], ...] = Field(
+        default=("parquet",), description="Exports; none: no exports."
+    )
+    audit_cells: int = Field(
+        default=1000,
+        ge=1,
+        description="Cells a plate and population, drawn at random, that confounders are probed on.",
+    )
+    background: bool = Field(
+        default=True,
+        description="Also embed these cells' crops with the cells taken out, as a baseline; costs a forward pass each.",
+    )
 
 
 @dataclass(frozen=True)

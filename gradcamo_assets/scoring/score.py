@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +21,7 @@ from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.networks.registry import is_planar
 from gradcamo_assets.scoring.fold import fold_batchnorm, halved, in_bfloat16
+from gradcamo_assets.scoring.settings import ScoringConfig
 
 ON_TARGET_THRESHOLD = 0.5
 _FROM_RESULT = (
@@ -45,22 +46,6 @@ class Scored:
     maps: np.ndarray
 
 
-@dataclass(frozen=True)
-class ScoringConfig:
-    """How the scoring pass runs: section ``[scoring]`` of ``gradcamo.toml``.
-
-    Attributes:
-        batch_size: crops a forward pass; by default 8, and 64 on a GPU.
-        precision: ``float32``; ``bfloat16``, where the encoder's logits agree in it; or ``auto``, the latter on
-            machines that compute in it.
-        device: "cuda", "cpu", ...; by default the GPU if there is one.
-    """
-
-    batch_size: int | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str | None = None
-
-
 class Scorer:
     """An encoder ready to embed and score crops: BatchNorm folded, channels last, in bfloat16 where that is faster.
 
@@ -68,14 +53,11 @@ class Scorer:
         bundle: folder of a model bundle.
 
     Raises:
-        BundleError: if the bundle is missing, damaged or inconsistent, or the precision is none of the above, or not
-            fit for this encoder.
+        BundleError: if the bundle is missing, damaged or inconsistent, or the precision not fit for this encoder.
     """
 
     def __init__(self, bundle: Path, config: ScoringConfig | None = None):
         settings = config or ScoringConfig()
-        if settings.precision not in ("auto", "float32", "bfloat16"):
-            raise BundleError(f"there is no precision {settings.precision!r}", "Choose auto, float32 or bfloat16.")
         model, self.config = load_bundle(bundle)
         self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = settings.batch_size or (64 if self.device.type == "cuda" else 8)

@@ -11,43 +11,36 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
-from gradcamo_assets.common.errors import SegmentationError
+from gradcamo_assets.common.sections import Amount, Count, Share, section
 
 _MAD = 1.4826
 _FEW_CELLS = 20
 _FEW_FIELDS = 5
 
 
-@dataclass(frozen=True)
+@section
 class QcConfig:
-    """Which cells and fields are doubted, and which of the doubted ones are left out.
+    """Which cells and fields are doubted, and which of the doubted ones are left out: section ``[segmentation_qc]``."""
 
-    Attributes:
-        outlier: robust standard deviations (1.4826 x median absolute deviation) from the median beyond which a cell is
-            an outlier; 0 switches this off.
-        drop_outliers: leave outliers out of the crops; they are only warned of otherwise.
-        min_probability: least mean cell probability of a cell that is kept; 0 keeps all.
-        max_nuclei: most nuclei of a cell that is kept; 0 keeps all.
-        need_nucleus: leave out cells without a nucleus.
-        max_foreground, max_over_split: share of a field inside cells, and of its cells that look like splinters, above
-            which its masks are unusable; 1 switches this off (tissue may fill a field).
-    """
-
-    outlier: float = 5.0
-    drop_outliers: bool = False
-    min_probability: float = 0.0
-    max_nuclei: int = 0
-    need_nucleus: bool = False
-    max_foreground: float = 0.95
-    max_over_split: float = 0.5
-
-    def __post_init__(self) -> None:
-        most = {"min_probability": 1, "max_foreground": 1, "max_over_split": 1, "outlier": np.inf, "max_nuclei": np.inf}
-        for name, limit in most.items():
-            if not 0 <= getattr(self, name) <= limit:
-                remedy = "Give 0 or more." if limit > 1 else "Give a share from 0 to 1."
-                raise SegmentationError(f"{name} cannot be {getattr(self, name)!r}", remedy)
+    outlier: Amount = Field(
+        default=5.0,
+        description="Robust standard deviations (1.4826 x median absolute deviation) from the median beyond which a "
+        "cell is an outlier; 0 switches this off.",
+    )
+    drop_outliers: bool = Field(
+        default=False, description="Leave outliers out of the crops; they are only warned of otherwise."
+    )
+    min_probability: Share = Field(default=0.0, description="Least mean cell probability of a cell; 0 keeps all.")
+    max_nuclei: Count = Field(default=0, description="Most nuclei of a cell that is kept; 0 keeps all.")
+    need_nucleus: bool = Field(default=False, description="Leave out cells without a nucleus.")
+    max_foreground: Share = Field(
+        default=0.95, description="Share of a field inside cells above which its masks are unusable; 1: never."
+    )
+    max_over_split: Share = Field(
+        default=0.5, description="Share of cells like splinters above which a field's masks are unusable; 1: never."
+    )
 
 
 def cell_flags(cells: pl.DataFrame, config: QcConfig, channels: Sequence[str] = ()) -> pl.Series:

@@ -1,20 +1,22 @@
-"""Names, settings, atomic writes and provenance."""
+"""Names, sections of the settings, atomic writes and provenance."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from gradcamo_assets.common import GradcamoError, Home, natural_key, plate_name, slug, well_name
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.files import replaced_file, replaced_folder, write_json
 from gradcamo_assets.common.names import row_index
 from gradcamo_assets.common.provenance import Provenance, stored_version
+from gradcamo_assets.common.sections import Share, section
 
 
 @given(st.integers(0, 31), st.integers(1, 48), st.booleans(), st.booleans())
@@ -100,24 +102,52 @@ def test_provenance_changes_with_every_part(tmp_path: Path) -> None:
     assert stored_version(tmp_path / "nothing") is None
 
 
-@dataclass(frozen=True)
+@section
 class _Section:
-    shape: tuple[int, ...] = (1, 2, 3)
-    name: str = "x"
+    shape: tuple[int, int] = (1, 2)
+    share: Share = 0.5
+    on: bool = False
+    word: str = Field(default="x", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.on and not self.share:
+            raise ValueError("on needs a share")
 
 
-def test_settings(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    assert home.settings("crops", _Section) == _Section()
-    home.settings_file.write_text('[crops]\nshape = [4, 5, 6]\n[other]\nname = "y"\n')
-    assert home.settings("crops", _Section) == _Section((4, 5, 6))
-    assert home.settings("crops", _Section, name="z", shape=None) == _Section((4, 5, 6), "z")
-    home.settings_file.write_text("[crops]\nshap = 1\n")
-    with pytest.raises(GradcamoError, match="does not know shap"):
-        home.settings("crops", _Section)
-    home.settings_file.write_text("[crops")
-    with pytest.raises(GradcamoError, match=r"gradcamo\.toml"):
-        home.settings("crops", _Section)
+def test_a_section_is_a_frozen_dataclass_with_strict_types() -> None:
+    made = replace(_Section((3, 4), share=1), on=True)
+    assert asdict(made) == {"shape": (3, 4), "share": 1.0, "on": True, "word": "x"}
+    with pytest.raises(FrozenInstanceError):
+        made.on = False  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"on": "false"}, "_Section: on: expected a valid boolean, found 'false'"),
+        ({"on": 1}, "on: expected a valid boolean, found 1"),
+        ({"shape": (1.0, 2)}, "shape: expected a valid integer, found 1.0"),
+        ({"share": "0.1"}, "share: expected a valid number, found '0.1'"),
+        ({"share": 2}, "share: expected less than or equal to 1, found 2"),
+        ({"share": float("nan")}, "share: expected a finite number, found nan"),
+        ({"shap": (1, 2)}, "shap is unknown; the nearest is shape"),
+        ({"xyz": 1}, "xyz is unknown; known are shape, share, on, word"),
+        ({"on": True, "share": 0}, "on needs a share"),
+        ({"on": 1, "share": -1}, "share: expected greater than or equal to 0, found -1; on: "),
+        ({"word": 3}, "word: expected a valid string. "),
+    ],
+)
+def test_what_a_section_does_not_take_is_named(values: dict, told: str) -> None:
+    with pytest.raises(GradcamoError) as error:
+        _Section(**values)
+    assert told in str(error.value)
+    with pytest.raises(GradcamoError):
+        replace(_Section(), **values)
+
+
+def test_a_value_without_its_name_is_named() -> None:
+    with pytest.raises(GradcamoError, match="shape: expected a valid tuple, found 5"):
+        _Section(5)  # type: ignore[arg-type]
 
 
 def test_the_environment_says_where_home_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from gradcamo_assets.orchestration import night as automation_of_nights
 from gradcamo_assets.orchestration.automation import inbox_sensor, nightly_ingest
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.plates import failures, write_synthetic_plate
-from gradcamo_assets_tests.orchestration.conftest import SETTINGS, TINY, Bench
+from gradcamo_assets_tests.orchestration.conftest import TINY, Bench
 from gradcamo_assets_tests.orchestration.test_automation import requested, tick
 
 FROM_ISO = datetime.fromisoformat
@@ -169,24 +170,25 @@ def test_a_plate_that_a_run_is_busy_with_is_not_requested(bench: Bench, clock: C
     assert requested(tick(bench, inbox_sensor, result.cursor)) == [("ingest_plates", "tiny")]
 
 
-@pytest.mark.parametrize("stage", ["segmentation", "crops"])
+@pytest.mark.parametrize("stage", ["masks", "crops"])
 def test_fields_that_failed_are_tried_again_an_hour_later_twice(bench: Bench, clock: Clock, stage: str) -> None:
     write_synthetic_plate(bench.home.inbox, TINY)
     assert bench.ingest("tiny").success
-    bench.home.settings_file.write_text(f"[{stage}]\nno_such = 1\n")
+    used = {"masks": "Segmenter", "crops": "plate_record"}[stage]
     key = plate_site_key("tiny", 1)
     keys = set()
     for attempt in range(3):
         clock(1.1 * attempt)  # A run ends when it really does, which is at 0 h.
         request = next(r for r in tick(bench, inbox_sensor).run_requests or [] if r.partition_key == key)
         keys.add(request.run_key)
-        assert not bench.run("process_fields", key).success
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(import_module(f"gradcamo_assets.orchestration.assets.{stage}"), used, None)
+            assert not bench.run("process_fields", key).success
         clock(0.9)
         assert ("process_fields", key) not in requested(tick(bench, inbox_sensor)), "not within the hour"
     assert len(keys) == 3
     clock(48)
     assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 2))]
-    bench.home.settings_file.write_text(SETTINGS)
     assert bench.ingest("tiny").success
     assert ("process_fields", key) in requested(tick(bench, inbox_sensor)), "a plate taken in again starts anew"
 

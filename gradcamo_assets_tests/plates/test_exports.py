@@ -16,7 +16,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import HCS, Image
 
-from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.common.errors import GradcamoError
 from gradcamo_assets.plates import IngestConfig, ingest_plate, known_plate, load_plate, open_plate, read_field
 from gradcamo_assets.plates.readers import PROJECTION, read_export
 from gradcamo_assets.plates.sources import true_stack
@@ -176,7 +176,7 @@ def test_an_ome_zarr_plate_by_reference_is_read_where_it_lies(tiny: Path, tmp_pa
     assert ingest_plate(tiny, plates).plate.path == plates / "tiny.zarr"
     assert ingest_plate(tiny, plates, IngestConfig(ome_zarr="reference")).plate.path == tiny
     assert not (plates / "tiny.zarr").exists()
-    with pytest.raises(PlateError, match="symlink"):
+    with pytest.raises(GradcamoError, match="symlink"):
         IngestConfig(ome_zarr="symlink")  # type: ignore[arg-type]
 
 

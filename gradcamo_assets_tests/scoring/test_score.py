@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.common.errors import BundleError, GradcamoError
 from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.crops import CropField, open_crops, write_crops
 from gradcamo_assets.explain.audit import audit
@@ -195,8 +195,8 @@ def test_precisions_agree_and_an_unknown_one_is_refused(field: CropField, tmp_pa
     np.testing.assert_allclose(one.filter(same)["gradcamo"], two.filter(same)["gradcamo"], atol=0.05)
     total = sum(two[f"evidence_{where}"] for where in ("target", "neighbour", "background"))
     np.testing.assert_allclose(total, two["logit"] - two["logit_bias"], rtol=1e-4, atol=1e-4)
-    with pytest.raises(BundleError, match="Choose auto, float32 or bfloat16"):
-        Scorer(bundle, ScoringConfig(precision="float16"))  # type: ignore[arg-type]
+    with pytest.raises(GradcamoError, match="expected 'auto', 'float32' or 'bfloat16', found 'float16'"):
+        ScoringConfig(precision="float16")  # type: ignore[arg-type]
 
 
 def test_the_audit_reads_crops_and_keeps_their_order(field: CropField, tmp_path: Path) -> None:

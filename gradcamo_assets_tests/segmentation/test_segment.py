@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradcamo_assets.common.errors import SegmentationError
+from gradcamo_assets.common.errors import GradcamoError, SegmentationError
 from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, cell_table, match_labels
 from gradcamo_assets.segmentation.compact import load_network
 from gradcamo_assets.segmentation.engines import SHIPPED
@@ -251,7 +251,7 @@ def test_shapes_and_channels_that_do_not_fit_are_refused(segmenter):
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings):
-    with pytest.raises(SegmentationError, match=next(iter(settings))):
+    with pytest.raises(GradcamoError, match=next(iter(settings))):
         SegmenterConfig(**settings)
 
 

@@ -10,6 +10,7 @@ from gradcamo_assets.crops import open_crops
 from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.fields import number
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import FIELD, crop_folder
@@ -30,10 +31,10 @@ _CELLS = 32
 def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """What the champion does when image or weights are changed, on a sample of a plate's cells."""
     from gradcamo_assets.scoring.audit import audit_crops, sample_cells
-    from gradcamo_assets.scoring.score import Scorer, ScoringConfig
+    from gradcamo_assets.scoring.score import Scorer
 
     plate, lake, registry = context.partition_key, platform.lake, platform.registry
-    champion = platform.champion()
+    champion, scoring = platform.champion(), platform.settings.scoring
     keys: dict[str, Any] = {"plate": plate, "model_run": champion.run_id}
     made_from = lake.combined_version("score_versions", **keys)
     done = lake.version_of("audit_versions", **keys)
@@ -50,7 +51,7 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             f"{plate}/{row['Metadata_Well']}/{row['Metadata_Site']}": open_crops(crop_folder(platform.home, row))
             for row in sampled.select(*FIELD, "crop_version").unique().to_dicts()
         }
-        scorer = Scorer(registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
+        scorer = Scorer(registry.fetch(champion), scoring)
         found = audit_crops(scorer, fields, sampled["Metadata_CellID"].to_list(), sampled["treatment_class"].to_list())
         rows = sampled.join(found, on="Metadata_CellID").with_columns(
             model_name=pl.lit(champion.name),
@@ -69,5 +70,6 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "survives_swap": number(rows["survives_swap"].mean()),
             **numbers,
             **column_lineage("audit"),
+            **used(scoring=scoring),
         }
     )

@@ -1,6 +1,5 @@
 """``cells`` and ``crops``: the table of segmented cells, and each kept cell cut out with its surroundings."""
 
-from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
@@ -9,12 +8,13 @@ import polars as pl
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.common.provenance import Provenance, digest
-from gradcamo_assets.crops import CropConfig, cut_crops, write_crops
+from gradcamo_assets.crops import cut_crops, write_crops
 from gradcamo_assets.crops.cut import qc_flag
 from gradcamo_assets.crops.table import field_cells, number_crops
 from gradcamo_assets.orchestration.assets.masks import masks
 from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.fields import field_row, fields_at, for_each_field, listing, number
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import check_pixels, crop_folder, mask_folder, of_fields
@@ -30,7 +30,7 @@ from gradcamo_assets.plates import (
     still_current,
 )
 from gradcamo_assets.segmentation import read_masks
-from gradcamo_assets.segmentation.quality import QcConfig, field_verdict, judged, over_split
+from gradcamo_assets.segmentation.quality import field_verdict, judged, over_split
 from gradcamo_assets.warehouse import lake_table
 
 _CODE = "1"
@@ -72,7 +72,8 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     """The table of cells: shape, borders, nuclei, doubts, treatment; pooled screens take it from the label table."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
-    qc = home.settings("segmentation_qc", QcConfig)
+    settings = platform.settings
+    qc = settings.segmentation_qc
     plate, fields, segmented, made_from = _segmented(platform, plate_name, site)
     wells = {row["Metadata_Well"]: row for row in lake.read("wells", plate=plate_name).iter_rows(named=True)}
     label_path = home.plates / f"{plate_name}.labels.csv"
@@ -133,7 +134,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "median_volume_um3": number(table["volume_um3"].median()),
             "cells_with_warning": len(table) - table["qc_warning"].null_count(),
             "fields_unusable": len(unusable),
-            "segmentation_qc": dg.MetadataValue.json(asdict(qc)),
+            **used(segmentation_qc=qc, plates=settings.plates),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -160,7 +161,8 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     """Every kept cell cut out in 3D, with target and neighbour masks; raw intensities with the plate's statistics."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
-    config = home.settings("crops", CropConfig)
+    settings = platform.settings
+    config = settings.crops
     plate, fields, segmented, _ = _segmented(platform, plate_name, site)
     record = known_plate(home.plates, plate_name) or {}
     center, scale = ([float(record["statistics"][name][key]) for name in plate.channels] for key in ("center", "scale"))
@@ -235,7 +237,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "crops": n,
             "cells_left_out": len(updated) - n,
             "left_out_because": dg.MetadataValue.json(dict(flags.iter_rows())),
-            "crop_shape_zyx": str(config.shape),
+            **used(crops=config, plates=settings.plates),
         },
         check_results=[outcome.check("fields_cropped")],
     )

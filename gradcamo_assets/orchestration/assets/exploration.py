@@ -1,5 +1,6 @@
 """``model_comparison`` and ``encoder_exploration``: versions and settings judged by accuracy and where they look."""
 
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -13,6 +14,7 @@ from gradcamo_assets.figures import accuracy_against_score, layer_scores, paired
 from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION
 from gradcamo_assets.orchestration.assets.models import crop_paths, kept_cells, trained_model
 from gradcamo_assets.orchestration.assets.qc import _markdown
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.resources import Platform
 
@@ -70,7 +72,6 @@ def encoder_exploration(
     from gradcamo_assets.learning.explore import crop_sweep, layer_sweep, stages
     from gradcamo_assets.learning.fit import common_frame, crops_of
     from gradcamo_assets.learning.split import PARTS
-    from gradcamo_assets.learning.train import TrainingConfig
     from gradcamo_assets.networks.bundle import load_bundle
 
     registry = platform.registry
@@ -95,9 +96,10 @@ def encoder_exploration(
     layers = config.layers or stages(model, as_taken(model, image[None], labels[None])[0], bundle.layer)
     tables = {"layers": layer_sweep(model, layers, crops["test"], bundle.classes)}
     figures = {"layers": layer_scores(tables["layers"])}
+    metadata: dict[str, Any] = {"model_version": version.version}
     if config.epochs:
         edge = min(labels.shape[-2:])
-        training = platform.home.settings("training", TrainingConfig, encoder=bundle.encoder, epochs=config.epochs)
+        training = replace(platform.settings.training, encoder=bundle.encoder, epochs=config.epochs)
         tables["crops"] = crop_sweep(
             crops, bundle.classes, training, config.crop_sizes or [edge, edge * 3 // 4, edge // 2], config.maskings,
             work=platform.home.mlflow, report=context.log.info,
@@ -106,7 +108,7 @@ def encoder_exploration(
             name=pl.format("{} voxels", "size"), part=pl.format("masking {}", "masking")
         )
         figures["crops"] = accuracy_against_score(named)
-    metadata: dict[str, Any] = {"model_version": version.version}
+        metadata |= used(training=training)
     for name, table in tables.items():
         with replaced_file(platform.home.reports / f"exploration_{name}.csv") as path:
             table.write_csv(path)

@@ -10,12 +10,13 @@ from gradcamo_assets.common.provenance import Provenance
 from gradcamo_assets.figures import segmentation_overlay, to_markdown
 from gradcamo_assets.orchestration.assets.plates import plate_images
 from gradcamo_assets.orchestration.fields import field_row, fields_at, for_each_field, number
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import check_pixels, mask_folder, of_fields, site_version
 from gradcamo_assets.orchestration.unfinished import announced
 from gradcamo_assets.plates import Field, field_version, read_field, still_current
-from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, read_masks, write_masks
+from gradcamo_assets.segmentation import Segmenter, read_masks, write_masks
 from gradcamo_assets.warehouse import lake_table
 
 _CODE = "1"
@@ -34,7 +35,8 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
     plate, fields = fields_at(home, plate_name, site)
-    segmenter = Segmenter(home.settings("segmentation", SegmenterConfig))
+    settings = platform.settings
+    segmenter = Segmenter(settings.segmentation)
     skipped: list[str] = []
 
     def segment(field: Field) -> dict[str, Any]:
@@ -75,6 +77,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version),
         metadata={
+            **used(plates=settings.plates, segmentation=settings.segmentation),
             "fields": len(outcome.done),
             "fields_failed": len(outcome.failed),
             "fields_already_right": len(skipped),

@@ -10,9 +10,10 @@ from pydantic import Field as Setting
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.figures import to_markdown
+from gradcamo_assets.learning.configuration import TrainingConfig
 from gradcamo_assets.learning.registry import CHAMPION
-from gradcamo_assets.learning.runs import Links
 from gradcamo_assets.orchestration.assets.crops import crops
+from gradcamo_assets.orchestration.launchpad import offers, overridden, used
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import FIELD, crop_folder
 
@@ -26,11 +27,6 @@ _ALT = {
 
 
 Apart = StrEnum("Apart", ["well", "plate", "position"])
-SwapKind = StrEnum("SwapKind", ["any", "neighbours", "controls"])
-Objective = StrEnum("Objective", ["treatment", "vicreg", "simclr"])
-Positives = StrEnum("Positives", ["crop", "treatment"])
-Penalty = StrEnum("Penalty", ["none", "gradcamo", "energy", "rrr"])
-Precision = StrEnum("Precision", ["auto", "float32", "bfloat16", "float16"])
 
 
 class SplitConfig(dg.Config):
@@ -46,47 +42,9 @@ class SplitConfig(dg.Config):
     test_fraction: float = Setting(default=0.33, description="Share of each class's wells that are held out.")
 
 
+@offers(TrainingConfig)
 class TrainConfig(dg.Config):
     """How the encoder is trained; what is left empty stands in [training] of gradcamo.toml, or has its default."""
-
-    encoder: str | None = Setting(default=None, description="Built-in encoder, or module:function of your own.")
-    weights: str | None = Setting(default=None, description="Safetensors file to start from; else fresh weights.")
-    layer: str | None = Setting(default=None, description="Dotted name of the layer to explain, if another.")
-    objective: Objective | None = Setting(
-        default=None, description="What is learned: the treatment; or without classes, by vicreg or simclr."
-    )
-    positives: Positives | None = Setting(
-        default=None, description="Of those: the second view is of the same crop, or of another of its treatment."
-    )
-    epochs: int | None = Setting(default=None, description="Passes over the training crops.")
-    patience: int | None = Setting(
-        default=None, description="Epochs without a lower validation loss that end training; 0 trains all epochs."
-    )
-    batch_size: int | None = Setting(default=None, description="Crops a step, shared out among the devices.")
-    learning_rate: float | None = Setting(default=None, description="Highest rate of the one-cycle schedule.")
-    weight_decay: float | None = Setting(default=None, description="Of AdamW.")
-    label_smoothing: float | None = Setting(default=None, description="Share of the target spread over all classes.")
-    flip: float | None = Setting(default=None, description="Chance of each mirror image and of a quarter turn.")
-    rotate: float | None = Setting(default=None, description="Chance of a turn in plane by any angle.")
-    shift_z: float | None = Setting(default=None, description="Chance of a shift by one slice.")
-    gain: float | None = Setting(default=None, description="Deviation of the factor on a stain.")
-    offset: float | None = Setting(default=None, description="Deviation of the term on a stain, standardised units.")
-    noise: float | None = Setting(default=None, description="Deviation of the noise on a voxel, standardised units.")
-    swap: float | None = Setting(default=None, description="Share of crops that get other surroundings; 0 is off.")
-    swap_kind: SwapKind | None = Setting(default=None, description="Whose surroundings, or the neighbours alone.")
-    swap_soften: int | None = Setting(default=None, description="Width of the seam, voxels.")
-    swap_pool: int | None = Setting(
-        default=None, description="Crops a step reads to lend theirs; 0: those of the batch."
-    )
-    regulariser: Penalty | None = Setting(default=None, description="Penalty on maps beside the cell.")
-    regulariser_weight: float | None = Setting(default=None, description="Its weight (lambda).")
-    regulariser_target: float | None = Setting(
-        default=None, description="Adjusted score from which gradcamo asks for no more."
-    )
-    regulariser_after: int | None = Setting(default=None, description="Epochs before it sets in.")
-    precision: Precision | None = Setting(default=None, description="auto: 16 bits on a GPU, 32 elsewhere.")
-    devices: int | None = Setting(default=None, description="GPUs (without: processes); -1 takes every GPU.")
-    seed: int | None = Setting(default=None, description="Of weights, order and augmentation.")
 
 
 def kept_cells(platform: Platform, plates: list[str]) -> pl.DataFrame:
@@ -128,20 +86,20 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     from gradcamo_assets.learning.evidence import unseen_cells
     from gradcamo_assets.learning.fit import fit_and_register
     from gradcamo_assets.learning.promotion import promote, record_versions
-    from gradcamo_assets.learning.train import TrainingConfig
 
+    settings = platform.settings
+    training, links = overridden(settings.training, config), settings.links
     home, lake, registry = platform.home, platform.lake, platform.registry
     if not home.split_file.exists():
         raise GradcamoError("there is no split", "Materialise data_split first.", path=home.split_file)
     split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
     cells = kept_cells(platform, [])
     unseen = unseen_cells(cells, split)
-    links = home.settings("links", Links)
     fitted = fit_and_register(
         learned := cells.join(split, on="Metadata_Plate", how="semi"),
         split,
         crop_paths(platform, learned),
-        home.settings("training", TrainingConfig, **config.model_dump()),
+        training,
         registry,
         work=home.mlflow,
         progress=False,
@@ -164,6 +122,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
         metadata={
             "model_version": fitted.version.version,
             "promoted": "yes, it is the first" if first else "no: promote it in MLflow by moving the champion alias",
+            **used(training=training),
             **fitted.result.metrics,
             **{name: dg.MetadataValue.url(page) for name, page in pages.items()},
             **{name: dg.MetadataValue.md(to_markdown(figure, _ALT[name])) for name, figure in fitted.figures.items()},

@@ -11,11 +11,12 @@ from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.figures import illumination_maps, to_markdown
 from gradcamo_assets.orchestration.fields import bullets, number
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
 from gradcamo_assets.orchestration.reconcile import read_inbox
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import site_version
-from gradcamo_assets.plates import IngestConfig, Ingested, ingest_plate
+from gradcamo_assets.plates import Ingested, ingest_plate
 from gradcamo_assets.plates.failures import attempt
 from gradcamo_assets.warehouse.schema import tables_filed_by
 
@@ -63,8 +64,8 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     name = context.partition_key
     home, lake = platform.home, platform.lake
     source, signature = source_of(home, name)
+    config = platform.settings.plates
     with attempt(home.plates, name, signature):
-        config = home.settings("plates", IngestConfig)
         found = ingest_plate(source, home.plates, config, _progress(context, name))
         # A plate is in once its rows are: an attempt that ends before that is made again.
         lake.write("plates", found.plate_frame, plate=name)
@@ -89,6 +90,7 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     return dg.MaterializeResult(
         data_version=dg.DataVersion(found.plate.version),
         metadata={
+            **used(plates=config),
             "wells": row["n_wells"],
             "fields": row["n_fields"],
             "bad_fields": len(bad),

@@ -15,26 +15,21 @@ from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import map_by_epoch, to_gif, to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.catalogue import column_lineage
+from gradcamo_assets.orchestration.launchpad import offers, overridden, used
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.reconcile import scoring_state
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import FIELD, crop_folder
-from gradcamo_assets.profiling import POPULATIONS, ProfilesConfig
+from gradcamo_assets.profiling import ProfilesConfig
 
 _MOST_CELLS = 20_000
 _SCORES = ("Metadata_CellID", "gradcamo_adjusted", "on_target", "looks_at", "split", "crop_version")
 
 
+@offers(ProfilesConfig, "audit_cells", "background")
 class ProfilesLaunch(dg.Config):
     """How profiles are made; what is left empty stands in [profiles] of gradcamo.toml, or has its default."""
 
-    populations: list[str] | None = Setting(
-        default=None, description="; ".join(f"{name}: {text}" for name, text in POPULATIONS.items())
-    )
-    fit_on: str | None = Setting(default=None, description="Sphering is fitted on the controls, or on all wells.")
-    scope: str | None = Setting(default=None, description="Of each plate by itself, or over the screen.")
-    regularisation: float | None = Setting(default=None, description="Of the sphering, relative to its variances.")
-    formats: list[str] | None = Setting(default=None, description="Of the exports: parquet, h5ad.")
     anew: bool = Setting(default=False, description="Fit the screen's sphering again, and make every plate's profiles.")
 
 
@@ -93,7 +88,7 @@ def _with_background(
 ) -> pl.DataFrame:
     """The cells of a plate, with the embeddings of the background of those of population ``all`` that have crops."""
     from gradcamo_assets.scoring.background import background_embeddings
-    from gradcamo_assets.scoring.score import Scorer, ScoringConfig
+    from gradcamo_assets.scoring.score import Scorer
 
     drawn = cells.filter(population="all").drop_nulls("crop_version").select("Metadata_CellID", *FIELD, "crop_version")
     drawn = drawn.sample(fraction=1, shuffle=True, seed=0)
@@ -106,7 +101,7 @@ def _with_background(
     ids = [cell for cell in drawn["Metadata_CellID"] if cell in there]
     if len(ids) < 2:
         return cells
-    scorer = Scorer(platform.registry.fetch(champion), platform.home.settings("scoring", ScoringConfig))
+    scorer = Scorer(platform.registry.fetch(champion), platform.settings.scoring)
     found, damaged = background_embeddings(scorer, fields, ids)
     for name, reason in damaged.items():
         context.log.warning(f"{name} has no baseline of the background: {reason}")
@@ -136,8 +131,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
     from gradcamo_assets.profiling.profiles import SCREEN
 
     champion, home = platform.champion(), platform.home
-    launched = config.model_dump(exclude={"anew"}, exclude_none=True)
-    settings = home.settings("profiles", ProfilesConfig, **launched)
+    settings = overridden(platform.settings.profiles, config)
 
     def kept_at(population: str, place: str) -> Path:
         name = place if place != SCREEN else f"{SCREEN}-{settings.fit_on}-{settings.regularisation:g}"
@@ -174,6 +168,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
         metadata={
             **{f"profiles_{name}": n for name, n in counts},
             **column_lineage("profiles"),
+            **used(profiles=settings),
             "plates_made": len(todo),
             "model_version": champion.version,
             "notes": " ".join(made.notes if made else []) or "none",
@@ -273,7 +268,7 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     from gradcamo_assets.profiling import population
 
     champion, lake = platform.champion(), platform.lake
-    settings = platform.home.settings("profiles", ProfilesConfig)
+    settings = platform.settings.profiles
     plates, todo = _plates(platform, champion, "confounder_versions", asdict(settings))
     before = lake.read("confounder_audit", **_keys(champion))
     tables = [before.filter(pl.col("Metadata_Plate").is_in(plates.keys() - set(todo)))]
@@ -299,6 +294,7 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
         metadata={
             "model_version": champion.version,
             **column_lineage("confounder_audit"),
+            **used(profiles=settings),
             **{f"probe_{name}": float(v) for name, v in found.iter_rows()},
         }
     )

@@ -1,25 +1,19 @@
 """``promotion``: the challenger becomes champion if the evidence logged with both versions says so."""
 
 import dagster as dg
-from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION
-from gradcamo_assets.learning.verdict import CHECKS
+from gradcamo_assets.learning.verdict import CHECKS, PromotionConfig
 from gradcamo_assets.orchestration.assets.models import trained_model
 from gradcamo_assets.orchestration.fields import listing
+from gradcamo_assets.orchestration.launchpad import offers, overridden, used
 from gradcamo_assets.orchestration.resources import Platform
 
 
+@offers(PromotionConfig)
 class PromotionThresholds(dg.Config):
     """When a challenger is good enough; what is left empty stands in [promotion] of gradcamo.toml."""
-
-    accuracy_tolerance: float | None = Setting(default=None, description="How much lower its accuracy may be.")
-    adjusted_tolerance: float | None = Setting(default=None, description="How much lower its adjusted score may be.")
-    least_over_chance: float | None = Setting(default=None, description="How far above chance it must be.")
-    least_from_the_cell: float | None = Setting(
-        default=None, description="Share of its accuracy above chance that must be left in other cells' surroundings."
-    )
 
 
 @dg.asset(
@@ -33,13 +27,13 @@ def promotion(
 ) -> dg.MaterializeResult:
     """The alias champion, moved to the challenger if all checks pass; scores follow by themselves."""
     from gradcamo_assets.learning.promotion import promote
-    from gradcamo_assets.learning.verdict import PromotionConfig, evidence, verdict
+    from gradcamo_assets.learning.verdict import evidence, verdict
 
     lake, registry = platform.lake, platform.registry
     challenger, champion = registry.by_alias(CHALLENGER), registry.by_alias(CHAMPION)
     if challenger is None:
         raise GradcamoError("there is no challenger", "Launch train_model, or register a version of your own.")
-    thresholds = platform.home.settings("promotion", PromotionConfig, **config.model_dump())
+    thresholds = overridden(platform.settings.promotion, config)
     answers = verdict(evidence(registry, challenger), evidence(registry, champion) if champion else None, thresholds)
     reasons = {answer.name: answer.text for answer in answers if not answer.passed}
     if champion == challenger:
@@ -55,6 +49,7 @@ def promotion(
     return dg.MaterializeResult(
         metadata={
             "outcome": outcome,
+            **used(promotion=thresholds),
             "challenger": challenger.version,
             "champion_before": champion.version if champion else "none",
             "answers": dg.MetadataValue.md(listing({answer.name: answer.text for answer in answers})),

@@ -15,10 +15,10 @@ from gradcamo_assets.crops import open_crops
 from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.figures import crops_with_maps, to_markdown
 from gradcamo_assets.learning.registry import ModelVersion
-from gradcamo_assets.learning.runs import Links
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.assets.models import champion_model
 from gradcamo_assets.orchestration.catalogue import column_lineage
+from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import FIELD, crop_folder
@@ -66,11 +66,11 @@ def scores_and_embeddings(
 
     The champion is asked for once, so that all rows are of one version. What it has scored already is left alone.
     """
-    from gradcamo_assets.scoring.score import Scorer, ScoringConfig
+    from gradcamo_assets.scoring.score import Scorer
 
     plate, site = plate_site_of(context)
     home, lake, registry = platform.home, platform.lake, platform.registry
-    champion = platform.champion()
+    champion, settings = platform.champion(), platform.settings
     keys: dict[str, Any] = {"plate": plate, "site": site, "model_run": champion.run_id}
     # Before the rows: newer rows than their version cost work, older ones would pass for new.
     made_from = lake.version_of("crop_versions", plate=plate, site=site)
@@ -88,7 +88,7 @@ def scores_and_embeddings(
         return
     if not len(kept):
         context.log.warning(f"Plate {plate}, site {site} has no kept cell; there is nothing to score.")
-    scorer = Scorer(registry.fetch(champion), home.settings("scoring", ScoringConfig))
+    scorer = Scorer(registry.fetch(champion), settings.scoring)
     frames: list[pl.DataFrame] = []
     embeddings: list[np.ndarray] = []
     picture: dg.MetadataValue | None = None
@@ -116,10 +116,10 @@ def scores_and_embeddings(
     lake.write("scores", scores, **keys)
     version = digest([made_from["version"], champion.run_id])
     lake.record("score_versions", version, made_from["version"], len(scores), **keys)
-    pages = registry.pages(home.settings("links", Links), champion.run_id, champion)
+    pages = registry.pages(settings.links, champion.run_id, champion)
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version}
     common |= {name: dg.MetadataValue.url(page) for name, page in pages.items()}
-    common["precision"] = scorer.precision
+    common |= {"precision": scorer.precision, **used(scoring=settings.scoring)}
     yield dg.MaterializeResult(
         asset_key="embeddings",
         data_version=dg.DataVersion(version),

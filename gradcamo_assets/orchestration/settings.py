@@ -1,0 +1,99 @@
+"""Everything that can be set, ``gradcamo.toml`` as one model; and the two sections that only orchestration reads."""
+
+import ipaddress
+import json
+import tomllib
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from gradcamo_assets.common import GradcamoError, Home
+from gradcamo_assets.common.sections import Count, problems, section
+from gradcamo_assets.crops import CropConfig
+from gradcamo_assets.learning.configuration import TrainingConfig
+from gradcamo_assets.learning.runs import Links
+from gradcamo_assets.learning.verdict import PromotionConfig
+from gradcamo_assets.plates import InboxConfig, IngestConfig
+from gradcamo_assets.profiling import ProfilesConfig
+from gradcamo_assets.scoring.settings import ScoringConfig
+from gradcamo_assets.segmentation import SegmenterConfig
+from gradcamo_assets.segmentation.quality import QcConfig
+
+
+def _callable(address: str) -> str:
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    loopback = host == "localhost"
+    if parts.scheme == "http" and not loopback:
+        try:
+            loopback = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            loopback = False
+    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and loopback)):
+        raise ValueError("this is no address that may be called: give one of https, or of http on this machine")
+    return address
+
+
+@section
+class AlertConfig:
+    """Who is told of a failed run: section ``[alerts]``. Without ``webhook`` and ``mail_to`` nobody is.
+
+    Where the environment holds ``GRADCAMO_SMTP_PASSWORD``, the mail server is spoken to over TLS.
+    """
+
+    # The address is a secret: it stands in no message.
+    webhook: Annotated[str, AfterValidator(_callable)] | None = Field(
+        default=None, repr=False, description="An address that takes JSON: https, or http on this machine."
+    )
+    mail_to: str | tuple[str, ...] = Field(default=(), description="One address or a list.")
+    mail_from: str = Field(default="gradcamo@localhost", description="The sender.")
+    smtp_host: str = Field(default="localhost", description="The mail server.")
+    smtp_port: int = Field(default=25, ge=1, le=65535, description="Its port.")
+    smtp_user: str | None = Field(default=None, description="Who logs in there; else mail_from.")
+
+
+@section
+class RetrainingConfig:
+    """When an encoder is trained again by itself: section ``[retraining]``."""
+
+    after_plates: Count = Field(default=0, description="After how many new plates; 0: never.")
+
+
+@section
+class Settings:
+    """All sections of ``gradcamo.toml`` by their names; what the file leaves out has its default."""
+
+    inbox: InboxConfig = InboxConfig()
+    plates: IngestConfig = IngestConfig()
+    segmentation: SegmenterConfig = SegmenterConfig()
+    segmentation_qc: QcConfig = QcConfig()
+    crops: CropConfig = CropConfig()
+    training: TrainingConfig = TrainingConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    retraining: RetrainingConfig = RetrainingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    profiles: ProfilesConfig = ProfilesConfig()
+    links: Links = Links()
+    alerts: AlertConfig = AlertConfig()
+
+
+_SETTINGS = TypeAdapter(Settings)
+
+
+def read_settings(home: Home) -> Settings:
+    """The settings of an installation, checked as a whole.
+
+    Raises:
+        GradcamoError: if the file is no TOML, or for all that is wrong in it: unknown sections and keys, types, values.
+    """
+    path = home.settings_file
+    try:
+        values = tomllib.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise GradcamoError(f"the settings cannot be read ({error})", "Mend the file.", path=path) from error
+    try:
+        # As JSON, where a list is the only sequence there is: from Python, pydantic tells lists from tuples.
+        return _SETTINGS.validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise GradcamoError(problems(error, Settings), "Mend the file.", path=path) from None
