@@ -20,7 +20,12 @@ Amount = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def setting(default: Any, description: str, **limits: Any) -> Any:
+    """A field of a section; ``limits`` are those of pydantic's ``Field``."""
+    return Field(default=default, description=description, **limits)
+
+
+@dataclass_transform(frozen_default=True)
 def section(kind: type[T]) -> type[T]:
     """Make a class a frozen dataclass whose types are strict, ``asdict`` and ``replace`` included.
 
@@ -62,5 +67,7 @@ def _problem(problem: ErrorDetails, kind: Any) -> str:
         there = f"the nearest is {nearest[0]}" if nearest else f"known are {', '.join(known)}"
         return f"{place}{unknown} is unknown; {there}"
     text = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if problem["type"] == "string_pattern_mismatch":
+        text = f"expected this: {field.description[:-1]}"
     found = "" if secret or problem["type"] == "value_error" else f", found {problem['input']!r:.80}"
     return f"{place.strip()}: {text}{found}" if place else text

@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import Field
 
 from gradcamo_assets.common.errors import CropError
-from gradcamo_assets.common.sections import section
+from gradcamo_assets.common.sections import section, setting
 
 BACKGROUND, TARGET, NEIGHBOUR = 0, 1, 2
 
@@ -22,17 +22,12 @@ _Voxels = Annotated[int, Field(ge=1)]
 class CropConfig:
     """What is cut, and which cells: section ``[crops]`` of ``gradcamo.toml``."""
 
-    shape: tuple[_Voxels, _Voxels, _Voxels] = Field(
-        default=(21, 128, 128), description="(z, y, x) of a crop in voxels; these are the paper's."
-    )
-    keep_border: bool = Field(
-        default=False,
-        description="Keep cells that the field's edge in x or y cuts through; a part of them was never imaged.",
-    )
-    pad: bool = Field(
-        default=True,
-        description="Keep cells so near the edge in x or y that their crop leaves the field, and fill what is missing "
-        "with the plate's centre; otherwise they are left out. In z crops are always padded.",
+    shape: tuple[_Voxels, _Voxels, _Voxels] = setting((21, 128, 128), "(z, y, x) in voxels; these are the paper's.")
+    keep_border: bool = setting(False, "Keep cells that the field's edge in x or y cuts through.")
+    pad: bool = setting(
+        True,
+        "Keep cells so near the edge in x or y that their crop leaves the field, and fill what is missing with the "
+        "plate's centre. In z crops are always padded.",
     )
 
 

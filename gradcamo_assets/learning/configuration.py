@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from gradcamo_assets.common.errors import GradcamoError
-from gradcamo_assets.common.sections import Amount, Count, Share, section
+from gradcamo_assets.common.sections import Amount, Count, Share, section, setting
 from gradcamo_assets.networks.bundle import Cure
 
 SwapKind = Literal["any", "neighbours", "controls"]
 Regulariser = Literal["none", "gradcamo", "energy", "rrr"]
 Objective = Literal["treatment", "vicreg", "simclr"]
 Positives = Literal["crop", "treatment"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 _LIGHTNINGS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -21,62 +20,47 @@ _LIGHTNINGS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mi
 class TrainingConfig:
     """How an encoder is trained: section ``[training]`` of ``gradcamo.toml``."""
 
-    encoder: str = Field(default="efficientnet3d-small", description="Built-in, or module:function of your own.")
-    weights: str | None = Field(default=None, description="Safetensors file to start from; else fresh weights.")
-    layer: str | None = Field(default=None, description="Dotted name of the layer to explain, if another.")
-    objective: Objective = Field(
-        default="treatment",
-        description="What is learned: the treatment of a crop; or, without classes, to know a crop again in another "
-        "view of it, by vicreg or simclr.",
+    encoder: str = setting("efficientnet3d-small", "Built-in, or module:function of your own.")
+    weights: str | None = setting(None, "Safetensors file to start from; else fresh weights.")
+    layer: str | None = setting(None, "Dotted name of the layer to explain, if another.")
+    objective: Objective = setting(
+        "treatment", "What is learned: a crop's treatment; or, without classes, to know a crop in another view of it."
     )
-    positives: Positives = Field(
-        default="crop",
-        description="Of vicreg and simclr, what the second view is of: the same crop, or another of its treatment, "
-        "from another well where there is one.",
+    positives: Positives = setting(
+        "crop", "Of vicreg and simclr, what the other view is of: the same crop, or another of its treatment."
     )
-    epochs: int = Field(default=20, ge=1, description="Passes over the training crops.")
-    batch_size: int = Field(default=16, ge=1, description="Crops a step, shared out among the devices.")
-    learning_rate: float = Field(default=4e-3, gt=0, description="Highest rate of AdamW's one-cycle schedule.")
-    weight_decay: Amount = Field(default=1e-2, description="Of AdamW.")
-    label_smoothing: Share = Field(default=0.05, description="Share of the target spread over all classes.")
-    patience: Count = Field(
-        default=0,
-        description="Epochs without a lower validation loss that end training, and the weights of the best epoch are "
-        "kept; 0 trains all epochs and keeps the last.",
+    epochs: int = setting(20, "Passes over the training crops.", ge=1)
+    batch_size: int = setting(16, "Crops a step, shared out among the devices.", ge=1)
+    learning_rate: float = setting(4e-3, "Highest rate of AdamW's one-cycle schedule.", gt=0)
+    weight_decay: Amount = setting(1e-2, "Of AdamW.")
+    label_smoothing: Share = setting(0.05, "Share of the target spread over all classes.")
+    patience: Count = setting(
+        0, "Epochs without a lower validation loss that end training, of which the best is kept; 0: all are trained."
     )
-    flip: Share = Field(default=0.5, description="Chance of each mirror image and of a quarter turn.")
-    rotate: Share = Field(default=0.0, description="Chance of a turn in plane by any angle.")
-    shift_z: Share = Field(default=0.0, description="Chance of a shift by one slice.")
-    gain: Amount = Field(default=0.1, description="Deviation of the factor on a stain.")
-    offset: Amount = Field(default=0.05, description="Deviation of the term on a stain, standardised units.")
-    noise: Amount = Field(default=0.0, description="Deviation of the noise on a voxel, standardised units.")
-    swap: Share = Field(default=0.5, description="Share of crops that get other surroundings; 0 is off.")
-    swap_kind: SwapKind = Field(
-        default="any", description="Those of any other crop, the neighbours alone, or those of controls."
-    )
-    swap_soften: Count = Field(default=2, description="Width of the seam, voxels.")
-    swap_pool: Count = Field(
-        default=0, description="Crops of any training well that a step reads to lend theirs; 0: those of the batch."
-    )
-    regulariser: Regulariser = Field(default="none", description="Penalty on maps beside the cell, added to the loss.")
-    regulariser_weight: Amount = Field(default=3.0, description="Its weight (lambda).")
-    regulariser_target: float = Field(
-        default=0.9, gt=0, le=1, description="Adjusted score beyond which gradcamo asks for no more."
-    )
-    regulariser_after: Count = Field(default=2, description="Epochs before it sets in.")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Of the arithmetic; auto: 16 bits on a GPU, 32 elsewhere. Weights are kept in 32."
-    )
-    devices: int = Field(default=1, description="GPUs, or processes where there is none; -1 takes every GPU.")
-    seed: Count = Field(default=0, description="Of weights, order and augmentation.")
+    flip: Share = setting(0.5, "Chance of each mirror image and of a quarter turn.")
+    rotate: Share = setting(0.0, "Chance of a turn in plane by any angle.")
+    shift_z: Share = setting(0.0, "Chance of a shift by one slice.")
+    gain: Amount = setting(0.1, "Deviation of the factor on a stain.")
+    offset: Amount = setting(0.05, "Deviation of the term on a stain, standardised units.")
+    noise: Amount = setting(0.0, "Deviation of the noise on a voxel, standardised units.")
+    swap: Share = setting(0.5, "Share of crops that get other surroundings; 0 is off.")
+    swap_kind: SwapKind = setting("any", "Those of any other crop, the neighbours alone, or those of controls.")
+    swap_soften: Count = setting(2, "Width of the seam, voxels.")
+    swap_pool: Count = setting(0, "Crops of any training well that a step reads to lend theirs; 0: those of the batch.")
+    regulariser: Regulariser = setting("none", "Penalty on maps beside the cell, added to the loss.")
+    regulariser_weight: Amount = setting(3.0, "Its weight (lambda).")
+    regulariser_target: float = setting(0.9, "Adjusted score beyond which gradcamo asks for no more.", gt=0, le=1)
+    regulariser_after: Count = setting(2, "Epochs before it sets in.")
+    precision: Precision = setting("auto", "auto: 16 bits on a GPU, 32 elsewhere. Weights are kept in 32.")
+    devices: int = setting(1, "GPUs, or processes where there is none; -1 takes every GPU.")
+    seed: Count = setting(0, "Of weights, order and augmentation.")
 
     def __post_init__(self) -> None:
-        views = self.objective != "treatment"
+        views, least = self.objective != "treatment", 2 * max(1, self.devices)
         rules = {
             "positives is of vicreg and simclr alone": views or self.positives == "crop",
             "regulariser is none for vicreg and simclr, which have no classes": not views or self.regulariser == "none",
-            "batch_size is at least 2 a device for vicreg and simclr": not views
-            or self.batch_size >= 2 * max(1, self.devices),
+            "batch_size is at least 2 a device for vicreg and simclr": not views or self.batch_size >= least,
             "devices is -1, or 1 to batch_size": self.devices == -1 or 1 <= self.devices <= self.batch_size,
         }
         if broken := [rule for rule, holds in rules.items() if not holds]:

@@ -15,10 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from gradcamo_assets.common.provenance import digest
-from gradcamo_assets.common.sections import section
+from gradcamo_assets.common.sections import section, setting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,10 +31,8 @@ _METRICS_A_CALL = 1000
 class Links:
     """Where the pages are served: section ``[links]`` of ``gradcamo.toml``; by default where ``gradcamo ui`` does."""
 
-    dagster_url: str = Field(default="http://127.0.0.1:3000", description="Of Dagster's pages.")
-    mlflow_url: str = Field(
-        default="http://127.0.0.1:5000", description="Of MLflow's; it counts where the registry is no server itself."
-    )
+    dagster_url: str = setting("http://127.0.0.1:3000", "Of Dagster's pages.")
+    mlflow_url: str = setting("http://127.0.0.1:5000", "Of MLflow's; it counts where the registry is no server itself.")
 
 
 @contextmanager

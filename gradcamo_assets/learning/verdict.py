@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from pydantic import Field
-
-from gradcamo_assets.common.sections import section
+from gradcamo_assets.common.sections import section, setting
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import Cure, read_config
 
@@ -17,12 +15,11 @@ from gradcamo_assets.networks.bundle import Cure, read_config
 class PromotionConfig:
     """When a challenger may become champion: section ``[promotion]`` of ``gradcamo.toml``."""
 
-    accuracy_tolerance: float = Field(default=0.02, description="How much lower its accuracy may be.")
-    adjusted_tolerance: float = Field(default=0.05, description="How much lower its median adjusted Grad-CAMO may be.")
-    least_over_chance: float = Field(default=0.1, description="How far above chance its balanced accuracy must be.")
-    least_from_the_cell: float = Field(
-        default=0.5,
-        description="Share of its balanced accuracy above chance that must be left in other cells' surroundings.",
+    accuracy_tolerance: float = setting(0.02, "How much lower its accuracy may be.")
+    adjusted_tolerance: float = setting(0.05, "How much lower its median adjusted Grad-CAMO may be.")
+    least_over_chance: float = setting(0.1, "How far above chance its balanced accuracy must be.")
+    least_from_the_cell: float = setting(
+        0.5, "Share of its accuracy above chance that must be left in other cells' surroundings."
     )
 
 

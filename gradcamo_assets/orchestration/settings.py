@@ -1,15 +1,12 @@
 """Everything that can be set, ``gradcamo.toml`` as one model; and the two sections that only orchestration reads."""
 
-import ipaddress
 import json
 import tomllib
-from typing import Annotated
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from gradcamo_assets.common import GradcamoError, Home
-from gradcamo_assets.common.sections import Count, problems, section
+from gradcamo_assets.common.sections import Count, problems, section, setting
 from gradcamo_assets.crops import CropConfig
 from gradcamo_assets.learning.configuration import TrainingConfig
 from gradcamo_assets.learning.runs import Links
@@ -21,20 +18,6 @@ from gradcamo_assets.segmentation import SegmenterConfig
 from gradcamo_assets.segmentation.quality import QcConfig
 
 
-def _callable(address: str) -> str:
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    loopback = host == "localhost"
-    if parts.scheme == "http" and not loopback:
-        try:
-            loopback = ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            loopback = False
-    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and loopback)):
-        raise ValueError("this is no address that may be called: give one of https, or of http on this machine")
-    return address
-
-
 @section
 class AlertConfig:
     """Who is told of a failed run: section ``[alerts]``. Without ``webhook`` and ``mail_to`` nobody is.
@@ -43,21 +26,24 @@ class AlertConfig:
     """
 
     # The address is a secret: it stands in no message.
-    webhook: Annotated[str, AfterValidator(_callable)] | None = Field(
-        default=None, repr=False, description="An address that takes JSON: https, or http on this machine."
+    webhook: str | None = setting(
+        None,
+        "An address that takes JSON: https, or http on this machine.",
+        repr=False,
+        pattern=r"^(https://[^/?#\s]|http://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?([/?#]|$))",
     )
-    mail_to: str | tuple[str, ...] = Field(default=(), description="One address or a list.")
-    mail_from: str = Field(default="gradcamo@localhost", description="The sender.")
-    smtp_host: str = Field(default="localhost", description="The mail server.")
-    smtp_port: int = Field(default=25, ge=1, le=65535, description="Its port.")
-    smtp_user: str | None = Field(default=None, description="Who logs in there; else mail_from.")
+    mail_to: str | tuple[str, ...] = setting((), "One address or a list.")
+    mail_from: str = setting("gradcamo@localhost", "The sender.")
+    smtp_host: str = setting("localhost", "The mail server.")
+    smtp_port: int = setting(25, "Its port.", ge=1, le=65535)
+    smtp_user: str | None = setting(None, "Who logs in there; else mail_from.")
 
 
 @section
 class RetrainingConfig:
     """When an encoder is trained again by itself: section ``[retraining]``."""
 
-    after_plates: Count = Field(default=0, description="After how many new plates; 0: never.")
+    after_plates: Count = setting(0, "After how many new plates; 0: never.")
 
 
 @section

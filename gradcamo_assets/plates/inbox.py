@@ -14,10 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
 from gradcamo_assets.common.errors import GradcamoError, PlateError
-from gradcamo_assets.common.sections import Amount, section
+from gradcamo_assets.common.sections import Amount, section, setting
 from gradcamo_assets.plates.companions import walk
 from gradcamo_assets.plates.failures import Failures
 from gradcamo_assets.plates.hcs import name_of
@@ -34,12 +32,12 @@ _LARGEST_METADATA = 50_000_000
 class InboxConfig:
     """When a plate counts as complete: section ``[inbox]`` of ``gradcamo.toml``."""
 
-    settle_seconds: Amount = Field(default=120.0, description="Nothing of it changed for so long.")
-    marker: str | None = Field(
-        default=None,
+    settle_seconds: Amount = setting(120.0, "Seconds in which nothing of it has changed.")
+    marker: str | None = setting(
+        None,
+        "Name of a file that says so instead, in the plate's folder, or beside it as <plate>.<marker>.",
         max_length=128,
         pattern=r"^[A-Za-z0-9](\.?[A-Za-z0-9_-])*$",
-        description="Instead: a file of this name lies in the plate's folder, or beside it as <plate>.<marker>.",
     )
 
 

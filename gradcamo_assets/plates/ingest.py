@@ -14,11 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import Field
 
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.common.sections import section
+from gradcamo_assets.common.sections import section, setting
 from gradcamo_assets.plates.companions import LABELS_ENDING, companions, walk
 from gradcamo_assets.plates.hcs import Plate
 from gradcamo_assets.plates.illumination import estimate_illumination
@@ -38,17 +37,11 @@ _CODE = "2"
 class IngestConfig:
     """How plates are taken in: section ``[plates]`` of ``gradcamo.toml``."""
 
-    ome_zarr: Literal["copy", "reference"] = Field(
-        default="copy",
-        description="What becomes of an OME-Zarr plate: a copy, or a reference to where it lies, which must then stay.",
+    ome_zarr: Literal["copy", "reference"] = setting(
+        "copy", "What becomes of an OME-Zarr plate: a copy, or a reference to where it lies, which must then stay."
     )
-    illumination: bool = Field(
-        default=False,
-        description="Whether uneven illumination is taken out when pixels are read; it is estimated in any case.",
-    )
-    camera_offset: float = Field(
-        default=0.0, description="What the camera reads in the dark, in counts; illumination is no part of that."
-    )
+    illumination: bool = setting(False, "Take uneven illumination out of pixels that are read; it is estimated anyway.")
+    camera_offset: float = setting(0.0, "What the camera reads in the dark, in counts: no part of illumination.")
 
 
 @dataclass(frozen=True)

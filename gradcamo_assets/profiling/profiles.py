@@ -8,9 +8,8 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from pydantic import Field
 
-from gradcamo_assets.common.sections import Amount, section
+from gradcamo_assets.common.sections import Amount, section, setting
 from gradcamo_assets.profiling.aggregate import vectors
 from gradcamo_assets.profiling.populations import POPULATIONS, Population
 from gradcamo_assets.profiling.sphering import Sphering, fit_sphering
@@ -25,33 +24,17 @@ Scope = tuple[str, str]
 class ProfilesConfig:
     """How profiles are made: section ``[profiles]`` of ``gradcamo.toml``."""
 
-    populations: tuple[Population, ...] = Field(
-        default=("all", "on_target", "matched"),
-        description="; ".join(f"{name}: {text}" for name, text in POPULATIONS.items()),
+    populations: tuple[Population, ...] = setting(
+        ("all", "on_target", "matched"), "; ".join(f"{name}: {text}" for name, text in POPULATIONS.items())
     )
-    fit_on: Literal["controls", "all"] = Field(
-        default="controls", description="Sphering is fitted on the controls (negcon), or on all wells."
+    fit_on: Literal["controls", "all"] = setting("controls", "Sphering is fitted on the controls, or on all wells.")
+    scope: Literal["plate", "screen"] = setting(
+        "plate", "Of each plate by itself, or over the screen: once a version has scored all plates, then kept."
     )
-    scope: Literal["plate", "screen"] = Field(
-        default="plate",
-        description="Of each plate by itself, or over the screen: fitted once a model version on the plates there are "
-        "when that version has scored them all, then kept for later plates.",
-    )
-    regularisation: Amount = Field(
-        default=1e-2, description="Of the sphering, relative to the widest variance; small values stretch noise."
-    )
-    formats: tuple[Literal["parquet", "h5ad"], ...] = Field(
-        default=("parquet",), description="Exports; none: no exports."
-    )
-    audit_cells: int = Field(
-        default=1000,
-        ge=1,
-        description="Cells a plate and population, drawn at random, that confounders are probed on.",
-    )
-    background: bool = Field(
-        default=True,
-        description="Also embed these cells' crops with the cells taken out, as a baseline; costs a forward pass each.",
-    )
+    regularisation: Amount = setting(1e-2, "Of the sphering, relative to the widest variance; little stretches noise.")
+    formats: tuple[Literal["parquet", "h5ad"], ...] = setting(("parquet",), "Exports; none: no exports.")
+    audit_cells: int = setting(1000, "Cells a plate and population that confounders are probed on.", ge=1)
+    background: bool = setting(True, "Embed these crops without their cells too, as a baseline: a forward pass each.")
 
 
 @dataclass(frozen=True)

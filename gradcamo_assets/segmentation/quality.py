@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from pydantic import Field
 
-from gradcamo_assets.common.sections import Amount, Count, Share, section
+from gradcamo_assets.common.sections import Amount, Count, Share, section, setting
 
 _MAD = 1.4826
 _FEW_CELLS = 20
@@ -24,23 +23,15 @@ _FEW_FIELDS = 5
 class QcConfig:
     """Which cells and fields are doubted, and which of the doubted ones are left out: section ``[segmentation_qc]``."""
 
-    outlier: Amount = Field(
-        default=5.0,
-        description="Robust standard deviations (1.4826 x median absolute deviation) from the median beyond which a "
-        "cell is an outlier; 0 switches this off.",
+    outlier: Amount = setting(
+        5.0, "Robust standard deviations (1.4826 x MAD) from the median beyond which a cell is an outlier; 0: never."
     )
-    drop_outliers: bool = Field(
-        default=False, description="Leave outliers out of the crops; they are only warned of otherwise."
-    )
-    min_probability: Share = Field(default=0.0, description="Least mean cell probability of a cell; 0 keeps all.")
-    max_nuclei: Count = Field(default=0, description="Most nuclei of a cell that is kept; 0 keeps all.")
-    need_nucleus: bool = Field(default=False, description="Leave out cells without a nucleus.")
-    max_foreground: Share = Field(
-        default=0.95, description="Share of a field inside cells above which its masks are unusable; 1: never."
-    )
-    max_over_split: Share = Field(
-        default=0.5, description="Share of cells like splinters above which a field's masks are unusable; 1: never."
-    )
+    drop_outliers: bool = setting(False, "Leave outliers out of the crops; they are only warned of otherwise.")
+    min_probability: Share = setting(0.0, "Least mean cell probability of a cell; 0 keeps all.")
+    max_nuclei: Count = setting(0, "Most nuclei of a cell that is kept; 0 keeps all.")
+    need_nucleus: bool = setting(False, "Leave out cells without a nucleus.")
+    max_foreground: Share = setting(0.95, "Share of a field inside cells above which its masks are unusable; 1: never.")
+    max_over_split: Share = setting(0.5, "Share of cells like splinters above which masks are unusable; 1: never.")
 
 
 def cell_flags(cells: pl.DataFrame, config: QcConfig, channels: Sequence[str] = ()) -> pl.Series:

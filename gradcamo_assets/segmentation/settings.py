@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
-from gradcamo_assets.common.sections import Count, section
+from gradcamo_assets.common.sections import Count, section, setting
 from gradcamo_assets.segmentation.engines import REMEDY, is_known
 
 NOMINAL_WIDTH = 15.0
@@ -32,41 +32,27 @@ class SegmenterConfig:
     mode: ``3d`` takes flows in three sets of planes and dynamics in 3D (Cellpose's ``do_3D``); some six times the work,
     fewer cells broken in z. ``auto`` takes it with the compact network, where the voxel size is known and slices are
     at most a sixth of a cell's width apart. A single slice is done in 2D in all.
+    diameter: by default 30, the network's own scale, where the voxel size is unknown (1, 1, 1), gives less than 8
+    pixels or more than 200, or the two differ by less than a third.
     """
 
-    network: Annotated[str, AfterValidator(_known)] = Field(
-        default="compact",
-        description="compact; one of Cellpose's, from its own cache; a path: a folder with cells.safetensors and "
-        "nuclei.safetensors that train wrote, or a file of Cellpose weights; or module:function of your own.",
+    network: Annotated[str, AfterValidator(_known)] = setting(
+        "compact",
+        "compact; one of Cellpose's, from its own cache; a folder with cells.safetensors and nuclei.safetensors, or a "
+        "file of Cellpose weights; or module:function of your own.",
     )
-    mode: Literal["auto", "stitch", "3d"] = Field(
-        default="auto",
-        description="stitch: slice by slice, stitched along z; 3d: stacks of 5 slices or more as a whole; auto: 3d "
-        "where it is worth it.",
+    mode: Literal["auto", "stitch", "3d"] = setting(
+        "auto", "stitch: by slice, stitched along z; 3d: stacks of 5 slices or more as a whole; auto: 3d where it pays."
     )
-    anisotropy: float | None = Field(
-        default=None, ge=0.1, le=50, description="Step in z over pixel size, for 3d; else from the voxel size, or 1."
+    anisotropy: float | None = setting(None, "Step in z over pixel size, for 3d; else the plate's.", ge=0.1, le=50)
+    nucleus: str | None = setting(None, "Name of the DNA stain; else found by name.")
+    cytoplasm: tuple[str, ...] | None = setting(
+        None, "Stains that fill cells; else every fluorescence channel but the nucleus; []: cells from that alone."
     )
-    nucleus: str | None = Field(default=None, description="Name of the DNA stain; else found by name.")
-    cytoplasm: tuple[str, ...] | None = Field(
-        default=None,
-        description="Names of the stains that fill cells; else every other fluorescence channel. Without any, cells "
-        "are segmented from the nucleus stain alone.",
+    diameter: float | None = setting(
+        None, "Width of a cell in pixels; else from the voxel size, for cells 15 um wide, or 30.", ge=4, le=2000
     )
-    diameter: float | None = Field(
-        default=None,
-        ge=4,
-        le=2000,
-        description="Width of a cell in pixels; else from the voxel size, taking cells as 15 um wide; 30 where that is "
-        "unknown (1, 1, 1), gives less than 8 pixels or more than 200, or is off by less than a third.",
-    )
-    stitch_threshold: float = Field(
-        default=0.25, gt=0, le=1, description="Least intersection over union that joins objects of neighbouring slices."
-    )
-    flow_threshold: float = Field(
-        default=0.4, ge=0, le=4, description="Highest flow error of an object; 0 keeps all. Not used in 3d."
-    )
-    cellprob_threshold: float = Field(
-        default=0.0, ge=-20, le=20, description="Least logit of a pixel in an object; lower: larger and more objects."
-    )
-    min_volume: Count = Field(default=100, description="Fewest voxels of a cell; of a nucleus a quarter of that.")
+    stitch_threshold: float = setting(0.25, "Least overlap (IoU) that joins objects of two slices.", gt=0, le=1)
+    flow_threshold: float = setting(0.4, "Highest flow error of an object; 0 keeps all. Not used in 3d.", ge=0, le=4)
+    cellprob_threshold: float = setting(0.0, "Least logit in an object; lower: larger and more.", ge=-20, le=20)
+    min_volume: Count = setting(100, "Fewest voxels of a cell; of a nucleus a quarter of that.")
