@@ -8,7 +8,7 @@ from typing import Any
 
 from gradcamo_assets.common import GradcamoError, Home
 from gradcamo_assets.common.provenance import digest
-from gradcamo_assets.plates import Plate
+from gradcamo_assets.plates import Field, Plate, field_version, still_current
 
 FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
 """The columns that name a field."""
@@ -26,8 +26,8 @@ def crop_folder(home: Home, row: Mapping[str, Any]) -> Path:
 
 
 def site_version(plate: Plate, site: int) -> str:
-    """Version of the images of a plate x site: of the pixels of its readable fields, whoever wrote them."""
-    return of_fields({field.well: plate.image_versions[field] for field in plate.fields if field.site == site})
+    """Version of the images of a plate x site. The whole plate counts, since its statistics stand in every crop."""
+    return digest([plate.version, site])
 
 
 def of_fields(versions: Mapping[str, str | None]) -> str:
@@ -35,12 +35,17 @@ def of_fields(versions: Mapping[str, str | None]) -> str:
     return digest(sorted((well, version) for well, version in versions.items() if version is not None))
 
 
-def check_pixels(plate: Plate, now: bool, well: str, site: int) -> None:
-    """Refuse pixels that may be older or newer than what is made of them.
+def check_pixels(home: Home, plate: Plate, field: Field, made_from: str | None = None) -> None:
+    """Refuse the pixels of a field that was just read where they may be others than they were taken for.
+
+    Args:
+        made_from: the version that they must have (``field_version``); by default the one ``plate`` knows.
 
     Raises:
-        GradcamoError: unless they are those of ``now``.
+        GradcamoError: where the plate was taken in again meanwhile, or they have another version.
     """
-    if not now:
-        problem = "the plate was taken in again while this field was worked on"
-        raise GradcamoError(problem, "Launch process_fields again.", plate=plate.name, well=well, site=site)
+    if not still_current(home.plates, plate) or made_from not in (None, field_version(plate, field)):
+        raise GradcamoError(
+            "the plate was taken in again since this field was segmented", "Launch process_fields again.",
+            plate=plate.name, well=field.well, site=field.site,
+        )  # fmt: skip

@@ -19,16 +19,7 @@ from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import check_pixels, crop_folder, mask_folder, of_fields
 from gradcamo_assets.orchestration.unfinished import announced
-from gradcamo_assets.plates import (
-    Field,
-    Plate,
-    field_version,
-    known_plate,
-    read_field,
-    read_label,
-    read_label_table,
-    still_current,
-)
+from gradcamo_assets.plates import Field, Plate, known_plate, read_field, read_label, read_label_table
 from gradcamo_assets.segmentation import read_masks
 from gradcamo_assets.segmentation.quality import field_verdict, judged, over_split
 from gradcamo_assets.warehouse import lake_table
@@ -82,8 +73,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     def tabulate(field: Field) -> pl.DataFrame:
         mine = segmented[field.well]
         image = read_field(plate, field)
-        unchanged = mine["image_version"] == field_version(plate, field) and still_current(home.plates, plate)
-        check_pixels(plate, unchanged, field.well, site)
+        check_pixels(home, plate, field, mine["image_version"])
         return field_cells(
             read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"])),
             plate=plate_name,
@@ -190,8 +180,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         folder = crop_folder(home, {**kept.row(0, named=True), "crop_version": provenance.version})
         if not folder.exists():
             image = read_field(plate, field)
-            unchanged = mine["image_version"] == field_version(plate, field) and still_current(home.plates, plate)
-            check_pixels(plate, unchanged, field.well, site)
+            check_pixels(home, plate, field, mine["image_version"])
             masks_of = read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"]))
             write_crops(
                 folder,

@@ -114,5 +114,5 @@ def encoder_exploration(
             table.write_csv(path)
         metadata[f"{name}_figure"] = dg.MetadataValue.md(to_markdown(figures[name], f"Sweep over {name}"))
         metadata[f"{name}_table"] = dg.MetadataValue.md(_markdown(table))
-        metadata[f"{name}_file"] = dg.MetadataValue.path(str(platform.home.reports / f"exploration_{name}.csv"))
+        metadata[f"{name}_file"] = dg.MetadataValue.path(f"reports/exploration_{name}.csv")
     return dg.MaterializeResult(metadata=metadata)

@@ -15,7 +15,7 @@ from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.stores import check_pixels, mask_folder, of_fields, site_version
 from gradcamo_assets.orchestration.unfinished import announced
-from gradcamo_assets.plates import Field, field_version, read_field, still_current
+from gradcamo_assets.plates import Field, field_version, read_field
 from gradcamo_assets.segmentation import Segmenter, read_masks, write_masks
 from gradcamo_assets.warehouse import lake_table
 
@@ -48,7 +48,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             found = read_masks(folder)
         else:
             found = segmenter.segment(read_field(plate, field), plate.channels, plate.voxel_size)
-            check_pixels(plate, still_current(home.plates, plate), field.well, site)
+            check_pixels(home, plate, field)
             write_masks(folder, found, plate.voxel_size, made_from)
         return {
             "image_version": images,

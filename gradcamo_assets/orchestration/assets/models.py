@@ -75,7 +75,7 @@ def data_split(context: dg.AssetExecutionContext, platform: Platform, config: Sp
             **{f"{part}_wells": n for part, n in wells.items()},
             "cells": len(cells),
             "classes": ", ".join(sorted(cells["treatment_class"].drop_nulls().unique())),
-            "file": dg.MetadataValue.path(str(platform.home.split_file)),
+            "file": dg.MetadataValue.path(platform.home.split_file.name),
         }
     )
 

@@ -172,7 +172,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
             "plates_made": len(todo),
             "model_version": champion.version,
             "notes": " ".join(made.notes if made else []) or "none",
-            "exports": dg.MetadataValue.path(str(home.exports)),
+            "exports": dg.MetadataValue.path(home.exports.relative_to(home.root)),
         }
     )
 

@@ -80,7 +80,7 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
         path.write_text(page, encoding="utf-8")
     return dg.MaterializeResult(
         metadata={
-            "report": dg.MetadataValue.url(target.as_uri()),
+            "report": dg.MetadataValue.path(target.relative_to(home.root)),
             "verdict": f"{found.headline}. {found.shares}",
             "model_version": model["model_version"],
             "cells": len(scores),
