@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _ATTEMPTS = 40
+_COMMIT = r"\d{20}\.(json|checkpoint\.parquet)"
 _LONGEST_PAUSE_SECONDS = 2.0
 
 
@@ -186,13 +187,11 @@ class Lake:
     def version(self, table: str) -> int:
         """The version of a Delta table; it grows with every commit. -1 where there is none yet."""
         try:
-            names = os.listdir(self.root / lake_table(table).name / "_delta_log")
+            log = [path.name for path in (self.root / lake_table(table).name / "_delta_log").iterdir()]
         except FileNotFoundError:
-            names = []
-        found = [int(name[:20]) for name in names if name[:20].isdigit() and name.endswith((".json", ".parquet"))]
-        if not found:
             self._delta(lake_table(table))  # It refuses what an earlier release wrote.
-        return max(found, default=-1)
+            return -1
+        return max((int(name[:20]) for name in log if re.fullmatch(_COMMIT, name)), default=-1)
 
     def revision(self, table: str, version: int | None = None) -> str:
         """What tells the rows of a table at a version (its last) from any others, those of a table made anew included.

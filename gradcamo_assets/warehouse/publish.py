@@ -1,8 +1,8 @@
 """Publishing the QC database: copy, change what changed in the lake, rename over. Never edited in place.
 
 Readers never block a publication and a publication never blocks readers: they keep the file that they opened. A crash
-at any moment leaves the last good file. What changed is found by comparing the revisions of the lake's tables with those
-that the database was published from, so no caller can forget a table.
+at any moment leaves the last good file. What changed is found by comparing the revisions of the lake's tables with the
+ones that the database was published from, so no caller can forget a table.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _fill(
 def _changes(lake: Lake, name: str, before: str, version: int) -> pl.DataFrame | None:
     """The partitions that changed since a revision; None where the log does not tell, or the table was made anew."""
     since = int(before.partition("-")[0] or -1)
-    return lake.changes(name, since, version) if 0 <= since and lake.revision(name, since) == before else None
+    return lake.changes(name, since, version) if since >= 0 and lake.revision(name, since) == before else None
 
 
 def _plates_to_report(connection: duckdb.DuckDBPyConnection, touched: dict[str, pl.DataFrame]) -> tuple[str, ...]:
