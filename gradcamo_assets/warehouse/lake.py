@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _ATTEMPTS = 40
+_ODD = r"[\[\]\\\x00-\x1f]|%[0-9A-Fa-f]{2}"
 _COMMIT = r"\d{20}\.(json|checkpoint\.parquet)"
 _LONGEST_PAUSE_SECONDS = 2.0
+# Merged in one commit, and again where a writer overtook it.
+_PLATES_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,13 @@ class Lake:
     root: Path
 
     def __post_init__(self) -> None:
-        if set("[]") & set(str(self.root)):
-            raise StoreError(
-                "the path holds [ or ], which Delta Lake cannot write to", "Move GRADCAMO_HOME.", path=self.root
-            )
+        if odd := re.search(_ODD, str(self.root)):
+            problem = f"the path holds {odd.group()!r}, which Delta Lake reads as something else"
+            raise StoreError(problem, "Rename the folder, or move GRADCAMO_HOME.", path=self.root)
         columns = {name for table in LAKE_TABLES.values() for name in table.polars}
         if alike := [part for part in self.root.absolute().parts if part.partition("=")[0] in columns and "=" in part]:
             problem = f"the folder {alike[0]} reads like a column of the lake's tables"
-            raise StoreError(problem, "Rename it, or move GRADCAMO_HOME.", path=self.root)
+            raise StoreError(problem, "Rename the folder, or move GRADCAMO_HOME.", path=self.root)
 
     def write(self, table: str, frame: pl.DataFrame, **keys: Any) -> None:
         """Replace what the lake holds under one key, given by all of ``lake_table(table).keys``.
@@ -247,9 +250,23 @@ class Lake:
         return pl.DataFrame(sorted(touched), dict.fromkeys(columns, pl.String), orient="row").cast(schema)  # type: ignore[arg-type]
 
     def compact(self, table: str) -> int:
-        """Merge the small files of each partition, so that readers open fewer. How many files went."""
-        delta = self._delta(lake_table(table))
-        return 0 if delta is None else int(delta.optimize.compact()["numFilesRemoved"])
+        """Merge the small files of each partition, so that readers open fewer. How many files went.
+
+        Writers may go on: what one of them overtook is merged again.
+        """
+        description = lake_table(table)
+        files = self.snapshot(table).files
+        plates = files["Metadata_Plate"].unique().sort().to_list() if description.partitioned_by else []
+        starts = range(0, len(plates), _PLATES_AT_ONCE)
+        parts = [[("Metadata_Plate", "in", plates[start : start + _PLATES_AT_ONCE])] for start in starts]
+        merged: list[int] = []
+
+        def merge(delta: DeltaTable, part: list[tuple[str, str, list[str]]] | None) -> None:
+            merged.append(delta.optimize.compact(part)["numFilesRemoved"])  # type: ignore[arg-type]
+
+        for part in parts or [None] if len(files) > 1 else ():
+            self._commit(description, partial(merge, part=part))
+        return sum(merged)
 
     def vacuum(self, table: str, hours: int, keep: set[str]) -> int:
         """Delete files that no version of the last ``hours`` names and that are not in ``keep`` (absolute paths)."""
