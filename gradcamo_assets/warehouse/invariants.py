@@ -6,6 +6,9 @@ from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
+import duckdb
+
+from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.warehouse.columns import Table
 from gradcamo_assets.warehouse.database import quoted
 from gradcamo_assets.warehouse.queries import connect
@@ -26,15 +29,20 @@ _WRONG = {
     "scores that are NULL without a reason, or have one and are not": (
         "scores WHERE (gradcamo IS NULL) <> (null_reason IS NOT NULL)"
     ),
-    "scores of cells that are not kept": (
-        "scores JOIN cells USING (Metadata_CellID, mask_version) WHERE qc_flag IS NOT NULL"
-    ),
+    "scores of cells that are not kept": "scores SEMI JOIN flagged USING (Metadata_CellID, mask_version)",
     "cells whose Metadata_CellID is not <plate>/<well>/<site>/<label>": (
         "cells WHERE Metadata_CellID <> concat_ws('/', Metadata_Plate, Metadata_Well, Metadata_Site, label)"
     ),
 }
 
-_LOOKED_AT = ("scores", "cells", *(table.name for table in QC_TABLES))
+# What is looked at, each for some plates: what joins tables would read those of all plates.
+_ROWS = {"scores": "main.scores", "cells": "lake.cells", "crops": "lake.crops"} | {
+    table.name: f"main.{table.name}" for table in QC_TABLES
+}
+_FLAGGED = """flagged AS (
+    SELECT Metadata_CellID, mask_version FROM cells WHERE qc_flag IS NOT NULL
+    UNION ALL SELECT Metadata_CellID, mask_version FROM crops WHERE qc_flag IS NOT NULL
+)"""
 # Embeddings are written together with scores, and are much to read.
 _UNIQUE = (
     *COPIED_TABLES.values(),
@@ -53,12 +61,12 @@ def violations(database: Path, plates: Collection[str] | None = None) -> list[st
         StoreError: where the database cannot be read.
     """
     here = "" if plates is None else f"WHERE Metadata_Plate IN ({', '.join(map(quoted, plates)) or 'NULL'})"
-    # The rows that are asked for, under the names of their views.
-    narrowed = ", ".join(f"{name} AS NOT MATERIALIZED (FROM main.{name} {here})" for name in _LOOKED_AT)
-    checks = {what: f"WITH {narrowed} SELECT count(*) FROM {rows}" for what, rows in _WRONG.items()}
+    parts = (f"{name} AS NOT MATERIALIZED (FROM {rows} {here})" for name, rows in _ROWS.items())
+    narrowed = f"WITH {', '.join(parts)}, {_FLAGGED}"
+    checks = {what: f"{narrowed} SELECT count(*) FROM {rows}" for what, rows in _WRONG.items()}
     for by in QC_GROUPS:
         checks[f"cells by which qc_by_{by} and scores differ"] = (
-            f"WITH {narrowed} SELECT abs((SELECT coalesce(sum(n_cells), 0) FROM qc_by_{by}) - count(*)) FROM scores "
+            f"{narrowed} SELECT abs((SELECT coalesce(sum(n_cells), 0) FROM qc_by_{by}) - count(*)) FROM scores "
             "WHERE split <> 'train'"
         )
     for table in _UNIQUE:
@@ -68,7 +76,14 @@ def violations(database: Path, plates: Collection[str] | None = None) -> list[st
             f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n {rows} GROUP BY {columns} HAVING n > 1)"
         )
     with closing(connect(database)) as connection:
-        counts = {what: connection.execute(sql).fetchall()[0][0] for what, sql in checks.items()}
+        try:
+            counts = {what: connection.execute(sql).fetchall()[0][0] for what, sql in checks.items()}
+        except duckdb.Error as error:
+            raise StoreError(
+                f"the QC database cannot be checked: {error}",
+                "Make the partition anew whose file is damaged.",
+                path=database,
+            ) from error
     return [f"{count} {what}" for what, count in counts.items() if count]
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _ATTEMPTS = 40
-_TOGETHER = 50
+_ODD = r"[\[\]\\\x00-\x1f]|%[0-9A-Fa-f]{2}"
+_COMMIT = r"\d{20}\.(json|checkpoint\.parquet)"
 _LONGEST_PAUSE_SECONDS = 2.0
+# Merged in one commit, and again where a writer overtook it.
+_PLATES_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,13 @@ class Lake:
     root: Path
 
     def __post_init__(self) -> None:
-        if set("[]") & set(str(self.root)):
-            raise StoreError(
-                "the path holds [ or ], which Delta Lake cannot write to", "Move GRADCAMO_HOME.", path=self.root
-            )
+        if odd := re.search(_ODD, str(self.root)):
+            problem = f"the path holds {odd.group()!r}, which Delta Lake reads as something else"
+            raise StoreError(problem, "Rename the folder, or move GRADCAMO_HOME.", path=self.root)
         columns = {name for table in LAKE_TABLES.values() for name in table.polars}
         if alike := [part for part in self.root.absolute().parts if part.partition("=")[0] in columns and "=" in part]:
             problem = f"the folder {alike[0]} reads like a column of the lake's tables"
-            raise StoreError(problem, "Rename it, or move GRADCAMO_HOME.", path=self.root)
+            raise StoreError(problem, "Rename the folder, or move GRADCAMO_HOME.", path=self.root)
 
     def write(self, table: str, frame: pl.DataFrame, **keys: Any) -> None:
         """Replace what the lake holds under one key, given by all of ``lake_table(table).keys``.
@@ -188,13 +191,11 @@ class Lake:
     def version(self, table: str) -> int:
         """The version of a Delta table; it grows with every commit. -1 where there is none yet."""
         try:
-            names = os.listdir(self.root / lake_table(table).name / "_delta_log")
+            log = [path.name for path in (self.root / lake_table(table).name / "_delta_log").iterdir()]
         except FileNotFoundError:
-            names = []
-        found = [int(name[:20]) for name in names if name[:20].isdigit() and name.endswith((".json", ".parquet"))]
-        if not found:
             self._delta(lake_table(table))  # It refuses what an earlier release wrote.
-        return max(found, default=-1)
+            return -1
+        return max((int(name[:20]) for name in log if re.fullmatch(_COMMIT, name)), default=-1)
 
     def revision(self, table: str, version: int | None = None) -> str:
         """What tells the rows of a table at a version (its last) from any others, those of a table made anew included.
@@ -268,26 +269,24 @@ class Lake:
     def compact(self, table: str) -> int:
         """Merge the small files of each partition, so that readers open fewer. How many files went.
 
-        A version table keeps its files: each is one row of the index.
+        A version table keeps its files: each is one row of the index. Writers may go on: what one of them overtook is
+        merged again.
         """
         description = lake_table(table)
-        column = KEY_COLUMNS[description.partitioned_by[0]] if description.partitioned_by else None
-        if set(description.partitioned_by) == set(description.keys) and column:
+        if description.partitioned_by and set(description.partitioned_by) == set(description.keys):
             return 0
         files = self.snapshot(table).files
-        many = files.group_by([KEY_COLUMNS[name] for name in description.partitioned_by] or pl.lit(0)).len()
-        many = many.filter(pl.col("len") > 1)
-        # In parts: a commit of all would be overtaken by every writer.
-        parts = list(many[column].unique().sort().to_frame().iter_slices(_TOGETHER)) if column else [None] * len(many)
-        gone: list[int] = []
-        for part in parts:
-            filters = [(column, "in", part.to_series().to_list())] if column and part is not None else None
+        plates = files["Metadata_Plate"].unique().sort().to_list() if description.partitioned_by else []
+        starts = range(0, len(plates), _PLATES_AT_ONCE)
+        parts = [[("Metadata_Plate", "in", plates[start : start + _PLATES_AT_ONCE])] for start in starts]
+        merged: list[int] = []
 
-            def merge(delta: DeltaTable, filters: Any = filters) -> None:
-                gone.append(delta.optimize.compact(filters)["numFilesRemoved"])
+        def merge(delta: DeltaTable, part: list[tuple[str, str, list[str]]] | None) -> None:
+            merged.append(delta.optimize.compact(part)["numFilesRemoved"])  # type: ignore[arg-type]
 
-            self._commit(description, merge)
-        return sum(gone)
+        for part in parts or [None] if len(files) > 1 else ():
+            self._commit(description, partial(merge, part=part))
+        return sum(merged)
 
     def vacuum(self, table: str, hours: int, keep: set[str]) -> int:
         """Delete files that no version of the last ``hours`` names and that are not in ``keep`` (absolute paths)."""

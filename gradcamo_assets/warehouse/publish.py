@@ -1,8 +1,8 @@
 """Publishing the QC database: copy, change what changed in the lake, rename over. Never edited in place.
 
 Readers never block a publication and a publication never blocks readers: they keep the file that they opened. A crash
-at any moment leaves the last good file. What changed is found by comparing the revisions of the lake's tables with those
-that the database was published from, so no caller can forget a table.
+at any moment leaves the last good file. What changed is found by comparing the revisions of the lake's tables with the
+ones that the database was published from, so no caller can forget a table.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -102,10 +103,16 @@ def _publish(lake: Lake, database: Path, work: Path, published: dict[str, str] |
     changed = tuple(name for name in _PUBLISHED if lake.revision(name) != before.get(name))
     plates: tuple[str, ...] = ()
     if changed:
-        _remove(work)
-        if published is not None:
-            shutil.copyfile(database, work)
-        revisions, plates = _fill(work, lake, before, changed)
+        with tempfile.TemporaryDirectory() as folder:
+            # DuckDB can read, but not write below a folder with a question mark in its name.
+            filled = Path(folder, "qc.duckdb") if "?" in str(work) else work
+            _remove(filled)
+            if published is not None:
+                shutil.copyfile(database, filled)
+            revisions, plates = _fill(filled, lake, before, changed)
+            if filled != work:
+                shutil.copyfile(filled, work)
+        work.chmod(0o444)
         _note(lake, database, work, before | revisions)
         # Before the rename, or a reader in between would find the new file with another's log.
         _log_of(database).unlink(missing_ok=True)
@@ -116,7 +123,7 @@ def _publish(lake: Lake, database: Path, work: Path, published: dict[str, str] |
 def _fill(
     work: Path, lake: Lake, before: dict[str, str], changed: tuple[str, ...]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Change the copy in one transaction, then close it: whole, without a log, read-only.
+    """Change the copy in one transaction, then close it: whole, without a log.
 
     Returns:
         The revisions of the changed tables, and the plates whose reports are out of date.
@@ -144,7 +151,6 @@ def _fill(
         plates = _plates_to_report(connection, touched)
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT")
-    work.chmod(0o444)
     return revisions, plates
 
 

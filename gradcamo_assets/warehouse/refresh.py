@@ -116,8 +116,8 @@ def _compare(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame) -> None
     gains = f"aggregates.{GAINS.table.name}"
     # Both directions are stored at once.
     pairs = connection.sql(
-        "SELECT DISTINCT least(model_run, previous_run) AS model_run, greatest(model_run, previous_run) AS previous_run "
-        "FROM aggregates.previous_champions"
+        "SELECT DISTINCT least(model_run, previous_run) AS model_run, "
+        "greatest(model_run, previous_run) AS previous_run FROM aggregates.previous_champions"
     ).pl()
     present = files.select(_KEYS).unique()
     before = present.rename({"model_run": "previous_run"})

@@ -251,7 +251,7 @@ _TABLES = (
 
 LAKE_TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 
-# What the QC database takes from the lake: what is to be scored, small tables as copies, and big ones as views on files.
+# What the QC database takes from the lake: what is to be scored, small tables as copies, big ones as views on files.
 INDEX_TABLES = {name: LAKE_TABLES[name] for name in ("crop_versions", "score_versions")}
 COPIED_TABLES = {name: table for name, table in LAKE_TABLES.items() if not table.partitioned_by}
 VIEWED_TABLES = {

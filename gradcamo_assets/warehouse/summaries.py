@@ -1,7 +1,7 @@
 """What the questions need to know of the scores, by plate and MLflow run: small tables, and the SQL that makes them.
 
-They are stored, so that an answer about a whole screen reads no cell. ``database`` makes them anew for the plates x runs
-that a publication touches.
+They are stored, so that an answer about a whole screen reads no cell. ``refresh`` makes them anew for the plates x runs
+that changed.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ SITE_DIFFERENCES = Summary(
     ),
     f"""
     WITH by_field AS (
-        SELECT {_KEY_NAMES}, Metadata_Well, Metadata_Site, sum(gradcamo_adjusted) AS total, count(gradcamo_adjusted) AS n
+        SELECT {_KEY_NAMES}, Metadata_Well, Metadata_Site,
+            sum(gradcamo_adjusted) AS total, count(gradcamo_adjusted) AS n
         FROM batch WHERE split <> 'train' GROUP BY ALL HAVING n > 0
     ), paired AS (
         SELECT *, total / n - (sum(total) OVER well - total) / nullif(sum(n) OVER well - n, 0) AS difference

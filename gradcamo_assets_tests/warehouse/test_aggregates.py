@@ -26,7 +26,7 @@ GROUPS = {
 def scores() -> pl.DataFrame:
     rng = np.random.default_rng(3)
     parts = [
-        rows.scores(rng, rows.cells(rng, plate, site, 120), version)
+        rows.scores(rng, rows.kept(cells := rows.cells(rng, plate, site, 120), rows.crops(cells)), version)
         for plate in ("P1", "P2")
         for site in (1, 2)
         for version in (1, 2)
@@ -38,7 +38,7 @@ def brute_force(scores: pl.DataFrame, names: tuple[str, ...]) -> dict[tuple, dic
     groups: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for row in scores.iter_rows(named=True):
         if row["split"] != "train":
-            groups[tuple(row[name] for name in (*names, "model_name", "model_version", "Metadata_Plate"))].append(row)
+            groups[tuple(row[name] for name in (*names, "model_run", "Metadata_Plate"))].append(row)
     result = {}
     for key, cells in groups.items():
         scored = [cell for cell in cells if cell["gradcamo"] is not None]
@@ -64,7 +64,7 @@ def brute_force(scores: pl.DataFrame, names: tuple[str, ...]) -> dict[tuple, dic
 @pytest.mark.parametrize("by", GROUPS)
 def test_aggregates_equal_a_loop_over_rows(scores: pl.DataFrame, by: str) -> None:
     expected = brute_force(scores, GROUPS[by])
-    names = (*GROUPS[by], "model_name", "model_version", "Metadata_Plate")
+    names = (*GROUPS[by], "model_run", "Metadata_Plate")
     table = aggregate(scores, by)
     assert len(table) == len(expected)
     for row in table.iter_rows(named=True):
@@ -123,7 +123,7 @@ def test_order_of_rows_and_other_groups_change_nothing(scores: pl.DataFrame) -> 
     table = aggregate(scores, "dose")
     assert aggregate(scores.sample(fraction=1, shuffle=True, seed=1), "dose").equals(table)
     alone = aggregate(scores.filter(Metadata_Plate="P2", model_version=2), "dose")
-    assert alone.equals(table.filter(Metadata_Plate="P2", model_version=2))
+    assert alone.equals(table.filter(Metadata_Plate="P2", model_run=rows.run_of(2)))
 
 
 def test_a_treatment_without_a_name_is_a_group_of_its_own(scores: pl.DataFrame) -> None:

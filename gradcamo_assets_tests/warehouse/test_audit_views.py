@@ -28,8 +28,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(3)
     lake = rows.filled(home / "lake", plates=1)
     for version in (1, 2):
-        table = audited(rng, lake.read("scores", model_version=version), version)
-        lake.write("audit", table, plate="P1", model_name="hepg2", model_version=version)
+        table = audited(rng, lake.read("scores", model_run=rows.run_of(version)), version)
+        lake.write("audit", table, plate="P1", model_run=rows.run_of(version))
     penalised = rows.model(2).with_columns(swap=pl.lit(0.5), regulariser=pl.lit("gradcamo"), regulariser_weight=2.0)
     lake.append("models", penalised)
     publish(lake, home / "qc.duckdb")
@@ -59,7 +59,7 @@ def test_a_cell_is_trusted_where_the_map_looks_at_it_and_it_survives_the_swap(ho
 
 
 def test_a_plate_is_summed_up(home: Path) -> None:
-    audit = Lake(home / "lake").read("audit", model_version=2)
+    audit = Lake(home / "lake").read("audit", model_run=rows.run_of(2))
     row = run_sql(home / "qc.duckdb", "SELECT * FROM audit_by_plate WHERE model_version = 2").row(0, named=True)
     assert row["n_cells"] == 25 and row["trained_for_score"]
     assert row["survives_swap"] == pytest.approx(audit["survives_swap"].mean())

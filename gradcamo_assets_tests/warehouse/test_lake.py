@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError, StoreError
-from gradcamo_assets.warehouse import LAKE_TABLES, Key, Lake
+from gradcamo_assets.warehouse import LAKE_TABLES, Lake
 from gradcamo_assets_tests.warehouse import rows
 
 
@@ -26,35 +27,34 @@ def found() -> pl.DataFrame:
     return rows.cells(np.random.default_rng(0), "P1", 1, 30)
 
 
+def scores_of(found: pl.DataFrame, version: int = 1) -> pl.DataFrame:
+    return rows.scores(np.random.default_rng(0), rows.kept(found, rows.crops(found)), version)
+
+
+def same(one: pl.DataFrame, other: pl.DataFrame) -> None:
+    assert_frame_equal(one, other, check_row_order=False, check_exact=True)
+
+
 def test_what_is_written_is_read_under_its_key_only(lake: Lake, found: pl.DataFrame) -> None:
     other = rows.cells(np.random.default_rng(1), "P1", 2, 5)
     lake.write("cells", found, plate="P1", site=1)
     lake.write("cells", other, plate="P1", site=2)
-    assert_frame_equal(lake.read("cells", site=1), found)
-    assert_frame_equal(lake.read("cells", plate="P1"), pl.concat([found, other]))
-    assert lake.keys("cells") == [Key("cells", "P1", 1), Key("cells", "P1", 2)]
+    same(lake.read("cells", site=1), found)
+    same(lake.read("cells", plate="P1"), pl.concat([found, other]))
     assert lake.read("cells", plate="P2").schema == found.schema
-    assert lake.drop("cells", site=1) == 1
-    assert_frame_equal(lake.read("cells"), other)
+    lake.write("cells", found.head(3), plate="P1", site=1)
+    same(lake.read("cells"), pl.concat([found.head(3), other]))
+    lake.drop("cells", site=1)
+    same(lake.read("cells"), other)
 
 
 def test_no_rows_can_be_written(lake: Lake, found: pl.DataFrame) -> None:
-    scores = rows.scores(np.random.default_rng(0), found, 3)
-    with pytest.raises(StoreError, match="model_name"):
-        lake.write("scores", scores, plate="P1", site=1, model_version=3)
-    lake.write("scores", scores.clear(), plate="P1", site=1, model_name="hepg2", model_version=3)
-    assert lake.keys("scores") == [Key("scores", "P1", 1, "hepg2", 3)]
+    scores = scores_of(found, 3)
+    with pytest.raises(StoreError, match="Give plate too"):
+        lake.write("scores", scores, site=1, model_run=rows.run_of(3))
+    lake.write("scores", scores, plate="P1", site=1, model_run=rows.run_of(3))
+    lake.write("scores", scores.clear(), plate="P1", site=1, model_run=rows.run_of(3))
     assert lake.read("scores").is_empty()
-
-
-def test_every_key_comes_back_from_its_path() -> None:
-    for name, table in LAKE_TABLES.items():
-        values = {"plate": "P.1-a_b", "site": 12, "model_name": "m", "model_version": 3}
-        key = Key(name, **{part: values[part] for part in table.keys})
-        assert Key.of_path(key.path) == key
-    assert Key.of_path("scores/all.parquet") is None
-    assert Key.of_path("cells/plate=P1/site=one.parquet") is None
-    assert Key.of_path("embeddings/none.parquet") is None
 
 
 def test_misfits_are_named(lake: Lake, found: pl.DataFrame) -> None:
@@ -69,7 +69,7 @@ def test_misfits_are_named(lake: Lake, found: pl.DataFrame) -> None:
     refused(found.with_columns(Metadata_pert_type=pl.lit("dose")), "Metadata_pert_type holds dose")
     refused(pl.concat([found, found.head(2)]), "4 rows share Metadata_CellID")
     refused(found.with_columns(label=pl.lit(2**40)), "does not fit")
-    assert not list(lake.root.rglob("*.parquet"))
+    assert lake.version("cells") == -1
 
 
 def test_rows_must_lie_in_their_key(lake: Lake, found: pl.DataFrame) -> None:
@@ -77,23 +77,23 @@ def test_rows_must_lie_in_their_key(lake: Lake, found: pl.DataFrame) -> None:
         lake.write("cells", found, plate="P1", site=2)
     with pytest.raises(StoreError, match="Give site too"):
         lake.write("cells", found, plate="P1")
-    with pytest.raises(StoreError, match="not filed by model_version"):
-        lake.write("cells", found, plate="P1", site=1, model_version=1)
+    with pytest.raises(StoreError, match="not filed by model_run"):
+        lake.write("cells", found, plate="P1", site=1, model_run="r")
     with pytest.raises(StoreError, match="whole number"):
         lake.write("cells", found, plate="P1", site="../1")
     with pytest.raises(PlateError):
         lake.write("cells", found, plate="../P1", site=1)
     with pytest.raises(PlateError):
         lake.read("cells", plate="../P1")
-    with pytest.raises(GradcamoError, match="model name"):
-        lake.keys("scores", model_name="a/b")
+    with pytest.raises(GradcamoError, match="MLflow run"):
+        lake.read("scores", model_run="a' OR '1' = '1")
     with pytest.raises(StoreError, match="no table"):
         lake.read("cell")
 
 
 def test_types_of_one_family_are_taken(lake: Lake, found: pl.DataFrame) -> None:
     zone = timezone(timedelta(hours=2))
-    scores = rows.scores(np.random.default_rng(0), found, 1).with_columns(
+    scores = scores_of(found).with_columns(
         pl.col("Metadata_Site").cast(pl.UInt8),
         pl.col("looks_at").cast(pl.Categorical),
         pl.col("probability").cast(pl.Float32),
@@ -102,7 +102,7 @@ def test_types_of_one_family_are_taken(lake: Lake, found: pl.DataFrame) -> None:
         scored_at=pl.lit(datetime(2026, 1, 1, 12, tzinfo=zone)),
     )
     backwards = scores.select(reversed(scores.columns))
-    lake.write("scores", backwards, plate="P1", site=np.int64(1), model_name="hepg2", model_version=1)
+    lake.write("scores", backwards, plate="P1", site=np.int64(1), model_run=rows.run_of(1))
     read = lake.read("scores")
     assert dict(read.schema) == LAKE_TABLES["scores"].polars
     assert read["scored_at"][0] == datetime(2026, 1, 1, 10)
@@ -110,10 +110,10 @@ def test_types_of_one_family_are_taken(lake: Lake, found: pl.DataFrame) -> None:
 
 
 def test_a_fixed_length_array_becomes_a_list(lake: Lake, found: pl.DataFrame) -> None:
-    keys = found.select(pl.col("^Metadata_.*$")).with_columns(model_name=pl.lit("m"), model_version=pl.lit(1))
-    vectors = np.random.default_rng(0).normal(size=(len(keys), 7))
-    frame = keys.with_columns(embedding=pl.Series(vectors))
-    lake.write("embeddings", frame, plate="P1", site=1, model_name="m", model_version=1)
+    model = {"model_name": pl.lit("m"), "model_version": pl.lit(1), "model_run": pl.lit("r")}
+    vectors = np.random.default_rng(0).normal(size=(len(found), 7))
+    frame = found.select(pl.col("^Metadata_.*$")).with_columns(**model, embedding=pl.Series(vectors))
+    lake.write("embeddings", frame, plate="P1", site=1, model_run="r")
     assert lake.read("embeddings").schema["embedding"] == pl.List(pl.Float32)
 
 
@@ -125,17 +125,121 @@ def test_append_replaces_the_same_row_and_loses_none_to_a_race(lake: Lake) -> No
         lake.append("cells", LAKE_TABLES["cells"].empty())
 
 
+@pytest.mark.parametrize("folder", ["what? a *star*", "a=b", "it's 100% #1", "ünï côdé"])
+def test_a_home_of_any_name_keeps_what_is_appended(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "what, a bigstarb").mkdir()  # What the first name would match, were it a pattern.
+    lake = Lake(tmp_path / folder / "lake")
+    lake.append("promotions", rows.promotion(1, 1))
+    lake.append("promotions", rows.promotion(2, 2))
+    assert sorted(lake.read("promotions")["to_version"]) == [1, 2]
+    rows.put(lake, np.random.default_rng(0), "007", 1, 1)
+    assert set(lake.read("scores", plate="007")["Metadata_Plate"]) == {"007"}
+
+
+@pytest.mark.parametrize("folder", ["[home]", "plate%20one", "back\\slash", "logit=7", "Metadata_Plate=P9"])
+def test_a_home_that_cannot_be_written_or_read_aright_is_refused(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(StoreError, match="GRADCAMO_HOME"):
+        Lake(tmp_path / folder / "lake")
+
+
 def test_a_damaged_file_is_named(lake: Lake, found: pl.DataFrame) -> None:
-    lake.write("cells", found, plate="P1", site=1).write_bytes(b"PAR1 no more")
+    lake.write("cells", found, plate="P1", site=1)
+    Path(lake.snapshot("cells").files["path"][0]).write_bytes(b"PAR1 no more")
     with pytest.raises(StoreError, match="cells cannot be read"):
         lake.read("cells")
 
 
-def test_files_of_an_earlier_release_are_read_with_the_new_columns_empty(lake: Lake, found: pl.DataFrame) -> None:
-    lake.write("cells", found, plate="P1", site=1)
-    lake.write("cells", rows.cells(np.random.default_rng(1), "P1", 2, 5), plate="P1", site=2)
-    path = lake.root / Key("cells", "P1", 1).path
-    found.drop("Metadata_Compound").with_columns(gone=pl.lit(1)).write_parquet(path)
-    read = lake.read("cells", plate="P1")
-    assert read.columns == found.columns and read["Metadata_Compound"].null_count() == found.height
-    assert lake.read("cells", plate="P1", site=1)["label"].to_list() == found["label"].to_list()
+def test_a_table_of_an_earlier_release_is_refused_with_the_remedy(lake: Lake, found: pl.DataFrame) -> None:
+    (lake.root / "cells" / "plate=P1").mkdir(parents=True)
+    found.write_parquet(lake.root / "cells" / "plate=P1" / "site=1.parquet")
+    for use in (lake.read, lake.version, lake.snapshot):
+        with pytest.raises(StoreError, match="new GRADCAMO_HOME"):
+            use("cells")
+    with pytest.raises(StoreError, match="new GRADCAMO_HOME"):
+        lake.write("cells", found, plate="P1", site=1)
+
+
+def test_of_two_writers_of_one_partition_the_last_one_wins_whole(lake: Lake) -> None:
+    numbers = range(12)
+    frames = [rows.cells(np.random.default_rng(n), "P1", 1, 20 + n, masks=f"m{n}") for n in numbers]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda frame: lake.write("cells", frame, plate="P1", site=1), frames))
+    read = lake.read("cells")
+    (masks,) = set(read["mask_version"])
+    same(read, frames[int(masks[1:])])
+
+
+def test_writers_and_compaction_lose_nothing(lake: Lake) -> None:
+    def write(number: int) -> None:
+        rng = np.random.default_rng(number)
+        lake.write("cells", rows.cells(rng, "P1", number % 8, 10, masks=f"m{number}"), plate="P1", site=number % 8)
+
+    with ThreadPoolExecutor(4) as pool:
+        written = pool.map(write, range(32))
+        for _ in range(6):
+            lake.compact("cells")
+        list(written)
+    read = lake.read("cells")
+    assert read.group_by("Metadata_Site").agg(pl.col("mask_version").n_unique(), pl.len()).sort(
+        "Metadata_Site"
+    ).rows() == [(site, 1, 10) for site in range(8)]
+    lake.compact("cells")
+    assert len(lake.snapshot("cells").files) == 1
+    same(lake.read("cells"), read)
+
+
+def test_changes_are_partitions_with_other_rows(lake: Lake) -> None:
+    rng = np.random.default_rng(0)
+    for plate in ("007", "P2"):
+        for site in (1, 2):
+            rows.put(lake, rng, plate, site, 1)
+    start = lake.version("scores")
+    rows.put(lake, rng, "007", 2, 1)
+    lake.drop("scores", plate="P2", site=1)
+    before = lake.version("scores")
+    every = {("007", rows.run_of(1)), ("P2", rows.run_of(1))}
+    assert set(lake.changes("scores", start, before).rows()) == every
+    assert set(lake.changes("scores", before - 1, before).rows()) == {("P2", rows.run_of(1))}
+    assert lake.compact("scores") > 0
+    after = lake.version("scores")
+    assert after > before and lake.changes("scores", before, after).is_empty()
+    (lake.root / "scores" / "_delta_log" / f"{start + 1:020}.json").unlink()
+    assert lake.changes("scores", start, after) is None
+
+
+def test_version_tables_are_read_from_the_log_alone(lake: Lake) -> None:
+    rng = np.random.default_rng(0)
+    for plate in ("007", "1e5"):
+        for site in (1, 2):
+            rows.put(lake, rng, plate, site, 1)
+    rows.write_cells(lake, rows.cells(rng, "007", 2, 30), "c2")
+    expected = lake.read("crop_versions").sort("Metadata_Plate", "Metadata_Site")
+    for path in (lake.root / "crop_versions").rglob("*.parquet"):
+        path.unlink()
+    assert_frame_equal(lake.versions("crop_versions"), expected)
+    assert lake.versions("crop_versions", plate="007", site=2)["version"].to_list() == ["m1-c2"]
+    assert lake.versions("score_versions", plate="P3").is_empty()
+    assert lake.versions("mask_versions").schema == LAKE_TABLES["mask_versions"].polars
+
+
+def test_a_revision_tells_a_table_made_anew_from_the_old_one(lake: Lake) -> None:
+    lake.append("models", rows.model(1))
+    old = lake.revision("models")
+    assert lake.revision("models") == old and lake.revision("cells") == "-1"
+    for path in sorted((lake.root / "models").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    lake.append("models", rows.model(1))
+    assert lake.version("models") == int(old.partition("-")[0]) and lake.revision("models") != old
+
+
+def test_vacuum_deletes_old_files_but_those_that_are_kept(lake: Lake, found: pl.DataFrame) -> None:
+    for _ in range(3):
+        lake.write("cells", found, plate="P1", site=1)
+    present = set(lake.snapshot("cells").files["path"])
+    first = set(lake.snapshot("cells", 1).files["path"])
+    assert lake.vacuum("cells", 24, set()) == 0, "yesterday's readers may still read them"
+    assert lake.vacuum("cells", 0, first) == 1
+    assert {str(path) for path in (lake.root / "cells").rglob("part-*.parquet")} == present | first
+    same(lake.read("cells"), found)
+    log = lake.root / "cells" / "_delta_log"
+    assert json.loads((log / "_last_checkpoint").read_text())["version"] == lake.version("cells") >= 3

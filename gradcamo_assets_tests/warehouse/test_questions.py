@@ -38,18 +38,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         - 0.4 * (pl.col("Metadata_Plate") == "P11")
         - 2.0 * ((pl.col("Metadata_Plate") == "P1") & (pl.col("Metadata_Well") == "A01"))
     )
-    for key in lake.keys("scores"):
-        frame = lake.read("scores", **keys_of(key)).with_columns(
+    for keys in partitions(lake):
+        frame = lake.read("scores", **keys).with_columns(
             gradcamo_adjusted=pl.col("gradcamo_adjusted") + raised,
             on_target=pl.when(pl.col("Metadata_Plate") == "P2").then(True).otherwise(pl.col("on_target")),
         )
-        if key.site == 1 and key.plate == "P4":  # A well of few cells.
+        if keys["plate"] == "P4" and keys["site"] == 1:  # A well of few cells.
             frame = frame.filter((pl.col("Metadata_Well") != "B03") | (rng.random(len(frame)) < 0.2))
-        lake.write("scores", frame, **keys_of(key))
+        lake.write("scores", frame, **keys)
     lake.drop("scores", plate="P4", site=2)
-    again = lake.read("cells", plate="P5", site=1).with_columns(mask_version=pl.lit("m2"))
-    lake.write("cells", again, plate="P5", site=1)
-    lake.write("scores", rows.scores(rng, again, 2), plate="P5", site=1, model_name="hepg2", model_version=2)
+    again = rows.write_cells(lake, lake.read("cells", plate="P5", site=1).with_columns(mask_version=pl.lit("m2")))
+    rows.write_scores(lake, rows.scores(rng, again, 2), "P5", 1, 2)
     for day, plate in enumerate(ARRIVED):
         row = {"Metadata_Plate": plate, "ingested_at": rows.NOW + timedelta(days=day)}
         lake.write("plates", rows.frame("plates", [row]), plate=plate)
@@ -57,9 +56,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def keys_of(key: Any) -> dict[str, Any]:
-    names = ("plate", "site", "model_name", "model_version")
-    return {name: getattr(key, name) for name in names}
+def partitions(lake: Lake) -> Rows:
+    names = {"plate": "Metadata_Plate", "site": "Metadata_Site", "model_run": "model_run"}
+    return lake.versions("score_versions").select(**names).to_dicts()
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +106,12 @@ def test_which_doses_can_be_trusted(home: Path) -> None:
 
 def test_a_score_that_was_trained_for_is_held_against_the_audit(tmp_path: Path) -> None:
     lake, rng = rows.filled(tmp_path / "lake", plates=3), np.random.default_rng(0)
-    for key in lake.keys("scores"):
-        better = pl.lit(0.2 if key.model_version == 2 else 0.0)
-        found = lake.read("scores", **keys_of(key)).with_columns(
+    for keys in partitions(lake):
+        better = pl.lit(0.2 if keys["model_run"] == rows.run_of(2) else 0.0)
+        found = lake.read("scores", **keys).with_columns(
             on_target=pl.lit(True), gradcamo_adjusted=pl.col("gradcamo_adjusted") + better
         )
-        lake.write("scores", found, **keys_of(key))
+        lake.write("scores", found, **keys)
 
     def verdicts(question: str) -> list[set[str]]:
         publish(lake, tmp_path / "qc.duckdb")
@@ -121,9 +120,9 @@ def test_a_score_that_was_trained_for_is_held_against_the_audit(tmp_path: Path) 
 
     assert verdicts("trusted_doses") == [{"trusted"}] * 3
     for plate, share in (("P1", 0.4), ("P2", 0.6)):
-        table = audited(rng, lake.read("scores", plate=plate, model_version=2), 2)
+        table = audited(rng, lake.read("scores", plate=plate, model_run=rows.run_of(2)), 2)
         table = table.with_columns(survives_swap=pl.int_range(pl.len()) < share * pl.len())
-        lake.write("audit", table, plate=plate, model_name="hepg2", model_version=2)
+        lake.write("audit", table, plate=plate, model_run=rows.run_of(2))
     assert verdicts("trusted_doses") == [{"fails the swap"}, {"trusted"}, {"trusted"}]
     helped = verdicts("model_gain")
     lake.append("models", rows.model(2).with_columns(regulariser=pl.lit("gradcamo"), regulariser_weight=2.0))
@@ -202,7 +201,7 @@ def test_has_the_new_model_helped(home: Path, scores: Rows) -> None:
 
 def test_which_cells_to_look_at(home: Path, scores: Rows) -> None:
     held = [row for row in scores if row["model_version"] == 2 and row["gradcamo_adjusted"] is not None]
-    crops = {row["Metadata_CellID"]: row["crop_index"] for row in Lake(home / "lake").read("cells").to_dicts()}
+    crops = {row["Metadata_CellID"]: row["crop_index"] for row in Lake(home / "lake").read("crops").to_dicts()}
     treated = ("Metadata_Plate", "Metadata_Compound", "Metadata_Dose")
     found = grouped(answer(home, "cells_to_look_at"), *treated)
     for key, here in grouped(held, *treated).items():
@@ -257,7 +256,7 @@ def test_every_choice_answers_on_the_command_line(home: Path, monkeypatch: pytes
         result = CliRunner().invoke(main, ["qc", "--by", by, "--format", "csv"])
         assert result.exit_code == 0 and len(result.output.splitlines()) > 1, by
     result = CliRunner().invoke(main, ["qc", "--by", "well", "--plate", "P7", "--format", "csv"])
-    assert {line.split(",")[3] for line in result.output.splitlines()[1:]} == {"P7"}
+    assert {line.split(",")[4] for line in result.output.splitlines()[1:]} == {"P7"}
     with pytest.raises(StoreError, match="over all plates"):
         qc_table(home / "qc.duckdb", "model", plate="P7")
 

@@ -22,7 +22,7 @@ from gradcamo_assets.warehouse import publish, qc_table, violations
     ],
 )
 def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """``qc.duckdb``: views of the lake, and the aggregates; ``publication_sensor`` asks for it when the lake has changed."""
+    """``qc.duckdb``: views of the lake, and summaries; ``publication_sensor`` asks for it when the lake has changed."""
     home, lake, registry = platform.home, platform.lake, platform.registry
     versions = record_versions(lake, registry)
     record_champion(lake, registry, by="unknown")
