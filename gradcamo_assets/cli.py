@@ -104,6 +104,16 @@ _FORMAT = click.option(
 )
 
 
+def _database() -> Path:
+    """The QC database; published again where it reads the lake of another place, since the home was moved."""
+    from gradcamo_assets.warehouse import Lake, publish, published_for
+
+    home = Home.from_environment()
+    if home.database.exists() and not published_for(Lake(home.lake), home.database):
+        publish(Lake(home.lake), home.database)
+    return home.database
+
+
 @main.command()
 @click.argument("query")
 @_FORMAT
@@ -111,7 +121,7 @@ def sql(query: str, form: str) -> None:
     """Run a read-only QUERY on the QC database."""
     from gradcamo_assets.warehouse import render, run_sql
 
-    render(run_sql(Home.from_environment().database, query), form)  # type: ignore[arg-type]
+    render(run_sql(_database(), query), form)  # type: ignore[arg-type]
 
 
 class _QcTable(click.ParamType):
@@ -140,7 +150,7 @@ def qc(by: str, plate: str | None, form: str) -> None:
     """Print a ready-made QC table of the champion model, or the answer to a question."""
     from gradcamo_assets.warehouse import qc_table, render
 
-    table = qc_table(Home.from_environment().database, by=by, plate=plate)
+    table = qc_table(_database(), by=by, plate=plate)
     render(table, form)  # type: ignore[arg-type]
     if table.is_empty():
         click.echo("No row. What the champion has yet to score: gradcamo sql 'SELECT * FROM stale_scores'", err=True)

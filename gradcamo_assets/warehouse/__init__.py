@@ -8,13 +8,13 @@ from gradcamo_assets.warehouse.aggregates import aggregate, bootstrap_intervals
 from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.invariants import violations
 from gradcamo_assets.warehouse.lake import Lake, Snapshot
-from gradcamo_assets.warehouse.publish import Publication, needs_publication, publish, published_files
+from gradcamo_assets.warehouse.publish import Publication, needs_publication, publish, published_files, published_for
 from gradcamo_assets.warehouse.queries import connect, qc_table, run_sql
 from gradcamo_assets.warehouse.render import as_table, render
 from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
 
 __all__ = [
     "LAKE_TABLES", "Column", "Lake", "Publication", "Snapshot", "Table", "aggregate", "as_table", "bootstrap_intervals",
-    "connect", "lake_table", "needs_publication", "publish", "published_files", "qc_table", "render", "run_sql",
+    "connect", "lake_table", "needs_publication", "publish", "published_files", "published_for", "qc_table", "render", "run_sql",
     "violations",
 ]  # fmt: skip

@@ -89,6 +89,11 @@ def needs_publication(lake: Lake, database: Path) -> bool:
     return published is None or any(lake.revision(name) != published.get(name) for name in _PUBLISHED)
 
 
+def published_for(lake: Lake, database: Path) -> bool:
+    """Whether the database reads this very lake: not after its home was moved, or this release knows other columns."""
+    return _published(lake, database.absolute()) is not None
+
+
 def published_files(database: Path) -> set[str]:
     """The files of the lake that the views of the database read, absolute paths; none where there is no database.
 
