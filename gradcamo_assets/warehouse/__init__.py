@@ -15,6 +15,6 @@ from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
 
 __all__ = [
     "LAKE_TABLES", "Column", "Lake", "Publication", "Snapshot", "Table", "aggregate", "as_table", "bootstrap_intervals",
-    "connect", "lake_table", "needs_publication", "publish", "published_files", "published_for", "qc_table", "render", "run_sql",
-    "violations",
+    "connect", "lake_table", "needs_publication", "publish", "published_files", "published_for", "qc_table", "render",
+    "run_sql", "violations",
 ]  # fmt: skip
