@@ -88,6 +88,7 @@ MODEL = (
     _key("model_name", pl.String, "Registered model name"),
     _key("model_version", pl.Int32, "Registered model version"),
 )
+MODEL_RUN = _key("model_run", pl.String, "MLflow run of the version, which names the model for good")
 MADE_FROM = (
     Column("mask_version", pl.String, "Version (digest) of the masks the row comes from"),
     Column("crop_version", pl.String, "Version (digest) of the crops the row comes from"),

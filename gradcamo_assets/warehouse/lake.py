@@ -101,6 +101,10 @@ class Lake:
             both = pl.concat([self.read(table), conform(description, frame)])
             return self.write(table, both.unique(description.unique, keep="last", maintain_order=True))
 
+    def replace(self, table: str, frame: pl.DataFrame) -> None:
+        """Overwrite a table without keys whole."""
+        self.write(table, frame)
+
     def keys(self, table: str, **keys: Any) -> list[Key]:
         """What is there, sorted by path; ``keys`` narrow it. Files that are none of the lake's are left alone."""
         wanted = _checked(table, keys)

@@ -110,6 +110,7 @@ _TABLES = (
         "One row a registered model version",
         (
             *c.MODEL,
+            c.MODEL_RUN,
             Column("run_id", pl.String, "MLflow run that trained it"),
             Column("architecture", pl.String, "Encoder, by its name in the registry"),
             Column("layer", pl.String, "Layer whose maps are scored"),
@@ -147,6 +148,8 @@ _TABLES = (
             Column("alias", pl.String, "Alias that moved: champion, challenger", nullable=False),
             Column("from_version", pl.Int32, "Version that held the alias before; NULL: none did"),
             Column("to_version", pl.Int32, "Version that holds it after; NULL: the alias was taken away"),
+            Column("from_run", pl.String, "MLflow run of that version"),
+            Column("to_run", pl.String, "MLflow run of that version"),
             Column("promoted_at", c.TIME, "When the move was made or first seen, UTC", nullable=False),
             Column("promoted_by", pl.String, "Who or what moved it"),
             Column("reason", pl.String, "Why"),
