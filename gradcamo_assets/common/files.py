@@ -47,6 +47,27 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; on success it becomes ``path``, on failure it is removed.
+
+    For content that its name determines: what came to be at ``path`` meanwhile stays, and ours is dropped. What a
+    killed process leaves begins with a dot and ends in ``.tmp``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all. NaN is refused, since JSON has none."""
     with replaced_file(path) as temporary:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from gradcamo_assets.common import GradcamoError, Home, natural_key, plate_name, slug, well_name
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.common.files import replaced_file, replaced_folder, write_json
+from gradcamo_assets.common.files import new_folder, replaced_file, replaced_folder, write_json
 from gradcamo_assets.common.names import row_index
 from gradcamo_assets.common.provenance import Provenance, stored_version
 
@@ -81,6 +83,40 @@ def test_a_good_write_replaces_the_whole_folder(tmp_path: Path) -> None:
         with replaced_folder(folder) as temporary:
             (temporary / name).touch()
     assert [path.name for path in folder.iterdir()] == ["two"]
+
+
+def test_a_new_folder_appears_whole_and_is_never_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "of" / "a"
+    with pytest.raises(RuntimeError), new_folder(folder) as temporary:
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert list(folder.parent.iterdir()) == []
+    with new_folder(folder) as slow:
+        (slow / "slow").touch()
+        assert not folder.exists()
+        with new_folder(folder) as fast:
+            (fast / "fast").touch()
+        assert [path.name for path in folder.iterdir()] == ["fast"]
+    assert [path.name for path in folder.iterdir()] == ["fast"]
+    assert [path.name for path in folder.parent.iterdir()] == ["a"]
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError), new_folder(tmp_path / "file"):
+        pass
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    program = (
+        "import os, sys; from pathlib import Path; from gradcamo_assets.common.files import new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as temporary:\n"
+        "    (temporary / 'half').touch()\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(folder)]).returncode == -9
+    assert not folder.exists() and len(list(tmp_path.iterdir())) == 1
+    with new_folder(folder) as temporary:
+        (temporary / "whole").touch()
+    assert [path.name for path in folder.iterdir()] == ["whole"]
 
 
 def test_json_without_nan(tmp_path: Path) -> None:
