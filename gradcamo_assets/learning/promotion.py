@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 from filelock import FileLock
@@ -23,6 +23,8 @@ def champion_moves(lake: Lake, model_name: str) -> pl.DataFrame:
 
 def record_champion(lake: Lake, registry: ModelRegistry, *, by: str, reason: str = SEEN_IN_MLFLOW) -> bool:
     """Append a row to ``promotions`` if the champion is not the one last recorded. Whether it moved.
+
+    A champion is another one if its MLflow run is, or its number.
 
     Connection errors of the registry pass through, so that an unreachable server is never taken for a move.
     """
@@ -52,17 +54,23 @@ def _lock(lake: Lake) -> FileLock:
 
 def _record(lake: Lake, registry: ModelRegistry, by: str, reason: str) -> bool:
     champion = registry.by_alias(CHAMPION)
-    now = champion.version if champion else None
-    moves = champion_moves(lake, registry.name)
-    before = moves["to_version"][-1] if len(moves) else None
+    now = (champion.run_id, champion.version) if champion else (None, None)
+    moves, time = champion_moves(lake, registry.name), datetime.now(UTC).replace(tzinfo=None)
+    before: tuple[str | None, int | None] = (None, None)
+    if len(moves):
+        before = moves["to_run"][-1], moves["to_version"][-1]
+        # Moves are told apart and put in order by their time, wherever the clock has been set since.
+        time = max(time, moves["promoted_at"][-1] + timedelta(microseconds=1))
     if before == now:
         return False
     row = {
         "model_name": registry.name,
         "alias": CHAMPION,
-        "from_version": before,
-        "to_version": now,
-        "promoted_at": datetime.now(UTC).replace(tzinfo=None),
+        "from_version": before[1],
+        "to_version": now[1],
+        "from_run": before[0],
+        "to_run": now[0],
+        "promoted_at": time,
         "promoted_by": by,
         "reason": reason,
     }
@@ -84,10 +92,10 @@ def find_version(registry: ModelRegistry, number: int) -> ModelVersion:
 
 
 def record_versions(lake: Lake, registry: ModelRegistry) -> int:
-    """Write every registered version into ``models``. How many there are."""
-    rows = registry.rows()
-    if rows:
-        lake.append("models", _frame("models", rows))
+    """Make ``models`` hold the versions that the registry names now, none besides of this model. How many there are."""
+    rows = _frame("models", registry.rows())
+    others = lake.read("models").filter(pl.col("model_name") != registry.name)
+    lake.replace("models", pl.concat([others, rows]))
     return len(rows)
 
 

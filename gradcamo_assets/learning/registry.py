@@ -6,7 +6,6 @@ alias (https://mlflow.org/docs/latest/ml/model-registry): ``champion`` scores ev
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -17,13 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradcamo_assets.common.errors import BundleError
-from gradcamo_assets.common.files import replaced_folder
+from gradcamo_assets.common.files import new_folder
 from gradcamo_assets.common.names import slug
+from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.learning.mlflow_store import SCHEME, prepare_store, sqlite_file, sqlite_uri
 from gradcamo_assets.learning.runs import Links, log_evidence, open_run
-from gradcamo_assets.networks.bundle import BundleConfig, Cure, read_config, save_bundle
+from gradcamo_assets.networks.bundle import BundleConfig, Cure, read_config, save_bundle, verified_config
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as Registered
     from torch import nn
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -32,7 +34,10 @@ _EXPERIMENT = "gradcamo"
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered version. ``source`` is where MLflow keeps its bundle."""
+    """A registered version. ``source`` is where MLflow keeps its bundle.
+
+    Its MLflow run says which model it is: MLflow gives a number anew once a registered model was deleted.
+    """
 
     name: str
     version: int
@@ -57,15 +62,14 @@ class ModelRegistry:
     def __init__(self, folder: Path, name: str = "gradcamo-encoder", uri: str | None = None):
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         self.folder, self.name = folder, slug(name, "model name")
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / "mlflow.db")
 
     @property
     def client(self) -> MlflowClient:
         """A client of this registry."""
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        prepare_store(self.uri)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def run(
@@ -117,11 +121,15 @@ class ModelRegistry:
 
     def file(self, version: ModelVersion, path: str) -> bytes | None:
         """An artifact that was logged with a version; None where it has none of this name."""
-        client = self.client
-        if path not in (found.path for found in client.list_artifacts(version.run_id)):
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        # Not by the client, which remembers for all stores where a run's artifacts lie: copies of one share their runs.
+        place = self.client.get_run(version.run_id).info.artifact_uri
+        artifacts = get_artifact_repository(place, tracking_uri=self.uri)
+        if path not in (found.path for found in artifacts.list_artifacts()):
             return None
         with tempfile.TemporaryDirectory() as scratch:
-            return Path(client.download_artifacts(version.run_id, path, scratch)).read_bytes()
+            return Path(artifacts.download_artifacts(path, scratch)).read_bytes()
 
     def pages(self, links: Links, run_id: str, version: ModelVersion | None = None) -> dict[str, str]:
         """Where MLflow shows a run, ``mlflow_run``, and the version that came of it, ``mlflow_version``."""
@@ -134,7 +142,7 @@ class ModelRegistry:
         if found:
             return found.experiment_id
         # A local store would otherwise put artifacts below the working folder; a server knows its own place.
-        local = (self.folder / "artifacts").absolute().as_uri() if self.uri.startswith("sqlite:") else None
+        local = f"{SCHEME}:/{_EXPERIMENT}" if sqlite_file(self.uri) else None
         return client.create_experiment(_EXPERIMENT, artifact_location=local)
 
     def _ensure_registered(self, client: MlflowClient) -> None:
@@ -156,14 +164,15 @@ class ModelRegistry:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-        return ModelVersion(self.name, int(found.version), found.run_id, found.source)
+        return self._version(found)
 
     def versions(self) -> list[ModelVersion]:
         """Every registered version, oldest first."""
         found = self.client.search_model_versions(f"name = '{self.name}'")
-        return sorted(
-            (ModelVersion(self.name, int(v.version), v.run_id, v.source) for v in found), key=lambda v: v.version
-        )
+        return sorted(map(self._version, found), key=lambda version: version.version)
+
+    def _version(self, found: Registered) -> ModelVersion:
+        return ModelVersion(self.name, int(found.version), found.run_id or "", found.source)
 
     def promote(self, version: int, alias: str = CHAMPION) -> None:
         """Point an alias at a version."""
@@ -177,20 +186,21 @@ class ModelRegistry:
         """
         from mlflow.artifacts import download_artifacts
 
-        folder = self.folder / "bundles" / f"{version.name}-v{version.version}"
-        if not folder.exists():
-            try:
-                with replaced_folder(folder) as temporary:
-                    download_artifacts(artifact_uri=version.source, dst_path=str(temporary), tracking_uri=self.uri)
-                    read_config(_bundle_root(temporary))
-            except BundleError:
-                raise
-            except Exception as error:
-                raise BundleError(
-                    f"the bundle of {version} cannot be fetched ({error})",
-                    "Check the artifact store, or promote another version.",
-                    path=version.source,
-                ) from error
+        try:
+            folder = self.folder / "bundles" / slug(version.run_id, "MLflow run") / digest(version.source)
+            if not folder.exists():
+                prepare_store(self.uri)
+                with new_folder(folder) as scratch:
+                    download_artifacts(artifact_uri=version.source, dst_path=str(scratch), tracking_uri=self.uri)
+                    verified_config(_bundle_root(scratch))
+        except BundleError as error:
+            raise error.at(path=version.source) from error
+        except Exception as error:
+            raise BundleError(
+                f"the bundle of {version} cannot be fetched ({error})",
+                "Check the artifact store, or promote another version.",
+                path=version.source,
+            ) from error
         return _bundle_root(folder)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -203,19 +213,20 @@ class ModelRegistry:
                 aliases.setdefault(int(number), []).append(alias)
         rows: list[dict[str, Any]] = []
         for found in client.search_model_versions(f"name = '{self.name}'") if registered else []:
-            number = int(found.version)
+            version = self._version(found)
             try:
-                config = read_config(self.fetch(ModelVersion(self.name, number, found.run_id, found.source)))
+                config = read_config(self.fetch(version))
             except BundleError:
                 config = None  # A version with a damaged bundle is still a version: it stands here, unexplained.
-            metrics = client.get_run(found.run_id).data.metrics
+            metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
             cure = config.cure if config else None
             train_wells = config.split.get("train", []) if config else []
             rows.append(
                 {
                     "model_name": self.name,
-                    "model_version": number,
-                    "run_id": found.run_id,
+                    "model_version": version.version,
+                    "model_run": version.run_id,
+                    "run_id": version.run_id,
                     "architecture": config.encoder if config else None,
                     "layer": config.layer if config else None,
                     "objective": config.objective if config else None,
@@ -224,7 +235,7 @@ class ModelRegistry:
                     "train_wells": train_wells,
                     **{known.name: getattr(cure, known.name, None) for known in fields(Cure)},
                     "metrics": {k: v for k, v in sorted(metrics.items()) if not k.startswith("curve_")},
-                    "aliases": sorted(aliases.get(number, [])),
+                    "aliases": sorted(aliases.get(version.version, [])),
                     "created_at": datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).replace(tzinfo=None),
                 }
             )

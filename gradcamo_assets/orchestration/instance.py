@@ -13,6 +13,7 @@ from pathlib import Path
 from dagster import DagsterInstance
 
 from gradcamo_assets.common import GradcamoError, Home
+from gradcamo_assets.learning.mlflow_store import ARTIFACTS, prepare_store, sqlite_uri
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -47,13 +48,13 @@ def open_instance(home: Home) -> DagsterInstance:
 def serve(home: Home, *, port: int, mlflow_port: int) -> int:
     """Run the Dagster UI with its daemon and the MLflow UI, on loopback, until interrupted. The exit code."""
     values = {**os.environ, **environment(home)}
-    store = f"sqlite:///{home.mlflow / 'mlflow.db'}"
-    artifacts = (home.mlflow / "artifacts").as_uri()
+    store, artifacts = sqlite_uri(home.mlflow / "mlflow.db"), (home.mlflow / ARTIFACTS).as_uri()
+    prepare_store(store)  # Else both servers would make it, at the same time.
     # fmt: off
     commands = [
         [sys.executable, "-m", "dagster", "dev", "-w", str(REPOSITORY / "workspace.yaml"),
          "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"],
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--default-artifact-root", artifacts,
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", artifacts,
          "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
     ]
     # fmt: on

@@ -11,6 +11,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from gradcamo_assets.learning.mlflow_store import ARTIFACTS, sqlite_uri
+
 
 class MlflowServer:
     """One server; its state stays in ``folder`` while it is down."""
@@ -28,8 +30,8 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                    "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}",
-                    "--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1",
+                    "--backend-store-uri", sqlite_uri(self.folder / "mlflow.db"),
+                    "--artifacts-destination", (self.folder / ARTIFACTS).as_uri(), "--workers", "1",
                 ],
                 stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
