@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from pydantic import Field
 
 from gradcamo_assets.common import GradcamoError, Home, natural_key, plate_name, slug, well_name
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.common.files import replaced_file, replaced_folder, write_json
+from gradcamo_assets.common.files import new_folder, replaced_file, write_json
 from gradcamo_assets.common.names import row_index
 from gradcamo_assets.common.provenance import Provenance, stored_version
 from gradcamo_assets.common.sections import Share, section
@@ -69,20 +71,43 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), replaced_file(file) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    with pytest.raises(RuntimeError), replaced_folder(folder) as temporary:
-        (temporary / "half").touch()
-        raise RuntimeError
     assert file.read_text() == "old"
     assert [path.name for path in folder.iterdir()] == ["old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b"]
 
 
-def test_a_good_write_replaces_the_whole_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "b"
-    for name in ("one", "two"):
-        with replaced_folder(folder) as temporary:
-            (temporary / name).touch()
-    assert [path.name for path in folder.iterdir()] == ["two"]
+def test_a_new_folder_appears_whole_and_is_never_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "of" / "a"
+    with pytest.raises(RuntimeError), new_folder(folder) as temporary:
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert list(folder.parent.iterdir()) == []
+    with new_folder(folder) as slow:
+        (slow / "slow").touch()
+        assert not folder.exists()
+        with new_folder(folder) as fast:
+            (fast / "fast").touch()
+        assert [path.name for path in folder.iterdir()] == ["fast"]
+    assert [path.name for path in folder.iterdir()] == ["fast"]
+    assert [path.name for path in folder.parent.iterdir()] == ["a"]
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError), new_folder(tmp_path / "file"):
+        pass
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    program = (
+        "import os, sys; from pathlib import Path; from gradcamo_assets.common.files import new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as temporary:\n"
+        "    (temporary / 'half').touch()\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(folder)]).returncode == -9
+    assert not folder.exists() and len(list(tmp_path.iterdir())) == 1
+    with new_folder(folder) as temporary:
+        (temporary / "whole").touch()
+    assert [path.name for path in folder.iterdir()] == ["whole"]
 
 
 def test_json_without_nan(tmp_path: Path) -> None:
@@ -95,10 +120,9 @@ def test_json_without_nan(tmp_path: Path) -> None:
 def test_provenance_changes_with_every_part(tmp_path: Path) -> None:
     base = Provenance("in", {"a": 1}, "1")
     base.write(tmp_path)
-    assert base.is_current(tmp_path)
     assert stored_version(tmp_path) == base.version
     for other in (Provenance("out", {"a": 1}, "1"), Provenance("in", {"a": 2}, "1"), Provenance("in", {"a": 1}, "2")):
-        assert not other.is_current(tmp_path)
+        assert other.version != base.version
     assert stored_version(tmp_path / "nothing") is None
 
 

@@ -175,7 +175,8 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
     for name in ("config.json", "model.safetensors"):
         assert not any(path.suffix in (".pkl", ".pt", ".pth") for path in artifacts.rglob("*")), name
     third = registry.register(fitted.result.model, bundle)
-    Path(third.source.removeprefix("file://")).joinpath("config.json").write_text("{")
+    stored = tmp_path / "mlflow" / third.source.replace("mlflow-artifacts:", "artifacts")
+    (stored / "config.json").write_text("{")
     with pytest.raises(BundleError, match="cannot be read"):
         registry.fetch(third)
     assert len(registry.rows()) == 3

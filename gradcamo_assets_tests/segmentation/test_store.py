@@ -8,7 +8,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from gradcamo_assets.common.errors import SegmentationError
-from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.common.provenance import Provenance, stored_version
 from gradcamo_assets.segmentation import Masks, read_masks, write_masks
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA
 
@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tmp_path, shape):
     assert back.cells.dtype == back.nuclei.dtype == np.uint32
     np.testing.assert_array_equal(back.cells, masks.cells)
     np.testing.assert_array_equal(back.nuclei, masks.nuclei)
-    assert PROVENANCE.is_current(tmp_path / "1")
+    assert stored_version(tmp_path / "1") == PROVENANCE.version
 
 
 def test_confidence_stands_beside_the_labels_and_is_read_back(tmp_path):
