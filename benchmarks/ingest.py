@@ -23,10 +23,10 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from gradcamo_assets.common.files import write_json
 from gradcamo_assets.plates import SyntheticPlate, ingest_plate, known_plates, render_field
-from gradcamo_assets.plates.companions import folder_times, source_signature
+from gradcamo_assets.plates.companions import source_signature
 from gradcamo_assets.plates.inbox import InboxConfig, list_inbox, plate_states
+from gradcamo_assets.plates.store import mark_known
 from gradcamo_assets.plates.writing import create_field
 
 CHANNELS = 5
@@ -110,8 +110,7 @@ def added_memory(warm: Path, export: Path, target: Path) -> int:
 
 def a_night(scratch: Path, plates: int, files: int) -> float:
     """Seconds that the inbox takes when every plate in it is known."""
-    inbox, known = scratch / "inbox", scratch / "known"
-    known.mkdir(parents=True)
+    inbox, home = scratch / "inbox", scratch / "plates"
     for number in tqdm(range(plates), desc=f"plates of {files} files", unit="plate", disable=None):
         folder = inbox / f"plate{number:03d}"
         folder.mkdir(parents=True)
@@ -121,11 +120,10 @@ def a_night(scratch: Path, plates: int, files: int) -> float:
             # Links to one empty file: a look at each costs as much, and the disk has the room.
             os.link("plate.HTD", f"plate_A01_s{file}_w1.tif", src_dir_fd=at, dst_dir_fd=at)
         os.close(at)
-        record = {"name": folder.name, "signature": source_signature(folder), "folders": folder_times(folder)}
-        write_json(known / f"{folder.name}.json", record)
-    begun = time.perf_counter()
-    records = known_plates(known)
-    states = plate_states(list_inbox(inbox, records), records, {}, {}, datetime.now(UTC), InboxConfig())
+        mark_known(home, folder.name, source_signature(folder))
+    begun, settings = time.perf_counter(), InboxConfig()
+    known = known_plates(home)
+    states = plate_states(list_inbox(inbox, settings, known), known, {}, {}, datetime.now(UTC), settings)
     seconds = time.perf_counter() - begun
     assert {state.state for state in states} == {"known"} and len(states) == plates
     return seconds

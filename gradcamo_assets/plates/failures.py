@@ -31,7 +31,7 @@ class Attempt:
     reason: str | None
 
     def __str__(self) -> str:
-        what = "begun, ended without a word" if self.reason is None else f"failed ({self.reason})"
+        what = "was begun and ended without a word" if self.reason is None else f"failed ({self.reason})"
         return f"{self.at:%Y-%m-%d %H:%M} UTC {what}"
 
 

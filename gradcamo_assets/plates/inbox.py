@@ -109,9 +109,8 @@ def plate_states(
             failed = None
         if ingesting and name in ingesting:
             done, of = ingesting[name]
-            begun = failed is not None and failed.last.reason is None
-            since = f"since {failed.last.at:%Y-%m-%d %H:%M} UTC, " if failed and begun else ""
-            return "ingesting", f"{since}{done} of {of} fields done" if of else f"{since}its files are being read"
+            begun = f" since {failed.last.at:%Y-%m-%d %H:%M} UTC" if failed and failed.last.reason is None else ""
+            return "ingesting", f"a run takes it in{begun}{f', {done} of {of} fields are done' if of else ''}"
         if name in known and known[name] != look.signature:
             tried = f" The last attempt: {failed.last}." if failed else ""
             return "changed", f"it changed after ingestion. To take it in again, materialise its plate_images.{tried}"
@@ -200,11 +199,11 @@ def list_inbox(
 def _look(path: Path, signature: str | None, depth: Depth, settings: InboxConfig) -> Look | None:
     """``signature``: what the plate had when it was ingested."""
     try:
+        if not _is_plate(path):
+            return None
         if signature is not None and depth == "names":
             seen, newest = walk(path, contents=False)
             return Look(signature) if signature.startswith(seen) else Look(seen, newest)
-        if not _is_plate(path):
-            return None
         seen, newest = walk(path)
         beside = (path.with_name(f"{name}.{settings.marker}") for name in (name_of(path), path.name))
         marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *beside))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def test_a_plate_taken_in_again_gets_new_masks_and_crops(scored_bench: Bench, tm
     plate = bench.home.inbox / "tiny.zarr"
     before = (bench.home.plates / "tiny.json").read_text()
     (plate / "A" / "01" / "note.txt").write_text("x")
-    assert "materialise its plate_images" in str(tick(bench, inbox_sensor).skip_reason), "changed: on request only"
+    assert requested(tick(bench, inbox_sensor)) == [], "changed: on request only"
     assert bench.ingest("tiny").success
     assert (bench.home.plates / "tiny.json").read_text() != before
     keys = [plate_site_key("tiny", site) for site in (1, 2)]
@@ -132,21 +133,19 @@ def test_the_night_is_a_reconciliation(bench: Bench, clock: Clock) -> None:
         night(bench, date)
 
 
-def test_a_plate_that_fails_is_tried_again_and_quarantined_on_its_third_night(bench: Bench, clock: Clock) -> None:
+def test_a_plate_that_fails_is_tried_again_four_times_and_then_quarantined(bench: Bench, clock: Clock) -> None:
     (bench.home.inbox / "bad.zarr").mkdir()
     keys: list[str | None] = []
-    for date in range(3):
-        requests = night(bench, clock(24 * date + 1))
-        assert isinstance(requests, list), date
-        keys += [request.run_key for request in requests]
+    for hours in (1, 1.2, 2.3, 8.4, 33):
+        requests = night(bench, clock(hours))
+        assert isinstance(requests, list), hours
+        assert [request.partition_key for request in requests] == ["bad"], hours
+        result = tick(bench, inbox_sensor)
+        assert requested(result) == [("ingest_plates", "bad")], hours
+        keys += [request.run_key for request in result.run_requests or []]
         assert not bench.ingest("bad").success
-        clock(24 * date + 1.9)
-        assert requested(tick(bench, inbox_sensor)) == []
-        if date < 2:
-            clock(24 * date + 1 + 2**date)
-            result = tick(bench, inbox_sensor)
-            assert requested(result) == [("ingest_plates", "bad")]
-            keys += [request.run_key for request in result.run_requests or []]
+        clock(hours + 0.1)
+        assert requested(tick(bench, inbox_sensor)) == [], hours
     assert len(set(keys)) == len(keys) == 5
     quarantined = night(bench, clock(24 * 30))
     assert isinstance(quarantined, dg.SkipReason)
@@ -155,6 +154,23 @@ def test_a_plate_that_fails_is_tried_again_and_quarantined_on_its_third_night(be
     again = tick(bench, inbox_sensor)
     assert requested(again) == [("ingest_plates", "bad")]
     assert again.run_requests and again.run_requests[0].run_key not in keys
+
+
+def test_a_clock_that_was_set_back_hides_no_plate(bench: Bench, clock: Clock) -> None:
+    years = 24 * 3650
+    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    (bench.home.inbox / "bad.zarr").mkdir()
+    for path in (plate, *plate.rglob("*"), bench.home.inbox / "tiny.csv"):
+        os.utime(path, (clock(years).timestamp(),) * 2)
+    ahead = tick(bench, inbox_sensor)
+    assert requested(ahead) == [("ingest_plates", "bad")], "tiny is as new as can be"
+    assert not bench.ingest("bad").success
+    clock(0)
+    first = tick(bench, inbox_sensor, ahead.cursor)
+    assert ("ingest_plates", "tiny") not in requested(first)
+    clock(0.1)
+    wanted = {("ingest_plates", "bad"), ("ingest_plates", "tiny")}
+    assert set(requested(tick(bench, inbox_sensor, first.cursor))) == wanted
 
 
 def test_a_plate_that_a_run_is_busy_with_is_not_requested(bench: Bench, clock: Clock) -> None:

@@ -14,6 +14,7 @@ from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.orchestration.automation import champion_model_sensor, inbox_sensor
 from gradcamo_assets.orchestration.prune import plan_crops, plan_plate, plan_scores
+from gradcamo_assets.plates.store import mark_known
 from gradcamo_assets.warehouse import LAKE_TABLES, publish, run_sql, violations
 from gradcamo_assets.warehouse.schema import COPIED_TABLES
 from gradcamo_assets_tests.orchestration.conftest import Bench
@@ -46,6 +47,7 @@ def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
             shutil.copytree(file, target)
         else:
             target.write_bytes(file.read_bytes().replace(b'"tiny"', b'"twin"'))
+    mark_known(home.plates, "twin", "0")
     publish(lake, home.database)
     return bench
 

@@ -20,6 +20,7 @@ from gradcamo_assets.plates import (
     field_version,
     ingest_plate,
     known_plate,
+    known_plates,
     load_plate,
     read_field,
     still_current,
@@ -180,3 +181,6 @@ def test_a_record_of_an_earlier_release_is_refused_with_the_remedy(tiny: Path, t
     for ask in (known_plate, load_plate):
         with pytest.raises(PlateError, match=r"earlier release.* into a new home"):
             ask(plates, "tiny")
+    shutil.rmtree(plates / "known")
+    with pytest.raises(PlateError, match=r"earlier release.* into a new home"):
+        known_plates(plates)

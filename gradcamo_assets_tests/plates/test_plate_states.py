@@ -116,9 +116,9 @@ def test_an_attempt_that_was_killed_counts_and_one_that_goes_on_is_told() -> Non
     for known in ({}, {"a": "1"}, {"a": "0"}):
         (going_on,) = every(found, known, failures=killed, ingesting={"a": (3, 8)})
         assert going_on.state == "ingesting"
-        assert going_on.reason == "since 2026-03-05 02:00 UTC, 3 of 8 fields done"
+        assert going_on.reason == "a run takes it in since 2026-03-05 02:00 UTC, 3 of 8 fields are done"
     (unannounced,) = every(found, ingesting={"a": (0, 0)})
-    assert (unannounced.state, unannounced.reason) == ("ingesting", "its files are being read")
+    assert (unannounced.state, unannounced.reason) == ("ingesting", "a run takes it in")
 
 
 FOLDERS = [BOX / name for name in ("a", "a.zarr", "b.zarr", "b.ome.zarr", "c", " d", "e f.zarr")]
