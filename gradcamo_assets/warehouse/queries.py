@@ -6,6 +6,7 @@ How an answer is printed or written is in ``render``.
 from __future__ import annotations
 
 import glob
+import re
 from contextlib import closing
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from gradcamo_assets.warehouse.schema_scores import QC_GROUPS
 
 QC_CHOICES = ("dose", "site", "dose,site", "well", "plate", "model", *(view.name for view in QUESTIONS))
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI}
+_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
 
 
 def connect(database: Path) -> duckdb.DuckDBPyConnection:
@@ -73,19 +74,28 @@ def run_sql(database: Path, sql: str, parameters: dict[str, object] | None = Non
     with closing(connect(database)) as connection:
         try:
             statements = connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type not in _READING:
+            if len(statements) != 1 or not _only_reads(connection, statements[0]):
                 raise StoreError(
                     "only one reading statement is answered",
                     "Ask one SELECT, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN; the lake is where rows change.",
                 )
             frame = connection.sql(statements[0], params=parameters).pl()
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
-            raise StoreError(
-                f"the query failed: {error}", "`SHOW TABLES` and `DESCRIBE scores` say what can be asked."
-            ) from error
+            remedy = "`SHOW TABLES` and `DESCRIBE scores` say what can be asked."
+            if "No files found" in str(error):
+                remedy = "Publish the QC database again: the lake has been moved, or its files have."
+            raise StoreError(f"the query failed: {error}", remedy) from error
     # Sums of whole numbers; those beyond 64 bits stay as they are.
     whole = frame.select(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
     return frame.with_columns(column for column in whole if column.null_count() == frame[column.name].null_count())
+
+
+def _only_reads(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> bool:
+    """Whether a statement is a reader's. What EXPLAIN ANALYZE is given is run, though it writes a file."""
+    if statement.type == duckdb.StatementType.EXPLAIN:
+        explained = re.sub(r"(?i)^\s*EXPLAIN\s+(ANALYZE\s+)?(\([^)]*\)\s*)?", "", statement.query)
+        return [part.type for part in connection.extract_statements(explained)] == [duckdb.StatementType.SELECT]
+    return statement.type in _READING
 
 
 def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate: str | None = None) -> pl.DataFrame:

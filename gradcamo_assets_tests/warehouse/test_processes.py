@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -63,9 +64,11 @@ def test_readers_throughout_see_whole_publications_only(tmp_path: Path) -> None:
         for site in (1, 2):
             rows.put(lake, np.random.default_rng(number), "P1", site, 1)
             frame = lake.read("scores", site=site).with_columns(run_id=pl.lit(f"g{number}"))
-            lake.write("scores", frame, plate="P1", site=site, model_name="hepg2", model_version=1)
+            lake.write("scores", frame, plate="P1", site=site, model_run=rows.run_of(1))
+        lake.compact("scores")
         publish(lake, database)
 
+    lake.append("models", rows.model(1))
     generation(0)
     readers = [python(READERS, database, end, how) for how in ("held", "opened again and again")]
     for reader in readers:
@@ -80,9 +83,7 @@ def test_readers_throughout_see_whole_publications_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opened_by", ["nobody", "this process", "a writing session"])
-def test_nothing_to_publish_is_found_without_a_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened_by: str
-) -> None:
+def test_who_has_the_file_open_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened_by: str) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
     publish(lake, database)
     copies: list[object] = []
@@ -96,10 +97,9 @@ def test_nothing_to_publish_is_found_without_a_copy(
         session.stdout.readline()
     with duckdb.connect(database, read_only=True) if opened_by == "this process" else nullcontext():
         found = publish(lake, database)
-        assert not found.changed and not found.rebuilt
+        assert not found.changed and not found.rebuilt and not copies
         rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
-        assert not publish(lake, database).rebuilt
-    assert len(copies) == (1 if session is None else 3)
+        assert not publish(lake, database).rebuilt and len(copies) == 1
     if session is not None:
         session.communicate("\n", timeout=60)
     assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
@@ -109,17 +109,21 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from gradcamo_assets.warehouse import Lake, publish
-from gradcamo_assets.warehouse import database as db
+from gradcamo_assets.warehouse import publish as function
+module = sys.modules["gradcamo_assets.warehouse.publish"]
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "filling":
-    db.record = die
+    module.refresh = die
+elif sys.argv[3] == "noting":
+    module._note = die
 else:
-    os.utime = die
+    replace = Path.replace
+    Path.replace = lambda self, to: die() if to.name == "qc.duckdb" else replace(self, to)
 publish(Lake(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("moment", ["filling", "renaming"])
+@pytest.mark.parametrize("moment", ["filling", "noting", "renaming"])
 def test_a_killed_publisher_leaves_the_last_good_file(tmp_path: Path, moment: str) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
     publish(lake, database)
@@ -130,9 +134,44 @@ def test_a_killed_publisher_leaves_the_last_good_file(tmp_path: Path, moment: st
     assert killed.returncode == -signal.SIGKILL
     assert list(tmp_path.glob(".qc.duckdb.*.tmp"))
     assert database.read_bytes() == bytes_before and count(database) == before
-    assert publish(lake, database).changed
+    publication = publish(lake, database)
+    assert publication.changed and not publication.rebuilt
     assert count(database) > before
     assert not list(tmp_path.glob(".qc.duckdb.*.tmp*"))
+
+
+PUBLISHES = """
+import sys
+from pathlib import Path
+import numpy as np
+from gradcamo_assets.warehouse import Lake, publish
+from gradcamo_assets_tests.warehouse import rows
+lake, seed = Lake(Path(sys.argv[1])), int(sys.argv[3])
+print(flush=True)
+for site in range(seed, seed + 50):
+    rows.put(lake, np.random.default_rng(site), "P1", site, 1, n=8)
+    publish(lake, Path(sys.argv[2]))
+"""
+
+
+def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    rng = np.random.default_rng(0)
+    seen = count(database)
+    for kill in range(20):
+        publisher = python(PUBLISHES, lake.root, database, str(2 + 50 * kill))
+        assert publisher.stdout is not None
+        publisher.stdout.readline()
+        time.sleep(rng.uniform(0.1, 0.8))
+        publisher.kill()
+        publisher.communicate(timeout=60)
+        sql = "SELECT (SELECT count(*) FROM scores WHERE split <> 'train'), (SELECT sum(n_cells) FROM qc_by_plate)"
+        assert len(set(run_sql(database, sql).row(0))) == 1
+        assert count(database) >= seen
+        seen = count(database)
+    publish(lake, database)
+    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
 
 
 SESSION = """
@@ -170,6 +209,7 @@ from gradcamo_assets_tests.warehouse import rows
 lake, plate = Lake(Path(sys.argv[1])), sys.argv[3]
 for site in (1, 2):
     rows.put(lake, np.random.default_rng(site), plate, site, 1, n=20)
+    lake.append("models", rows.model(1))
     publish(lake, Path(sys.argv[2]))
 """
 

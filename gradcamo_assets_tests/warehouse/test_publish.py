@@ -135,6 +135,7 @@ def test_incremental_publication_equals_a_rebuild(
             publish(lake, database)
     publish(lake, database)
     assert_equals_the_lake(lake, database, home / "fresh.duckdb")
+    assert violations(database) == []
 
 
 def test_a_rollback_computes_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,10 +251,29 @@ def test_other_files_of_the_lake_are_closed_to_queries(home: Path, database: Pat
 @pytest.mark.parametrize(
     "sql",
     [
+        "COPY (SELECT 1) TO '{file}'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}'",
+        "explain(analyze) COPY (SELECT 1) TO '{file}'",
+        "/* what? */ EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}'",
+        "EXPLAIN ANALYZE\n-- what?\nCOPY (SELECT 1) TO '{file}'",
+    ],
+)
+def test_nothing_is_written_into_the_folders_that_views_read(home: Path, database: Path, sql: str) -> None:
+    file = home / "lake" / "scores" / "mine.parquet"
+    with pytest.raises(StoreError, match="only one reading statement"):
+        run_sql(database, sql.format(file=file))
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
         "SHOW TABLES",
         "DESCRIBE scores",
         "SUMMARIZE wells",
         "EXPLAIN FROM scores",
+        "explain analyze\nSELECT count(*) FROM scores",
+        "EXPLAIN (ANALYZE, FORMAT json) SELECT 1",
         "VALUES (1)",
         "PIVOT qc_by_dose ON Metadata_Dose USING sum(n_cells)",
     ],
