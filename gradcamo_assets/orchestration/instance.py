@@ -12,25 +12,20 @@ from pathlib import Path
 
 from dagster import DagsterInstance
 
-from gradcamo_assets.common import GradcamoError, Home
+from gradcamo_assets.common import Home
+from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.learning.mlflow_store import ARTIFACTS, prepare_store, sqlite_uri
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_FILES = ("dagster.yaml", "workspace.yaml")
 
 
 def environment(home: Home) -> dict[str, str]:
-    """What Dagster's processes need to know. Its home is ``dagster/`` in ours, with a copy of our ``dagster.yaml``.
-
-    Raises:
-        GradcamoError: if ``dagster.yaml`` is not where this package was installed from.
-    """
-    settings = REPOSITORY / "dagster.yaml"
-    if not settings.exists():
-        raise GradcamoError(
-            "dagster.yaml is missing", "Install the package from a clone: pip install -e .", path=settings
-        )
+    """What Dagster's processes need to know. Its home is ``dagster/`` in ours; settings that lie there already stay."""
     home.create()
-    shutil.copyfile(settings, home.dagster / "dagster.yaml")
+    for path in (home.dagster / name for name in _FILES):
+        if not path.exists():
+            with replaced_file(path) as new:
+                shutil.copyfile(Path(__file__).with_name(path.name), new)
     return {
         "DAGSTER_HOME": str(home.dagster),
         "GRADCAMO_HOME": str(home.root),
@@ -52,7 +47,7 @@ def serve(home: Home, *, port: int, mlflow_port: int) -> int:
     prepare_store(store)  # Else both servers would make it, at the same time.
     # fmt: off
     commands = [
-        [sys.executable, "-m", "dagster", "dev", "-w", str(REPOSITORY / "workspace.yaml"),
+        [sys.executable, "-m", "dagster", "dev", "-w", str(home.dagster / "workspace.yaml"),
          "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"],
         [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", artifacts,
          "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
@@ -62,7 +57,7 @@ def serve(home: Home, *, port: int, mlflow_port: int) -> int:
     # Before the children start: one that is born in the background would ignore interrupts, and so would they.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    processes = [subprocess.Popen(command, env=values, cwd=REPOSITORY) for command in commands]
+    processes = [subprocess.Popen(command, env=values, cwd=home.dagster) for command in commands]
     try:
         return processes[0].wait()
     except KeyboardInterrupt:
