@@ -220,7 +220,7 @@ class _Crowd:
         self.gate.wait()
         return [error for error in [self.errors.get(timeout=240) for _ in self.processes] if error]
 
-    def go_home(self) -> None:
+    def close(self) -> None:
         self.gate.abort()
         for process in self.processes:
             process.join(60)
@@ -259,20 +259,17 @@ def _ask(folder: Path) -> None:
 
 def test_twelve_processes_fetch_one_bundle(registry: ModelRegistry) -> None:
     version, bundles = _register(registry, 1, size=300), registry.folder / "bundles"
-    crowd = _Crowd(_fetch_and_read, registry.folder, version)
-    for _ in range(5):
-        assert crowd.round() == []
-        assert [path.name for path in bundles.rglob("config.json")] == ["config.json"]
-        assert not list(bundles.rglob("*.tmp"))
-        shutil.rmtree(bundles)
-    crowd.go_home()
+    with closing(_Crowd(_fetch_and_read, registry.folder, version)) as crowd:
+        for _ in range(5):
+            assert crowd.round() == []
+            assert [path.name for path in bundles.rglob("config.json")] == ["config.json"]
+            assert not list(bundles.rglob("*.tmp"))
+            shutil.rmtree(bundles)
 
 
 def test_twelve_processes_open_a_registry_that_is_not_there_yet(tmp_path: Path) -> None:
-    crowd = _Crowd(_ask, tmp_path / "mlflow")
-    for _ in range(2):
+    with closing(_Crowd(_ask, tmp_path / "mlflow")) as crowd:
         assert crowd.round() == []
-    crowd.go_home()
 
 
 def test_a_copied_home_has_a_registry_of_its_own(registry: ModelRegistry, tmp_path: Path) -> None:
