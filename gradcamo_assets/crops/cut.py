@@ -25,9 +25,7 @@ class CropConfig:
     shape: tuple[_Voxels, _Voxels, _Voxels] = setting((21, 128, 128), "(z, y, x) in voxels; these are the paper's.")
     keep_border: bool = setting(False, "Keep cells that the field's edge in x or y cuts through.")
     pad: bool = setting(
-        True,
-        "Keep cells so near the edge in x or y that their crop leaves the field, and fill what is missing with the "
-        "plate's centre. In z crops are always padded.",
+        True, "Keep cells whose crop leaves the field in x or y, filled with the plate's centre; in z always padded."
     )
 
 

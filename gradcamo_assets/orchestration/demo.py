@@ -68,7 +68,6 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
     instance = open_instance(home)
     platform = Platform(root=str(home.root))
     definitions = build_definitions(platform)
-    home.create()
     if not home.settings_file.exists():
         home.settings_file.write_text(DEMO_SETTINGS)
 

@@ -29,9 +29,15 @@ REMEDY = (
 )
 
 
-def is_known(network: str) -> bool:
-    """Whether the name means anything: a name of ours or Cellpose's, an existing path, or an import path."""
-    return network in ("compact", *BUILT_IN) or bool(IMPORT_PATH.fullmatch(network)) or Path(network).exists()
+def known(network: str) -> str:
+    """The name itself if it means anything: a name of ours or Cellpose's, an existing path, or an import path.
+
+    Raises:
+        ValueError: for any other.
+    """
+    if network in ("compact", *BUILT_IN) or IMPORT_PATH.fullmatch(network) or Path(network).exists():
+        return network
+    raise ValueError(f"there is no network {network!r}: {REMEDY}")
 
 
 def find_weights(network: str) -> dict[str, Path]:

@@ -7,19 +7,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from gradcamo_assets.common.sections import Count, section, setting
-from gradcamo_assets.segmentation.engines import REMEDY, is_known
+from gradcamo_assets.segmentation.engines import known
 
 NOMINAL_WIDTH = 15.0
 """Width of a cell in micrometres that is assumed where no diameter is set."""
 
 DIAMETER = 30.0
 """Width of a cell, in pixels, at which both shipped sets of weights work best."""
-
-
-def _known(network: str) -> str:
-    if not is_known(network):
-        raise ValueError(f"there is no network {network!r}: {REMEDY}")
-    return network
 
 
 @section
@@ -36,7 +30,7 @@ class SegmenterConfig:
     pixels or more than 200, or the two differ by less than a third.
     """
 
-    network: Annotated[str, AfterValidator(_known)] = setting(
+    network: Annotated[str, AfterValidator(known)] = setting(
         "compact",
         "compact; one of Cellpose's, from its own cache; a folder with cells.safetensors and nuclei.safetensors, or a "
         "file of Cellpose weights; or module:function of your own.",

@@ -1,6 +1,5 @@
 """``data_split``, ``trained_model`` and ``champion_model``: what is learned from, what came of it, and who scores."""
 
-from enum import StrEnum
 from pathlib import Path
 
 import dagster as dg
@@ -8,10 +7,12 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError
+from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.figures import to_markdown
 from gradcamo_assets.learning.configuration import TrainingConfig
 from gradcamo_assets.learning.registry import CHAMPION
+from gradcamo_assets.learning.split import PARTS, Apart, split_wells
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.launchpad import offers, overridden, used
 from gradcamo_assets.orchestration.resources import Platform
@@ -26,15 +27,12 @@ _ALT = {
 }
 
 
-Apart = StrEnum("Apart", ["well", "plate", "position"])
-
-
 class SplitConfig(dg.Config):
     """How wells are dealt."""
 
     plates: list[str] = Setting(default=[], description="Plates to learn from; empty means all that have crops.")
     apart: Apart = Setting(
-        default=Apart.well,
+        default="well",
         description="What no two parts share: a well, a whole plate, or a position (the same well of every plate).",
     )
     seed: int = Setting(default=0, description="Of the draw.")
@@ -62,9 +60,6 @@ def crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
 @dg.asset(deps=[crops], group_name="models", kinds={"polars"})
 def data_split(context: dg.AssetExecutionContext, platform: Platform, config: SplitConfig) -> dg.MaterializeResult:
     """Wells for training, validation and test: disjoint by well, every class in each part where it can be."""
-    from gradcamo_assets.common.files import replaced_file
-    from gradcamo_assets.learning.split import PARTS, split_wells
-
     cells = kept_cells(platform, config.plates)
     split = split_wells(cells, **config.model_dump(exclude={"plates"}))
     with replaced_file(platform.home.split_file) as path:
