@@ -4,7 +4,7 @@ Here belongs what tables there are, how rows are stored, published, aggregated a
 computed does not: rows come in as polars frames.
 """
 
-from gradcamo_assets.warehouse.aggregates import aggregate, bootstrap_intervals
+from gradcamo_assets.warehouse.aggregates import bootstrap_intervals
 from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.invariants import violations
 from gradcamo_assets.warehouse.lake import Lake, Snapshot
@@ -12,6 +12,7 @@ from gradcamo_assets.warehouse.publish import Publication, needs_publication, pu
 from gradcamo_assets.warehouse.queries import connect, qc_table, run_sql
 from gradcamo_assets.warehouse.render import as_table, render
 from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
+from gradcamo_assets.warehouse.summaries import summarise
 
 __all__ = [
     "LAKE_TABLES", "Column", "Lake", "Publication", "Snapshot", "Table", "aggregate", "as_table", "bootstrap_intervals",

@@ -10,13 +10,14 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, REGIONS
-from gradcamo_assets.warehouse.summaries import QC_SUMMARIES
+from gradcamo_assets.warehouse.columns import DOSE_NAMES
+from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES, REGIONS
 
 RESAMPLES = 2000
 MIN_WELLS = 3
 
-_SCHEMAS = {table.name: table.polars for table in QC_SUMMARIES}
+KEYS = ["model_run", "Metadata_Plate"]
+_MEASURES = {table.name: list(table.polars.items()) for table in QC_TABLES}
 
 
 @lru_cache(maxsize=32)
@@ -46,45 +47,79 @@ def bootstrap_intervals(hits: np.ndarray, cells: np.ndarray, seed: int = 0) -> n
     return np.quantile((draws @ hits.T) / (draws @ cells.T), [0.025, 0.975], axis=0).T
 
 
-def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
-    """The rows of ``qc_by_<by>`` for some scores.
+def judged(scores: pl.DataFrame) -> pl.DataFrame:
+    """The cells that count, those of split ``train`` left out, by rising score: no sum depends on the order of rows."""
+    return scores.filter(pl.col("split") != "train").sort("gradcamo", nulls_last=True)
+
+
+def counts(cells: pl.DataFrame) -> pl.DataFrame:
+    """How many of ``judged`` cells are what, by plate, run, dose, site and well."""
+    scored, right = pl.col("gradcamo").is_not_null(), pl.col("predicted_class") == pl.col("true_class")
+    on_target, looks_at, split = pl.col("on_target"), pl.col("looks_at"), pl.col("split")
+    found = cells.group_by(*KEYS, *DOSE_NAMES, "Metadata_Site", "Metadata_Well").agg(
+        n_cells=pl.len(),
+        null_cells=(~scored).sum(),
+        placed=(scored & on_target.is_not_null()).sum(),
+        on_target=(scored & on_target).sum(),
+        looked=(scored & looks_at.is_not_null()).sum(),
+        **{f"looks_at_{region}": (scored & (looks_at == region)).sum() for region in REGIONS},
+        **{f"judged_{name}": ((split == name) & right.is_not_null()).sum() for name in ("test", "unseen")},
+        **{f"right_{name}": ((split == name) & right).sum() for name in ("test", "unseen")},
+        n_adjusted=pl.col("gradcamo_adjusted").count(),
+        sum_adjusted=pl.col("gradcamo_adjusted").sum(),
+    )
+    return found.with_columns(pl.col(pl.UInt32).cast(pl.Int64)).sort("Metadata_Well", "Metadata_Site", *DOSE_NAMES)
+
+
+def aggregate(cells: pl.DataFrame, counted: pl.DataFrame, by: str) -> pl.DataFrame:
+    """The rows of ``qc_by_<by>``.
 
     Args:
-        scores: rows of the table ``scores``, at least the columns ``NEEDED`` of ``summaries``.
+        cells: of ``judged``.
+        counted: their ``counts``.
         by: ``dose``, ``site``, ``dose_site``, ``well`` or ``plate``.
 
     Returns:
-        One row a group x MLflow run x plate, sorted; cells of split ``train`` are left out, cells without a score
-        count in ``n_cells`` and ``null_cells`` only.
+        One row a group x MLflow run x plate, sorted; cells without a score are in ``n_cells`` and ``null_cells`` alone.
     """
-    groups = [*(column.name for column in QC_GROUPS[by]), "model_run", "Metadata_Plate"]
-    kept = scores.filter(pl.col("split") != "train")
+    groups = [*(column.name for column in QC_GROUPS[by]), *KEYS]
     score = pl.col("gradcamo")
-    looks = pl.col("looks_at").filter(score.is_not_null())
-    rows = kept.group_by(groups).agg(
-        n_cells=pl.len().cast(pl.Int64),
-        n_wells=pl.col("Metadata_Well").n_unique().cast(pl.Int64),
-        median_gradcamo=score.median(),
-        # Sorted, since a sum of floats depends on its order.
-        mean_gradcamo=score.sort().mean(),
-        q25_gradcamo=score.quantile(0.25, "linear"),
-        q75_gradcamo=score.quantile(0.75, "linear"),
-        on_target_fraction=pl.col("on_target").filter(score.is_not_null()).mean(),
-        median_adjusted=pl.col("gradcamo_adjusted").median(),
-        **{f"looks_at_{region}": (looks == region).mean() for region in REGIONS},
-        null_cells=score.is_null().sum().cast(pl.Int64),
+    rows = counted.group_by(groups).agg(
+        pl.col("n_cells", "null_cells", "placed", "looked").sum(),
+        n_wells=pl.col("Metadata_Well").n_unique(),
+        on_target_fraction=_share("on_target", "placed"),
+        **{f"looks_at_{region}": _share(f"looks_at_{region}", "looked") for region in REGIONS},
     )
-    rows = rows.join(_intervals(kept, groups), on=groups, how="left", nulls_equal=True)
-    schema = _SCHEMAS[f"qc_by_{by}"]
+    values = cells.group_by(groups).agg(
+        median_gradcamo=_quantile(score, 0.5),
+        mean_gradcamo=score.mean(),
+        q25_gradcamo=_quantile(score, 0.25),
+        q75_gradcamo=_quantile(score, 0.75),
+        median_adjusted=pl.col("gradcamo_adjusted").median(),
+    )
+    for other in (values, _intervals(counted, groups)):
+        rows = rows.join(other, on=groups, how="left", nulls_equal=True)
+    schema = {name: dtype for name, dtype in _MEASURES[f"qc_by_{by}"] if name in rows.columns}
     return rows.select(pl.col(name).cast(dtype) for name, dtype in schema.items()).sort(groups)
 
 
-def _intervals(kept: pl.DataFrame, groups: list[str]) -> pl.DataFrame:
+def _share(part: str, whole: str) -> pl.Expr:
+    return pl.when(pl.col(whole).sum() > 0).then(pl.col(part).sum() / pl.col(whole).sum())
+
+
+def _quantile(values: pl.Expr, share: float) -> pl.Expr:
+    """By linear interpolation, of values that rise within their group, NULLs last."""
+    place = (values.count() - 1) * share
+    low, high = (values.get(end.cast(pl.Int64), null_on_oob=True) for end in (place.floor(), place.ceil()))
+    return pl.when(values.count() > 0).then(low + (high - low) * (place - place.floor()))
+
+
+def _intervals(counted: pl.DataFrame, groups: list[str]) -> pl.DataFrame:
     """``ci_low`` and ``ci_high`` of every group that has one."""
-    scored = kept.filter(pl.col("gradcamo").is_not_null() & pl.col("on_target").is_not_null())
     wells = (
-        scored.group_by(list(dict.fromkeys([*groups, "Metadata_Well"])))
-        .agg(hits=pl.col("on_target").sum(), cells=pl.len())
+        counted.filter(pl.col("placed") > 0)
+        .group_by(list(dict.fromkeys([*groups, "Metadata_Well"])))
+        .agg(hits=pl.col("on_target").sum(), cells=pl.col("placed").sum())
         .sort("Metadata_Well")
         .group_by(groups, maintain_order=True)
         .agg("hits", "cells", n=pl.len())

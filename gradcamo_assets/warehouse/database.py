@@ -19,7 +19,7 @@ from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.warehouse.aggregates import RESAMPLES
 from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Column, Table
 from gradcamo_assets.warehouse.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES
-from gradcamo_assets.warehouse.summaries import SUMMARY_TABLES
+from gradcamo_assets.warehouse.summaries import AUDITED_SCORES, GAINS, LABELS, SUMMARIES
 from gradcamo_assets.warehouse.views import COLUMN_COMMENTS, VIEWS
 
 # Bump when a summary's values change and its columns do not.
@@ -48,7 +48,7 @@ FILES = Table(
 _STORED = {
     "publication": (RECORD, FILES),
     "lake": (*COPIED_TABLES.values(), *INDEX_TABLES.values()),
-    "aggregates": SUMMARY_TABLES,
+    "aggregates": (*SUMMARIES, GAINS, AUDITED_SCORES, LABELS),
 }
 
 
@@ -109,7 +109,7 @@ def show_files(connection: duckdb.DuckDBPyConnection, table: Table, files: pl.Da
         All partitions of the files that it reads now, or read before.
     """
     # A macro, since a view made anew would need the comments of all its columns again.
-    with reading(table):
+    with reading(table.name):
         rows = rows_of(connection, table, files["path"])
         connection.execute(f"CREATE OR REPLACE MACRO lake.files_of_{table.name}() AS TABLE {rows}")
     before = files_of(connection, table.name)
@@ -138,13 +138,13 @@ def rows_of(connection: duckdb.DuckDBPyConnection, table: Table, paths: Iterable
 
 
 @contextmanager
-def reading(table: Table) -> Iterator[None]:
+def reading(table: str) -> Iterator[None]:
     """Tell which table's files could not be read."""
     try:
         yield
-    except duckdb.Error as error:
+    except (duckdb.Error, pl.exceptions.PolarsError, OSError) as error:
         raise StoreError(
-            f"the lake's files of {table.name} cannot be read: {error}",
+            f"the lake's files of {table} cannot be read: {error}",
             "Make the partitions anew whose files are damaged.",
         ) from error
 
@@ -157,7 +157,7 @@ def copy(connection: duckdb.DuckDBPyConnection, table: Table, files: pl.DataFram
     """
     there = f"lake.{table.name}"
     keys = [column for column in ("Metadata_Plate", "model_run") if column in table.polars]
-    with reading(table):
+    with reading(table.name):
         connection.execute(f"CREATE TEMP TABLE fresh AS {rows_of(connection, table, files['path'])}")
     differing = f"(FROM fresh EXCEPT FROM {there}) UNION ALL (FROM {there} EXCEPT FROM fresh)"
     changed = connection.sql(f"SELECT DISTINCT {', '.join(keys) or 'NULL'} FROM ({differing})").pl()

@@ -124,7 +124,7 @@ class Lake:
         from deltalake import write_deltalake
 
         def commit(delta: DeltaTable) -> None:
-            before = self._scan(table, _files(self.root / table.name, table, delta)).collect()
+            before = scan_files(table, _files(self.root / table.name, table, delta)).collect()
             write_deltalake(delta, conform(table, change(before)), mode="overwrite")
 
         self._commit(table, commit)
@@ -141,25 +141,8 @@ class Lake:
         description = lake_table(table)
         of_files = {name: value for name, value in keys.items() if name in description.partitioned_by}
         files = self.snapshot(table).files.filter(**{KEY_COLUMNS[name]: value for name, value in of_files.items()})
-        found = self._scan(description, files)
+        found = scan_files(description, files)
         return found.filter(**{KEY_COLUMNS[k]: v for k, v in keys.items() if k not in of_files}) if keys else found
-
-    def _scan(self, table: Table, files: pl.DataFrame) -> pl.LazyFrame:
-        if files.is_empty():
-            return table.empty().lazy()
-        schema = table.polars
-        partitions = [KEY_COLUMNS[name] for name in table.partitioned_by]
-        found = pl.scan_parquet(
-            files["path"].to_list(),
-            # A path is no pattern, and a folder named a=b above the lake is no column.
-            glob=False,
-            hive_partitioning=False,
-            schema={name: dtype for name, dtype in schema.items() if name not in partitions},
-            include_file_paths="path" if partitions else None,
-        )
-        if partitions:
-            found = found.join(files.lazy().select("path", *partitions), on="path")
-        return found.select(*schema)
 
     def read(self, table: str, **keys: Any) -> pl.DataFrame:
         """The rows under ``keys``.
@@ -352,6 +335,25 @@ class Lake:
             f"the table {table.name} changes faster than it can be written", "Run it again with fewer runs at a time.",
             path=folder,
         ) from overtaken  # fmt: skip
+
+
+def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
+    """The rows of some files of a table, as ``Snapshot.files`` has them, lazily."""
+    if files.is_empty():
+        return table.empty().lazy()
+    schema = table.polars
+    partitions = [KEY_COLUMNS[name] for name in table.partitioned_by]
+    found = pl.scan_parquet(
+        files["path"].to_list(),
+        # A path is no pattern, and a folder named a=b above the lake is no column.
+        glob=False,
+        hive_partitioning=False,
+        schema={name: dtype for name, dtype in schema.items() if name not in partitions},
+        include_file_paths="path" if partitions else None,
+    )
+    if partitions:
+        found = found.join(files.lazy().select("path", *partitions), on="path")
+    return found.select(*schema)
 
 
 def _parquet(folder: Path) -> Iterator[Path]:

@@ -166,13 +166,11 @@ def _changes(lake: Lake, name: str, before: str, version: int) -> pl.DataFrame |
 
 
 def _plates_to_report(connection: duckdb.DuckDBPyConnection, touched: dict[str, pl.DataFrame]) -> tuple[str, ...]:
-    champions = connection.sql("SELECT model_run FROM champions").pl()["model_run"].implode()
+    champions = connection.sql("SELECT model_run FROM champions").pl()
     found: set[str] = set()
-    for name in _IN_REPORTS:
-        rows = touched.get(name, pl.DataFrame({"Metadata_Plate": []}))
-        found |= set(
-            (rows.filter(pl.col("model_run").is_in(champions)) if "model_run" in rows else rows)["Metadata_Plate"]
-        )
+    for rows in (touched[name] for name in _IN_REPORTS if name in touched):
+        of_champion = rows.join(champions, on="model_run", how="semi") if "model_run" in rows.columns else rows
+        found.update(of_champion["Metadata_Plate"])
     return tuple(sorted(found))
 
 

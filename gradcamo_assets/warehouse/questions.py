@@ -91,7 +91,7 @@ SITE_EFFECT = View(
     FROM aggregates.site_differences JOIN qc_by_site USING (model_run, Metadata_Plate, Metadata_Site) {_CHAMPION}
     """,
     {
-        **{column.name: column.comment for column in SITE_DIFFERENCES.table.columns},
+        **{column.name: column.comment for column in SITE_DIFFERENCES.columns},
         "verdict": "higher, lower, or no clear difference: sign test over wells at 5%",
     },
 )
@@ -147,7 +147,7 @@ CELLS_TO_LOOK_AT = View(
     SELECT {_KEYS}, {_DOSE}, place, Metadata_CellID, crop_index, looks_at, gradcamo, gradcamo_adjusted
     FROM aggregates.worst_cells JOIN champions USING (model_run)
     """,
-    {column.name: column.comment for column in WORST_CELLS.table.columns},
+    {column.name: column.comment for column in WORST_CELLS.columns},
 )
 
 # What is compared from plate to plate, and what its comparison is called.

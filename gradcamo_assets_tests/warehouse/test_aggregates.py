@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from gradcamo_assets.warehouse import aggregate, bootstrap_intervals
+from gradcamo_assets.warehouse import bootstrap_intervals, summarise
 from gradcamo_assets_tests.warehouse import rows
 
 GROUPS = {
@@ -32,6 +32,10 @@ def scores() -> pl.DataFrame:
         for version in (1, 2)
     ]
     return pl.concat(parts)
+
+
+def aggregate(scores: pl.DataFrame, by: str) -> pl.DataFrame:
+    return summarise(scores)[f"qc_by_{by}"]
 
 
 def brute_force(scores: pl.DataFrame, names: tuple[str, ...]) -> dict[tuple, dict[str, Any]]:

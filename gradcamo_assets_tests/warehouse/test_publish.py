@@ -146,7 +146,7 @@ def test_a_rollback_computes_nothing_new(tmp_path: Path, monkeypatch: pytest.Mon
     )
     forward = run_sql(database, f"{gain} ORDER BY ALL").to_dicts()
     assert len(forward) == 2 and {row["previous_version"] for row in forward} == {1}
-    monkeypatch.setattr(refreshing, "_load", None)  # It reads scores.
+    monkeypatch.setattr(refreshing, "scan_files", None)  # It reads scores.
     lake.append("promotions", rows.promotion(1, 30))
     publication = publish(lake, database)
     assert publication.changed == ("promotions",) and publication.plates == ()
@@ -163,7 +163,7 @@ def test_compaction_changes_lists_of_files_only(tmp_path: Path, monkeypatch: pyt
     lake, database = rows.filled(tmp_path / "lake", sites=3), tmp_path / "qc.duckdb"
     publish(lake, database)
     before, stored, files = contents(database), summaries(database), published_files(database)
-    monkeypatch.setattr(refreshing, "_load", None)  # It reads scores.
+    monkeypatch.setattr(refreshing, "scan_files", None)  # It reads scores.
     for table in ("scores", "cells", "crops"):
         assert lake.compact(table) > 0
     publication = publish(lake, database)
