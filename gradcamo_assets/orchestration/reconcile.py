@@ -107,7 +107,7 @@ def partitions_to_score(lake: Lake, champion: ModelVersion) -> dict[Partition, s
     """
     keys = ["Metadata_Plate", "Metadata_Site"]
     scored = lake.versions("score_versions", model_run=champion.run_id).select(*keys, "made_from", scored="n")
-    both = lake.versions("crop_versions").join(scored, on=keys, how="left").sort(keys)
+    both = lake.versions("crop_versions").drop("made_from").join(scored, on=keys, how="left").sort(keys)
     todo = both.filter(pl.col("made_from").ne_missing(pl.col("version")) & ((pl.col("n") > 0) | (pl.col("scored") > 0)))
     return {(plate, site): version for plate, site, version in todo.select(*keys, "version").iter_rows()}
 
