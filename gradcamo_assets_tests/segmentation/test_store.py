@@ -8,7 +8,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from gradcamo_assets.common.errors import SegmentationError
-from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.common.provenance import Provenance, stored_version
 from gradcamo_assets.segmentation import Masks, read_masks, write_masks
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA
 
@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tmp_path, shape):
     assert back.cells.dtype == back.nuclei.dtype == np.uint32
     np.testing.assert_array_equal(back.cells, masks.cells)
     np.testing.assert_array_equal(back.nuclei, masks.nuclei)
-    assert PROVENANCE.is_current(tmp_path / "1")
+    assert stored_version(tmp_path / "1") == PROVENANCE.version
 
 
 def test_confidence_stands_beside_the_labels_and_is_read_back(tmp_path):
@@ -65,22 +65,23 @@ def test_confidence_that_is_no_table_is_told(tmp_path):
         read_masks(tmp_path / "1")
 
 
-def test_a_second_write_replaces_the_first(tmp_path):
+def test_what_stands_there_never_changes(tmp_path):
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
     write_masks(tmp_path / "1", some_masks((1, 4, 4)), SIZE, PROVENANCE)
-    assert read_masks(tmp_path / "1").cells.shape == (1, 4, 4)
+    assert read_masks(tmp_path / "1").cells.shape == (3, 20, 30)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(Provenance, "write", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_masks(tmp_path / "1", some_masks((1, 4, 4)), SIZE, PROVENANCE)
+    for name in ("1", "2"):
+        with pytest.raises(OSError, match="disk full"):
+            write_masks(tmp_path / name, some_masks((1, 4, 4)), SIZE, PROVENANCE)
     assert read_masks(tmp_path / "1").cells.shape == (3, 20, 30)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
