@@ -51,7 +51,6 @@ def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ..
     if profiles.select(MODEL).n_unique() > 1:
         raise GradcamoError("profiles of several model versions do not go into one file", "Export one at a time.")
     names = []
-    shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as temporary:
         for (population,), part in profiles.group_by(["population"], maintain_order=True):
             wide = wide_profiles(part)
@@ -61,6 +60,7 @@ def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ..
                     wide.write_parquet(temporary / names[-1])
                 else:
                     _write_h5ad(wide, temporary / names[-1])
+        shutil.rmtree(folder, ignore_errors=True)
     return [folder / name for name in names]
 
 

@@ -107,9 +107,10 @@ def test_rows_of_the_lake_go_before_what_was_logged(tmp_path: Path) -> None:
     scored = _cells(1).with_columns(
         split=pl.when(pl.col("Metadata_Well") == "A00").then(pl.lit("train")).otherwise("split"),
         Metadata_Site=pl.lit(1), crop_version=pl.lit("c"), model_name=pl.lit(version.name), model_version=pl.lit(1),
+        model_run=pl.lit(version.run_id),
     )  # fmt: skip
     scored = scored.with_columns(pl.lit(None, kind).alias(name) for name, kind in schema.items() if name not in scored)
-    keys = {"plate": "P", "site": 1, "model_name": version.name, "model_version": 1}
-    lake.write("scores", scored.select(pl.col(name).cast(kind) for name, kind in schema.items()), **keys)
+    scored = scored.select(pl.col(name).cast(kind) for name, kind in schema.items())
+    lake.write("scores", scored, plate="P", site=1, model_run=version.run_id)
     found = held_out_cells(lake, registry, version)
     assert set(found["Metadata_CellID"]) == set(scored.filter(pl.col("split") != "train")["Metadata_CellID"])

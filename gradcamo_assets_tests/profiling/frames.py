@@ -27,6 +27,7 @@ def embeddings(
             "Metadata_pert_type": "negcon" if compound == "DMSO" else "trt",
             "model_name": model,
             "model_version": "1",
+            "model_run": f"run of {model}",
             "population": "all",
             "cells_in_field": cells,
             "Metadata_CellID": f"{plate}/{well}/{site}/{label}",

@@ -94,10 +94,12 @@ def test_without_anndata_the_error_says_how_to_get_it(profiles, tmp_path, monkey
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
+    export_profiles(profiles, tmp_path / "before")
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(GradcamoError, match="pip install"):
-        export_profiles(profiles, tmp_path / "out", ("h5ad",))
-    assert not (tmp_path / "out").exists()
+    for name, left in (("out", []), ("before", ["all.parquet", "on_target.parquet"])):
+        with pytest.raises(GradcamoError, match="pip install"):
+            export_profiles(profiles, tmp_path / name, ("h5ad",))
+        assert sorted(path.name for path in (tmp_path / name).glob("*")) == left
 
 
 def test_versions_are_not_mixed(profiles, tmp_path):

@@ -1,4 +1,4 @@
-"""The scoring pass against pytorch-grad-cam and against a brute-force upsample-and-sum, and the reconciliation."""
+"""The scoring pass against pytorch-grad-cam and against a brute-force upsample-and-sum."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from gradcamo_assets.scoring.reconcile import partitions_to_score
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from gradcamo_assets.common.errors import BundleError, GradcamoError
@@ -68,10 +65,10 @@ def _inputs(field: CropField) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_parity_with_upsample_and_sum(field: CropField, tmp_path: Path) -> None:
-    scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(batch_size=4))
+    scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(batch_size=4, precision="float32"))
     scored = scorer.score(field, keep_maps=3)
     images, labels = _inputs(field)
-    model = scorer.model.float()
+    model = scorer.model
     with torch.no_grad():
         features = model.forward_features(images)
         logits = model(images)
@@ -106,7 +103,7 @@ def test_parity_with_pytorch_grad_cam(field: CropField, tmp_path: Path) -> None:
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    scorer = Scorer(make_bundle(tmp_path / "bundle"))
+    scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(precision="float32"))
     maps = scorer.score(field, keep_maps=len(field)).maps
     images, _ = _inputs(field)
     model = scorer.model
@@ -166,22 +163,6 @@ def test_a_field_without_crops_gives_no_rows(tmp_path: Path) -> None:
     scored = Scorer(make_bundle(tmp_path / "bundle")).score(open_crops(tmp_path / "empty.zarr"))
     assert len(scored.scores) == 0
     assert len(scored.embeddings) == 0
-
-
-PARTITIONS = st.dictionaries(
-    st.tuples(st.sampled_from("PQR"), st.integers(1, 3)), st.frozensets(st.sampled_from("abc"), max_size=2)
-)
-
-
-@given(PARTITIONS, PARTITIONS, st.frozensets(st.tuples(st.sampled_from("PQR"), st.integers(1, 3))))
-def test_what_is_to_be_scored(crops: dict, scored: dict, refused: frozenset) -> None:
-    todo = partitions_to_score(crops, scored, refused)
-    assert todo == sorted(set(todo))
-    for partition in crops:
-        wanted = bool(crops[partition]) and partition not in refused and scored.get(partition) != crops[partition]
-        assert (partition in todo) == wanted
-    after = {**scored, **{partition: crops[partition] for partition in todo}}
-    assert partitions_to_score(crops, after, refused) == []
 
 
 def test_precisions_agree_and_an_unknown_one_is_refused(field: CropField, tmp_path: Path) -> None:

@@ -65,22 +65,23 @@ def test_confidence_that_is_no_table_is_told(tmp_path):
         read_masks(tmp_path / "1")
 
 
-def test_a_second_write_replaces_the_first(tmp_path):
+def test_what_stands_there_never_changes(tmp_path):
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
     write_masks(tmp_path / "1", some_masks((1, 4, 4)), SIZE, PROVENANCE)
-    assert read_masks(tmp_path / "1").cells.shape == (1, 4, 4)
+    assert read_masks(tmp_path / "1").cells.shape == (3, 20, 30)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(Provenance, "write", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_masks(tmp_path / "1", some_masks((1, 4, 4)), SIZE, PROVENANCE)
+    for name in ("1", "2"):
+        with pytest.raises(OSError, match="disk full"):
+            write_masks(tmp_path / name, some_masks((1, 4, 4)), SIZE, PROVENANCE)
     assert read_masks(tmp_path / "1").cells.shape == (3, 20, 30)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
