@@ -15,7 +15,7 @@ from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
 from gradcamo_assets.warehouse.summaries import summarise
 
 __all__ = [
-    "LAKE_TABLES", "Column", "Lake", "Publication", "Snapshot", "Table", "aggregate", "as_table", "bootstrap_intervals",
+    "LAKE_TABLES", "Column", "Lake", "Publication", "Snapshot", "Table", "as_table", "bootstrap_intervals",
     "connect", "lake_table", "needs_publication", "publish", "published_files", "published_for", "qc_table", "render",
-    "run_sql", "violations",
+    "run_sql", "summarise", "violations",
 ]  # fmt: skip
