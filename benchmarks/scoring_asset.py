@@ -1,4 +1,4 @@
-"""The whole scoring asset, from stored crops (Zarr) to rows (Parquet). ``python -m benchmarks.scoring_asset [--quick]``
+"""The whole scoring asset, from stored crops (Zarr) to rows (the lake). ``python -m benchmarks.scoring_asset [--quick]``
 
 Against scoring crops that are in memory already, and its memory at 500 and at 5,000 cells. The many cells are one
 field's shards under many names, so that the disk holds them once.
@@ -73,15 +73,16 @@ def write_bundle(folder: Path, shape: tuple[int, int, int]) -> Path:
     return folder
 
 
-def score_to_parquet(scorer: Scorer, fields: list[CropField], lake: Lake) -> int:
-    """What the asset does with the fields of a partition: every field scored, one file of scores, one of embeddings."""
+def score_to_lake(scorer: Scorer, fields: list[CropField], lake: Lake) -> int:
+    """What the asset does with the fields of a partition: all are scored, then scores and embeddings are committed."""
     rows, vectors = [], []
     for number, field in enumerate(fields):
         scored = scorer.score(field)
         cells = [f"P/A01/1/{number * FIELD + i}" for i in range(len(field))]
         rows.append(scored.scores.with_columns(pl.Series("Metadata_CellID", cells)))
         vectors.append(scored.embeddings)
-    keys = {"Metadata_Plate": "P", "Metadata_Well": "A01", "Metadata_Site": 1, "model_name": "m", "model_version": 1}
+    keys: dict[str, object] = {"Metadata_Plate": "P", "Metadata_Well": "A01", "Metadata_Site": 1}
+    keys |= {"model_name": "m", "model_version": 1, "model_run": "r"}
     embedding = pl.Series("embedding", [row for part in vectors for row in part], dtype=pl.List(pl.Float32))
     scores = pl.concat(rows)
     for name, frame in (("scores", scores), ("embeddings", scores.select("Metadata_CellID").with_columns(embedding))):
@@ -89,7 +90,7 @@ def score_to_parquet(scorer: Scorer, fields: list[CropField], lake: Lake) -> int
         given = frame.with_columns(**{key: pl.lit(value) for key, value in keys.items()}, split=pl.lit("unseen"),
                                    mask_version=pl.lit("1"), crop_version=pl.lit("1"))  # fmt: skip
         whole = given.select(pl.col(c) if c in given.columns else pl.lit(None).alias(c) for c in table.columns)
-        lake.write(name, whole, plate="P", site=1, model_name="m", model_version=1)
+        lake.write(name, whole, plate="P", site=1, model_run="r")
     return len(scores)
 
 
@@ -127,7 +128,7 @@ def measure(quick: bool) -> dict[str, float]:
             for what in random.sample(sorted(seconds), 2):
                 start = time.perf_counter()
                 if what == "asset":
-                    score_to_parquet(scorer, [open_crops(folder / "crops.zarr") for _ in range(_FIELDS)], lake)
+                    score_to_lake(scorer, [open_crops(folder / "crops.zarr") for _ in range(_FIELDS)], lake)
                 else:
                     score_in_memory(scorer, batches * _FIELDS)
                 if number:
@@ -135,7 +136,7 @@ def measure(quick: bool) -> dict[str, float]:
         medians = {what: statistics.median(values) for what, values in seconds.items()}
         peaks = {cells: peak_of(cells, folder) for cells in (few, many)}
     stored = f"{len(field) * _FIELDS} cells of 5 x {' x '.join(map(str, shape))}, {scorer.precision}"
-    print(f"\n{stored}: in memory {medians['memory']:.2f} s, from Zarr to Parquet {medians['asset']:.2f} s")
+    print(f"\n{stored}: in memory {medians['memory']:.2f} s, from Zarr to the lake {medians['asset']:.2f} s")
     print(f"peak memory: {peaks[few]:.0f} MB at {few} cells, {peaks[many]:.0f} MB at {many}")
     return {
         "asset_over_memory": round(medians["asset"] / medians["memory"], 3),
@@ -146,7 +147,7 @@ def measure(quick: bool) -> dict[str, float]:
 def print_peak(cells: int, folder: Path) -> None:
     scorer = Scorer(folder / "bundle")
     fields = [open_crops(folder / "crops.zarr") for _ in range(cells // FIELD)]
-    assert score_to_parquet(scorer, fields, Lake(folder / "lake")) == cells
+    assert score_to_lake(scorer, fields, Lake(folder / "lake")) == cells
     print(peak_resident())
 
 
