@@ -1,4 +1,4 @@
-"""The whole scoring asset, from stored crops (Zarr) to rows (the lake). ``python -m benchmarks.scoring_asset [--quick]``
+"""The whole scoring asset, from stored crops to rows in the lake. ``python -m benchmarks.scoring_asset [--quick]``
 
 Against scoring crops that are in memory already, and its memory at 500 and at 5,000 cells. The many cells are one
 field's shards under many names, so that the disk holds them once.
