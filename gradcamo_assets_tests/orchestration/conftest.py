@@ -18,6 +18,7 @@ from gradcamo_assets.orchestration.demo import QUIET, run_demo
 from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.plates import SyntheticPlate, load_plate
+from gradcamo_assets.warehouse import run_sql
 
 # Stitched slices take a sixth of the time, and these tests are not about masks.
 SETTINGS = (
@@ -47,13 +48,18 @@ class Bench:
             instance=self.instance, partition_key=partition, raise_on_error=False, run_config={**QUIET, **kwargs}
         )
 
-    def materialize(self, asset: str, partition: str) -> dg.ExecuteInProcessResult:
-        """Make one asset's partition alone, as the button in the UI does."""
+    def materialize(self, asset: str, partition: str | None = None) -> dg.ExecuteInProcessResult:
+        """Make one asset, or a partition of it, alone, as the button in the UI does."""
         job = self.definitions.resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             instance=self.instance, partition_key=partition, asset_selection=[dg.AssetKey(asset)],
             raise_on_error=False, run_config=QUIET,
         )  # fmt: skip
+
+    def ask(self, sql: str) -> list[tuple]:
+        """Publish the QC database, as ``publication_sensor`` asks for it, and query it."""
+        assert self.materialize("qc_database").success
+        return run_sql(self.home.database, sql).rows()
 
     def ingest(self, name: str) -> dg.ExecuteInProcessResult:
         """Take a plate in from the inbox."""
