@@ -68,6 +68,10 @@ JOBS: list[Any] = [
 ]  # fmt: skip
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 @dg.sensor(
     jobs=[rescore, refresh_qc],
     minimum_interval_seconds=15,
@@ -95,7 +99,7 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
     state = scoring_state(lake, registry, champion)
     todo = {partition: digest([move, version]) for partition, version in state.todo.items()}
     tags = {"gradcamo/move": move, "gradcamo/model_version": str(champion.version)}
-    requests, given_up = partition_requests(context.instance, "rescore", todo, busy, datetime.now(UTC), tags)
+    requests, given_up = partition_requests(context.instance, "rescore", todo, busy, _now(), tags)
     record_refusals(lake, champion, state.refused | given_up)
     events = []
     if new:

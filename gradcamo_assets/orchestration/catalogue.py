@@ -20,7 +20,7 @@ _TABLES = {"plate_images": "fields", "trained_model": "models", "gradcamo_scores
 _SOURCES = {
     "cells": ("plate_images",),
     "embeddings": ("cells",),
-    "gradcamo_scores": ("cells",),
+    "gradcamo_scores": ("cells", "crops"),
     "audit": ("gradcamo_scores",),
     "profiles": ("embeddings", "cells"),
     "umap": ("embeddings", "cells"),

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import polars as pl
 
 from gradcamo_assets.common import Home
 from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
 from gradcamo_assets.networks.bundle import read_config
@@ -77,18 +78,16 @@ def read_inbox(
 def partitions_to_process(lake: Lake) -> dict[Partition, str]:
     """Plate x site partitions whose masks, cells or crops are not made from what stands before them now, sorted.
 
-    To each the version of its images: with other images its attempts begin anew.
+    To each a digest of what stands there: where any of it has changed since, attempts begin anew.
     """
-    images = lake.versions("image_versions").filter(pl.col("n") > 0)
     keys = ["Metadata_Plate", "Metadata_Site"]
-    chained = images.select(*keys, "version", image="version")
+    chained = lake.versions("image_versions").filter(pl.col("n") > 0).select(*keys, image="version")
     for stage in _STAGES[1:]:
-        made = lake.versions(f"{stage}_versions").select(*keys, "made_from", next="version")
+        made = lake.versions(f"{stage}_versions").drop("n").rename({"version": stage, "made_from": f"{stage}_from"})
         chained = chained.join(made, on=keys, how="left")
-        up_to_date = pl.col("made_from").eq_missing(pl.col("version"))
-        chained = chained.select(*keys, "image", version=pl.when(up_to_date).then("next"))
-    waiting = chained.filter(pl.col("version").is_null()).sort(keys)
-    return {(plate, site): image for plate, site, image in waiting.select(*keys, "image").iter_rows()}
+    links = (pl.col(f"{stage}_from").eq_missing(pl.col(before)) for before, stage in pairwise(_STAGES))
+    waiting = chained.filter(~pl.all_horizontal(links)).sort(keys)
+    return {(plate, site): digest(there) for plate, site, *there in waiting.iter_rows()}
 
 
 @dataclass(frozen=True)

@@ -349,10 +349,11 @@ def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
         glob=False,
         hive_partitioning=False,
         schema={name: dtype for name, dtype in schema.items() if name not in partitions},
-        include_file_paths="path" if partitions else None,
+        # No column of a table has this name.
+        include_file_paths="its file" if partitions else None,
     )
     if partitions:
-        found = found.join(files.lazy().select("path", *partitions), on="path")
+        found = found.join(files.lazy().select(pl.col("path").alias("its file"), *partitions), on="its file")
     return found.select(*schema)
 
 

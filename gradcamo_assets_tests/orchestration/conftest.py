@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
+import zarr
 from filelock import FileLock
 
 from gradcamo_assets.common import Home
@@ -18,6 +20,7 @@ from gradcamo_assets.orchestration.demo import QUIET, run_demo
 from gradcamo_assets.orchestration.partitions import PLATES, plate_site_key
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.plates import SyntheticPlate, load_plate
+from gradcamo_assets.warehouse import run_sql
 
 # Stitched slices take a sixth of the time, and these tests are not about masks.
 SETTINGS = (
@@ -47,13 +50,30 @@ class Bench:
             instance=self.instance, partition_key=partition, raise_on_error=False, run_config={**QUIET, **kwargs}
         )
 
-    def materialize(self, asset: str, partition: str) -> dg.ExecuteInProcessResult:
-        """Make one asset's partition alone, as the button in the UI does."""
+    def materialize(self, asset: str, partition: str | None = None) -> dg.ExecuteInProcessResult:
+        """Make one asset, or a partition of it, alone, as the button in the UI does."""
         job = self.definitions.resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             instance=self.instance, partition_key=partition, asset_selection=[dg.AssetKey(asset)],
             raise_on_error=False, run_config=QUIET,
         )  # fmt: skip
+
+    def ask(self, sql: str) -> list[tuple]:
+        """Publish the QC database, as ``publication_sensor`` asks for it, and query it."""
+        assert self.materialize("qc_database").success
+        return run_sql(self.home.database, sql).rows()
+
+    def obey(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        """Run what a sensor has asked for; a failure is returned, not raised."""
+        return self.definitions.resolve_job_def(str(request.job_name)).execute_in_process(
+            instance=self.instance, partition_key=str(request.partition_key), tags=dict(request.tags),
+            raise_on_error=False, run_config=QUIET,
+        )  # fmt: skip
+
+    def repaint(self, name: str = "tiny") -> None:
+        """Turn the pixels of one field in the inbox over: an export of the same size, with other contents."""
+        array = zarr.open_array(self.home.inbox / f"{name}.zarr" / "A" / "01" / "0" / "0", mode="r+")
+        array[:] = np.asarray(array[:])[..., ::-1]
 
     def ingest(self, name: str) -> dg.ExecuteInProcessResult:
         """Take a plate in from the inbox."""

@@ -16,9 +16,10 @@ def test_every_asset_has_words_an_owner_and_a_group(scored_bench: Bench) -> None
 def test_columns_are_those_of_the_database(scored_bench: Bench) -> None:
     specs = {spec.key.to_user_string(): spec for spec in scored_bench.definitions.resolve_all_asset_specs()}
     with duckdb.connect(str(scored_bench.home.database), read_only=True) as database:
-        for asset, table in (("cells", "cells"), ("gradcamo_scores", "scores"), ("profiles", "profiles")):
+        for asset in ("cells", "crops", "gradcamo_scores", "profiles"):
             found = database.execute(
-                "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = ?", [table]
+                "SELECT column_name, comment FROM duckdb_columns() WHERE schema_name = 'lake' AND table_name = ?",
+                [asset.removeprefix("gradcamo_")],
             ).fetchall()
             schema = specs[asset].metadata["dagster/column_schema"]
             assert {(column.name, column.description) for column in schema.columns} == set(found)

@@ -7,8 +7,10 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,7 @@ from gradcamo_assets.orchestration import night as automation_of_nights
 from gradcamo_assets.orchestration.automation import inbox_sensor, nightly_ingest
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.plates import failures, write_synthetic_plate
+from gradcamo_assets.warehouse.schema import tables_filed_by
 from gradcamo_assets_tests.orchestration.conftest import TINY, Bench
 from gradcamo_assets_tests.orchestration.test_automation import requested, tick
 
@@ -89,15 +92,21 @@ def test_a_plate_taken_in_again_gets_new_masks_and_crops(scored_bench: Bench, tm
     assert requested(tick(bench, inbox_sensor)) == [], "changed: on request only"
     assert bench.ingest("tiny").success
     assert (bench.home.plates / "tiny.json").read_text() != before
-    keys = [plate_site_key("tiny", site) for site in (1, 2)]
+    assert requested(tick(bench, inbox_sensor)) == [], "the same pixels"
+    wanted = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
+    bench.repaint()
+    assert requested(tick(bench, inbox_sensor)) == []
+    assert bench.ingest("tiny").success
     again = tick(bench, inbox_sensor)
-    assert requested(again) == [("process_fields", key) for key in keys]
-    assert bench.run("process_fields", keys[0]).success
-    assert requested(tick(bench, inbox_sensor)) == [("process_fields", keys[1])]
+    assert requested(again) == wanted
+    first, second = again.run_requests or []
+    assert bench.obey(first).success
+    assert requested(tick(bench, inbox_sensor)) == wanted[1:]
+    bench.repaint()
     assert bench.ingest("tiny").success
     once_more = tick(bench, inbox_sensor)
-    assert requested(once_more) == requested(again)
-    assert not {r.run_key for r in once_more.run_requests or []} & {r.run_key for r in again.run_requests or []}
+    assert requested(once_more) == wanted[:1], "site 2 has masks of these very pixels still"
+    assert not {r.run_key for r in once_more.run_requests or []} & {first.run_key, second.run_key}
 
 
 def test_sites_that_a_plate_no_longer_has_leave_no_rows(scored_bench: Bench, tmp_path: Path) -> None:
@@ -108,8 +117,8 @@ def test_sites_that_a_plate_no_longer_has_leave_no_rows(scored_bench: Bench, tmp
         meta["attributes"]["ome"]["well"]["images"] = meta["attributes"]["ome"]["well"]["images"][:1]
         well.write_text(json.dumps(meta))
     assert bench.ingest("tiny").success
-    for table in ("fields", "cells", "scores", "embeddings"):
-        assert {key.site for key in lake.keys(table, plate="tiny")} == {1}
+    for table in tables_filed_by("plate", "site"):
+        assert set(lake.read(table, plate="tiny")["Metadata_Site"]) == {1}, table
     assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 1))]
 
 
@@ -187,26 +196,44 @@ def test_a_plate_that_a_run_is_busy_with_is_not_requested(bench: Bench, clock: C
 
 
 @pytest.mark.parametrize("stage", ["masks", "crops"])
-def test_fields_that_failed_are_tried_again_an_hour_later_twice(bench: Bench, clock: Clock, stage: str) -> None:
-    write_synthetic_plate(bench.home.inbox, TINY)
+def test_fields_that_failed_are_tried_again_four_times_and_then_left(bench: Bench, clock: Clock, stage: str) -> None:
+    write_synthetic_plate(bench.home.inbox, replace(TINY, sites=1))
     assert bench.ingest("tiny").success
-    used = {"masks": "Segmenter", "crops": "plate_record"}[stage]
+    used = {"masks": "Segmenter", "crops": "known_plate"}[stage]
     key = plate_site_key("tiny", 1)
     keys = set()
-    for attempt in range(3):
-        clock(1.1 * attempt)  # A run ends when it really does, which is at 0 h.
-        request = next(r for r in tick(bench, inbox_sensor).run_requests or [] if r.partition_key == key)
+    if stage == "crops":  # What has come of an attempt stays, and the next one begins there.
+        assert bench.materialize("masks", key).success and bench.materialize("cells", key).success
+    for pause, next_one in pairwise((0, 1 / 6, 1, 6, 24, 24 * 30)):
+        clock(pause + 0.05)  # A run ends when it really does, which is at 0 h.
+        (request,) = tick(bench, inbox_sensor).run_requests or []
+        assert (request.job_name, request.partition_key) == ("process_fields", key)
         keys.add(request.run_key)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(import_module(f"gradcamo_assets.orchestration.assets.{stage}"), used, None)
-            assert not bench.run("process_fields", key).success
-        clock(0.9)
-        assert ("process_fields", key) not in requested(tick(bench, inbox_sensor)), "not within the hour"
-    assert len(keys) == 3
-    clock(48)
-    assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 2))]
+            assert not bench.obey(request).success
+        clock(next_one - 0.05)
+        assert requested(tick(bench, inbox_sensor)) == []
+    assert len(keys) == 5
+    assert "tiny site 1: process_fields failed 5 times" in str(tick(bench, inbox_sensor).skip_reason)
+    bench.repaint()
     assert bench.ingest("tiny").success
-    assert ("process_fields", key) in requested(tick(bench, inbox_sensor)), "a plate taken in again starts anew"
+    (request,) = tick(bench, inbox_sensor).run_requests or []
+    assert request.run_key not in keys, "a plate taken in again begins anew"
+    assert bench.obey(request).success
+    assert requested(tick(bench, inbox_sensor)) == []
+
+
+def test_a_stage_that_is_made_anew_by_hand_is_no_attempt_that_failed(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    settings, key = bench.home.settings_file.read_text(), plate_site_key("tiny", 1)
+    for volume in range(201, 205):
+        more = f"[segmentation]\nmin_volume = {volume}\n"
+        bench.home.settings_file.write_text(settings.replace("[segmentation]\n", more))
+        assert bench.materialize("masks", key).success
+        (request,) = tick(bench, inbox_sensor).run_requests or []
+        assert bench.obey(request).success
+        assert requested(tick(bench, inbox_sensor)) == []
 
 
 def test_two_plates_of_one_name_are_named_and_neither_is_taken(bench: Bench) -> None:

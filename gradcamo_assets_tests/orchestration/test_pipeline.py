@@ -7,10 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from polars.testing import assert_frame_equal
 from scipy.stats import spearmanr
 
 from gradcamo_assets.cli import main
 from gradcamo_assets.crops import open_crops
+from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.warehouse import qc_table, run_sql, violations
 from gradcamo_assets_tests.orchestration.conftest import Bench
@@ -31,9 +33,10 @@ def test_every_kept_cell_has_one_score_and_the_numbers_hold(scored_bench: Bench)
 
 def test_cells_join_their_crops_and_embeddings(scored_bench: Bench) -> None:
     lake = scored_bench.platform.lake
-    cells = lake.read("cells").filter(pl.col("crop_index").is_not_null())
+    cells = run_sql(scored_bench.home.database, "SELECT * FROM cells WHERE crop_index IS NOT NULL")
     for row in cells.sample(5, seed=1).iter_rows(named=True):
-        field = open_crops(scored_bench.home.crops / "tiny" / f"{row['Metadata_Well']}_s{row['Metadata_Site']}.zarr")
+        place = f"{row['Metadata_Well']}_s{row['Metadata_Site']}"
+        field = open_crops(scored_bench.home.crops / "tiny" / place / row["crop_version"])
         assert field.cell_ids[row["crop_index"]] == row["Metadata_CellID"]
         assert field.version == row["crop_version"]
     embeddings = lake.read("embeddings")
@@ -41,6 +44,13 @@ def test_cells_join_their_crops_and_embeddings(scored_bench: Bench) -> None:
     assert embeddings["embedding"].list.len().unique().to_list() == [96]
     published = run_sql(scored_bench.home.database, "SELECT count(*) FROM embeddings")
     assert published.item() == len(embeddings)
+
+
+def test_cells_with_crops_are_the_same_in_python_and_in_sql(scored_bench: Bench) -> None:
+    found = run_sql(scored_bench.home.database, "SELECT * FROM cells ORDER BY Metadata_CellID")
+    cells = cells_with_crops(scored_bench.platform.lake).sort("Metadata_CellID").collect()
+    assert (found["qc_flag"].is_null() == found["crop_index"].is_not_null()).all()
+    assert_frame_equal(cells, found, check_column_order=False, check_dtypes=False)
 
 
 def test_the_split_in_the_scores_is_the_one_logged_with_the_model(scored_bench: Bench) -> None:
@@ -74,20 +84,26 @@ def test_the_audit_holds_a_sample_of_cells_and_is_made_once(scored_bench: Bench,
     )
     assert summary["n_cells"] == len(audited)
     assert summary["score_effect_correlation"] == pytest.approx(spearmanr(*joined.to_numpy().T).statistic)
-    file = bench.home.lake / bench.platform.lake.keys("audit")[0].path
-    before = file.stat().st_mtime_ns
+    before = bench.platform.lake.version("audit")
     assert bench.run("audit_plates", "tiny").success
-    assert file.stat().st_mtime_ns == before
+    assert bench.platform.lake.version("audit") == before
 
 
 def test_a_rerun_computes_nothing_that_is_already_right(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
-    before = bench.platform.lake.read("cells")
+    lake = bench.platform.lake
+
+    def made() -> list[pl.DataFrame]:
+        rows = [lake.read(table).sort("Metadata_CellID") for table in ("cells", "crops")]
+        return rows + [lake.versions(f"{stage}_versions") for stage in ("mask", "cell", "crop")]
+
+    before, files = made(), {path for store in (bench.home.masks, bench.home.crops) for path in store.rglob("*")}
     result = bench.run("process_fields", plate_site_key("tiny", 1))
     assert result.success
     metadata = result.asset_materializations_for_node("masks")[0].metadata
     assert metadata["fields_already_right"].value == metadata["fields"].value == 6
-    assert bench.platform.lake.read("cells").equals(before)
+    assert all(map(pl.DataFrame.equals, made(), before))
+    assert {path for store in (bench.home.masks, bench.home.crops) for path in store.rglob("*")} == files
 
 
 def test_the_report_is_one_page_that_needs_no_network(scored_bench: Bench, tmp_path: Path) -> None:
@@ -159,5 +175,9 @@ def test_contract_names(scored_bench: Bench) -> None:
         "confounder_audit", "channel_correlation", "model_comparison", "encoder_exploration", "promotion",
     }  # fmt: skip
     assert {job.name for job in defs.jobs or []} >= {"ingest_plates", "train_model", "rescore", "refresh_qc"}
-    assert [schedule.name for schedule in defs.schedules or []] == ["nightly_ingest", "weekly_training"]
-    assert {sensor.name for sensor in defs.sensors or []} >= {"inbox_sensor", "champion_model_sensor"}
+    assert [schedule.name for schedule in defs.schedules or []] == [
+        "nightly_ingest", "nightly_tidying", "weekly_training",
+    ]  # fmt: skip
+    assert {sensor.name for sensor in defs.sensors or []} >= {
+        "inbox_sensor", "champion_model_sensor", "publication_sensor", "report_sensor",
+    }  # fmt: skip

@@ -18,7 +18,7 @@ def test_what_is_wrong_is_reported_until_it_is_mended(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     lake = bench.platform.lake
     rows.filled(lake.root, versions=1)
-    keys = {"plate": "P1", "site": 1, "model_name": "hepg2", "model_version": 1}
+    keys = {"plate": "P1", "site": 1, "model_run": rows.run_of(1)}
     good = lake.read("scores", **keys)
 
     def numbers_hold() -> bool:
@@ -29,7 +29,7 @@ def test_what_is_wrong_is_reported_until_it_is_mended(tmp_path: Path) -> None:
 
     assert numbers_hold()
     lake.write("scores", good.with_columns(gradcamo_max=pl.col("gradcamo") - 0.1), **keys)
-    publish(lake, bench.home.database)  # As another asset does, before the check.
+    publish(lake, bench.home.database)  # As the command does, without a check.
     assert not numbers_hold()
     assert not numbers_hold()
     lake.write("scores", good, **keys)

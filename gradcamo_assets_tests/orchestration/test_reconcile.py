@@ -63,15 +63,20 @@ def test_what_is_to_be_scored(lake: Lake, crops: dict, scored: dict, others: dic
 def test_what_is_to_be_processed(lake: Lake, stages: tuple[dict, ...]) -> None:
     for stage, rows in zip(STAGES, stages, strict=True):
         put(lake, f"{stage}_versions", rows)
-    wanted = {}
+    wanted = []
     for partition, (image, _, n) in sorted(stages[0].items()):
         version: str | None = image
         for rows in stages[1:]:
             made, made_from, _ = rows.get(partition, (None, None, 0))
             version = made if version is not None and made_from == version else None
         if n and version is None:
-            wanted[partition] = image
-    assert list(partitions_to_process(lake).items()) == list(wanted.items())
+            wanted.append(partition)
+    todo = partitions_to_process(lake)
+    assert list(todo) == wanted
+    if wanted:  # Whatever changes of it begins anew.
+        plate, site = wanted[0]
+        lake.record("cell_versions", "d", "a", 1, plate=plate, site=site)
+        assert partitions_to_process(lake) == {**todo, wanted[0]: partitions_to_process(lake)[wanted[0]]} != todo
 
 
 def test_a_lake_without_tables_asks_for_nothing(tmp_path: Path) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.crops import cut_crops
-from gradcamo_assets.orchestration.assets import crops as crops_module
 from gradcamo_assets.orchestration.automation import champion_model_sensor
 from gradcamo_assets.orchestration.night import inbox_sensor
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.segmentation import Segmenter
-from gradcamo_assets.warehouse import run_sql
 from gradcamo_assets_tests.orchestration.conftest import Bench
 from gradcamo_assets_tests.orchestration.test_automation import requested, tick
 
@@ -29,17 +27,6 @@ def bench(scored_bench: Bench, tmp_path: Path) -> Bench:
     assert requested(tick(bench, inbox_sensor)) == []
     assert requested(tick(bench, champion_model_sensor)) == []
     return bench
-
-
-def repaint(bench: Bench) -> None:
-    """Turn the pixels of one field in the inbox over: an export of the same size, with other contents."""
-    array = zarr.open_array(bench.home.inbox / "tiny.zarr" / "A" / "01" / "0" / "0", mode="r+")
-    array[:] = np.asarray(array[:])[..., ::-1]
-
-
-def ask(bench: Bench, sql: str) -> list[tuple]:
-    assert bench.run("refresh_qc").success
-    return run_sql(bench.home.database, sql).rows()
 
 
 def settings(bench: Bench, old: str, new: str) -> None:
@@ -58,7 +45,7 @@ def test_a_plate_taken_in_again_while_its_fields_are_segmented_is_not_done(
         found = segment(self, *args, **kwargs)  # type: ignore[arg-type]
         if not again:
             again.append(True)
-            repaint(bench)
+            bench.repaint()
             assert bench.ingest("tiny").success
         return found
 
@@ -68,23 +55,23 @@ def test_a_plate_taken_in_again_while_its_fields_are_segmented_is_not_done(
     assert ("process_fields", SITE) in requested(tick(bench, inbox_sensor))
     assert bench.run("process_fields", SITE).success
     assert ("process_fields", SITE) not in requested(tick(bench, inbox_sensor))
-    assert ask(bench, "SELECT DISTINCT qc_flag FROM fields WHERE Metadata_Site = 1") == [(None,)]
+    assert bench.ask("SELECT DISTINCT qc_flag FROM fields WHERE Metadata_Site = 1") == [(None,)]
 
 
 def test_crops_alone_follow_their_settings(bench: Bench) -> None:
     count = "SELECT count(*) FROM cells WHERE qc_flag IS NULL AND Metadata_Site = 1"
-    (every,) = ask(bench, count)[0]
+    (every,) = bench.ask(count)[0]
     for keep in ("false", "true", "false"):
         settings(bench, f"keep_border = {'true' if keep == 'false' else 'false'}", f"keep_border = {keep}")
         assert bench.materialize("crops", SITE).success
-        (kept,) = ask(bench, count)[0]
+        (kept,) = bench.ask(count)[0]
         assert (kept == every) if keep == "true" else (0 < kept < every)
 
 
 def test_a_field_whose_crops_failed_keeps_its_cells_and_is_mended_by_crops_alone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = ask(bench, "SELECT Metadata_Well, count(*), count(crop_index) FROM cells GROUP BY ALL ORDER BY ALL")
+    before = bench.ask("SELECT Metadata_Well, count(*), count(crop_index) FROM cells GROUP BY ALL ORDER BY ALL")
     settings(bench, "shape = [6, 48, 48]", "shape = [6, 40, 40]")
 
     def failing(image: np.ndarray, *args: object) -> object:
@@ -95,41 +82,41 @@ def test_a_field_whose_crops_failed_keeps_its_cells_and_is_mended_by_crops_alone
 
     calls: list[bool] = []
     with monkeypatch.context() as patch:
-        patch.setattr(crops_module, "cut_crops", failing)
+        patch.setattr(import_module("gradcamo_assets.orchestration.assets.crops"), "cut_crops", failing)
         failed = bench.materialize("crops", SITE)
     assert failed.success and not bench.checks(failed)["fields_cropped"].passed
     cells = "SELECT Metadata_Well, count(*) FROM cells GROUP BY ALL ORDER BY ALL"
-    assert ask(bench, cells) == [(well, n) for well, n, _ in before], "no cell is lost"
-    flags = ask(bench, "SELECT DISTINCT qc_flag FROM fields WHERE qc_flag IS NOT NULL")
+    assert bench.ask(cells) == [(well, n) for well, n, _ in before], "no cell is lost"
+    flags = bench.ask("SELECT DISTINCT qc_flag FROM fields WHERE qc_flag IS NOT NULL")
     assert len(flags) == 1 and "not cropped" in flags[0][0] and "the disk is full" in flags[0][0]
     mended = bench.materialize("crops", SITE)
     assert bench.checks(mended)["fields_cropped"].passed
-    after = ask(bench, "SELECT Metadata_Well, count(*), count(crop_index) FROM cells GROUP BY ALL ORDER BY ALL")
+    after = bench.ask("SELECT Metadata_Well, count(*), count(crop_index) FROM cells GROUP BY ALL ORDER BY ALL")
     assert after == before
-    assert ask(bench, "SELECT count(qc_flag) FROM fields") == [(0,)]
+    assert bench.ask("SELECT count(qc_flag) FROM fields") == [(0,)]
 
 
 def test_scores_of_cells_that_are_all_left_out_now_go(bench: Bench) -> None:
     scores = "SELECT count(*) FROM current_scores WHERE Metadata_Site = 1"
-    assert ask(bench, scores)[0][0] > 0
+    assert bench.ask(scores)[0][0] > 0
     settings(bench, "[crops]\n", "[segmentation_qc]\nmin_probability = 1.0\n[crops]\n")
     assert bench.run("process_fields", SITE).success
     stale = "SELECT Metadata_Plate, Metadata_Site, n_cells, reason FROM stale_scores"
-    assert ask(bench, stale) == [("tiny", 1, 0, "crops changed")]
+    assert bench.ask(stale) == [("tiny", 1, 0, "crops changed")]
     assert requested(tick(bench, champion_model_sensor)) == [("rescore", SITE)]
     assert bench.run("rescore", SITE).success
-    assert ask(bench, scores) == [(0,)] and ask(bench, stale) == []
-    assert ask(bench, "SELECT DISTINCT Metadata_Site FROM qc_by_site") == [(2,)]
+    assert bench.ask(scores) == [(0,)] and bench.ask(stale) == []
+    assert bench.ask("SELECT DISTINCT Metadata_Site FROM qc_by_site") == [(2,)]
     assert requested(tick(bench, champion_model_sensor)) == []
 
 
 def test_settings_that_keep_the_same_cells_cut_and_score_nothing_again(bench: Bench) -> None:
     kept = "SELECT Metadata_CellID, crop_index, crop_version FROM cells ORDER BY ALL"
-    before = ask(bench, kept)
+    before = bench.ask(kept)
     settings(bench, "[crops]\n", "[segmentation_qc]\noutlier = 6.0\n[crops]\n")
     for site in (1, 2):
         assert bench.run("process_fields", plate_site_key("tiny", site)).success
-    assert ask(bench, kept) == before
+    assert bench.ask(kept) == before
     assert requested(tick(bench, champion_model_sensor)) == []
 
 

@@ -14,6 +14,7 @@ from polars.testing import assert_frame_equal
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError, StoreError
 from gradcamo_assets.warehouse import LAKE_TABLES, Lake
+from gradcamo_assets.warehouse.columns import KEY_COLUMNS
 from gradcamo_assets_tests.warehouse import rows
 
 
@@ -46,6 +47,20 @@ def test_what_is_written_is_read_under_its_key_only(lake: Lake, found: pl.DataFr
     same(lake.read("cells"), pl.concat([found.head(3), other]))
     lake.drop("cells", site=1)
     same(lake.read("cells"), other)
+
+
+@pytest.mark.parametrize("name", LAKE_TABLES)
+def test_every_table_gives_back_what_it_was_given(lake: Lake, name: str) -> None:
+    table = LAKE_TABLES[name]
+    values = {pl.String: "a", pl.Int32: 1, pl.Int64: 2, pl.Float64: 0.5, pl.Boolean: True, pl.List: []}
+    row = {column.name: (column.allowed or [values.get(column.dtype.base_type())])[0] for column in table.columns}
+    row |= {name: rows.NOW for name, kind in table.polars.items() if kind == pl.Datetime}
+    written = pl.DataFrame([row], schema=table.polars)
+    lake.replace(name, written)
+    keys = {key: row[KEY_COLUMNS[key]] for key in table.keys}
+    if keys:
+        lake.write(name, written, **keys)
+    assert_frame_equal(lake.read(name, **keys), written)
 
 
 def test_no_rows_can_be_written(lake: Lake, found: pl.DataFrame) -> None:
