@@ -52,6 +52,11 @@ class Table:
         return {column.name: column.dtype for column in self.columns}
 
     @property
+    def partitions(self) -> list[str]:
+        """The columns that have files of their own: they stand in the paths of files, not in the files."""
+        return [KEY_COLUMNS[name] for name in self.partitioned_by]
+
+    @property
     def counted(self) -> list[str]:
         """Columns whose extremes Delta's log keeps: what a commit looks for in files, and all of a version table."""
         wanted = [KEY_COLUMNS[name] for name in self.keys if name not in self.partitioned_by]

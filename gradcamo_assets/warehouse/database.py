@@ -10,6 +10,7 @@ import glob
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -17,7 +18,7 @@ import polars as pl
 from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.warehouse.aggregates import RESAMPLES
-from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Column, Table
+from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES
 from gradcamo_assets.warehouse.summaries import AUDITED_SCORES, GAINS, LABELS, SUMMARIES
 from gradcamo_assets.warehouse.views import COLUMN_COMMENTS, VIEWS
@@ -45,6 +46,15 @@ FILES = Table(
     ),
 )
 
+_SQL = {
+    pl.String: "VARCHAR",
+    pl.Boolean: "BOOLEAN",
+    pl.Int32: "INTEGER",
+    pl.Int64: "BIGINT",
+    pl.Float32: "FLOAT",
+    pl.Float64: "DOUBLE",
+}
+
 _STORED = {
     "publication": (RECORD, FILES),
     "lake": (*COPIED_TABLES.values(), *INDEX_TABLES.values()),
@@ -67,16 +77,12 @@ def create(connection: duckdb.DuckDBPyConnection, lake: Path) -> None:
     for schema, tables in _STORED.items():
         connection.execute(f"CREATE SCHEMA {schema}")
         for table in tables:
-            types = _types(connection, table)
-            columns = [
-                f"{column.name} {types[column.name]}{'' if column.nullable else ' NOT NULL'}"
-                for column in table.columns
-            ]
+            columns = [f"{c.name} {_sql(c.dtype)}{'' if c.nullable else ' NOT NULL'}" for c in table.columns]
             connection.execute(f"CREATE TABLE {schema}.{table.name} ({', '.join(columns)})")
             comments = {column.name: column.comment for column in table.columns}
             _comment(connection, "TABLE", f"{schema}.{table.name}", table.comment, comments)
     for table in VIEWED_TABLES.values():
-        rows = rows_of(connection, table, ())
+        rows = rows_of(table, ())
         connection.execute(f"CREATE MACRO lake.files_of_{table.name}() AS TABLE {rows}")
         connection.execute(f"CREATE VIEW lake.{table.name} AS FROM lake.files_of_{table.name}()")
         comments = {column.name: column.comment for column in table.columns}
@@ -89,9 +95,13 @@ def create(connection: duckdb.DuckDBPyConnection, lake: Path) -> None:
     insert(connection, "publication.record", pl.DataFrame({"name": ["lake"], "value": [str(lake)]}))
 
 
-def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
-    types = connection.from_arrow(table.empty().to_arrow()).types
-    return {column.name: str(sql_type) for column, sql_type in zip(table.columns, types, strict=True)}
+def _sql(dtype: Any) -> str:
+    """The SQL type of a column."""
+    if isinstance(dtype, pl.List):
+        return f"{_sql(dtype.inner)}[]"
+    if isinstance(dtype, pl.Map):
+        return f"MAP({_sql(dtype.key)}, {_sql(dtype.value)})"
+    return "TIMESTAMP" if dtype == pl.Datetime else _SQL[dtype]
 
 
 def _comment(
@@ -110,13 +120,12 @@ def show_files(connection: duckdb.DuckDBPyConnection, table: Table, files: pl.Da
     """
     # A macro, since a view made anew would need the comments of all its columns again.
     with reading(table.name):
-        rows = rows_of(connection, table, files["path"])
+        rows = rows_of(table, files["path"])
         connection.execute(f"CREATE OR REPLACE MACRO lake.files_of_{table.name}() AS TABLE {rows}")
     before = files_of(connection, table.name)
     connection.execute("DELETE FROM publication.files WHERE table_name = ?", [table.name])
     insert(connection, "publication.files", files.with_columns(table_name=pl.lit(table.name)))
-    keys = [KEY_COLUMNS[key] for key in table.partitioned_by]
-    return pl.concat([before.select(keys), files.select(keys)]).unique()
+    return pl.concat([before.select(table.partitions), files.select(table.partitions)]).unique()
 
 
 def files_of(connection: duckdb.DuckDBPyConnection, table: str) -> pl.DataFrame:
@@ -124,15 +133,13 @@ def files_of(connection: duckdb.DuckDBPyConnection, table: str) -> pl.DataFrame:
     return connection.sql("FROM publication.files WHERE table_name = ?", params=[table]).pl()
 
 
-def rows_of(connection: duckdb.DuckDBPyConnection, table: Table, paths: Iterable[str]) -> str:
+def rows_of(table: Table, paths: Iterable[str]) -> str:
     """A query for the rows of some files of a table."""
-    types = _types(connection, table)
     # DuckDB takes a path for a pattern.
     listed = ", ".join(quoted(glob.escape(path)) for path in paths)
     if not listed:
-        return f"SELECT {', '.join(f'NULL::{types[name]} AS {name}' for name in table.polars)} WHERE false"
-    # What a table is partitioned by stands in the paths alone.
-    found = ", ".join(f"'{KEY_COLUMNS[key]}': {types[KEY_COLUMNS[key]]}" for key in table.partitioned_by)
+        return f"SELECT {', '.join(f'NULL::{_sql(c.dtype)} AS {c.name}' for c in table.columns)} WHERE false"
+    found = ", ".join(f"'{name}': {_sql(table.polars[name])}" for name in table.partitions)
     hive = f"hive_partitioning = true, hive_types = {{{found}}}" if found else "hive_partitioning = false"
     return f"SELECT {', '.join(table.polars)} FROM read_parquet([{listed}], {hive})"
 
@@ -158,7 +165,7 @@ def copy(connection: duckdb.DuckDBPyConnection, table: Table, files: pl.DataFram
     there = f"lake.{table.name}"
     keys = [column for column in ("Metadata_Plate", "model_run") if column in table.polars]
     with reading(table.name):
-        connection.execute(f"CREATE TEMP TABLE fresh AS {rows_of(connection, table, files['path'])}")
+        connection.execute(f"CREATE TEMP TABLE fresh AS {rows_of(table, files['path'])}")
     differing = f"(FROM fresh EXCEPT FROM {there}) UNION ALL (FROM {there} EXCEPT FROM fresh)"
     changed = connection.sql(f"SELECT DISTINCT {', '.join(keys) or 'NULL'} FROM ({differing})").pl()
     connection.execute(f"DELETE FROM {there}")

@@ -166,8 +166,8 @@ class Lake:
         description = lake_table(table)
         delta = self._delta(description, version)
         if delta is None:
-            columns = [KEY_COLUMNS[name] for name in description.partitioned_by]
-            schema = {"path": pl.String, "rows": pl.Int64, **{name: description.polars[name] for name in columns}}
+            types = {name: description.polars[name] for name in description.partitions}
+            schema = {"path": pl.String, "rows": pl.Int64, **types}
             return Snapshot(-1, pl.DataFrame(schema=schema))
         return Snapshot(delta.version(), _files(self.root / table, description, delta))
 
@@ -235,7 +235,7 @@ class Lake:
             One row a partition, the columns that the table is partitioned by; None where the log does not reach back.
         """
         description = lake_table(table)
-        columns = [KEY_COLUMNS[name] for name in description.partitioned_by]
+        columns = description.partitions
         touched: set[tuple[str, ...]] = set()
         for version in range(since + 1, until + 1):
             try:
@@ -314,7 +314,7 @@ class Lake:
                         folder,
                         table.empty().to_arrow().schema,
                         mode="ignore",
-                        partition_by=[KEY_COLUMNS[name] for name in table.partitioned_by] or None,
+                        partition_by=table.partitions or None,
                         configuration={
                             # Statistics of all columns would make the log a hundred times as long.
                             "delta.dataSkippingNumIndexedCols": "0",
@@ -342,7 +342,7 @@ def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
     if files.is_empty():
         return table.empty().lazy()
     schema = table.polars
-    partitions = [KEY_COLUMNS[name] for name in table.partitioned_by]
+    partitions = table.partitions
     found = pl.scan_parquet(
         files["path"].to_list(),
         # A path is no pattern, and a folder named a=b above the lake is no column.
@@ -365,13 +365,12 @@ def _files(folder: Path, table: Table, delta: DeltaTable) -> pl.DataFrame:
     """The files of a snapshot, as ``Snapshot.files`` has them."""
     from urllib.parse import unquote
 
-    columns = [KEY_COLUMNS[name] for name in table.partitioned_by]
     found = pl.DataFrame(delta.get_add_actions(flatten=True))
     paths = [str(folder / unquote(path)) for path in found["path"]]
     files = found.select(
         pl.Series("path", paths, pl.String),
         pl.col("num_records").alias("rows"),
-        *(pl.col(f"partition.{name}").cast(table.polars[name]).alias(name) for name in columns),
+        *(pl.col(f"partition.{name}").cast(table.polars[name]).alias(name) for name in table.partitions),
     )
     return files.sort("path")
 

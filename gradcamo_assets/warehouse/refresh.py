@@ -86,14 +86,14 @@ def _collect(table: str, rows: pl.LazyFrame) -> pl.DataFrame:
         return rows.collect()
 
 
-def _find_crops(connection: duckdb.DuckDBPyConnection, plates: pl.DataFrame) -> None:
-    """Where the crops of the worst cells are now."""
+def _find_crops(connection: duckdb.DuckDBPyConnection, touched: pl.DataFrame) -> None:
+    """Where the crops of the worst cells of the plates ``touched`` are now."""
     worst = f"aggregates.{WORST_CELLS.name}"
-    cells = connection.sql(f"FROM {worst} SEMI JOIN plates USING (Metadata_Plate)").pl().drop("crop_index")
-    files = db.files_of(connection, "crops").join(plates, on="Metadata_Plate", how="semi")
+    cells = connection.sql(f"FROM {worst} SEMI JOIN touched USING (Metadata_Plate)").pl().drop("crop_index")
+    files = db.files_of(connection, "crops").join(touched, on="Metadata_Plate", how="semi")
     crop = ["Metadata_Plate", "Metadata_CellID", "mask_version", "crop_version"]
     crops = scan_files(lake_table("crops"), files).select(*crop, "crop_index").join(cells.lazy(), on=crop, how="semi")
-    db.delete(connection, worst, plates)
+    db.delete(connection, worst, touched)
     db.insert(connection, worst, cells.join(_collect("crops", crops), on=crop, how="left"))
 
 

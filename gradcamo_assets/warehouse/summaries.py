@@ -188,7 +188,7 @@ def compare(scores: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """
     cell = ["Metadata_Plate", "Metadata_CellID", "mask_version", "crop_version"]
     score, gain = pl.col("gradcamo_adjusted"), pl.col("gain")
-    cells = judged(scores).filter(score.is_not_null())
+    cells = scores.filter(pl.col("split") != "train", score.is_not_null())
     cells = cells.select(*cell, "model_run", "Metadata_Well", "gradcamo_adjusted", pl.col("on_target").cast(pl.Int64))
     before = cells.rename({"model_run": "previous_run"}).drop("Metadata_Well")
     both = pairs.join(cells, on=["Metadata_Plate", "model_run"]).join(

@@ -176,7 +176,9 @@ def write_scores(lake: Lake, frame: pl.DataFrame, plate: str, site: int, version
 
 
 def put(lake: Lake, rng: np.random.Generator, plate: str, site: int, version: int, n: int = 60) -> None:
-    """Cells of one plate x site, if it has none yet, and one model version's scores of them."""
+    """Cells of one plate x site, if it has none yet, and one model version's scores of them. The plate too."""
+    if lake.read("plates", plate=plate).is_empty():
+        lake.write("plates", frame("plates", [{"Metadata_Plate": plate, "ingested_at": NOW}]), plate=plate)
     if lake.read("cells", plate=plate, site=site).is_empty():
         write_cells(lake, cells(rng, plate, site, n))
     write_scores(lake, scores(rng, read_kept(lake, plate, site), version), plate, site, version)
