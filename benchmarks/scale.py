@@ -1,9 +1,9 @@
 """Does the platform stay quick with a thousand plates? ``python -m benchmarks.scale [--quick]``
 
-A made-up home of 1,000 plates x 9 sites (``scale_home``), and one of 100, on which all work is done: every sensor and the
-automation conditions are asked what is to do, then a partition is scored anew and published, and then another encoder
-becomes champion. The views are asked before and after the lake's small files are merged. What a tick asks for is not
-run. Each first tick has a process of its own that has loaded the definitions, as Dagster's code server has.
+A made-up home of 1,000 plates x 9 sites (``scale_home``), and one of 100, on which all work is done: every sensor and
+the automation conditions are asked what is to do, then a partition is scored anew and published, and then another
+encoder becomes champion. The views are asked before and after the lake's small files are merged. What a tick asks for
+is not run. Each first tick has a process of its own that has loaded the definitions, as Dagster's code server has.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Measured:
         return max(tick.seconds for tick in self.ticks if tick.sensor == sensor)
 
     def up_to_one_change(self) -> dict[str, float]:
-        """From the first publication to that of one partition scored anew. ``publish_seconds`` of the latter and more."""
+        """From the first publication to that of one partition scored anew; figures of both."""
         first = self.publish("nothing was published before")
         print(_HEAD)
         plates, changed = len(self.names), self.names[len(self.names) // 2]
