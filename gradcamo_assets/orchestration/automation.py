@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -16,7 +17,13 @@ from gradcamo_assets.networks.bundle import verified_config
 from gradcamo_assets.orchestration.alerts import alert_on_failure
 from gradcamo_assets.orchestration.night import inbox_sensor, ingest_plates, nightly_ingest, process_fields
 from gradcamo_assets.orchestration.partitions import PLATES, SITES
-from gradcamo_assets.orchestration.reconcile import Partition, record_refusals, scoring_state, unlearned_plates
+from gradcamo_assets.orchestration.reconcile import (
+    Partition,
+    has_classes,
+    record_refusals,
+    scoring_state,
+    unlearned_plates,
+)
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.orchestration.runs import MOST_REQUESTS, UNFINISHED, in_progress, partition_requests
 from gradcamo_assets.orchestration.upkeep import nightly_tidying, tidy_lake
@@ -209,13 +216,15 @@ def retraining_sensor(context: dg.SensorEvaluationContext, platform: Platform) -
     if not wanted:
         return dg.SkipReason("Off. Set after_plates under [retraining] in gradcamo.toml.")
     with _impatient():
-        plates = unlearned_plates(platform.lake, platform.registry)
+        unlearned = unlearned_plates(platform.lake, platform.registry)
+    # No more of them than are wanted are looked into.
+    plates = list(islice((plate for plate in unlearned if has_classes(platform.lake, plate)), wanted))
     if len(plates) < wanted:
         return dg.SkipReason(f"{len(plates)} of {wanted} new plates have come{': ' * bool(plates)}{', '.join(plates)}.")
     if context.instance.get_runs(dg.RunsFilter(job_name="train_model", statuses=UNFINISHED), limit=1):
         return dg.SkipReason("An encoder is being trained.")
     # Once for these plates: a failed run is for a person to look at, and the next plate asks again.
-    return dg.RunRequest(run_key=f"retrain {digest(plates)}", tags={"gradcamo/new_plates": ", ".join(plates)[:250]})
+    return dg.RunRequest(run_key=f"retrain {digest(unlearned)}", tags={"gradcamo/new_plates": ", ".join(plates)[:250]})
 
 
 weekly_training = dg.ScheduleDefinition(

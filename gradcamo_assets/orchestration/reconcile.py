@@ -115,9 +115,11 @@ def scoring_state(lake: Lake, registry: ModelRegistry, champion: ModelVersion) -
     """What is to be scored, less the plates that the champion's bundle does not fit.
 
     Raises:
-        BundleError: if the champion's bundle cannot be read.
+        BundleError: if something waits and the champion's bundle cannot be read.
     """
     todo = partitions_to_score(lake, champion)
+    if not todo:
+        return Scoring({}, {})
     config = read_config(registry.fetch(champion))
     waiting = {plate for plate, _ in todo}
     reasons = {}
@@ -144,13 +146,17 @@ def record_refusals(lake: Lake, champion: ModelVersion, refused: Mapping[Partiti
 
 
 def unlearned_plates(lake: Lake, registry: ModelRegistry) -> list[str]:
-    """Plates with crops of known treatment of which no registered version was given a well, to learn or to test."""
+    """Plates with crops of which no registered version was given a well, to learn or to test, sorted."""
     seen = set()
     for version in registry.versions():
         with suppress(BundleError):  # Whatever a damaged version was trained on, it can be trained on again.
             wells = chain.from_iterable(read_config(registry.fetch(version)).split.values())
             seen |= {well.split("/")[0] for well in wells}
     cropped = lake.versions("crop_versions").filter(pl.col("n") > 0)["Metadata_Plate"].unique()
-    fresh = sorted(set(cropped) - seen)
+    return sorted(set(cropped) - seen)
+
+
+def has_classes(lake: Lake, plate: str) -> bool:
+    """Whether any crop of a plate is of a known treatment."""
     usable = pl.col("crop_index").is_not_null() & pl.col("treatment_class").is_not_null()
-    return [plate for plate in fresh if len(cells_with_crops(lake, plate=plate).filter(usable).head(1).collect())]
+    return not cells_with_crops(lake, plate=plate).filter(usable).head(1).collect().is_empty()
