@@ -99,7 +99,7 @@ def _only_reads(connection: duckdb.DuckDBPyConnection, statement: duckdb.Stateme
 
 
 def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate: str | None = None) -> pl.DataFrame:
-    """One of the ready-made tables, sorted for reading.
+    """One of the ready-made tables, sorted for reading: the model's name and version say enough, without its run.
 
     Args:
         by: one of ``QC_CHOICES``; ``model`` puts all versions side by side, the last six are questions.
@@ -114,7 +114,8 @@ def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate
     if by == "model":
         if plate is not None:
             raise StoreError("the comparison of models is over all plates", "Leave the plate out, or ask model_gain.")
-        return run_sql(database, "SELECT * FROM model_comparison ORDER BY model_name, model_version")
+        sql = "SELECT * EXCLUDE (model_run) FROM model_comparison ORDER BY model_name, model_version"
+        return run_sql(database, sql)
     name, order = by, "ALL"
     if (group := by.replace(",", "_")) in QC_GROUPS:
         name = f"qc_by_{group}"
@@ -123,4 +124,5 @@ def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate
     champions = "model_run IN (SELECT model_run FROM champions)"
     conditions = [champions] * champion_only + ["Metadata_Plate = $plate"] * (plate is not None)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    return run_sql(database, f"SELECT * FROM {name} {where} ORDER BY {order}", {"plate": plate} if plate else None)
+    sql = f"SELECT * EXCLUDE (model_run) FROM {name} {where} ORDER BY {order}"
+    return run_sql(database, sql, {"plate": plate} if plate else None)

@@ -53,6 +53,7 @@ def test_a_copy_has_nothing_to_do_and_never_touches_the_original(original: Bench
     another_version(copy)
     assert copy.run("process_fields", dg.MultiPartitionKey({"plate": "tiny", "site": "1"})).success
     assert copy.run("rescore", dg.MultiPartitionKey({"plate": "tiny", "site": "1"})).success
+    assert copy.run("refresh_qc").success
     assert "\n2\n" in ask(copy.home.root, "SELECT count(DISTINCT model_version) FROM scores")
     after = files(original.home.root)
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == set()
