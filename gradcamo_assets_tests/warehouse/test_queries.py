@@ -206,7 +206,8 @@ def test_cells_and_fields_show_what_every_stage_says_of_them(tmp_path: Path) -> 
 def test_model_comparison_equals_a_loop(home: Path, database: Path) -> None:
     lake = Lake(home / "lake")
     for row in qc_table(database, "model").iter_rows(named=True):
-        held = [r for r in lake.read("scores", model_run=rows.run_of(row["model_version"])).to_dicts() if r["split"] != "train"]
+        scores = lake.read("scores", model_run=rows.run_of(row["model_version"]))
+        held = [r for r in scores.to_dicts() if r["split"] != "train"]
         for split in ("test", "unseen"):
             right = [r["true_class"] == r["predicted_class"] for r in held if r["split"] == split]
             assert row[f"accuracy_{split}"] == pytest.approx(np.mean(right))
