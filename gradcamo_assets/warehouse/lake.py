@@ -241,11 +241,11 @@ class Lake:
         files = self.snapshot(table).files
         plates = files["Metadata_Plate"].unique().sort().to_list() if description.partitioned_by else []
         starts = range(0, len(plates), _PLATES_AT_ONCE)
-        parts = [[("Metadata_Plate", "in", plates[start : start + _PLATES_AT_ONCE])] for start in starts]
+        parts: list[Any] = [[("Metadata_Plate", "in", plates[start : start + _PLATES_AT_ONCE])] for start in starts]
         merged: list[int] = []
 
-        def merge(delta: DeltaTable, part: list[tuple[str, str, list[str]]] | None) -> None:
-            merged.append(delta.optimize.compact(part)["numFilesRemoved"])  # type: ignore[arg-type]
+        def merge(delta: DeltaTable, part: Any) -> None:
+            merged.append(delta.optimize.compact(part)["numFilesRemoved"])
 
         for part in parts or [None] if len(files) > 1 else ():
             self._commit(description, partial(merge, part=part))
