@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from deltalake import write_deltalake
 
 from gradcamo_assets.warehouse import LAKE_TABLES, Lake
 
@@ -142,21 +144,27 @@ def model(version: int, name: str = "hepg2") -> pl.DataFrame:
     return frame("models", [row])
 
 
-def versions(table: str, **columns: Any) -> pl.DataFrame:
-    """One row of a version table."""
-    return frame(table, [columns])
+def crop_version(found: pl.DataFrame, cut: pl.DataFrame, version: str) -> pl.DataFrame:
+    """The row of ``crop_versions`` for the cells and crops of a plate x site."""
+    here = found.select("Metadata_Plate", "Metadata_Site").row(0, named=True)
+    name = f"{found['mask_version'][0]}-{version}"
+    return frame("crop_versions", [here | {"version": name, "made_from": "t", "n": cut["qc_flag"].null_count()}])
 
 
-def write_cells(lake: Lake, found: pl.DataFrame, crop_version: str = "c1") -> pl.DataFrame:
+def score_version(
+    scores: pl.DataFrame, plate: str, site: int, version: int, made_from: str | None, name: str = "hepg2"
+) -> pl.DataFrame:
+    """The row of ``score_versions`` for the scores of a plate x site."""
+    row = {"Metadata_Plate": plate, "Metadata_Site": site, "model_run": run_of(version, name)}
+    return frame("score_versions", [row | {"version": "s", "made_from": made_from, "n": len(scores)}])
+
+
+def write_cells(lake: Lake, found: pl.DataFrame, version: str = "c1") -> pl.DataFrame:
     """Cells of one plate x site, with their crops and the version of them; the kept cells come back."""
-    plate, site = found["Metadata_Plate"][0], found["Metadata_Site"][0]
-    cut = crops(found, crop_version)
+    plate, site, cut = found["Metadata_Plate"][0], found["Metadata_Site"][0], crops(found, version)
     lake.write("cells", found, plate=plate, site=site)
     lake.write("crops", cut, plate=plate, site=site)
-    here = {"Metadata_Plate": plate, "Metadata_Site": site}
-    n = cut["qc_flag"].null_count()
-    made = versions("crop_versions", **here, version=f"{found['mask_version'][0]}-{crop_version}", made_from="t", n=n)
-    lake.write("crop_versions", made, plate=plate, site=site)
+    lake.write("crop_versions", crop_version(found, cut, version), plate=plate, site=site)
     return kept(found, cut)
 
 
@@ -168,10 +176,8 @@ def write_scores(lake: Lake, frame: pl.DataFrame, plate: str, site: int, version
     """One model version's scores of a plate x site, and from which crops they were made: those of today."""
     run = run_of(version, name)
     lake.write("scores", frame, plate=plate, site=site, model_run=run)
-    crop_versions = lake.versions("crop_versions", plate=plate, site=site)
-    made_from = crop_versions["version"].first() if len(crop_versions) else None
-    here = {"Metadata_Plate": plate, "Metadata_Site": site, "model_run": run}
-    made = versions("score_versions", **here, version="s", made_from=made_from, n=len(frame))
+    made_from = lake.versions("crop_versions", plate=plate, site=site)["version"].first()
+    made = score_version(frame, plate, site, version, made_from, name)
     lake.write("score_versions", made, plate=plate, site=site, model_run=run)
 
 
@@ -184,15 +190,32 @@ def put(lake: Lake, rng: np.random.Generator, plate: str, site: int, version: in
     write_scores(lake, scores(rng, read_kept(lake, plate, site), version), plate, site, version)
 
 
+def append(lake: Lake, table: str, frame: pl.DataFrame) -> None:
+    """Rows of several new partitions in one commit, which is quicker than one each."""
+    if lake.version(table) < 0:
+        lake.replace(table, frame.clear())
+    write_deltalake(lake.root / table, frame, mode="append")
+
+
 def filled(root: Path, seed: int = 0, plates: int = 2, sites: int = 2, versions: int = 2) -> Lake:
+    """A lake with so many plates P1, P2, ..., all scored by so many versions of which the last is champion."""
     lake, rng = Lake(root), np.random.default_rng(seed)
-    for plate in range(1, plates + 1):
-        wells = [{"Metadata_Plate": f"P{plate}", "Metadata_Well": well, **treatment(well)} for well in WELLS]
-        lake.write("wells", frame("wells", wells), plate=f"P{plate}")
+    made: dict[str, list[pl.DataFrame]] = defaultdict(list)
+    for plate in (f"P{number}" for number in range(1, plates + 1)):
+        made["plates"].append(frame("plates", [{"Metadata_Plate": plate, "ingested_at": NOW}]))
+        wells = [{"Metadata_Plate": plate, "Metadata_Well": well, **treatment(well)} for well in WELLS]
+        made["wells"].append(frame("wells", wells))
         for site in range(1, sites + 1):
+            found = cells(rng, plate, site, 60)
+            cut = crops(found)
+            made["cells"].append(found)
+            made["crops"].append(cut)
+            made["crop_versions"].append(crop_version(found, cut, "c1"))
             for version in range(1, versions + 1):
-                put(lake, rng, f"P{plate}", site, version)
-    for version in range(1, versions + 1):
-        lake.append("models", model(version))
-        lake.append("promotions", promotion(version, version))
+                made["scores"].append(scores(rng, kept(found, cut), version))
+                made["score_versions"].append(score_version(made["scores"][-1], plate, site, version, "m1-c1"))
+    for table, frames in made.items():
+        append(lake, table, pl.concat(frames))
+    lake.append("models", pl.concat([model(version) for version in range(1, versions + 1)]))
+    lake.append("promotions", pl.concat([promotion(version, version) for version in range(1, versions + 1)]))
     return lake

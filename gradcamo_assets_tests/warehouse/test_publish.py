@@ -90,11 +90,11 @@ STEPS = (
 OPERATIONS = st.lists(
     st.tuples(st.sampled_from(STEPS), st.sampled_from(["P1", "P2"]), st.integers(1, 2), st.integers(1, 2)),
     min_size=3,
-    max_size=9,
+    max_size=8,
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS, seed=st.integers(0, 1000))
 def test_incremental_publication_equals_a_rebuild(
     tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, str, int, int]], seed: int
@@ -160,7 +160,10 @@ def test_a_rollback_computes_nothing_new(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_compaction_changes_lists_of_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lake, database = rows.filled(tmp_path / "lake", sites=3), tmp_path / "qc.duckdb"
+    lake, database = rows.filled(tmp_path / "lake", sites=1), tmp_path / "qc.duckdb"
+    for plate in ("P1", "P2"):
+        for version in (1, 2):
+            rows.put(lake, np.random.default_rng(version), plate, 2, version)
     publish(lake, database)
     before, stored, files = contents(database), summaries(database), published_files(database)
     monkeypatch.setattr(refreshing, "scan_files", None)  # It reads scores.
@@ -214,35 +217,44 @@ def test_checking_some_plates_reads_no_other(tmp_path: Path) -> None:
         violations(database)
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    publish(rows.filled(home / "lake", plates=1), home / "qc.duckdb")
+    return home
+
+
 @pytest.mark.parametrize(
-    "damage", ["written to", "truncated", "bytes inside", "no database", "another schema", "moved lake", "no note"]
+    "damage", ["written to", "another schema", "truncated", "bytes inside", "no database", "another lake", "no note"]
 )
-def test_a_file_that_cannot_be_built_upon_is_made_anew(tmp_path: Path, damage: str) -> None:
-    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
-    publish(lake, database)
+def test_a_file_that_cannot_be_built_upon_is_made_anew(home: Path, tmp_path: Path, damage: str) -> None:
+    lake, database, note = Lake(home / "lake"), tmp_path / "qc.duckdb", tmp_path / ".qc.duckdb.json"
+    shutil.copy(home / "qc.duckdb", database)
+    shutil.copy(home / ".qc.duckdb.json", note)
+    assert not needs_publication(lake, database)
+    expected = contents(database)
     database.chmod(0o644)
     if damage == "truncated":
-        database.write_bytes(database.read_bytes()[:5000])
+        database.write_bytes(database.read_bytes()[:20000])
     elif damage == "bytes inside":
         content = bytearray(database.read_bytes())
         content[12288:] = bytes(len(content) - 12288)
         database.write_bytes(content)
-        rows.put(lake, np.random.default_rng(5), "P1", 1, 2)
+        note.write_text(note.read_text().replace(lake.revision("scores"), "0-0"))  # There is something to change.
     elif damage == "no database":
         database.write_text("hello")
-    elif damage == "moved lake":
-        lake = Lake(lake.root.rename(tmp_path / "moved"))
+    elif damage == "another lake":
+        shutil.copytree(home / "lake", tmp_path / "lake")
+        lake = Lake(tmp_path / "lake")
     elif damage == "no note":
-        (tmp_path / ".qc.duckdb.json").unlink()
+        note.unlink()
     else:
         with duckdb.connect(database) as connection:
-            if damage == "written to":
-                connection.execute("DELETE FROM aggregates.totals")
-            else:
-                connection.execute("DROP VIEW umap")
+            connection.execute("DELETE FROM aggregates.totals" if damage == "written to" else "DROP VIEW umap")
     assert needs_publication(lake, database)
     assert publish(lake, database).rebuilt
-    assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
+    for name, table in contents(database).items():
+        assert_frame_equal(table, expected[name])
 
 
 def test_a_copied_home_reads_and_writes_its_own_lake(tmp_path: Path) -> None:
@@ -304,7 +316,7 @@ def test_a_damaged_lake_file_leaves_the_old_database(tmp_path: Path, table: str)
     assert count(database) == before
 
 
-@pytest.mark.parametrize("folder", ["it's a *lake*?", "a=b", "100% #1 & more", "new home/glob{a,b}"])
+@pytest.mark.parametrize("folder", ["it's 100% a *lake*? #1 & {a,b}", "a=b"])
 def test_views_read_the_lake_wherever_it_lies_and_the_reader_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
