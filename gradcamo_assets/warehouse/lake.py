@@ -383,7 +383,7 @@ def _listing(folder: Path, delta: DeltaTable) -> pl.DataFrame:
     from urllib.parse import unquote
 
     found = pl.DataFrame(delta.get_add_actions(flatten=True))
-    paths = [str(folder / unquote(path)) for path in found["path"]]
+    paths = [f"{folder}/{unquote(path)}" for path in found["path"]]
     return found.with_columns(pl.Series("path", paths, pl.String)).sort("path")
 
 
