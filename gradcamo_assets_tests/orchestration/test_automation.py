@@ -9,7 +9,7 @@ import pytest
 
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.networks.bundle import load_bundle
-from gradcamo_assets.orchestration.automation import champion_model_sensor
+from gradcamo_assets.orchestration.automation import champion_model_sensor, publication_sensor
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.plates import write_synthetic_plate
 from gradcamo_assets.warehouse import run_sql
@@ -22,8 +22,9 @@ def tick(bench: Bench, sensor: dg.SensorDefinition, cursor: str | None = None) -
         instance=bench.instance, cursor=cursor, resources={"platform": bench.platform}, definitions=bench.definitions
     ) as context:
         result = sensor(context)
-    assert isinstance(result, dg.SensorResult)
-    return result
+    if isinstance(result, dg.RunRequest):
+        return dg.SensorResult(run_requests=[result])
+    return result if isinstance(result, dg.SensorResult) else dg.SensorResult(skip_reason=result)
 
 
 def requested(result: dg.SensorResult) -> list[tuple[str | None, str | None]]:
@@ -56,17 +57,18 @@ def test_promotion_rescores_every_partition_once_and_a_rollback_republishes(
     second = another_version(bench)
     promoted = tick(bench, champion_model_sensor, settled.cursor)
     scores = [("rescore", plate_site_key("tiny", site)) for site in (1, 2)]
-    assert requested(promoted) == [("refresh_qc", None), *scores], "the database lists at once what waits"
-    assert len({request.run_key for request in promoted.run_requests or []}) == 3
+    assert requested(promoted) == scores
+    assert len({request.run_key for request in promoted.run_requests or []}) == 2
+    assert requested(tick(bench, publication_sensor)) == [("refresh_qc", None)], "the database lists what waits"
     again = tick(bench, champion_model_sensor, promoted.cursor)
-    assert [r.run_key for r in again.run_requests or []] == [r.run_key for r in promoted.run_requests or []][1:]
+    assert [r.run_key for r in again.run_requests or []] == [r.run_key for r in promoted.run_requests or []]
     assert bench.run("rescore", plate_site_key("tiny", 1)).success
     assert requested(tick(bench, champion_model_sensor, again.cursor)) == [("rescore", plate_site_key("tiny", 2))]
-    assert bench.run("refresh_qc").success
+    assert bench.materialize("qc_database").success
     stale = run_sql(bench.home.database, "SELECT Metadata_Site, reason FROM stale_scores")
     assert stale.rows() == [(2, "never scored by the champion")]
     assert bench.run("rescore", plate_site_key("tiny", 2)).success
-    assert bench.run("refresh_qc").success
+    assert bench.materialize("qc_database").success
     versions = run_sql(bench.home.database, "SELECT model_version, count(*) FROM scores GROUP BY ALL ORDER BY 1").rows()
     assert [version for version, _ in versions] == [1, second.version]
     assert versions[0][1] == versions[1][1]
@@ -74,7 +76,7 @@ def test_promotion_rescores_every_partition_once_and_a_rollback_republishes(
 
     registry.promote(1)
     back = tick(bench, champion_model_sensor, again.cursor)
-    assert requested(back) == [("refresh_qc", None)]
+    assert requested(back) == [("refresh_qc", None)], "what is read from scores follows"
     assert bench.run("refresh_qc").success
     assert run_sql(bench.home.database, "SELECT DISTINCT model_version FROM current_scores").item() == 1
     registry.promote(second.version)
@@ -118,8 +120,8 @@ def test_scores_without_a_champion_say_what_to_do(bench: Bench) -> None:
     assert "train_model" in str(tick(bench, champion_model_sensor).skip_reason)
 
 
-def test_published_tables_follow_the_scores_by_themselves(scored_bench: Bench) -> None:
-    """``qc_database`` is requested when scores are there, although some plate x site pairs never exist."""
+def test_profiles_and_audits_follow_the_scores_by_themselves(scored_bench: Bench) -> None:
+    """Profiles are requested when scores are there, although some plate x site pairs never exist."""
     instance = dg.DagsterInstance.ephemeral()
     instance.add_dynamic_partitions("plates", ["tiny", "other"])
     instance.add_dynamic_partitions("sites", ["1", "2", "9"])
@@ -127,7 +129,7 @@ def test_published_tables_follow_the_scores_by_themselves(scored_bench: Bench) -
     for key in ("gradcamo_scores", "embeddings"):
         instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=str(plate_site_key("tiny", 1))))
     after = dg.evaluate_automation_conditions(scored_bench.definitions, instance, cursor=before.cursor)
-    assert after.get_num_requested(dg.AssetKey("qc_database")) == 1
+    assert after.get_num_requested(dg.AssetKey("qc_database")) == 0, "that is publication_sensor's"
     assert after.get_num_requested(dg.AssetKey("profiles")) == 1
     assert after.get_requested_partitions(dg.AssetKey("audit")) == {"tiny"}
     assert before.get_num_requested(dg.AssetKey("audit")) == 0

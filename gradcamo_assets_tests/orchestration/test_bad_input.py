@@ -11,9 +11,10 @@ import pytest
 import zarr
 
 from gradcamo_assets.orchestration.partitions import plate_site_key
+from gradcamo_assets.orchestration.stores import mask_folder
 from gradcamo_assets.plates import load_plate, read_field, write_synthetic_plate
 from gradcamo_assets.segmentation import read_masks
-from gradcamo_assets.warehouse import run_sql, violations
+from gradcamo_assets.warehouse import publish, run_sql, violations
 from gradcamo_assets_tests.orchestration.conftest import TINY, Bench
 
 
@@ -55,10 +56,11 @@ def test_bad_fields_are_named_and_the_others_reach_their_crops(damaged: Bench) -
     assert all(result.success for result in results)
     usable = damaged.checks(results[0])["fields_usable"]
     assert not usable.passed and not usable.blocking
-    assert f"{TINY.well_names[3]}: no cell was found" in str(usable.metadata["unusable"].value)
+    assert f"{TINY.well_names[3]}: unusable masks: no cell was found" in str(usable.metadata["unusable"].value)
     assert damaged.checks(results[1])["fields_usable"].passed
     lake = damaged.platform.lake
-    fields = lake.read("fields")
+    publish(lake, damaged.home.database)
+    fields = run_sql(damaged.home.database, "SELECT * FROM fields ORDER BY Metadata_Well, Metadata_Site")
     bad = fields.filter(pl.col("qc_flag").is_not_null())
     wells = [("A01", 1), ("A02", 1), ("A03", 1), (TINY.well_names[3], 1)]
     assert bad.select("Metadata_Well", "Metadata_Site").rows() == wells
@@ -75,7 +77,8 @@ def test_bad_fields_are_named_and_the_others_reach_their_crops(damaged: Bench) -
     )  # fmt: skip
     assert (counted["n"] == counted["n_cells"]).all() and counted["foreground_share"].is_between(0.01, 0.9).all()
     assert cells["mean_intensity"].list.len().unique().to_list() == [5]
-    assert read_masks(damaged.home.masks / "tiny" / f"{no_cells[0]}_s1").cells.max() == 0
+    masks = lake.read("masks", site=1).filter(Metadata_Well=no_cells[0])["mask_version"].item()
+    assert read_masks(mask_folder(damaged.home, "tiny", *no_cells, masks)).cells.max() == 0
     assert cells.filter(Metadata_Well=lacking.pop())["treatment_class"].null_count() > 0
 
 
@@ -91,12 +94,13 @@ def test_a_field_that_breaks_after_ingestion_is_flagged_and_mended_by_a_rerun(be
     check = bench.checks(result)["fields_segmented"]
     assert not check.passed
     assert "A01" in str(check.metadata["reasons"].value)
-    flags = bench.platform.lake.read("fields", plate="tiny", site=1)
-    assert flags.filter(pl.col("qc_flag").is_not_null())["Metadata_Well"].to_list() == ["A01"]
-    assert flags["qc_flag"].drop_nulls()[0].startswith("not segmented: plate tiny, well A01")
+    flagged = "SELECT Metadata_Well, qc_flag FROM fields WHERE qc_flag IS NOT NULL AND Metadata_Site = 1"
+    ((well, flag),) = bench.ask(flagged)
+    assert well == "A01" and flag.startswith("not segmented: plate tiny, well A01")
     chunk.write_bytes(good)
     assert bench.run("process_fields", plate_site_key("tiny", 1)).success
-    assert bench.platform.lake.read("fields", plate="tiny", site=1)["qc_flag"].null_count() == 6
+    assert bench.ask(flagged) == []
+    assert bench.ask("SELECT count(DISTINCT Metadata_Well) FROM cells WHERE crop_index IS NOT NULL") == [(6,)]
     assert read_field(plate, plate.fields[0]).shape == (5, 6, 96, 96)
 
 
@@ -106,13 +110,14 @@ def test_damaged_crops_fail_their_partition_and_no_other(scored_bench: Bench, tm
     champion = registry.by_alias()
     assert champion is not None
     for site in (1, 2):
-        bench.platform.lake.drop("scores", plate="tiny", site=site)
-    victim = next(path for path in sorted((bench.home.crops / "tiny").glob("*_s1.zarr")) if _chunks(path / "images"))
+        for table in ("scores", "score_versions"):
+            bench.platform.lake.drop(table, plate="tiny", site=site)
+    victim = next(path for path in sorted((bench.home.crops / "tiny").glob("*_s1/*")) if _chunks(path / "images"))
     chunk = next(path for path in _chunks(victim / "images") if path.name != "provenance.json")
     chunk.write_bytes(chunk.read_bytes()[:100])
     failed = bench.run("rescore", plate_site_key("tiny", 1))
     assert not failed.success
-    assert victim.name in _failure(failed)
+    assert f"{victim.parent.name}/{victim.name}" in _failure(failed)
     assert bench.run("rescore", plate_site_key("tiny", 2)).success
     done = bench.run("refresh_qc")
     assert done.success, _failure(done)

@@ -11,8 +11,8 @@ import pytest
 
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.orchestration import fields as module
-from gradcamo_assets.orchestration.fields import flag_fields, for_each_field, measure_fields, progress
-from gradcamo_assets.warehouse import Lake, lake_table
+from gradcamo_assets.orchestration.fields import field_row, for_each_field, progress
+from gradcamo_assets.warehouse import Lake, lake_table, publish, run_sql
 
 
 @pytest.mark.parametrize(
@@ -47,25 +47,32 @@ def test_the_log_is_told_every_half_minute_and_at_the_end(monkeypatch: pytest.Mo
         for_each_field(context, items[1:2], work)  # type: ignore[arg-type]
 
 
-def test_warnings_of_other_stages_stay_and_ours_are_replaced(tmp_path: Path) -> None:
-    lake, wells = Lake(tmp_path), ["A01", "A02", "A03"]
-    warnings = ["DNA is out of focus", None, "ER is out of focus; DNA repeats a plane in 2 of 3 slices"]
-    rows = pl.DataFrame({"Metadata_Plate": "P", "Metadata_Well": wells, "Metadata_Site": 1, "qc_warning": warnings})
-    lake.write("fields", pl.concat([lake_table("fields").empty(), rows], how="diagonal_relaxed"), plate="P", site=1)
+def test_what_stages_say_of_a_field_stands_together_and_each_replaces_its_own(tmp_path: Path) -> None:
+    lake, wells = Lake(tmp_path / "lake"), ("A01", "A02", "A03")
 
-    def read(column: str) -> list:
-        return lake.read("fields", plate="P", site=1)[column].to_list()
+    def say(table: str, *said: dict) -> None:
+        rows = [field_row("P", well, 1, **values) for well, values in zip(wells, said, strict=False)]
+        lake.write(table, pl.DataFrame(rows, schema=lake_table(table).polars), plate="P", site=1)
 
-    numbers = {"n_cells": {"A01": 3, "A03": 0}, "foreground_share": {"A01": 0.25}}
-    for _ in range(2):
-        measure_fields(lake, "P", 1, numbers, {"A01": "3 cells", "A02": "9 cells"})
-        assert read("qc_warning") == ["DNA is out of focus; masks: 3 cells", "masks: 9 cells", warnings[2]]
-        assert read("n_cells") == [3, None, 0] and read("foreground_share") == [0.25, None, None]
-    measure_fields(lake, "P", 1, {}, {"A03": "1 cell"})
-    assert read("qc_warning") == [*warnings[:2], f"{warnings[2]}; masks: 1 cell"]
-    measure_fields(lake, "P", 1, {"n_cells": {}}, {})
-    assert read("qc_warning") == warnings and read("n_cells") == [None] * 3
-    flag_fields(lake, "P", 1, "unusable masks", {"A02": "over-split"})
-    assert read("qc_flag") == [None, "unusable masks: over-split", None]
-    flag_fields(lake, "P", 1, "unusable masks", {})
-    assert read("qc_flag") == [None] * 3
+    def fields(*columns: str) -> list[tuple]:
+        publish(lake, tmp_path / "qc.duckdb")
+        return run_sql(tmp_path / "qc.duckdb", f"SELECT {', '.join(columns)} FROM fields ORDER BY Metadata_Well").rows()
+
+    out, repeats = "DNA is out of focus", "ER is out of focus; DNA repeats a plane in 2 of 3 slices"
+    say("fields", *({"image_version": "1", "qc_warning": warning} for warning in (out, None, repeats)))
+    assert fields("qc_flag", "qc_warning", "n_cells") == [(None, out, None), (None, None, None), (None, repeats, None)]
+    made = {"image_version": "1", "mask_version": "m"}
+    say("masks", {**made, "n_cells": 3, "foreground_share": 0.25}, {"qc_flag": "not segmented"}, {**made, "n_cells": 0})
+    say("field_verdicts", {"qc_warning": "masks: 3 cells"}, {}, {"qc_flag": "unusable masks: no cell was found"})
+    assert fields("n_cells", "foreground_share") == [(3, 0.25), (None, None), (0, None)]
+    assert fields("qc_warning") == [(f"{out}; masks: 3 cells",), (None,), (repeats,)]
+    flags = [(None,), ("not segmented",), ("unusable masks: no cell was found",)]
+    assert fields("qc_flag") == flags
+    say("field_crops", {"qc_flag": "not cropped"}, {}, {"qc_flag": "not cropped"})
+    assert fields("qc_flag") == [("not cropped",), *flags[1:]], "the first stage that failed is the reason"
+    say("field_crops", {}, {}, {})
+    say("field_verdicts", {}, {"qc_warning": "masks: 9 cells"}, {})
+    assert fields("qc_flag", "qc_warning") == [(None, out), ("not segmented", "masks: 9 cells"), (None, repeats)]
+    say("fields", {"image_version": "2"}, {"image_version": "2"}, {"image_version": "1"})
+    assert fields("n_cells") == [(None,), (None,), (0,)], "masks of other pixels say nothing of the field"
+    assert fields("qc_flag") == [(None,), ("not segmented",), (None,)]

@@ -13,7 +13,7 @@ from PIL import Image
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.orchestration.assets import ASSETS
 from gradcamo_assets.orchestration.partitions import PLATES
-from gradcamo_assets.warehouse import run_sql
+from gradcamo_assets.warehouse import publish, run_sql
 from gradcamo_assets_tests.orchestration.conftest import Bench
 
 
@@ -37,23 +37,21 @@ def make(bench: Bench, *assets: str, partition: str | None = None, **config: obj
 def with_twin(bench: Bench) -> Bench:
     """A second plate, ``twin``, with the same embeddings and scores."""
     lake = bench.platform.lake
-    for table in ("embeddings", "scores"):
-        for key in lake.keys(table):
-            rows = lake.read(table, plate="tiny", site=key.site)
-            text = pl.col("Metadata_Plate", "Metadata_CellID").str.replace("^tiny", "twin")
-            keys = {"site": key.site, "model_name": key.model_name, "model_version": key.model_version}
-            lake.write(table, rows.with_columns(text), plate="twin", **keys)
+    for table in ("embeddings", "scores", "score_versions"):
+        rows = lake.read(table)
+        text = pl.col("Metadata_Plate", "^Metadata_CellID$").str.replace("^tiny", "twin")
+        lake.replace(table, pl.concat([rows, rows.with_columns(text)]))
     return bench
 
 
 def test_a_new_plate_is_placed_on_the_map_and_the_old_one_does_not_move(scored_bench: Bench, tmp_path: Path) -> None:
     bench = with_twin(scored_bench.copy(tmp_path / "copy"))
     lake = bench.platform.lake
-    before = {path: path.stat().st_mtime_ns for path in lake.root.glob("umap/plate=tiny/**/*.parquet")}
-    assert before
+    before = lake.snapshot("umap").files
+    assert set(before["Metadata_Plate"]) == {"tiny"}
     found = make(bench, "profiles", "umap")
     assert found["umap"]["plates_placed"] == found["profiles"]["plates_made"] == 1
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert lake.snapshot("umap").files.filter(Metadata_Plate="tiny").equals(before)
     old, new = (lake.read("umap", plate=plate).sort("Metadata_CellID") for plate in ("tiny", "twin"))
     # The same vectors lie in the same places.
     np.testing.assert_array_equal(new.select("umap_x", "umap_y").to_numpy(), old.select("umap_x", "umap_y").to_numpy())
@@ -62,8 +60,7 @@ def test_a_new_plate_is_placed_on_the_map_and_the_old_one_does_not_move(scored_b
     assert make(bench, "profiles", "umap")["umap"]["plates_placed"] == 0
     with Image.open(next((bench.home.reports / "_training").glob("*-v1.gif"))) as film:
         assert film.n_frames == 3
-    published = run_sql(bench.home.database, "SELECT count(DISTINCT Metadata_Plate) FROM profiles").item()
-    assert published == 2
+    assert bench.ask("SELECT count(DISTINCT Metadata_Plate) FROM profiles") == [(2,)]
 
 
 def test_populations_stand_side_by_side_and_are_exported(scored_bench: Bench) -> None:
@@ -112,9 +109,10 @@ def test_stains_are_compared_inside_the_cells_of_a_plate(scored_bench: Bench, tm
     bench = scored_bench.copy(tmp_path / "copy")
     bench.instance.add_dynamic_partitions(str(PLATES.name), ["tiny"])
     found = make(bench, "channel_correlation", partition="tiny")
+    publish(bench.platform.lake, bench.home.database)
     table = run_sql(bench.home.database, "SELECT * FROM channel_correlation")
     values = []
-    for folder in (bench.home.crops / "tiny").iterdir():
+    for folder in (bench.home.crops / "tiny").glob("*/*"):
         field = open_crops(folder)
         for row in range(len(field)):
             image, labels = field.read(row)

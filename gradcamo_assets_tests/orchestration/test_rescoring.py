@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -13,17 +13,19 @@ import polars as pl
 import pytest
 
 from gradcamo_assets.common import Home
-from gradcamo_assets.orchestration import runs
+from gradcamo_assets.common.attempts import PAUSES
+from gradcamo_assets.orchestration import automation
 from gradcamo_assets.orchestration.automation import champion_model_sensor
 from gradcamo_assets.orchestration.demo import QUIET
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.orchestration.resources import Platform
 from gradcamo_assets.scoring.score import Scorer
-from gradcamo_assets.warehouse import Lake, publish, run_sql
+from gradcamo_assets.warehouse import Lake, lake_table, run_sql
 from gradcamo_assets_tests.orchestration.conftest import Bench
 from gradcamo_assets_tests.orchestration.made_up import add_plate, add_version, scored_by
 from gradcamo_assets_tests.orchestration.mlflow_server import MlflowServer
 
+KEY = ["Metadata_Plate", "Metadata_Site"]
 KEYS = {("P1", 1), ("P1", 2), ("P2", 1), ("P2", 2)}
 
 
@@ -129,6 +131,12 @@ def move(daemon: Daemon, version: int) -> None:
     )
 
 
+def published(daemon: Daemon, sql: str) -> list[tuple]:
+    """The answer after a publication as ``publication_sensor`` asks for it."""
+    assert daemon.bench.materialize("qc_database").success
+    return run_sql(daemon.bench.home.database, sql).rows()
+
+
 def assert_scored(daemon: Daemon, champion: int, never: tuple[int, ...] = ()) -> None:
     """Every partition has one set of rows of the champion, of the crops that are there, and none of the others."""
     bench = daemon.bench
@@ -138,24 +146,23 @@ def assert_scored(daemon: Daemon, champion: int, never: tuple[int, ...] = ()) ->
         for partition, versions in found.items():
             assert versions[champion] == 6, (table, partition)
             assert not set(never) & set(versions), (table, partition)
-    for path in (bench.home.lake / "scores").rglob(f"model_version={champion}.parquet"):
-        rows = pl.read_parquet(path, hive_partitioning=False)
-        cells = bench.platform.lake.read("cells", plate=rows["Metadata_Plate"][0], site=rows["Metadata_Site"][0])
-        assert set(rows["crop_version"]) == set(cells["crop_version"])
+    names = ["Metadata_Plate", "Metadata_CellID", "crop_version"]
+    rows = pl.read_delta(str(bench.home.lake / "scores")).filter(model_version=champion)
+    crops = pl.read_delta(str(bench.home.lake / "crops"))
+    assert rows.select(names).sort(names).equals(crops.select(names).sort(names))
 
 
 def scored_by_cells(bench: Bench) -> list[tuple[str, int]]:
     """The partitions there are."""
-    return [(key.plate, key.site) for key in bench.platform.lake.keys("cells")]  # type: ignore[misc]
+    return bench.platform.lake.read("cells").select("Metadata_Plate", "Metadata_Site").unique().rows()
 
 
 def test_a_promotion_scores_once_and_a_rollback_computes_nothing(daemon: Daemon) -> None:
     move(daemon, 2)
     asked = daemon.tick()
-    assert [request.job_name for request in asked] == ["refresh_qc"] + ["rescore"] * 4
-    publish(daemon.bench.platform.lake, daemon.bench.home.database)
+    assert [request.job_name for request in asked] == ["rescore"] * 4
     waits = "SELECT Metadata_Plate, Metadata_Site, model_version, n_cells, reason FROM stale_scores ORDER BY ALL"
-    assert run_sql(daemon.bench.home.database, waits).rows() == [
+    assert published(daemon, waits) == [
         (*partition, 2, 6, "never scored by the champion") for partition in sorted(KEYS)
     ]
     assert daemon.tick() == []
@@ -164,8 +171,7 @@ def test_a_promotion_scores_once_and_a_rollback_computes_nothing(daemon: Daemon)
     daemon.work()
     assert daemon.tick() == []
     assert_scored(daemon, 2)
-    publish(daemon.bench.platform.lake, daemon.bench.home.database)
-    assert run_sql(daemon.bench.home.database, waits).rows() == []
+    assert published(daemon, waits) == []
     for version in (1, 2, 1):
         move(daemon, version)
         assert [request.job_name for request in daemon.tick()] == ["refresh_qc"]
@@ -239,8 +245,8 @@ def test_a_daemon_that_is_restarted_and_an_instance_that_is_made_anew(daemon: Da
 
 
 def test_a_run_that_is_killed_half_way(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    later = 0.0
-    monkeypatch.setattr(runs, "_now", lambda: time.time() + later)
+    later = timedelta()
+    monkeypatch.setattr(automation, "_now", lambda: datetime.now(UTC) + later)
     write, killed = Lake.write, []
 
     def dying(self: Lake, table: str, *args: object, **keys: object) -> object:
@@ -254,22 +260,19 @@ def test_a_run_that_is_killed_half_way(daemon: Daemon, monkeypatch: pytest.Monke
         patch.setattr(Lake, "write", dying)
         assert daemon.settle() == 4
         assert scored_by(daemon.bench.home.lake)["P2", 1] == {1: 6}, "nothing of it is to be seen"
-        for attempt in (2, 3):
-            later = 0.0
+        for attempt, pause in enumerate(PAUSES, start=2):
+            later = pause - timedelta(minutes=1)
             assert daemon.settle() == 0, "too soon"
-            later = 601.0
+            later = pause + timedelta(minutes=1)
             daemon.tick()
             daemon.work()
-            assert len(daemon.done) == 2 + attempt + 1
+            assert len(daemon.done) == 3 + attempt
             assert len(killed) == attempt
-        later = 86400.0
-        given_up = daemon.tick()
-        assert [request.job_name for request in given_up] == ["refresh_qc"]
+        later = timedelta(days=30)
         assert daemon.settle() == 0
         reason = daemon.bench.platform.lake.read("unscored").filter(model_version=2)["reason"].item()
-        assert "ended 3 times without scores" in reason
-    publish(daemon.bench.platform.lake, daemon.bench.home.database)
-    assert run_sql(daemon.bench.home.database, "SELECT reason FROM stale_scores").item() == reason
+        assert "rescore failed 5 times" in reason and "launch it by hand" in reason
+    assert published(daemon, "SELECT reason FROM stale_scores") == [(reason,)]
     assert daemon.bench.run("rescore", plate_site_key("P2", 1)).success
     daemon.settle()
     assert_scored(daemon, 2)
@@ -284,8 +287,8 @@ def test_a_run_whose_machine_went_away(daemon: Daemon, monkeypatch: pytest.Monke
     assert daemon.settle() == 0, "it may still be running"
     assert daemon.bench.definitions.resolve_job_def("rescore").tags["dagster/max_runtime"] == "21600"
     daemon.bench.instance.report_run_failed(dead)
-    later = time.time() + 601
-    monkeypatch.setattr(runs, "_now", lambda: later)
+    later = datetime.now(UTC) + timedelta(seconds=601)
+    monkeypatch.setattr(automation, "_now", lambda: later)
     assert daemon.settle() == 1
     assert_scored(daemon, 2)
 
@@ -304,11 +307,11 @@ def test_new_plates_and_new_masks_are_scored_by_the_champion_of_the_moment(daemo
 
 
 def test_a_run_for_what_is_scored_already_does_nothing_unless_told(daemon: Daemon) -> None:
-    path = next((daemon.bench.home.lake / "scores" / "plate=P1").rglob("*.parquet"))
-    before = path.stat().st_mtime_ns
+    lake = daemon.bench.platform.lake
+    before = lake.version("scores")
     result = daemon.bench.run("rescore", plate_site_key("P1", 1))
     assert result.success
-    assert path.stat().st_mtime_ns == before
+    assert lake.version("scores") == before
     assert result.get_asset_materialization_events() == []
     seen = [event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
     assert len(seen) == 2
@@ -316,7 +319,7 @@ def test_a_run_for_what_is_scored_already_does_nothing_unless_told(daemon: Daemo
     assert daemon.bench.checks(result)["cells_scored"].passed
     again = {"ops": {"scores_and_embeddings": {"config": {"again": True}}}}
     assert len(daemon.bench.run("rescore", plate_site_key("P1", 1), **again).get_asset_materialization_events()) == 2
-    assert path.stat().st_mtime_ns != before
+    assert lake.version("scores") > before
     assert_scored(daemon, 1)
 
 
@@ -337,21 +340,51 @@ def test_a_champion_whose_bundle_is_damaged_is_refused_before_any_run(daemon: Da
     assert_scored(daemon, version.version)
 
 
-def test_a_hundred_partitions_are_a_hundred_runs(daemon: Daemon) -> None:
-    add_plate(daemon.bench, "many", sites=96)
+def test_a_promotion_over_many_partitions_asks_for_two_hundred_at_a_time(daemon: Daemon) -> None:
+    """The partitions are rows of the version tables alone: their runs are taken for done, as a machine would do them."""
+    bench, lake = daemon.bench, daemon.bench.platform.lake
+    crops = lake.versions("crop_versions")
+    many = [
+        {**crops.row(0, named=True), "Metadata_Plate": f"M{n // 9:02d}", "Metadata_Site": n % 9 + 1} for n in range(446)
+    ]
+    lake.replace("crop_versions", pl.concat([crops, pl.DataFrame(many, schema=crops.schema)]))
     move(daemon, 2)
-    begin = time.process_time()
-    result = daemon.evaluate()
-    assert time.process_time() - begin < 5, "of the sixty seconds that a tick has, on any machine"
-    asked = [request for request in result.run_requests or [] if request.job_name == "rescore"]
-    assert len(asked) == 100
-    assert max(Counter(request.partition_key for request in asked).values()) == 1
-    daemon.tick()
-    assert len(daemon.queue) == 100
-    daemon.cursor = None
-    assert daemon.tick() == []
+
+    def finish(number: int) -> None:
+        """So many of the runs that wait have scored their partition."""
+        run = bench.platform.registry.versions()[1].run_id
+        for dead, request in daemon.queue[:number]:
+            plate, site = request.partition_key.keys_by_dimension.values()  # type: ignore[union-attr]
+            done.append({"Metadata_Plate": plate, "Metadata_Site": int(site), "model_run": run, "version": "s", "n": 6})
+            bench.instance.delete_run(dead.run_id)
+        rows = pl.DataFrame(done, schema=lake_table("score_versions").polars).drop("made_from")
+        made = rows.join(lake.versions("crop_versions").select(*KEY, made_from="version"), on=KEY)
+        lake.replace("score_versions", made.select(list(lake_table("score_versions").polars)))
+        daemon.queue = daemon.queue[number:]
+
+    done: list[dict] = []
+    assert [request.job_name for request in daemon.tick()] == ["rescore"] * 200
+    assert daemon.tick() == [], "as many as may wait do"
+    finish(50)
+    daemon.cursor = None  # The daemon is restarted.
+    assert len(daemon.tick()) == 50
+    while daemon.queue:
+        assert len(daemon.queue) <= 200
+        finish(150)
+        daemon.tick()
+    wanted = {(row["Metadata_Plate"], row["Metadata_Site"]) for row in many} | KEYS
+    assert len(daemon.asked) == len(wanted) == 450
+    assert {request.partition_key for request in daemon.asked} == {plate_site_key(*key) for key in wanted}
+
+
+def test_a_promotion_while_runs_wait_asks_for_none_of_their_partitions(daemon: Daemon) -> None:
+    add_plate(daemon.bench, "more", sites=2)
+    move(daemon, 2)
+    assert len(daemon.tick()) == 6
     move(daemon, 3)
-    assert [request.job_name for request in daemon.tick()] == ["refresh_qc"], "the runs that wait will score for it"
+    assert daemon.tick() == [], "the runs that wait will score for it"
+    assert daemon.settle() == 6
+    assert_scored(daemon, 3, never=(2,))
 
 
 def test_a_server_that_is_down_for_a_while(
