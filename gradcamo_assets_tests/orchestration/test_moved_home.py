@@ -46,8 +46,11 @@ def ask(home: Path, sql: str) -> str:
     return result.output
 
 
-def test_a_copy_has_nothing_to_do_and_never_touches_the_original(original: Bench, tmp_path: Path) -> None:
-    before = files(original.home.root)
+def test_a_copy_has_nothing_to_do_and_never_touches_the_original(
+    scored_bench: Bench, original: Bench, tmp_path: Path
+) -> None:
+    homes = [scored_bench.home.mlflow, original.home.root]
+    before = [files(home) for home in homes]
     copy = moved(original, tmp_path / "copy")
     assert requested(tick(copy, inbox_sensor)) == [] and requested(tick(copy, champion_model_sensor)) == []
     another_version(copy)
@@ -55,8 +58,7 @@ def test_a_copy_has_nothing_to_do_and_never_touches_the_original(original: Bench
     assert copy.run("rescore", dg.MultiPartitionKey({"plate": "tiny", "site": "1"})).success
     assert copy.run("refresh_qc").success
     assert "\n2\n" in ask(copy.home.root, "SELECT count(DISTINCT model_version) FROM scores")
-    after = files(original.home.root)
-    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == set()
+    assert [files(home) for home in homes] == before
 
 
 def test_a_moved_home_answers_from_its_new_place(original: Bench, tmp_path: Path) -> None:
