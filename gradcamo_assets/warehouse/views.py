@@ -139,12 +139,18 @@ MODEL_COMPARISON = View(
             sum(right_unseen) / nullif(sum(judged_unseen), 0) AS accuracy_unseen,
             sum(on_target) / nullif(sum(placed), 0) AS on_target_fraction, {_SHARES}
         FROM aggregates.totals GROUP BY ALL
-    ), counted AS (
-        SELECT model_run, measure, value, sum(n) AS n FROM aggregates.score_values GROUP BY ALL
-    ), ranked AS (
-        SELECT *, sum(n) OVER (PARTITION BY model_run, measure ORDER BY value) AS up_to,
+    ), bins AS (
+        -- Thousandths first: few of the values are anywhere near the middle.
+        SELECT model_run, measure, floor(1000 * value) AS bin, sum(n) AS n FROM aggregates.score_values GROUP BY ALL
+    ), ranked_bins AS (
+        SELECT *, sum(n) OVER (PARTITION BY model_run, measure ORDER BY bin) AS up_to,
             sum(n) OVER (PARTITION BY model_run, measure) AS total
-        FROM counted
+        FROM bins
+    ), ranked AS (
+        SELECT model_run, measure, value, total,
+            up_to - bins.n + sum(found.n) OVER (PARTITION BY model_run, measure, bin ORDER BY value) AS up_to
+        FROM aggregates.score_values AS found JOIN ranked_bins AS bins USING (model_run, measure)
+        WHERE bin = floor(1000 * value) AND up_to >= (total + 1) // 2 AND up_to - bins.n <= total // 2
     ), middle AS (
         SELECT model_run, measure,
             (min(value) FILTER (up_to >= (total + 1) // 2) + min(value) FILTER (up_to >= total // 2 + 1)) / 2 AS value

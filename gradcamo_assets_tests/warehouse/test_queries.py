@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.warehouse import Lake, as_table, connect, publish, qc_table, render, run_sql, violations
+from gradcamo_assets.warehouse import Lake, as_table, connect, publish, qc_table, render, run_sql, summaries, violations
 from gradcamo_assets_tests.warehouse import rows
 
 
@@ -216,6 +216,18 @@ def test_model_comparison_equals_a_loop(home: Path, database: Path) -> None:
         assert row["median_gradcamo"] == pytest.approx(np.median(values))
         assert row["looks_at_none"] == pytest.approx(sum(r["looks_at"] == "none" for r in held) / len(values))
         assert row["is_champion"] == (row["model_version"] == 2)
+
+
+def test_medians_over_big_plates_are_right_to_a_thousandth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summaries, "_EXACT", 50)
+    lake = rows.filled(tmp_path / "lake", plates=3, versions=1)
+    publish(lake, tmp_path / "qc.duckdb")
+    values = run_sql(tmp_path / "qc.duckdb", "SELECT value FROM aggregates.score_values")["value"]
+    assert values.round(3).equals(values)
+    held = lake.read("scores").filter(pl.col("split") != "train")
+    row = qc_table(tmp_path / "qc.duckdb", "model").row(0, named=True)
+    for name, column in (("median_gradcamo", "gradcamo"), ("median_adjusted", "gradcamo_adjusted")):
+        assert row[name] == pytest.approx(held[column].median(), abs=0.0005)
 
 
 @pytest.mark.parametrize(
