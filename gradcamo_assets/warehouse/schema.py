@@ -92,6 +92,7 @@ _TABLES = (
         (
             *_FIELD,
             Column("image_version", pl.String, "Version (digest) of the pixels that were segmented"),
+            Column("read_version", pl.String, "The same with the light, channels and voxel size they were read with"),
             Column("mask_version", pl.String, "Version (digest) of the masks; NULL: there are none"),
             Column("n_cells", pl.Int32, "Cells in the field's masks; NULL where none were made"),
             Column("foreground_share", pl.Float64, "Share of the field's voxels that lie inside cells"),

@@ -130,14 +130,14 @@ def test_an_unreadable_bundle_is_named_and_scores_stay(scored_bench: Bench, tmp_
     registry = bench.platform.registry
     champion = registry.by_alias()
     assert champion is not None
-    before = bench.platform.lake.read("scores")
+    before = bench.platform.lake.version("scores")
     weights = registry.fetch(champion) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     again = {"scores_and_embeddings": {"config": {"again": True}}}
     failed = bench.run("rescore", plate_site_key("tiny", 1), ops=again)
     assert not failed.success
     assert "model.safetensors" in _failure(failed)
-    assert bench.platform.lake.read("scores").equals(before)
+    assert bench.platform.lake.version("scores") == before
 
 
 def _failure(result: object) -> str:

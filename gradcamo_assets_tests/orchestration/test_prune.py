@@ -20,7 +20,6 @@ from gradcamo_assets.warehouse import LAKE_TABLES, publish, run_sql, violations
 from gradcamo_assets_tests.orchestration.conftest import Bench
 from gradcamo_assets_tests.orchestration.test_automation import another_version, requested, tick
 
-
 OF_PLATES = [name for name, table in LAKE_TABLES.items() if "Metadata_Plate" in table.polars]
 SHOWN = (
     "plates", "wells", "fields", "cells", "scores", "embeddings", "audit", "profiles", "umap", "confounder_audit",

@@ -341,7 +341,7 @@ def test_a_champion_whose_bundle_is_damaged_is_refused_before_any_run(daemon: Da
 
 
 def test_a_promotion_over_many_partitions_asks_for_two_hundred_at_a_time(daemon: Daemon) -> None:
-    """The partitions are rows of the version tables alone: their runs are taken for done, as a machine would do them."""
+    """Most partitions are rows of the version tables alone, and their runs are taken for done."""
     bench, lake = daemon.bench, daemon.bench.platform.lake
     crops = lake.versions("crop_versions")
     many = [

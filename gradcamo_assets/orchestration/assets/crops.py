@@ -73,7 +73,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     def tabulate(field: Field) -> pl.DataFrame:
         mine = segmented[field.well]
         image = read_field(plate, field)
-        check_pixels(home, plate, field, mine["image_version"])
+        check_pixels(home, plate, field, mine["read_version"])
         return field_cells(
             read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"])),
             plate=plate_name,
@@ -173,14 +173,14 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             problem = "the table of cells is of other masks"
             raise GradcamoError(problem, remedy, plate=plate_name, well=field.well, site=site)
         provenance = Provenance(
-            f"{mine['image_version']} {mine['mask_version']}",
+            f"{mine['read_version']} {mine['mask_version']}",
             {"shape": list(config.shape), "center": center, "scale": scale, "cells": kept["label"].to_list()},
             _CODE,
         )
         folder = crop_folder(home, {**kept.row(0, named=True), "crop_version": provenance.version})
         if not folder.exists():
             image = read_field(plate, field)
-            check_pixels(home, plate, field, mine["image_version"])
+            check_pixels(home, plate, field, mine["read_version"])
             masks_of = read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"]))
             write_crops(
                 folder,

@@ -40,8 +40,8 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     skipped: list[str] = []
 
     def segment(field: Field) -> dict[str, Any]:
-        images = field_version(plate, field)
-        made_from = Provenance(images, segmenter.version, _CODE)
+        read = field_version(plate, field)
+        made_from = Provenance(read, segmenter.version, _CODE)
         folder = mask_folder(home, plate_name, field.well, site, made_from.version)
         if folder.exists():
             skipped.append(field.well)
@@ -51,7 +51,8 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             check_pixels(home, plate, field)
             write_masks(folder, found, plate.voxel_size, made_from)
         return {
-            "image_version": images,
+            "image_version": plate.image_versions[field],
+            "read_version": read,
             "mask_version": made_from.version,
             "n_cells": int(found.cells.max()),
             "foreground_share": float(np.count_nonzero(found.cells) / found.cells.size),
