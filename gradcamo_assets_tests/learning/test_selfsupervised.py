@@ -24,7 +24,7 @@ from gradcamo_assets.learning.registry import ModelRegistry
 from gradcamo_assets.learning.selfsupervised import PairSampler, embeddings_of, wells_of
 from gradcamo_assets.learning.split import split_wells
 from gradcamo_assets.learning.train import TrainingConfig, TrainingResult, train_encoder
-from gradcamo_assets.scoring.score import Scorer
+from gradcamo_assets.scoring.score import Scorer, ScoringConfig
 from gradcamo_assets_tests.learning.tiny import write_plate
 
 LAYER = "5"
@@ -189,7 +189,7 @@ def test_a_version_is_registered_scored_and_named_by_its_objective(tmp_path: Pat
     assert fitted.result.metrics["test_accuracy"] > 0.9
     assert set(fitted.figures) == {"confusion", "reliability", "curves", "maps"}
     field = open_crops(paths[-1])
-    scored = Scorer(registry.fetch(fitted.version)).score(field)
+    scored = Scorer(registry.fetch(fitted.version), ScoringConfig(precision="float32")).score(field)
     crops = CropDataset([field], dict.fromkeys(field.cell_ids, 0), field.channels)
     np.testing.assert_allclose(
         scored.embeddings, embeddings_of(fitted.result.model, LAYER, crops, 16), rtol=1e-3, atol=1e-4

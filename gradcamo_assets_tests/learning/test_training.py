@@ -167,7 +167,7 @@ def planar_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
 )
 def test_flat_plates_train_the_same_way(encoder: str, precision: Any, tmp_path: Path) -> None:
     path = _crops(tmp_path, (1, 24, 24))
-    config = replace(CONFIG, encoder=encoder, epochs=8, learning_rate=0.02, precision=precision)
+    config = replace(CONFIG, encoder=encoder, epochs=16, learning_rate=0.02, precision=precision)
     result = _train(path, config, tmp_path)
     field = open_crops(path)
     held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, ["DNA", "ER"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import defaultdict
 from datetime import timedelta
@@ -256,7 +257,7 @@ def test_every_choice_answers_on_the_command_line(home: Path, monkeypatch: pytes
         result = CliRunner().invoke(main, ["qc", "--by", by, "--format", "csv"])
         assert result.exit_code == 0 and len(result.output.splitlines()) > 1, by
     result = CliRunner().invoke(main, ["qc", "--by", "well", "--plate", "P7", "--format", "csv"])
-    assert {line.split(",")[4] for line in result.output.splitlines()[1:]} == {"P7"}
+    assert set(pl.read_csv(io.StringIO(result.output))["Metadata_Plate"]) == {"P7"}
     with pytest.raises(StoreError, match="over all plates"):
         qc_table(home / "qc.duckdb", "model", plate="P7")
 
