@@ -8,7 +8,14 @@ from gradcamo_assets.warehouse.aggregates import bootstrap_intervals
 from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.invariants import violations
 from gradcamo_assets.warehouse.lake import Lake, Snapshot
-from gradcamo_assets.warehouse.publish import Publication, needs_publication, publish, published_files, published_for
+from gradcamo_assets.warehouse.publish import (
+    Publication,
+    checked,
+    needs_publication,
+    publish,
+    published_files,
+    published_for,
+)
 from gradcamo_assets.warehouse.queries import connect, qc_table, run_sql
 from gradcamo_assets.warehouse.render import as_table, render
 from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
@@ -16,6 +23,6 @@ from gradcamo_assets.warehouse.summaries import summarise
 
 __all__ = [
     "LAKE_TABLES", "Column", "Lake", "Publication", "Snapshot", "Table", "as_table", "bootstrap_intervals",
-    "connect", "lake_table", "needs_publication", "publish", "published_files", "published_for", "qc_table", "render",
-    "run_sql", "summarise", "violations",
+    "checked", "connect", "lake_table", "needs_publication", "publish", "published_files", "published_for", "qc_table",
+    "render", "run_sql", "summarise", "violations",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -44,12 +45,14 @@ class Publication:
     Attributes:
         changed: the tables of the lake with another revision than the file before was published from.
         plates: those of which a champion's rows, or what a report tells beside them, changed; sorted.
+        unchecked: those plates, and those of earlier publications that nobody has said to be ``checked``.
         rebuilt: whether the database was made anew.
         seconds: how long it took.
     """
 
     changed: tuple[str, ...]
     plates: tuple[str, ...]
+    unchecked: tuple[str, ...]
     rebuilt: bool
     seconds: float
 
@@ -103,10 +106,18 @@ def published_files(database: Path) -> set[str]:
     return set(run_sql(database, "SELECT path FROM publication.files")["path"]) if database.exists() else set()
 
 
+def checked(database: Path, publication: Publication) -> None:
+    """Let the plates of a publication count as checked, unless another one has come meanwhile."""
+    with FileLock(database.with_name(f".{database.name}.lock"), timeout=_WAIT_SECONDS):
+        if (notes := _notes(database)).get("unchecked") == list(publication.unchecked):
+            write_json(_notes_of(database), {_fingerprint(database): {**notes, "unchecked": []}})
+
+
 def _publish(lake: Lake, database: Path, work: Path, published: dict[str, str] | None, started: float) -> Publication:
     before = published or {}
     changed = tuple(name for name in _PUBLISHED if lake.revision(name) != before.get(name))
     plates: tuple[str, ...] = ()
+    unchecked = _notes(database).get("unchecked", []) if published else []
     if changed:
         with tempfile.TemporaryDirectory() as folder:
             # DuckDB can read, but not write below a folder with a question mark in its name.
@@ -118,11 +129,12 @@ def _publish(lake: Lake, database: Path, work: Path, published: dict[str, str] |
             if filled != work:
                 shutil.copyfile(filled, work)
         work.chmod(0o444)
-        _note(lake, database, work, before | revisions)
+        unchecked = sorted({*unchecked, *plates})
+        _note(lake, database, work, before | revisions, unchecked)
         # Before the rename, or a reader in between would find the new file with another's log.
         _log_of(database).unlink(missing_ok=True)
         work.replace(database)
-    return Publication(changed, plates, published is None, time.perf_counter() - started)
+    return Publication(changed, plates, tuple(unchecked), published is None, time.perf_counter() - started)
 
 
 def _fill(
@@ -176,20 +188,24 @@ def _plates_to_report(connection: duckdb.DuckDBPyConnection, touched: dict[str, 
 
 def _published(lake: Lake, database: Path) -> dict[str, str] | None:
     """The revisions of the lake's tables that the file was published from; None where it cannot be built upon."""
+    notes = _notes(database)
+    return notes.get("tables") if notes.get("made_for") == _made_for(lake) else None
+
+
+def _notes(database: Path) -> dict[str, Any]:
+    """What was written down of this very file; empty where nothing was, or it was changed since."""
     try:
-        note = json.loads(_notes_of(database).read_text())[_fingerprint(database)]
-        return note["tables"] if note["made_for"] == _made_for(lake) else None
+        notes = json.loads(_notes_of(database).read_text())[_fingerprint(database)]
+        return notes if isinstance(notes, dict) else {}
     except (OSError, ValueError, LookupError, TypeError):
-        return None
+        return {}
 
 
-def _note(lake: Lake, database: Path, work: Path, revisions: dict[str, str]) -> None:
+def _note(lake: Lake, database: Path, work: Path, revisions: dict[str, str], unchecked: list[str]) -> None:
     """Write down what the next file was published from, beside the same of the present one: either may be found."""
-    notes = {}
-    with suppress(OSError, ValueError, LookupError):
-        present = _fingerprint(database)
-        notes[present] = json.loads(_notes_of(database).read_text())[present]
-    write_json(_notes_of(database), notes | {_fingerprint(work): {"made_for": _made_for(lake), "tables": revisions}})
+    present = {_fingerprint(database): notes} if (notes := _notes(database)) else {}
+    next_one = {"made_for": _made_for(lake), "tables": revisions, "unchecked": unchecked}
+    write_json(_notes_of(database), present | {_fingerprint(work): next_one})
 
 
 def _made_for(lake: Lake) -> str:

@@ -27,10 +27,17 @@ def test_what_is_wrong_is_reported_until_it_is_mended(tmp_path: Path) -> None:
         )
         return bench.checks(result)["numbers_hold"].passed
 
-    assert numbers_hold()
+    def touched() -> list[str]:
+        """The plates that reports are asked for, as the last publication tells it."""
+        event = bench.instance.get_latest_materialization_event(dg.AssetKey("qc_database"))
+        return event.asset_materialization.metadata["plates_touched"].value  # type: ignore[union-attr, return-value]
+
+    assert numbers_hold() and touched() == ["P1", "P2"]
+    assert numbers_hold() and touched() == []
     lake.write("scores", good.with_columns(gradcamo_max=pl.col("gradcamo") - 0.1), **keys)
     publish(lake, bench.home.database)  # As the command does, without a check.
-    assert not numbers_hold()
+    assert not numbers_hold() and touched() == ["P1"]
     assert not numbers_hold()
     lake.write("scores", good, **keys)
-    assert numbers_hold() and numbers_hold()
+    assert numbers_hold() and touched() == ["P1"]
+    assert numbers_hold() and touched() == []
