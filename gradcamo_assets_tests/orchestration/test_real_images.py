@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import zarr
 
+from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.learning.promotion import promote
 from gradcamo_assets.networks.bundle import BundleConfig
 from gradcamo_assets.networks.registry import build_encoder
@@ -113,7 +114,7 @@ def test_a_real_imagexpress_export_goes_to_its_crops(bench: Bench, shared_data: 
     told = bench.checks(result)["true_z_stacks"]
     assert not told.passed and "FITC and Texas Red repeat one plane" in str(told.metadata["problems"].value)
     assert all(run.success for run in bench.process("9987"))
-    cells = bench.platform.lake.read("cells")
+    cells = cells_with_crops(bench.platform.lake).collect()
     kept = cells.filter(pl.col("crop_index").is_not_null())
     assert dict(kept.group_by("Metadata_Well").len().rows()).keys() == {"B02", "B03"} and len(kept) >= 8
     assert set(kept["treatment_class"]) == {"negcon", "nocodazole@300nM"}
