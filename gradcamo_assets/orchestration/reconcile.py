@@ -78,7 +78,7 @@ def read_inbox(
 def partitions_to_process(lake: Lake) -> dict[Partition, str]:
     """Plate x site partitions whose masks, cells or crops are not made from what stands before them now, sorted.
 
-    To each a digest of what stands there: where any of it has changed since, attempts begin anew.
+    To each a digest of its images and masks: with others, attempts begin anew.
     """
     keys = ["Metadata_Plate", "Metadata_Site"]
     chained = lake.versions("image_versions").filter(pl.col("n") > 0).select(*keys, image="version")
@@ -87,7 +87,8 @@ def partitions_to_process(lake: Lake) -> dict[Partition, str]:
         chained = chained.join(made, on=keys, how="left")
     links = (pl.col(f"{stage}_from").eq_missing(pl.col(before)) for before, stage in pairwise(_STAGES))
     waiting = chained.filter(~pl.all_horizontal(links)).sort(keys)
-    return {(plate, site): digest(there) for plate, site, *there in waiting.iter_rows()}
+    rows = waiting.select(*keys, "image", "mask").iter_rows()
+    return {(plate, site): digest(made_from) for plate, site, *made_from in rows}
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,8 @@ def partition_requests(
 ) -> tuple[list[dg.RunRequest], dict[Partition, str]]:
     """Requests of ``job`` for partitions that nobody works on, and why others are given up.
 
-    A run that ended and left its partition to be done is one attempt; ``common.attempts`` says what follows. The number
-    of attempts stands in the run key: a key is used once for ever, and one that was used by a run that died would never
-    be asked for again.
+    ``common.attempts`` says when runs that failed are repeated. The number of runs that have ended stands in the run
+    key: a key is used once for ever, and one that was used by a run that died would never be asked for again.
 
     Args:
         todo: what is to be done, with what it is made from: another version begins anew.
@@ -59,10 +58,11 @@ def partition_requests(
         for (plate, site), made_from in some:
             key = plate_site_key(plate, site)
             ended = tried[str(key), made_from]
-            answer = next_try([at for at, _ in ended], now)
+            failed = [record for record in ended if record.dagster_run.status != _STATUS.SUCCESS]
+            answer = next_try([_ended_at(record) for record in failed], now)
             if answer.given_up:
-                run = ended[-1][1]
-                given_up[plate, site] = f"{job} failed {len(ended)} times: see run {run}, then launch it by hand"
+                run = failed[-1].dagster_run.run_id
+                given_up[plate, site] = f"{job} failed {len(failed)} times: see run {run}, then launch it by hand"
             elif answer.due and len(requests) < room:
                 request = dg.RunRequest(
                     run_key=f"{job} {plate} {site} {made_from} {len(ended)}",
@@ -76,12 +76,15 @@ def partition_requests(
 
 def _tried(
     instance: dg.DagsterInstance, job: str, made_from: set[str]
-) -> Mapping[tuple[str | None, str | None], list[tuple[datetime, str]]]:
-    """When runs ended that were asked for, the last one last, with their ids; by partition and what they began with."""
+) -> Mapping[tuple[str | None, str | None], list[dg.RunRecord]]:
+    """Runs that were asked for and have ended, the last one last, by partition and what they began with."""
     tried = defaultdict(list)
     wanted = dg.RunsFilter(job_name=job, statuses=_ENDED, tags={_MADE_FROM: sorted(made_from)})
-    for record in instance.get_run_records(wanted):
-        at = datetime.fromtimestamp(record.end_time or record.update_timestamp.timestamp(), UTC)
+    for record in sorted(instance.get_run_records(wanted), key=_ended_at):
         tags = record.dagster_run.tags
-        tried[tags.get(PARTITION), tags.get(_MADE_FROM)].append((at, record.dagster_run.run_id))
-    return defaultdict(list, {key: sorted(ended) for key, ended in tried.items()})
+        tried[tags.get(PARTITION), tags.get(_MADE_FROM)].append(record)
+    return tried
+
+
+def _ended_at(record: dg.RunRecord) -> datetime:
+    return datetime.fromtimestamp(record.end_time or record.update_timestamp.timestamp(), UTC)
