@@ -83,7 +83,8 @@ def partitions_to_process(lake: Lake) -> dict[Partition, str]:
     keys = ["Metadata_Plate", "Metadata_Site"]
     chained = lake.versions("image_versions").filter(pl.col("n") > 0).select(*keys, image="version")
     for stage in _STAGES[1:]:
-        made = lake.versions(f"{stage}_versions").drop("n").rename({"version": stage, "made_from": f"{stage}_from"})
+        made = lake.versions(f"{stage}_versions").drop_nulls("made_from").drop("n")
+        made = made.rename({"version": stage, "made_from": f"{stage}_from"})
         chained = chained.join(made, on=keys, how="left")
     links = (pl.col(f"{stage}_from").eq_missing(pl.col(before)) for before, stage in pairwise(_STAGES))
     waiting = chained.filter(~pl.all_horizontal(links)).sort(keys)
@@ -107,7 +108,9 @@ def partitions_to_score(lake: Lake, champion: ModelVersion) -> dict[Partition, s
     """
     keys = ["Metadata_Plate", "Metadata_Site"]
     scored = lake.versions("score_versions", model_run=champion.run_id).select(*keys, "made_from", scored="n")
-    both = lake.versions("crop_versions").drop("made_from").join(scored, on=keys, how="left").sort(keys)
+    # Crops that are made from nothing are being written, or their writer was killed.
+    crops = lake.versions("crop_versions").drop_nulls("made_from").drop("made_from")
+    both = crops.join(scored, on=keys, how="left").sort(keys)
     todo = both.filter(pl.col("made_from").ne_missing(pl.col("version")) & ((pl.col("n") > 0) | (pl.col("scored") > 0)))
     return {(plate, site): version for plate, site, version in todo.select(*keys, "version").iter_rows()}
 

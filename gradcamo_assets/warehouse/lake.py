@@ -12,7 +12,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from numbers import Integral
@@ -77,6 +78,12 @@ class Lake:
         Raises:
             StoreError: where the rows do not fit the table or do not lie in the key.
         """
+        self._write(table, frame, keys)
+
+    def _write(
+        self, table: str, frame: pl.DataFrame, keys: dict[str, Any], still: Callable[[], None] | None = None
+    ) -> None:
+        """``still`` is called before each try to commit, which fails where another commit to the key came after it."""
         from deltalake import write_deltalake
 
         description = lake_table(table)
@@ -95,7 +102,13 @@ class Lake:
                 )
         if not keys:
             raise StoreError(f"{table} is filed by nothing", "Use replace or append.")
-        self._commit(description, lambda delta: write_deltalake(delta, rows, mode="overwrite", predicate=predicate))
+
+        def commit(delta: DeltaTable) -> None:
+            if still:
+                still()
+            write_deltalake(delta, rows, mode="overwrite", predicate=predicate)
+
+        self._commit(description, commit)
 
     def replace(self, table: str, frame: pl.DataFrame) -> None:
         """Replace all rows of a table in one commit.
@@ -226,9 +239,41 @@ class Lake:
 
     def record(self, table: str, version: str, made_from: str | None, n: int, **keys: Any) -> None:
         """Write the version of what now stands in one partition, after it was written itself."""
-        row = {KEY_COLUMNS[name]: value for name, value in keys.items()}
-        row |= {"version": version, "made_from": made_from, "n": n}
-        self.write(table, pl.DataFrame([row], schema=lake_table(table).polars), **keys)
+        self.write(table, _version_row(table, keys, version, made_from, n), **keys)
+
+    def write_stage(
+        self,
+        table: str,
+        frames: Mapping[str, pl.DataFrame],
+        *,
+        version: str,
+        made_from: str | None,
+        n: int,
+        **keys: Any,
+    ) -> None:
+        """Write what a stage made of one partition, and its version last.
+
+        In between, the partition is made from nothing: of a killed writer nothing passes for done. Of two writers at
+        once, the one that was overtaken leaves it so.
+
+        Args:
+            table: the stage's version table. frames: the rows by table.
+
+        Raises:
+            StoreError: where another writer overtook this one, or rows do not fit their table.
+        """
+        before, mine = self.version_of(table, **keys), f"written since {uuid.uuid4().hex}"
+        self.record(table, mine, None, before["n"] if before else 0, **keys)
+        for name, frame in frames.items():
+            self.write(name, frame, **keys)
+
+        def still() -> None:
+            if (there := self.version_of(table, **keys)) is None or there["version"] != mine:
+                self.record(table, mine, None, n, **keys)
+                problem, remedy = "another run has written the same at the same time", "Run it again."
+                raise StoreError(problem, remedy, plate=keys.get("plate"), site=keys.get("site"))
+
+        self._write(table, _version_row(table, keys, version, made_from, n), keys, still)
 
     def changes(self, table: str, since: int, until: int) -> pl.DataFrame | None:
         """The partitions whose rows changed after version ``since``, up to ``until``; compaction changes none.
@@ -344,6 +389,12 @@ class Lake:
             f"the table {table.name} changes faster than it can be written", "Run it again with fewer runs at a time.",
             path=folder,
         ) from overtaken  # fmt: skip
+
+
+def _version_row(table: str, keys: dict[str, Any], version: str, made_from: str | None, n: int) -> pl.DataFrame:
+    row = {KEY_COLUMNS[name]: value for name, value in keys.items()}
+    row |= {"version": version, "made_from": made_from, "n": n}
+    return pl.DataFrame([row], schema=lake_table(table).polars)
 
 
 def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:

@@ -193,7 +193,7 @@ STALE_SCORES = View(
         crop_versions.Metadata_Plate, crop_versions.Metadata_Site, labels.model_name, labels.model_version,
         labels.model_run, crop_versions.n AS n_cells,
         coalesce(
-            unscored.reason, if(score_versions.n IS NULL, 'never scored by the champion', 'crops changed')
+            unscored.reason, if(score_versions.made_from IS NULL, 'never scored by the champion', 'crops changed')
         ) AS reason
     FROM lake.crop_versions JOIN aggregates.labels ON is_champion
     LEFT JOIN lake.score_versions USING (Metadata_Plate, Metadata_Site, model_run)

@@ -24,6 +24,7 @@ from gradcamo_assets.orchestration import night as automation_of_nights
 from gradcamo_assets.orchestration.automation import inbox_sensor, nightly_ingest
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.plates import failures, write_synthetic_plate
+from gradcamo_assets.warehouse import Lake
 from gradcamo_assets.warehouse.schema import tables_filed_by
 from gradcamo_assets_tests.orchestration.conftest import TINY, Bench
 from gradcamo_assets_tests.orchestration.test_automation import requested, tick
@@ -195,14 +196,29 @@ def test_a_plate_that_a_run_is_busy_with_is_not_requested(bench: Bench, clock: C
     assert requested(tick(bench, inbox_sensor, result.cursor)) == [("ingest_plates", "tiny")]
 
 
-@pytest.mark.parametrize("stage", ["masks", "crops"])
+def break_stage(stage: str, patch: pytest.MonkeyPatch) -> None:
+    """Let a stage fail before its first field, or, ``rows``, in the middle of what it writes to the lake."""
+    write = Lake.write
+
+    def full(self: Lake, table: str, *args: object, **keys: object) -> None:
+        if table == "field_crops":
+            raise OSError("no space left on device")
+        write(self, table, *args, **keys)  # type: ignore[arg-type]
+
+    if stage == "rows":
+        patch.setattr(Lake, "write", full)
+    else:
+        used = {"masks": "Segmenter", "crops": "known_plate"}[stage]
+        patch.setattr(import_module(f"gradcamo_assets.orchestration.assets.{stage}"), used, None)
+
+
+@pytest.mark.parametrize("stage", ["masks", "crops", "rows"])
 def test_fields_that_failed_are_tried_again_four_times_and_then_left(bench: Bench, clock: Clock, stage: str) -> None:
     write_synthetic_plate(bench.home.inbox, replace(TINY, sites=1))
     assert bench.ingest("tiny").success
-    used = {"masks": "Segmenter", "crops": "known_plate"}[stage]
     key = plate_site_key("tiny", 1)
     keys = set()
-    if stage == "crops":  # What has come of an attempt stays, and the next one begins there.
+    if stage != "masks":  # What has come of an attempt stays, and the next one begins there.
         assert bench.materialize("masks", key).success and bench.materialize("cells", key).success
     for pause, next_one in pairwise((0, 1 / 6, 1, 6, 24, 24 * 30)):
         clock(pause + 0.05)  # A run ends when it really does, which is at 0 h.
@@ -210,7 +226,7 @@ def test_fields_that_failed_are_tried_again_four_times_and_then_left(bench: Benc
         assert (request.job_name, request.partition_key) == ("process_fields", key)
         keys.add(request.run_key)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(import_module(f"gradcamo_assets.orchestration.assets.{stage}"), used, None)
+            break_stage(stage, patch)
             assert not bench.obey(request).success
         clock(next_one - 0.05)
         assert requested(tick(bench, inbox_sensor)) == []

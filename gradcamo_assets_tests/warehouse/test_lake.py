@@ -49,6 +49,64 @@ def test_what_is_written_is_read_under_its_key_only(lake: Lake, found: pl.DataFr
     same(lake.read("cells"), other)
 
 
+def write_crops(lake: Lake, frames: dict[str, pl.DataFrame], version: str) -> None:
+    lake.write_stage("crop_versions", frames, version=version, made_from="c", n=len(frames), plate="P1", site=1)
+
+
+def crop_version(lake: Lake) -> tuple[str, str | None]:
+    row = lake.version_of("crop_versions", plate="P1", site=1)
+    assert row is not None
+    return row["version"], row["made_from"]
+
+
+def test_of_a_writer_that_is_killed_nothing_passes_for_done(lake: Lake, found: pl.DataFrame) -> None:
+    crops = rows.crops(found)
+    write_crops(lake, {"crops": crops}, "one")
+    assert crop_version(lake) == ("one", "c")
+    with pytest.raises(StoreError, match="do not fit"):
+        write_crops(lake, {"crops": crops.head(3), "field_crops": crops}, "two")
+    version, made_from = crop_version(lake)
+    assert version not in ("one", "two") and made_from is None
+    write_crops(lake, {"crops": crops}, "two")
+    assert crop_version(lake) == ("two", "c")
+
+
+@pytest.mark.parametrize("moment", ["rows", "version"])
+def test_a_writer_that_was_overtaken_lets_nothing_pass_for_done(
+    lake: Lake, found: pl.DataFrame, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    crops, write, version_of = rows.crops(found), Lake.write, Lake.version_of
+    happened: list[str] = []
+
+    def overtake() -> None:
+        happened.append(moment)
+        write_crops(lake, {"crops": crops.head(2)}, "other")
+        assert crop_version(lake) == ("other", "c")
+
+    def overtaken(self: Lake, name: str, frame: pl.DataFrame, **keys: object) -> None:
+        """The other one begins and ends while the rows are written."""
+        if name == "crops" and not happened:
+            overtake()
+        write(self, name, frame, **keys)
+
+    def overtaken_late(self: Lake, table: str, **keys: object) -> dict | None:
+        """The other one begins and ends after this one has seen that it is still alone."""
+        row = version_of(self, table, **keys)
+        if row and row["made_from"] is None and not happened:
+            overtake()
+        return row
+
+    if moment == "rows":
+        monkeypatch.setattr(Lake, "write", overtaken)
+    else:
+        monkeypatch.setattr(Lake, "version_of", overtaken_late)
+    with pytest.raises(StoreError, match="at the same time"):
+        write_crops(lake, {"crops": crops}, "mine")
+    assert happened and crop_version(lake)[1] is None
+    write_crops(lake, {"crops": crops}, "mine")
+    assert crop_version(lake) == ("mine", "c")
+
+
 @pytest.mark.parametrize("name", LAKE_TABLES)
 def test_every_table_gives_back_what_it_was_given(lake: Lake, name: str) -> None:
     table = LAKE_TABLES[name]

@@ -59,8 +59,8 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             model_run=pl.lit(champion.run_id),
         )
         rows = rows.select(lake_table("audit").empty().columns)
-        lake.write("audit", rows, **keys)
-        lake.record("audit_versions", digest([made_from, _CELLS]), made_from, len(rows), **keys)
+        version = digest([made_from, _CELLS])
+        lake.write_stage("audit_versions", {"audit": rows}, version=version, made_from=made_from, n=len(rows), **keys)
     medians = rows.select(pl.col(pl.Float64).median()).row(0, named=True)
     numbers = {name: value for name, value in medians.items() if value is not None and name not in DOSE_NAMES}
     return dg.MaterializeResult(

@@ -108,11 +108,11 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         )
         for well in segmented
     ]  # fmt: skip
-    lake.write("cells", table, plate=plate_name, site=site)
-    verdict_table = pl.DataFrame(rows, schema=lake_table("field_verdicts").polars)
-    lake.write("field_verdicts", verdict_table, plate=plate_name, site=site)
     version = digest([table.sort("Metadata_CellID").to_dicts(), rows])
-    lake.record("cell_versions", version, made_from, len(table), plate=plate_name, site=site)
+    frames = {"cells": table, "field_verdicts": pl.DataFrame(rows, schema=lake_table("field_verdicts").polars)}
+    lake.write_stage(
+        "cell_versions", frames, version=version, made_from=made_from, n=len(table), plate=plate_name, site=site
+    )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version),
         metadata={
@@ -213,12 +213,14 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             )
             for name in segmented
         ]  # fmt: skip
-        lake.write("crops", updated.select(list(lake_table("crops").polars)), plate=plate_name, site=site)
-        lake.write(
-            "field_crops", pl.DataFrame(rows, schema=lake_table("field_crops").polars), plate=plate_name, site=site
-        )
+        frames = {
+            "crops": updated.select(list(lake_table("crops").polars)),
+            "field_crops": pl.DataFrame(rows, schema=lake_table("field_crops").polars),
+        }
         version, n = of_fields(outcome.done), int(updated["crop_index"].count())
-        lake.record("crop_versions", version, made_from["version"], n, plate=plate_name, site=site)
+        lake.write_stage(
+            "crop_versions", frames, version=version, made_from=made_from["version"], n=n, plate=plate_name, site=site
+        )
     flags = updated.drop_nulls("qc_flag").group_by("qc_flag").len().sort("qc_flag")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version),

@@ -65,10 +65,11 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             field_row(plate_name, well, site, qc_flag=f"not segmented: {why}") for well, why in outcome.failed.items()
         ]
         table = pl.DataFrame(rows, schema=lake_table("masks").polars)
-        lake.write("masks", table, plate=plate_name, site=site)
         version = of_fields(dict(table.select("Metadata_Well", "mask_version").iter_rows()))
-        made = site_version(plate, site)
-        lake.record("mask_versions", version, made, len(outcome.done), plate=plate_name, site=site)
+        lake.write_stage(
+            "mask_versions", {"masks": table}, version=version, made_from=site_version(plate, site),
+            n=len(outcome.done), plate=plate_name, site=site,
+        )  # fmt: skip
     shown = next(field for field in fields if field.well in outcome.done)
     example = read_masks(mask_folder(home, plate_name, shown.well, site, outcome.done[shown.well]["mask_version"]))
     overlay = segmentation_overlay(

@@ -65,9 +65,12 @@ def _plates(
     return wanted, [plate for plate, version in wanted.items() if made.get(plate) != version]
 
 
-def _record(platform: Platform, champion: ModelVersion, table: str, plate: str, made_from: str, n: int) -> None:
-    version = digest([made_from, champion.run_id])
-    platform.lake.record(table, version, made_from, n, plate=plate, **_keys(champion))
+def _write(
+    platform: Platform, champion: ModelVersion, table: str, frames: dict[str, pl.DataFrame], plate: str, made_from: str
+) -> None:
+    version, n = digest([made_from, champion.run_id]), sum(map(len, frames.values()))
+    keys = {"plate": plate, **_keys(champion)}
+    platform.lake.write_stage(table, frames, version=version, made_from=made_from, n=n, **keys)
 
 
 def _cells(platform: Platform, champion: ModelVersion, plate: str) -> pl.DataFrame:
@@ -158,11 +161,10 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
                 save_fitted(kept_at(name, place), sphering.arrays, sphering.notes)
         for plate in todo:
             part = made.table.filter(Metadata_Plate=plate)
-            platform.lake.write("profiles", part, plate=plate, **_keys(champion))
             if len(part) and settings.formats:
                 folder = home.exports / plate / f"{champion.name}-v{champion.version}"
                 export_profiles(part, folder, settings.formats)
-            _record(platform, champion, "profile_versions", plate, plates[plate], len(part))
+            _write(platform, champion, "profile_versions", {"profiles": part}, plate, plates[plate])
     counts = platform.lake.read("profiles", **_keys(champion))["population"].value_counts(sort=True).iter_rows()
     return dg.MaterializeResult(
         metadata={
@@ -203,8 +205,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
             pl.Series(f"umap_{axis}", [] if coordinates is None else coordinates[:, n], dtype=pl.Float64)
             for n, axis in enumerate("xy")
         )
-        platform.lake.write("umap", placed, plate=plate, **_keys(champion))
-        _record(platform, champion, "umap_versions", plate, plates[plate], len(placed))
+        _write(platform, champion, "umap_versions", {"umap": placed}, plate, plates[plate])
     table = platform.lake.read("umap", **_keys(champion))
     scores = platform.lake.scan("scores", **_keys(champion)).select("Metadata_CellID", "gradcamo").collect()
     film = _training_film(platform, champion, again=config.anew)
@@ -287,8 +288,9 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     table = pl.concat(tables, how="vertical_relaxed")
     lake.write("confounder_audit", table, **_keys(champion))
     for plate in todo:
-        rows = table.filter(Metadata_Plate=plate)
-        _record(platform, champion, "confounder_versions", plate, plates[plate], len(rows))
+        version = digest([plates[plate], champion.run_id])
+        n = len(table.filter(Metadata_Plate=plate))
+        lake.record("confounder_versions", version, plates[plate], n, plate=plate, **_keys(champion))
     found = table.filter(population="all", representation="embedding").select("target", "score")
     return dg.MaterializeResult(
         metadata={

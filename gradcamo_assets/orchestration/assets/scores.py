@@ -112,10 +112,12 @@ def scores_and_embeddings(
     columns = lake_table("embeddings").empty().columns
     vector_frame = pl.concat(frames).select("Metadata_CellID") if frames else pl.DataFrame({"Metadata_CellID": []})
     vector_frame = vector_frame.cast(pl.String).with_columns(pl.Series("embedding", vectors, dtype=pl.List(pl.Float32)))
-    lake.write("embeddings", scores.join(vector_frame, on="Metadata_CellID").select(columns), **keys)
-    lake.write("scores", scores, **keys)
+    embedded = scores.join(vector_frame, on="Metadata_CellID").select(columns)
     version = digest([made_from["version"], champion.run_id])
-    lake.record("score_versions", version, made_from["version"], len(scores), **keys)
+    lake.write_stage(
+        "score_versions", {"embeddings": embedded, "scores": scores}, version=version, made_from=made_from["version"],
+        n=len(scores), **keys,
+    )  # fmt: skip
     pages = registry.pages(settings.links, champion.run_id, champion)
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version}
     common |= {name: dg.MetadataValue.url(page) for name, page in pages.items()}
