@@ -73,15 +73,14 @@ def test_what_is_to_be_processed(lake: Lake, stages: tuple[dict, ...]) -> None:
             wanted.append(partition)
     todo = partitions_to_process(lake)
     assert list(todo) == wanted
-    if wanted:  # Whatever changes of it begins anew, but for what a writer leaves that is killed every time.
+    if wanted:  # With other masks its attempts begin anew, with another table of cells they do not.
         plate, site = wanted[0]
-        found = []
-        for version, made_from in (("d", "a"), ("x", None), ("y", None)):
+        for version, made_from in (("d", "a"), ("x", None)):
             lake.record("cell_versions", version, made_from, 1, plate=plate, site=site)
-            now = partitions_to_process(lake)
-            found.append(now.pop((plate, site)))
-            assert now == {partition: there for partition, there in todo.items() if partition != (plate, site)}
-        assert found[0] not in (todo[plate, site], found[1]) and found[1] == found[2]
+            assert partitions_to_process(lake) == todo
+        lake.record("mask_versions", "d", "a", 1, plate=plate, site=site)
+        now = partitions_to_process(lake)
+        assert now.pop((plate, site)) != todo.pop((plate, site)) and now == todo
 
 
 def test_a_lake_without_tables_asks_for_nothing(tmp_path: Path) -> None:
