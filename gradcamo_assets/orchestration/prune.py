@@ -153,8 +153,7 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
 
     What an unfinished run is about to name stays.
     """
-    registered = {version.run_id for version in registry.versions()}
-    lost = sorted(_runs(lake) - registered)
+    lost = _lost_runs(lake, registry)
     drops = tuple(drop for run in lost for drop in _drops_of_run(run))
     busy, ended = set(), []
     for file in sorted(home.unfinished.glob("*.json")):
@@ -166,7 +165,8 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
             busy.add((said["store"], said["plate"], str(said["site"])))
     unnamed: list[Path] = []
     for store, table, column in ((home.masks, "masks", "mask_version"), (home.crops, "field_crops", "crop_version")):
-        rows = pl.concat([lake.scan(name).select(*FIELD, column) for name in (table, "scores")]).drop_nulls().unique()
+        scores = lake.scan("scores").filter(~pl.col("model_run").is_in(lost))
+        rows = pl.concat([rows.select(*FIELD, column) for rows in (lake.scan(table), scores)]).drop_nulls().unique()
         keep = {(plate, f"{well}_s{site}", version) for plate, well, site, version in rows.collect().iter_rows()}
         for folder in sorted(store.glob("*/*/*")):
             plate, field, version = folder.parts[-3:]
@@ -178,6 +178,14 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
 
 def _drops_of_run(run: str) -> tuple[tuple[str, Keys], ...]:
     return tuple((table, {"model_run": run}) for table in tables_filed_by("model_run"))
+
+
+def _lost_runs(lake: Lake, registry: ModelRegistry) -> list[str]:
+    """The MLflow runs of this model that computed something, and that no registered version names any more."""
+    tables = [name for name in tables_filed_by("model_run") if "model_name" in LAKE_TABLES[name].polars]
+    rows = pl.concat([lake.scan(name).select("model_name", "model_run") for name in tables]).unique().collect()
+    computed = set(rows.filter(model_name=registry.name)["model_run"])
+    return sorted(computed - {version.run_id for version in registry.versions()})
 
 
 def _runs(lake: Lake) -> set[str]:

@@ -7,19 +7,23 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from click.testing import CliRunner
 
 from gradcamo_assets.cli import main
 from gradcamo_assets.common import GradcamoError
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.crops.table import cells_with_crops
+from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.orchestration.automation import champion_model_sensor, inbox_sensor
+from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.orchestration.prune import plan_crops, plan_plate, plan_scores
 from gradcamo_assets.plates.store import mark_known
 from gradcamo_assets.warehouse import LAKE_TABLES, publish, run_sql, violations
-from gradcamo_assets_tests.orchestration.conftest import Bench
+from gradcamo_assets_tests.orchestration.conftest import SETTINGS, Bench
 from gradcamo_assets_tests.orchestration.test_automation import another_version, requested, tick
 
+OF_RUNS = [name for name, table in LAKE_TABLES.items() if "model_run" in table.keys]
 OF_PLATES = [name for name, table in LAKE_TABLES.items() if "Metadata_Plate" in table.polars]
 SHOWN = (
     "plates", "wells", "fields", "cells", "scores", "embeddings", "audit", "profiles", "umap", "confounder_audit",
@@ -170,3 +174,76 @@ def test_a_link_is_not_followed(two_plates: Bench, tmp_path: Path) -> None:
     with pytest.raises(GradcamoError, match="link to another place"):
         plan_crops(two_plates.home, two_plates.platform.lake, "twin")
     assert any((tmp_path / "elsewhere").iterdir())
+
+
+def stored(bench: Bench) -> set[Path]:
+    """The folder of every version of masks and crops."""
+    return {folder for store in (bench.home.masks, bench.home.crops) for folder in store.glob("*/*/*")}
+
+
+def named(bench: Bench) -> set[Path]:
+    """Those that SQL users are told of."""
+    bench.ask("SELECT 1")
+    sql = """SELECT 'masks', Metadata_Plate, Metadata_Well, Metadata_Site, mask_version FROM lake.masks
+        UNION SELECT 'crops', Metadata_Plate, Metadata_Well, Metadata_Site, crop_version FROM cells"""
+    rows = run_sql(bench.home.database, sql).rows()
+    return {
+        bench.home.root / store / plate / f"{well}_s{n}" / version for store, plate, well, n, version in rows if version
+    }
+
+
+def process(bench: Bench, volume: int) -> None:
+    """Segment and crop site 1 anew, without cells below a volume."""
+    text = SETTINGS.replace("[segmentation]\n", f"[segmentation]\nmin_volume = {volume}\n")
+    bench.home.settings_file.write_text(text)
+    assert bench.run("process_fields", plate_site_key("tiny", 1)).success
+
+
+def test_what_a_model_computed_that_mlflow_has_lost_goes_and_no_other(scored_bench: Bench, tmp_path: Path) -> None:
+    """A registered model that was deleted and registered anew is version 1 again, with other weights."""
+    bench = scored_bench.copy(tmp_path / "home")
+    lake, registry = bench.platform.lake, bench.platform.registry
+    old = registry.by_alias()
+    assert old is not None
+    model, config = load_bundle(registry.fetch(old))
+    scores = "SELECT model_run, count(*) FROM scores GROUP BY ALL"
+    ((run, n),) = run_sql(bench.home.database, scores).rows()
+    of_another = lake.read("scores", plate="tiny", site=1).with_columns(
+        model_name=pl.lit("another"), model_run=pl.lit("another-run")
+    )
+    lake.write("scores", of_another, plate="tiny", site=1, model_run="another-run")
+    moves = tick(bench, champion_model_sensor).cursor
+
+    registry.client.delete_registered_model(registry.name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    new = registry.register(model, config)
+    registry.promote(new.version)
+    assert new.version == old.version == 1 and new.run_id != old.run_id == run
+    fetched, _ = load_bundle(registry.fetch(new))
+    assert all(torch.equal(a, b) for a, b in zip(fetched.parameters(), model.parameters(), strict=True))
+
+    asked = tick(bench, champion_model_sensor, moves)
+    assert requested(asked) == [("rescore", plate_site_key("tiny", site)) for site in (1, 2)]
+    assert bench.materialize("qc_database").success
+    shown = "(SELECT count(*) FROM current_scores), (SELECT count(*) FROM qc_by_dose), (SELECT count(*) FROM umap)"
+    assert bench.ask(f"SELECT count(*), {shown} FROM scores") == [(0, 0, 0, 0)], (
+        "the old scores are not the new model's"
+    )
+    assert bench.ask("SELECT Metadata_Site, model_run, reason FROM stale_scores ORDER BY ALL") == [
+        (site, new.run_id, "never scored by the champion") for site in (1, 2)
+    ]
+    for request in asked.run_requests or []:
+        assert bench.obey(request).success
+    assert requested(tick(bench, champion_model_sensor, asked.cursor)) == []
+    assert bench.ask(scores) == [(new.run_id, n)]
+
+    assert set(lake.read("scores")["model_run"]) == {old.run_id, new.run_id, "another-run"}
+    output = gradcamo(bench, "prune", "--unused", "--yes")
+    assert "lake/scores" in output and "lake/umap" in output
+    for name in OF_RUNS:
+        assert old.run_id not in lake.read(name)["model_run"], name
+    assert not (bench.home.fitted / old.run_id).exists()
+    assert set(lake.read("scores")["model_run"]) == {new.run_id, "another-run"}
+    assert bench.ask(scores) == [(new.run_id, n)] and violations(bench.home.database) == []
