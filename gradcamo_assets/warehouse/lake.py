@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from numbers import Integral
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 40
 _ODD = r"[\[\]\\\x00-\x1f]|%[0-9A-Fa-f]{2}"
-_COMMIT = r"\d{20}\.(json|checkpoint\.parquet)"
 _LONGEST_PAUSE_SECONDS = 2.0
 # Merged in one commit, and again where a writer overtook it.
 _PLATES_AT_ONCE = 50
@@ -178,21 +177,27 @@ class Lake:
             StoreError: where the table cannot be read, or was written by an earlier release.
         """
         description = lake_table(table)
-        number = self._number(table, version)
+        number = self.version(table) if version is None else version
         if number < 0:
             types = {name: description.polars[name] for name in description.partitions}
             return Snapshot(-1, pl.DataFrame(schema={"path": pl.String, "rows": pl.Int64, **types}))
         return Snapshot(number, _files(description, _listed(self, table, self.revision(table, number))))
 
     def version(self, table: str) -> int:
-        """The version of a Delta table; it grows with every commit. -1 where there is none yet."""
-        try:
-            with os.scandir(self.root / lake_table(table).name / "_delta_log") as log:
-                names = sorted((file.name for file in log), reverse=True)
-        except FileNotFoundError:
-            self._delta(lake_table(table))  # It refuses what an earlier release wrote.
-            return -1
-        return next((int(name[:20]) for name in names if re.fullmatch(_COMMIT, name)), -1)
+        """The version of a Delta table; it grows with every commit. -1 where there is none yet.
+
+        Raises:
+            StoreError: where the table cannot be read, or was written by an earlier release.
+        """
+        log, number = self.root / lake_table(table).name / "_delta_log", -1
+        # Not by a listing: a log of thousands of commits is asked for its last one at every tick.
+        with suppress(OSError, ValueError, LookupError):  # Without it, the commits are counted.
+            number = json.loads((log / "_last_checkpoint").read_bytes())["version"]
+        while (log / f"{number + 1:020}.json").exists():
+            number += 1
+        if number < 0 and (delta := self._delta(lake_table(table))) is not None:
+            number = delta.version()
+        return number
 
     def revision(self, table: str, version: int | None = None) -> str:
         """What tells the rows of a table at a version (its last) from any others, those of a table made anew included.
@@ -214,7 +219,7 @@ class Lake:
         """
         _predicate(table, keys)
         description = lake_table(table)
-        number = self._number(table)
+        number = self.version(table)
         columns = [KEY_COLUMNS[name] for name in description.keys]
         files = _listed(self, table, self.revision(table, number)) if number >= 0 else pl.DataFrame()
         if files.is_empty():
@@ -329,13 +334,6 @@ class Lake:
         for path in gone:
             path.unlink(missing_ok=True)
         return len(gone)
-
-    def _number(self, table: str, version: int | None = None) -> int:
-        """``version``, or the last one there is; -1 where there is no table, and an error where it has lost its log."""
-        number = self.version(table) if version is None else version
-        if number < 0:
-            self._delta(lake_table(table))
-        return number
 
     def _delta(self, table: Table, version: int | None = None) -> DeltaTable | None:
         from deltalake import DeltaTable

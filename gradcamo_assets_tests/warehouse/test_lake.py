@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from polars.testing import assert_frame_equal
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError, StoreError
@@ -303,6 +305,33 @@ def test_a_revision_tells_a_table_made_anew_from_the_old_one(lake: Lake) -> None
         path.rmdir() if path.is_dir() else path.unlink()
     lake.append("models", rows.model(1))
     assert lake.version("models") == int(old.partition("-")[0]) and lake.revision("models") != old
+
+
+@pytest.mark.parametrize("hint", ["kept", "lost", "cut short"])
+def test_readers_see_every_commit_whoever_made_it(lake: Lake, found: pl.DataFrame, hint: str) -> None:
+    folder = lake.root / "cells"
+    assert lake.version("cells") == -1
+
+    def check(expected: pl.DataFrame) -> None:
+        assert lake.version("cells") == DeltaTable(folder).version() == lake.snapshot("cells").version
+        same(lake.read("cells"), expected)
+
+    lake.write("cells", found, plate="P1", site=1)
+    check(found)
+    DeltaTable(folder).create_checkpoint()
+    if hint == "lost":
+        (folder / "_delta_log" / "_last_checkpoint").unlink()
+    elif hint == "cut short":
+        (folder / "_delta_log" / "_last_checkpoint").write_text('{"version":')
+    check(found)
+    (folder / "_delta_log" / f"{0:020}.json").unlink()  # As Delta does with commits before a checkpoint.
+    DeltaTable(folder).delete(f"Metadata_CellID = '{found['Metadata_CellID'][0]}'")
+    check(found[1:])
+    same(lake.scan("cells").collect(), found[1:])
+    shutil.rmtree(folder)
+    assert lake.version("cells") == -1 and lake.read("cells").is_empty()
+    lake.write("cells", found.head(3), plate="P1", site=1)
+    check(found.head(3))
 
 
 def test_vacuum_deletes_old_files_but_those_that_are_kept(lake: Lake, found: pl.DataFrame) -> None:
