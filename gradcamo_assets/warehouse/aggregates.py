@@ -44,7 +44,7 @@ def bootstrap_intervals(hits: np.ndarray, cells: np.ndarray, seed: int = 0) -> n
     if wells < MIN_WELLS:
         return np.full((groups, 2), np.nan)
     draws = _draws(wells, seed)
-    return np.quantile((draws @ hits.T) / (draws @ cells.T), [0.025, 0.975], axis=0).T
+    return np.quantile((hits @ draws.T) / (cells @ draws.T), [0.025, 0.975], axis=1).T
 
 
 def judged(scores: pl.DataFrame) -> pl.DataFrame:

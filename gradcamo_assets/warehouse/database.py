@@ -20,7 +20,7 @@ from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.warehouse.aggregates import RESAMPLES
 from gradcamo_assets.warehouse.columns import Column, Table
 from gradcamo_assets.warehouse.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES
-from gradcamo_assets.warehouse.summaries import AUDITED_SCORES, GAINS, LABELS, SUMMARIES
+from gradcamo_assets.warehouse.summaries import AUDITED_SCORES, FIELD_STATES, GAINS, LABELS, SUMMARIES
 from gradcamo_assets.warehouse.views import COLUMN_COMMENTS, VIEWS
 
 # Bump when a summary's values change and its columns do not.
@@ -58,7 +58,7 @@ _SQL = {
 _STORED = {
     "publication": (RECORD, FILES),
     "lake": (*COPIED_TABLES.values(), *INDEX_TABLES.values()),
-    "aggregates": (*SUMMARIES, GAINS, AUDITED_SCORES, LABELS),
+    "aggregates": (*SUMMARIES, GAINS, AUDITED_SCORES, FIELD_STATES, LABELS),
 }
 
 

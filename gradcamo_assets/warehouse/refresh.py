@@ -5,7 +5,7 @@ Like ``database``, it works on an open connection within the caller's transactio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import duckdb
 import polars as pl
@@ -16,7 +16,10 @@ from gradcamo_assets.warehouse.lake import scan_files
 from gradcamo_assets.warehouse.schema import lake_table
 from gradcamo_assets.warehouse.summaries import (
     AUDITED_SCORES,
+    COMPARED,
+    FIELD_STATES,
     NEEDED,
+    STATES_FROM,
     SUMMARIES,
     WORST_CELLS,
     compare,
@@ -30,10 +33,10 @@ def refresh(connection: duckdb.DuckDBPyConnection, touched: dict[str, pl.DataFra
     """Make the summaries anew of what changed.
 
     Args:
-        touched: by table: of ``scores`` and ``audit`` the plates x runs, of ``crops`` the plates of which rows changed.
+        touched: of which rows changed, by table: the plates x runs, or the plates where a table knows no run.
 
     Raises:
-        StoreError: where a file of scores or crops cannot be read.
+        StoreError: where a file of the lake cannot be read.
     """
     _label(connection)
     nothing = pl.DataFrame(schema=dict.fromkeys(KEYS, pl.String))
@@ -47,6 +50,9 @@ def refresh(connection: duckdb.DuckDBPyConnection, touched: dict[str, pl.DataFra
     _compare(connection, files)
     if len(both := pl.concat([scored, audited]).unique()):
         _keep_audited(connection, files, both)
+    fields = [touched[name] for name in STATES_FROM if name in touched]
+    if fields and len(plates := pl.concat(fields).unique()):
+        _keep_fields(connection, plates)
 
 
 def _summarise(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame, scored: pl.DataFrame) -> None:
@@ -54,7 +60,7 @@ def _summarise(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame, score
         db.delete(connection, f"aggregates.{table.name}", scored)
     for run in ("model_run", "previous_run"):
         db.delete(connection, "aggregates.gains", scored.rename({"model_run": run}))
-    for scores in _read(files.join(scored, on=KEYS, how="semi")):
+    for scores in _read(files.join(scored, on=KEYS, how="semi"), NEEDED):
         for name, rows in summarise(scores).items():
             db.insert(connection, f"aggregates.{name}", rows)
 
@@ -73,12 +79,12 @@ def _label(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _read(files: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Scores, the columns ``NEEDED``, of whole plates: as many of them as are well held at once."""
+def _read(files: pl.DataFrame, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+    """Scores of whole plates: as many of them as are well held at once."""
     by_plate = files.group_by("Metadata_Plate").agg(pl.col("rows").sum()).sort("Metadata_Plate")
     part = (pl.col("rows").cum_sum() - pl.col("rows")) // _ROWS_AT_ONCE
     for found in files.join(by_plate.select("Metadata_Plate", part=part), on="Metadata_Plate").partition_by("part"):
-        yield _collect("scores", scan_files(lake_table("scores"), found).select(NEEDED))
+        yield _collect("scores", scan_files(lake_table("scores"), found).select(columns))
 
 
 def _collect(table: str, rows: pl.LazyFrame) -> pl.DataFrame:
@@ -112,7 +118,7 @@ def _compare(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame) -> None
     of_both = pl.concat(
         [missing.select(KEYS), missing.select("Metadata_Plate", model_run="previous_run")], how="diagonal"
     )
-    for scores in _read(files.join(of_both, on=KEYS, how="semi")):
+    for scores in _read(files.join(of_both, on=KEYS, how="semi"), COMPARED):
         here = missing.join(scores.select("Metadata_Plate").unique(), on="Metadata_Plate", how="semi")
         db.insert(connection, "aggregates.gains", compare(scores, here))
 
@@ -127,3 +133,16 @@ def _keep_audited(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame, ke
     found = _collect("scores", scores.join(audited.lazy(), on=cell, how="semi").select(*AUDITED_SCORES.polars))
     db.delete(connection, f"aggregates.{AUDITED_SCORES.name}", keys)
     db.insert(connection, f"aggregates.{AUDITED_SCORES.name}", found)
+
+
+def _keep_fields(connection: duckdb.DuckDBPyConnection, plates: pl.DataFrame) -> None:
+    """What the tables of masks, verdicts and crops say of each field of some plates."""
+    field = ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]
+    said = []
+    for name, columns in STATES_FROM.items():
+        files = db.files_of(connection, name).join(plates, on="Metadata_Plate", how="semi")
+        said.append(_collect(name, scan_files(lake_table(name), files).select(*field, **columns)))
+    db.delete(connection, f"aggregates.{FIELD_STATES.name}", plates)
+    # Each column has one value a field, beside the NULLs of other tables.
+    states = pl.concat(said, how="diagonal").group_by(field).agg(pl.all().max())
+    db.insert(connection, f"aggregates.{FIELD_STATES.name}", states)

@@ -12,13 +12,19 @@ import polars as pl
 from gradcamo_assets.warehouse import columns as c
 from gradcamo_assets.warehouse.aggregates import KEYS, aggregate, counts, judged
 from gradcamo_assets.warehouse.columns import DOSE_NAMES, Column, Table
+from gradcamo_assets.warehouse.schema import lake_table
 from gradcamo_assets.warehouse.schema_scores import QC_GROUPS, QC_TABLES, REGIONS, SCORES
 
-# The columns of ``scores`` that summaries are made of.
+# The columns of ``scores`` that summaries are made of, and those of them that are compared.
 NEEDED = (
     *("model_run", "Metadata_Plate", "Metadata_Well", "Metadata_Site", *DOSE_NAMES, "Metadata_CellID"),
     *("mask_version", "crop_version", "true_class", "predicted_class", "split"),
     *("gradcamo", "gradcamo_adjusted", "on_target", "looks_at"),
+)
+
+COMPARED = (
+    *("model_run", "Metadata_Plate", "Metadata_Well", "Metadata_CellID", "mask_version", "crop_version"),
+    *("split", "gradcamo_adjusted", "on_target"),
 )
 
 # Below so many scores a plate, they are kept as they are for the medians of a screen; above, to three digits.
@@ -112,6 +118,28 @@ GAINS = Table(
 )
 
 
+_MASKS = {column.name: column for column in lake_table("masks").columns}
+FIELD_STATES = Table(
+    "field_states",
+    "One row a field with masks: what is said of it after its images were taken in",
+    (
+        *(_MASKS[name] for name in ("Metadata_Plate", "Metadata_Well", "Metadata_Site", "image_version", "n_cells")),
+        _MASKS["foreground_share"],
+        Column("mask_flag", pl.String, "Why the field has no masks; NULL: it has"),
+        Column("verdict_flag", pl.String, "Why no cell of the field is used; NULL: they are"),
+        Column("verdict_warning", pl.String, "What to look at in a field that is used all the same"),
+        Column("crop_flag", pl.String, "Why the field has no crops; NULL: it has"),
+    ),
+)
+# The tables of the lake that it is made of, and its columns by theirs.
+STATES_FROM = {
+    "masks": {"image_version": "image_version", "n_cells": "n_cells", "foreground_share": "foreground_share"}
+    | {"mask_flag": "qc_flag"},
+    "field_verdicts": {"verdict_flag": "qc_flag", "verdict_warning": "qc_warning"},
+    "field_crops": {"crop_flag": "qc_flag"},
+}
+
+
 def _without_labels(table: Table, **changes: str) -> Table:
     columns = tuple(column for column in table.columns if column not in c.MODEL[:2])
     return replace(table, columns=columns, **changes)  # type: ignore[arg-type]
@@ -183,17 +211,19 @@ def compare(scores: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """The rows of ``GAINS``, in both directions, so that a rollback has nothing to compute.
 
     Args:
-        scores: of both runs of each pair.
+        scores: rows of ``scores`` of both runs of each pair, at least the columns ``COMPARED``.
         pairs: ``Metadata_Plate``, ``model_run``, ``previous_run``.
     """
-    cell = ["Metadata_Plate", "Metadata_CellID", "mask_version", "crop_version"]
     score, gain = pl.col("gradcamo_adjusted"), pl.col("gain")
-    cells = scores.filter(pl.col("split") != "train", score.is_not_null())
-    cells = cells.select(*cell, "model_run", "Metadata_Well", "gradcamo_adjusted", pl.col("on_target").cast(pl.Int64))
-    before = cells.rename({"model_run": "previous_run"}).drop("Metadata_Well")
-    both = pairs.join(cells, on=["Metadata_Plate", "model_run"]).join(
-        before, on=[*cell, "previous_run"], suffix="_before"
+    cells = scores.filter(pl.col("split") != "train", score.is_not_null()).with_columns(
+        pl.col("on_target").cast(pl.Int64)
     )
+    made_from = [column.name for column in c.MADE_FROM]
+    compared = ["Metadata_CellID", *made_from, "on_target", "gradcamo_adjusted"]
+    before = cells.select(*compared, previous_run="model_run")
+    both = pairs.join(cells.select(*KEYS, "Metadata_Well", *compared), on=["Metadata_Plate", "model_run"])
+    both = both.join(before, on=["Metadata_CellID", "previous_run"], suffix="_before")
+    both = both.filter(pl.col(name) == pl.col(f"{name}_before") for name in made_from)
     wells = both.group_by(*pairs.columns, "Metadata_Well").agg(
         n_cells=pl.len().cast(pl.Int64),
         hits_now=pl.col("on_target").sum(),

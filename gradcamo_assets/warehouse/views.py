@@ -37,9 +37,8 @@ def _view_of(name: str) -> View:
 
 
 def _fields() -> View:
-    table, masks = lake_table("fields"), lake_table("masks")
-    flag = "coalesce(fields.qc_flag, masks.qc_flag, field_verdicts.qc_flag, field_crops.qc_flag) AS qc_flag"
-    warning = "nullif(concat_ws('; ', fields.qc_warning, field_verdicts.qc_warning), '') AS qc_warning"
+    table = lake_table("fields")
+    flag = "coalesce(fields.qc_flag, mask_flag, verdict_flag, crop_flag) AS qc_flag"
     own = [name for name in table.polars if name not in ("qc_warning", "image_version")]
     names = [flag if name == "qc_flag" else f"fields.{name}" for name in own]
     return View(
@@ -47,14 +46,12 @@ def _fields() -> View:
         table.comment,
         # Masks of other pixels than today's say nothing of the field.
         f"""
-        SELECT {", ".join(names)}, masks.n_cells, masks.foreground_share, {warning}
-        FROM lake.fields
-        LEFT JOIN lake.masks ON {_same(table.unique, "fields", "masks")}
-            AND coalesce(masks.image_version, '') IN ('', fields.image_version)
-        LEFT JOIN lake.field_verdicts ON {_same(table.unique, "fields", "field_verdicts")}
-        LEFT JOIN lake.field_crops ON {_same(table.unique, "fields", "field_crops")}
+        SELECT {", ".join(names)}, n_cells, foreground_share,
+            nullif(concat_ws('; ', fields.qc_warning, verdict_warning), '') AS qc_warning
+        FROM lake.fields LEFT JOIN aggregates.field_states ON {_same(table.unique, "fields", "field_states")}
+            AND coalesce(field_states.image_version, '') IN ('', fields.image_version)
         """,
-        {column.name: column.comment for column in (*masks.columns, *table.columns)},
+        {column.name: column.comment for column in (*lake_table("masks").columns, *table.columns)},
     )
 
 
