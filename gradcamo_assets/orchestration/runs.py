@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from gradcamo_assets.common.attempts import next_try
+from gradcamo_assets.common.attempts import MOST_ATTEMPTS, next_try
 from gradcamo_assets.orchestration.partitions import plate_site_key
 from gradcamo_assets.orchestration.reconcile import Partition
 
@@ -20,6 +20,8 @@ _ENDED = [_STATUS.FAILURE, _STATUS.CANCELED, _STATUS.SUCCESS]
 _MADE_FROM = "gradcamo/made_from"
 MOST_REQUESTS = 200
 """Runs of a job that wait or go on at a time: asking for all at once would outlast a tick."""
+_FRUITLESS = timedelta(hours=1)
+"""Runs that succeed and leave their partition undone show a fault: at most ``MOST_ATTEMPTS`` of them in this time."""
 
 
 def in_progress(instance: dg.DagsterInstance) -> set[str | None]:
@@ -63,6 +65,9 @@ def partition_requests(
             if answer.given_up:
                 run = failed[-1].dagster_run.run_id
                 given_up[plate, site] = f"{job} failed {len(failed)} times: see run {run}, then launch it by hand"
+            elif len(ended) - len(failed) >= MOST_ATTEMPTS and now - _ended_at(ended[-MOST_ATTEMPTS]) < _FRUITLESS:
+                run = ended[-1].dagster_run.run_id
+                given_up[plate, site] = f"{job} succeeded {MOST_ATTEMPTS} times and left it undone: see run {run}"
             elif answer.due and len(requests) < room:
                 request = dg.RunRequest(
                     run_key=f"{job} {plate} {site} {made_from} {len(ended)}",
