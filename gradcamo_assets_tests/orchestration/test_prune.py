@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
 import torch
@@ -17,7 +18,8 @@ from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.orchestration.automation import champion_model_sensor, inbox_sensor
 from gradcamo_assets.orchestration.partitions import plate_site_key
-from gradcamo_assets.orchestration.prune import plan_crops, plan_plate, plan_scores
+from gradcamo_assets.orchestration.prune import plan_crops, plan_plate, plan_scores, plan_unused
+from gradcamo_assets.orchestration.unfinished import announced
 from gradcamo_assets.plates.store import mark_known
 from gradcamo_assets.warehouse import LAKE_TABLES, publish, run_sql, violations
 from gradcamo_assets_tests.orchestration.conftest import SETTINGS, Bench
@@ -197,6 +199,40 @@ def process(bench: Bench, volume: int) -> None:
     text = SETTINGS.replace("[segmentation]\n", f"[segmentation]\nmin_volume = {volume}\n")
     bench.home.settings_file.write_text(text)
     assert bench.run("process_fields", plate_site_key("tiny", 1)).success
+
+
+def test_earlier_masks_and_crops_go_once_nothing_names_them(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "home")
+    home, lake, registry = bench.home, bench.platform.lake, bench.platform.registry
+
+    def unused() -> set[Path]:
+        return set(plan_unused(home, lake, registry, bench.instance).paths)
+
+    assert unused() == set() and stored(bench) == named(bench)
+    process(bench, 300)
+    assert stored(bench) > named(bench)
+    assert unused() == set(), "the champion's scores are of the earlier ones"
+    assert bench.run("rescore", plate_site_key("tiny", 1)).success
+    old = stored(bench) - named(bench)
+    assert unused() == old and {folder.parts[-4] for folder in old} >= {"masks"}
+
+    run = bench.instance.create_run_for_job(
+        bench.definitions.resolve_job_def("process_fields"), status=dg.DagsterRunStatus.STARTED
+    )
+    killed = announced(home, run.run_id, home.masks, "tiny", 1)
+    killed.__enter__()
+    assert unused() == {folder for folder in old if folder.is_relative_to(home.crops)}, "a run may be about to name it"
+    gradcamo(bench, "prune", "--unused", "--yes")
+    assert stored(bench) - named(bench) == {folder for folder in old if folder.is_relative_to(home.masks)}
+    bench.instance.report_run_failed(run)
+    output = gradcamo(bench, "prune", "--unused", "--yes")
+    assert stored(bench) == named(bench) and not list(home.unfinished.iterdir())
+    assert "masks/tiny" in output
+
+    assert requested(tick(bench, inbox_sensor)) == requested(tick(bench, champion_model_sensor)) == []
+    assert violations(home.database) == []
+    process(bench, 200)
+    assert named(bench) < stored(bench), "what went can be made again"
 
 
 def test_what_a_model_computed_that_mlflow_has_lost_goes_and_no_other(scored_bench: Bench, tmp_path: Path) -> None:
