@@ -165,10 +165,10 @@ def change(root: Path, plate: str) -> float:
 
 
 def queue(root: Path, plates: list[str]) -> None:
-    """Let what a tick after a promotion asks for wait in Dagster's queue."""
+    """Let what a tick after a promotion asked for be on its way."""
     with open_instance(Home(root)) as instance:
         keys = [plate_site_key(plate, site) for plate in plates for site in range(1, SITES + 1)]
-        add_runs(instance, "rescore", keys[:MOST_REQUESTS], dg.DagsterRunStatus.QUEUED)
+        add_runs(instance, "rescore", keys[:MOST_REQUESTS], dg.DagsterRunStatus.STARTED)
 
 
 def promote(root: Path, version: int) -> None:

@@ -163,11 +163,12 @@ def _lengthen_logs(lake: Lake) -> None:
     """As many commits a table as files, as if each key had been written by itself; the later ones change nothing."""
     from deltalake import DeltaTable
 
-    # Links to one commit: the room on the disk matters, its contents do not.
-    empty = lake.root / ".commit.json"
-    empty.write_text(json.dumps({"commitInfo": {"timestamp": int(time.time() * 1000), "operation": "WRITE"}}))
+    commit = json.dumps({"commitInfo": {"timestamp": int(time.time() * 1000), "operation": "WRITE"}})
     for folder in filter(Path.is_dir, lake.root.iterdir()):
         last, files = lake.version(folder.name), len(lake.snapshot(folder.name).files)
+        # Links to one commit of the table: the room on the disk matters, its contents do not.
+        empty = folder / ".commit.json"
+        empty.write_text(commit)
         for number in range(last + 1, files):
             os.link(empty, folder / "_delta_log" / f"{number:020}.json")
         # Delta makes a checkpoint every hundred commits.

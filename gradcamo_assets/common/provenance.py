@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gradcamo_assets.common.files import write_json
+from gradcamo_assets.common.storage import read_json, write_json
 
 _FILE = "provenance.json"
 
@@ -42,6 +42,6 @@ class Provenance:
 def stored_version(folder: Path) -> str | None:
     """The version recorded in ``folder``, or None where there is no readable record."""
     try:
-        return json.loads((folder / _FILE).read_text()).get("version")
+        return read_json(folder / _FILE).get("version")
     except (OSError, ValueError, AttributeError):
         return None

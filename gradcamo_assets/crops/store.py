@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gradcamo_assets.common.errors import CropError
-from gradcamo_assets.common.files import new_folder
 from gradcamo_assets.common.provenance import Provenance, stored_version
+from gradcamo_assets.common.storage import new_folder
 
 if TYPE_CHECKING:
     import zarr

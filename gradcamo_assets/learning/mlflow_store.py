@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from gradcamo_assets.common.errors import GradcamoError
-from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.common.names import slug
+from gradcamo_assets.common.storage import replaced_file
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository

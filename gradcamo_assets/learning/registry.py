@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradcamo_assets.common.errors import BundleError
-from gradcamo_assets.common.files import new_folder
 from gradcamo_assets.common.names import slug
 from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.common.storage import new_folder
 from gradcamo_assets.learning.mlflow_store import SCHEME, prepare_store, sqlite_file, sqlite_uri
 from gradcamo_assets.learning.runs import Links, log_evidence, open_run
 from gradcamo_assets.networks.bundle import BundleConfig, Cure, read_config, save_bundle, verified_config

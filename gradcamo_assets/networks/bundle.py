@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gradcamo_assets.common.errors import BundleError
-from gradcamo_assets.common.files import write_json
+from gradcamo_assets.common.storage import write_json
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError, Home
+from gradcamo_assets.common.storage import write_bytes
 from gradcamo_assets.learning.compare import held_out_cells
 from gradcamo_assets.learning.promotion import promote
 from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION, ModelVersion
@@ -69,7 +70,7 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
     platform = Platform(root=str(home.root))
     definitions = build_definitions(platform)
     if not home.settings_file.exists():
-        home.settings_file.write_text(DEMO_SETTINGS)
+        write_bytes(home.settings_file, DEMO_SETTINGS.encode())
 
     def run(job: str, partition: str | None = None, **config: object) -> None:
         result = definitions.resolve_job_def(job).execute_in_process(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from dagster import DagsterInstance
 
 from gradcamo_assets.common import Home
-from gradcamo_assets.common.files import replaced_file
+from gradcamo_assets.common.storage import write_bytes
 from gradcamo_assets.learning.mlflow_store import ARTIFACTS, prepare_store, sqlite_uri
 
 _FILES = ("dagster.yaml", "workspace.yaml")
@@ -24,8 +23,7 @@ def environment(home: Home) -> dict[str, str]:
     home.create()
     for path in (home.dagster / name for name in _FILES):
         if not path.exists():
-            with replaced_file(path) as new:
-                shutil.copyfile(Path(__file__).with_name(path.name), new)
+            write_bytes(path, Path(__file__).with_name(path.name).read_bytes())
     return {
         "DAGSTER_HOME": str(home.dagster),
         "GRADCAMO_HOME": str(home.root),

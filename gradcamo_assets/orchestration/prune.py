@@ -5,8 +5,6 @@ A plan is made and shown first. Nothing in the inbox is ever touched, and no oth
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError, Home, plate_name
+from gradcamo_assets.common.storage import children, read_json, remove
 from gradcamo_assets.learning.registry import CHAMPION, ModelRegistry
 from gradcamo_assets.orchestration.stores import FIELD
 from gradcamo_assets.plates import list_inbox
@@ -64,10 +63,7 @@ class Plan:
             self.lake.write(table, frame, **keys)
         for path in self.paths:
             try:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                remove(path)
             except OSError as error:
                 remedy = "See to its permissions, then prune again."
                 raise GradcamoError(f"it cannot be removed: {error.strerror}", remedy, path=path) from error
@@ -113,7 +109,7 @@ def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, p
             f"There are scores of versions {_listed(computed)}.", plate=plate,
         )  # fmt: skip
     run = next(run for run, number in runs.items() if number == version)
-    paths = _there([*home.exports.glob(plate or "*")], f"{registry.name}-v{version}")
+    paths = _there([*children(home.exports, plate or "*")], f"{registry.name}-v{version}")
     if plate is not None:
         tables = tables_filed_by("plate", "model_run")
         return Plan(home, lake, tuple((t, {"plate": plate_name(plate), "model_run": run}) for t in tables), paths=paths)
@@ -143,7 +139,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     paths = [
         *known_files(home.plates, plate), *_there([home.plates], *files),
         *_there([home.plates / "failures"], f"{plate}.json"),
-        *_there([home.masks, home.crops, home.reports, home.exports, *home.fitted.glob("*/sphering")], plate),
+        *_there([home.masks, home.crops, home.reports, home.exports, *children(home.fitted, "*/sphering")], plate),
     ]  # fmt: skip
     return _checked(Plan(home, lake, drops, tuple(edits), tuple(paths)), plate)
 
@@ -156,8 +152,8 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
     lost = _lost_runs(lake, registry)
     drops = tuple(drop for run in lost for drop in _drops_of_run(run))
     busy, ended = set(), []
-    for file in sorted(home.unfinished.glob("*.json")):
-        said = json.loads(file.read_text())
+    for file in children(home.unfinished, "*.json"):
+        said = read_json(file)
         run = instance.get_run_by_id(said["run"])
         if run is None or run.is_finished:
             ended.append(file)
@@ -168,7 +164,7 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
         scores = lake.scan("scores").filter(~pl.col("model_run").is_in(lost))
         rows = pl.concat([rows.select(*FIELD, column) for rows in (lake.scan(table), scores)]).drop_nulls().unique()
         keep = {(plate, f"{well}_s{site}", version) for plate, well, site, version in rows.collect().iter_rows()}
-        for folder in sorted(store.glob("*/*/*")):
+        for folder in children(store, "*/*/*"):
             plate, field, version = folder.parts[-3:]
             if (plate, field, version) not in keep and (store.name, plate, field.rpartition("_s")[2]) not in busy:
                 unnamed += _there([folder.parent], version)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradcamo_assets.common import Home, plate_name, slug
-from gradcamo_assets.common.files import write_json
+from gradcamo_assets.common.storage import remove, write_json
 
 
 @contextmanager
@@ -20,4 +20,4 @@ def announced(home: Home, run_id: str, store: Path, plate: str, site: int) -> It
     file = home.unfinished / f"{slug(run_id, 'run')}.{store.name}.json"
     write_json(file, place)
     yield
-    file.unlink(missing_ok=True)
+    remove(file)

@@ -17,8 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from gradcamo_assets.common.attempts import NextTry, next_try
 from gradcamo_assets.common.errors import GradcamoError
-from gradcamo_assets.common.files import write_json
 from gradcamo_assets.common.names import plate_name
+from gradcamo_assets.common.storage import children, read_bytes, remove, write_json
 from gradcamo_assets.plates.staging import ingestion_lock
 from gradcamo_assets.plates.store import home_of
 
@@ -59,7 +59,7 @@ _STORED = TypeAdapter(Failures)
 def read_failures(plates: Path) -> dict[str, Failures]:
     """What is kept of every plate that failed, by name. A file that cannot be read counts as none: the plate is tried
     again."""
-    found = {path.stem: _read(path) for path in sorted((plates / "failures").glob("[!.]*.json"))}
+    found = {path.stem: _read(path) for path in children(plates / "failures", "*.json")}
     return {name: failures for name, failures in found.items() if failures is not None}
 
 
@@ -95,7 +95,7 @@ def attempt(plates: Path, name: str, signature: str, now: datetime | None = None
             text = str(error) if isinstance(error, GradcamoError) else f"{type(error).__name__}: {error}"
             note(" ".join(text.split()).replace(f"{home_of(plates)}/", ""))
             raise
-        file.unlink(missing_ok=True)
+        remove(file)
 
 
 def _file(plates: Path, name: str) -> Path:
@@ -108,6 +108,6 @@ def _write(file: Path, failures: Failures) -> None:
 
 def _read(file: Path) -> Failures | None:
     try:
-        return _STORED.validate_json(file.read_bytes())
+        return _STORED.validate_json(read_bytes(file) or b"")
     except (OSError, ValidationError):
         return None

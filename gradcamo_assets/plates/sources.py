@@ -20,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.common.storage import remove
 from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field
 from gradcamo_assets.plates.readers import PROJECTION, Export, plane_shape, read_export, read_plane
 from gradcamo_assets.plates.writing import create_field, create_plate
@@ -59,7 +60,7 @@ class ZarrSource:
         """
         taken = self.plate
         if not self._by_reference:
-            shutil.rmtree(folder / field.path, ignore_errors=True)
+            remove(folder / field.path)
             shutil.copytree(self.plate.path / field.path, folder / field.path, symlinks=True)
             # What is measured is what is kept, even where the source changes meanwhile.
             taken = replace(taken, path=folder)
@@ -102,7 +103,7 @@ class ExportSource:
     def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
         import zarr
 
-        shutil.rmtree(folder / field.path, ignore_errors=True)
+        remove(folder / field.path)
         shutil.copytree(folder.parent / "template", folder / field.path)
         array = zarr.open_array(folder / field.path / "0", mode="r+")
         # The next channel is read and measured while this one is compressed.

@@ -6,10 +6,8 @@ goes on where it was. What others see (``<name>.zarr`` and the files beside it) 
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gradcamo_assets.common.errors import GradcamoError, PlateError
-from gradcamo_assets.common.files import replaced_file, write_json
 from gradcamo_assets.common.names import plate_name
+from gradcamo_assets.common.storage import children, move, read_json, remove, replaced_file, write_bytes, write_json
 from gradcamo_assets.plates.store import ENDINGS, RECORD_ENDING, known_files, mark_known
 
 _ACQUIRE_SECONDS = 1.0
@@ -40,19 +38,17 @@ class Staging:
     def progress(self) -> tuple[int, int]:
         """Fields that are finished, and of how many; zeros where the first is not begun."""
         try:
-            of = json.loads(self._made_from.read_text())["fields"]
-            return len(list(self._fields.glob("*.json"))), of
-        except (OSError, ValueError, KeyError):
+            of = read_json(self._made_from)["fields"]
+            return len(children(self._fields, "*.json")), of
+        except (OSError, ValueError, KeyError, TypeError):
             return 0, 0
 
     def finished(self, key: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
         """What ``finish`` was given for the field ``key``, or None where it is still to be done."""
-        try:
-            row = json.loads((self._fields / f"{key}.json").read_text())
-            with np.load(self._fields / f"{key}.npz", allow_pickle=False) as arrays:
-                return row, dict(arrays)
-        except FileNotFoundError:
+        if (row := read_json(self._fields / f"{key}.json")) is None:
             return None
+        with np.load(self._fields / f"{key}.npz", allow_pickle=False) as arrays:
+            return row, dict(arrays)
 
     def finish(self, key: str, row: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Record that a field is complete: its row, as JSON, and its arrays."""
@@ -67,48 +63,41 @@ class Staging:
         Args:
             signature: of its source, by which it is known.
         """
-        self._files.mkdir(exist_ok=True)
         for ending, content in files.items():
-            (self._files / f"{self._name}{ending}").write_bytes(content)
+            write_bytes(self._files / f"{self._name}{ending}", content)
         write_json(self._commit, {"copied": self.plate.exists()})
         target = self._plates / f"{self._name}.zarr"
-        # Records without this folder would be taken for those of an earlier release.
-        (self._plates / "known").mkdir(exist_ok=True)
-        for known in known_files(self._plates, self._name):
-            known.unlink()
-        (self._plates / f"{self._name}{RECORD_ENDING}").unlink(missing_ok=True)
+        remove(*known_files(self._plates, self._name), self._plates / f"{self._name}{RECORD_ENDING}")
         if target.exists():
-            shutil.rmtree(self.folder / "old.zarr", ignore_errors=True)
-            target.rename(self.folder / "old.zarr")
+            remove(self.folder / "old.zarr")
+            move(target, self.folder / "old.zarr")
         if self.plate.exists():
-            self.plate.rename(target)
+            move(self.plate, target)
         for ending in ENDINGS:
             if ending in files:
-                (self._files / f"{self._name}{ending}").replace(self._plates / f"{self._name}{ending}")
+                move(self._files / f"{self._name}{ending}", self._plates / f"{self._name}{ending}")
             else:
-                (self._plates / f"{self._name}{ending}").unlink(missing_ok=True)
+                remove(self._plates / f"{self._name}{ending}")
         mark_known(self._plates, self._name, signature)
         self.discard()
 
     def discard(self) -> None:
         """Leave nothing behind. What says that anything is worth keeping goes first."""
-        self._made_from.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            remove(self._made_from, self.folder)
 
     def take_up(self, made_from: Mapping[str, Any]) -> None:
         """Keep what an ingestion of the same source that was killed has left, and nothing else."""
         if self._commit.exists():
             target = self._plates / f"{self._name}.zarr"
             published = not (self._files / f"{self._name}{RECORD_ENDING}").exists()
-            if not published and json.loads(self._commit.read_text())["copied"] and not self.plate.exists():
-                target.rename(self.plate)
+            if not published and read_json(self._commit)["copied"] and not self.plate.exists():
+                move(target, self.plate)
             if published:
-                self._made_from.unlink(missing_ok=True)
-            self._commit.unlink()
-        if not self._made_from.exists() or json.loads(self._made_from.read_text()) != made_from:
-            for path in self.folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
+                remove(self._made_from)
+            remove(self._commit)
+        if read_json(self._made_from) != made_from:
+            remove(*(path for path in children(self.folder) if path.is_dir()))
             write_json(self._made_from, made_from)
 
 

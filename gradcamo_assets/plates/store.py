@@ -7,7 +7,6 @@ records to tell what is new. A home can be moved: no path above it is stored, bu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from gradcamo_assets.common.errors import PlateError
 from gradcamo_assets.common.names import plate_name
 from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.common.storage import children, mark, read_json
 from gradcamo_assets.plates.companions import LABELS_ENDING
 from gradcamo_assets.plates.hcs import Field, Plate
 
@@ -25,29 +25,24 @@ ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
 
 def known_files(plates: Path, name: str) -> list[Path]:
     """What says that a plate is known: one file, or none."""
-    return list((plates / "known").glob(f"{plate_name(name)}@*"))
+    return children(plates / "known", f"{plate_name(name)}@*")
 
 
 def mark_known(plates: Path, name: str, signature: str) -> None:
     """Say that a plate is known, once all of it is there. ``signature``: of its source."""
-    file = plates / "known" / f"{plate_name(name)}@{signature}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
+    mark(plates / "known" / f"{plate_name(name)}@{signature}")
 
 
 def known_plates(plates: Path) -> dict[str, str]:
     """The signature of every ingested plate's source, by name; one listing, and no file is opened.
 
     Raises:
-        PlateError: for the plates of an earlier release.
+        PlateError: for the plates of an earlier release, or a record that cannot be read where no plate is known.
     """
-    try:
-        files = [path.name for path in (plates / "known").iterdir()]
-    except FileNotFoundError:
-        if old := next(plates.glob(f"[!.]*{RECORD_ENDING}"), None):
-            raise _of_an_earlier_release(old) from None
-        return {}
-    return {name: signature for name, _, signature in (file.partition("@") for file in files) if signature}
+    if not (files := children(plates / "known")):
+        for record in children(plates, f"*{RECORD_ENDING}"):
+            known_plate(plates, record.stem)  # It refuses a record of an earlier release.
+    return {name: signature for name, _, signature in (file.name.partition("@") for file in files) if signature}
 
 
 def _of_an_earlier_release(record: Path) -> PlateError:
@@ -74,13 +69,13 @@ def known_plate(plates: Path, name: str) -> dict[str, Any] | None:
     """
     path = plates / f"{plate_name(name)}{RECORD_ENDING}"
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
+        if record is None:
+            return None
         if record["name"] != name:
             raise ValueError(f"it is the record of {record['name']}")
         if any("image_version" not in field for field in record["fields"]):
             raise _of_an_earlier_release(path)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlateError(f"unreadable record: {error}", "Ingest the plate again.", plate=name, path=path) from error
     return record

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 from tqdm import tqdm
 
-from gradcamo_assets.common.files import new_folder, replaced_file
+from gradcamo_assets.common.storage import new_folder, remove, replaced_file
 from gradcamo_assets.plates.synthetic_design import VOXEL_SIZE, SyntheticPlate, plate_map
 from gradcamo_assets.plates.synthetic_field import render_field
 from gradcamo_assets.plates.writing import create_field, create_plate
@@ -30,7 +30,7 @@ def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: boo
     target = directory / f"{config.name}.zarr"
     tables: list[pl.DataFrame] = []
     sites = range(1, config.sites + 1)
-    shutil.rmtree(target, ignore_errors=True)
+    remove(target)
     with new_folder(target) as folder, TemporaryDirectory() as scratch:
         create_plate(folder, config.name, {well: [str(site - 1) for site in sites] for well in config.well_names})
         template = Path(scratch) / "field"
@@ -47,7 +47,7 @@ def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: boo
         with replaced_file(directory / f"{config.name}.csv") as file:
             plate_map(config).write_csv(file)
         labels = directory / f"{config.name}.labels.csv"
-        labels.unlink(missing_ok=True)
+        remove(labels)
         if config.labels == "cell" or config.shortcut == "neighbour":
             with replaced_file(labels) as file:
                 pl.concat(tables).write_csv(file)

@@ -6,13 +6,12 @@ since pycytominer takes for features what begins with ``Cells_`` (``infer_cp_fea
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.common.files import new_folder
+from gradcamo_assets.common.storage import new_folder, remove
 from gradcamo_assets.profiling.aggregate import MODEL, vectors
 
 _RENAMED = {
@@ -60,7 +59,7 @@ def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ..
                     wide.write_parquet(temporary / names[-1])
                 else:
                     _write_h5ad(wide, temporary / names[-1])
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     return [folder / name for name in names]
 
 

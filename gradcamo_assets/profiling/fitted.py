@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.common.files import replaced_file
+from gradcamo_assets.common.storage import replaced_file
 
 
 def fitted_digest(arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> str:

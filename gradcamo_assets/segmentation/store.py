@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.common.errors import SegmentationError
-from gradcamo_assets.common.files import new_folder
 from gradcamo_assets.common.provenance import Provenance
+from gradcamo_assets.common.storage import new_folder
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, Masks
 
 _KINDS = ("cells", "nuclei")

@@ -12,7 +12,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -25,6 +25,7 @@ import polars as pl
 from gradcamo_assets.common.errors import StoreError
 from gradcamo_assets.common.names import plate_name, slug
 from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.common.storage import children, read_bytes, read_json, remove
 from gradcamo_assets.warehouse.columns import KEY_COLUMNS, Table
 from gradcamo_assets.warehouse.conform import conform
 from gradcamo_assets.warehouse.schema import LAKE_TABLES, lake_table
@@ -191,8 +192,8 @@ class Lake:
         """
         log, number = self.root / lake_table(table).name / "_delta_log", -1
         # Not by a listing: a log of thousands of commits is asked for its last one at every tick.
-        with suppress(OSError, ValueError, LookupError):  # Without it, the commits are counted.
-            number = json.loads((log / "_last_checkpoint").read_bytes())["version"]
+        with suppress(OSError, ValueError, LookupError, TypeError):  # Without it, the commits are counted.
+            number = read_json(log / "_last_checkpoint")["version"]
         while (log / f"{number + 1:020}.json").exists():
             number += 1
         if number < 0 and (delta := self._delta(lake_table(table))) is not None:
@@ -205,9 +206,7 @@ class Lake:
         The version and a digest of its commit, as ``12-0f3a5c``; the version alone where the log has lost the commit.
         """
         number = self.version(table) if version is None else version
-        try:
-            commit = (self.root / table / "_delta_log" / f"{number:020}.json").read_bytes()
-        except FileNotFoundError:
+        if (commit := self._commit_file(table, number)) is None:
             return str(number)
         return f"{number}-{hashlib.sha256(commit).hexdigest()[:16]}"
 
@@ -290,11 +289,9 @@ class Lake:
         columns = description.partitions
         touched: set[tuple[str, ...]] = set()
         for version in range(since + 1, until + 1):
-            try:
-                log = (self.root / table / "_delta_log" / f"{version:020}.json").read_text()
-            except FileNotFoundError:
+            if (commit := self._commit_file(table, version)) is None:
                 return None
-            for action in map(json.loads, log.splitlines()):
+            for action in map(json.loads, commit.splitlines()):
                 change = action.get("add") or action.get("remove")
                 if change and change["dataChange"]:
                     touched.add(tuple(change["partitionValues"][name] for name in columns))
@@ -332,8 +329,11 @@ class Lake:
         old = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
         gone = [path for name in old if str(path := self.root / table / name) not in keep]
         for path in gone:
-            path.unlink(missing_ok=True)
+            remove(path)
         return len(gone)
+
+    def _commit_file(self, table: str, version: int) -> bytes | None:
+        return read_bytes(self.root / table / "_delta_log" / f"{version:020}.json")
 
     def _delta(self, table: Table, version: int | None = None) -> DeltaTable | None:
         from deltalake import DeltaTable
@@ -346,7 +346,7 @@ class Lake:
         except (DeltaError, OSError) as error:
             remedy = "Restore its folder from a copy, or delete it and make its partitions again."
             raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error
-        if next(_parquet(folder), None) is not None:
+        if children(folder, "**/*.parquet"):
             problem = f"the table {table.name} was written by an earlier release, which this one does not read"
             raise StoreError(problem, "Begin a new GRADCAMO_HOME, and ingest the plates into it.", path=folder)
         return None
@@ -413,10 +413,6 @@ def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
     if partitions:
         found = found.join(files.lazy().select(pl.col("path").alias("its file"), *partitions), on="its file")
     return found.select(*schema)
-
-
-def _parquet(folder: Path) -> Iterator[Path]:
-    return folder.rglob("*.parquet")
 
 
 # A table at a revision never changes. To read the log of a thousand plates takes a tenth of a second.

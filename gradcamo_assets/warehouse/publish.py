@@ -8,7 +8,6 @@ ones that the database was published from, so no caller can forget a table.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 import time
@@ -22,8 +21,8 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from gradcamo_assets.common.errors import StoreError
-from gradcamo_assets.common.files import write_json
 from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.common.storage import read_json, remove, write_json
 from gradcamo_assets.warehouse import database as db
 from gradcamo_assets.warehouse.lake import Lake
 from gradcamo_assets.warehouse.queries import run_sql
@@ -132,7 +131,7 @@ def _publish(lake: Lake, database: Path, work: Path, published: dict[str, str] |
         unchecked = sorted({*unchecked, *plates})
         _note(lake, database, work, before | revisions, unchecked)
         # Before the rename, or a reader in between would find the new file with another's log.
-        _log_of(database).unlink(missing_ok=True)
+        remove(_log_of(database))
         work.replace(database)
     return Publication(changed, plates, tuple(unchecked), published is None, time.perf_counter() - started)
 
@@ -148,6 +147,7 @@ def _fill(
     revisions: dict[str, str] = {}
     touched: dict[str, pl.DataFrame] = {}
     with closing(duckdb.connect(work)) as connection:
+        connection.execute("SET enable_progress_bar = false")
         connection.execute("BEGIN")
         if not before:
             db.create(connection, lake.root.absolute())
@@ -195,7 +195,7 @@ def _published(lake: Lake, database: Path) -> dict[str, str] | None:
 def _notes(database: Path) -> dict[str, Any]:
     """What was written down of this very file; empty where nothing was, or it was changed since."""
     try:
-        notes = json.loads(_notes_of(database).read_text())[_fingerprint(database)]
+        notes = read_json(_notes_of(database))[_fingerprint(database)]
         return notes if isinstance(notes, dict) else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
@@ -227,5 +227,4 @@ def _log_of(database: Path) -> Path:
 
 
 def _remove(database: Path) -> None:
-    for path in (database, _log_of(database)):
-        path.unlink(missing_ok=True)
+    remove(database, _log_of(database))

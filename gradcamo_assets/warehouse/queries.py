@@ -14,6 +14,7 @@ import duckdb
 import polars as pl
 
 from gradcamo_assets.common.errors import StoreError
+from gradcamo_assets.common.storage import remove
 from gradcamo_assets.warehouse.database import quoted
 from gradcamo_assets.warehouse.questions import QUESTIONS
 from gradcamo_assets.warehouse.schema import VIEWED_TABLES
@@ -42,6 +43,7 @@ def connect(database: Path) -> duckdb.DuckDBPyConnection:
             folders = (f"{folder}/{name}" for folder in (lake, glob.escape(lake)) for name in VIEWED_TABLES)
             allowed = ", ".join(map(quoted, folders))
             connection.execute(f"SET allowed_directories = [{allowed}]")
+            connection.execute("SET enable_progress_bar = false")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET python_enable_replacements = false")
     except (duckdb.Error, LookupError) as error:
@@ -61,7 +63,7 @@ def _open(database: Path) -> duckdb.DuckDBPyConnection:
         log = database.with_name(f"{database.name}.wal")
         if "WAL" not in str(error) or not log.exists():
             raise
-        log.unlink()
+        remove(log)
         return duckdb.connect(database, read_only=True)
 
 

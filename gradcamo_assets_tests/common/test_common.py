@@ -15,10 +15,10 @@ from pydantic import Field
 
 from gradcamo_assets.common import GradcamoError, Home, natural_key, plate_name, slug, well_name
 from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.common.files import new_folder, replaced_file, write_json
 from gradcamo_assets.common.names import row_index
 from gradcamo_assets.common.provenance import Provenance, stored_version
 from gradcamo_assets.common.sections import Share, section
+from gradcamo_assets.common.storage import new_folder, replaced_file, write_json
 
 
 @given(st.integers(0, 31), st.integers(1, 48), st.booleans(), st.booleans())
@@ -95,7 +95,7 @@ def test_a_new_folder_appears_whole_and_is_never_replaced(tmp_path: Path) -> Non
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     program = (
-        "import os, sys; from pathlib import Path; from gradcamo_assets.common.files import new_folder\n"
+        "import os, sys; from pathlib import Path; from gradcamo_assets.common.storage import new_folder\n"
         "with new_folder(Path(sys.argv[1])) as temporary:\n"
         "    (temporary / 'half').touch()\n"
         "    os.kill(os.getpid(), 9)"

@@ -8,7 +8,7 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.common.files import replaced_file
+from gradcamo_assets.common.storage import replaced_file
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import accuracy_against_score, layer_scores, paired_differences, to_markdown
 from gradcamo_assets.learning.registry import CHALLENGER, CHAMPION

@@ -7,7 +7,7 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError
-from gradcamo_assets.common.files import replaced_file
+from gradcamo_assets.common.storage import replaced_file
 from gradcamo_assets.crops.table import cells_with_crops
 from gradcamo_assets.figures import to_markdown
 from gradcamo_assets.learning.configuration import TrainingConfig

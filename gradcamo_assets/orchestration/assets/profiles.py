@@ -9,8 +9,8 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.common import GradcamoError, slug
-from gradcamo_assets.common.files import replaced_file
 from gradcamo_assets.common.provenance import digest
+from gradcamo_assets.common.storage import write_bytes
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import map_by_epoch, to_gif, to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
@@ -238,8 +238,7 @@ def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> b
         return None
     places = umap_embedding(vectors(cells["embedding"]))
     film = to_gif(map_by_epoch(cells.with_columns(umap_x=places[:, 0], umap_y=places[:, 1])))
-    with replaced_file(path) as scratch:
-        scratch.write_bytes(film)
+    write_bytes(path, film)
     return film
 
 

@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.common import GradcamoError, slug
-from gradcamo_assets.common.files import replaced_file
+from gradcamo_assets.common.storage import write_bytes
 from gradcamo_assets.figures import (
     Listing,
     plate_heat_map,
@@ -76,8 +76,7 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
         made=f"scored {scores.sort('scored_at')['scored_at'][-1]:%Y-%m-%d}",
     )  # fmt: skip
     target = home.reports / plate / f"{slug(model['model_name'], 'model name')}-v{model['model_version']}.html"
-    with replaced_file(target) as path:
-        path.write_text(page, encoding="utf-8")
+    write_bytes(target, page.encode())
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(target.relative_to(home.root)),
