@@ -9,7 +9,7 @@ from gradcamo_assets.common.sections import Amount, Count, Share, section, setti
 from gradcamo_assets.networks.bundle import Cure
 
 SwapKind = Literal["any", "neighbours", "controls"]
-Regulariser = Literal["none", "gradcamo", "energy", "rrr"]
+Regulariser = Literal["none", "gradcamo"]
 Objective = Literal["treatment", "vicreg", "simclr"]
 Positives = Literal["crop", "treatment"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]

@@ -101,9 +101,7 @@ class EncoderModule(lightning.LightningModule):
         config = self.config
         if config.regulariser == "none":
             return self._loss("train", logits_of(self.model(images)), classes, config.label_smoothing)
-        logits, penalty = penalised(
-            self.model, self.layer, images, masks, classes, config.regulariser, config.regulariser_target
-        )
+        logits, penalty = penalised(self.model, self.layer, images, masks, classes, config.regulariser_target)
         self.log("train_penalty", penalty, on_step=False, on_epoch=True, batch_size=len(classes), sync_dist=True)
         loss = self._loss("train", logits, classes, config.label_smoothing)
         # Before it sets in, the penalty is measured only.

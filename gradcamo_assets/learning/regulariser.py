@@ -1,8 +1,6 @@
-"""What a training can add to its loss so that the encoder looks at the cell: three penalties, one interface.
+"""What a training can add to its loss so that the encoder looks at the cell.
 
-``gradcamo``: max(0, tau - adjusted Grad-CAMO of the true class), after the outlook of arXiv 2403.17615. ``energy``: the
-share of the map outside the cell (Rao et al., ICCV 2023, arXiv 2303.11932). ``rrr``: right for the right reasons,
-squared gradients at the image outside the cell (Ross et al., IJCAI 2017, arXiv 1703.03717).
+The penalty ``gradcamo``: max(0, tau - adjusted Grad-CAMO of the true class), after the outlook of arXiv 2403.17615.
 
 A score that was trained for is no evidence: an encoder may move its map and keep its reasons. ``learning.swap`` takes
 the reasons away, ``explain.audit`` asks for them.
@@ -19,11 +17,10 @@ from torch.nn import functional as F
 
 from gradcamo_assets.explain import cam
 from gradcamo_assets.explain.overlap import footprint, project_mask
-from gradcamo_assets.learning.configuration import Regulariser
 
 
 def penalised(
-    model: nn.Module, layer: str, images: Tensor, masks: Tensor, classes: Tensor, kind: Regulariser, tau: float = 1.0
+    model: nn.Module, layer: str, images: Tensor, masks: Tensor, classes: Tensor, tau: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) of one forward pass, and the penalty, a scalar; both to be differentiated by the weights.
 
@@ -31,25 +28,17 @@ def penalised(
     crop. 0 where no crop has.
 
     Args:
-        layer: dotted name of the layer whose map counts; ``rrr`` looks at the image instead.
+        layer: dotted name of the layer whose map counts.
         images: (B, C, *crop), 2D or 3D. masks: (B, *crop) bool, the target cells.
-        classes: (B,) int64, the true ones. tau: adjusted score from which ``gradcamo`` asks for no more.
+        classes: (B,) int64, the true ones. tau: adjusted score from which the penalty is 0.
 
     Raises:
         ExplainError: where the layer did not run, or the logits do not depend on it.
     """
-    if kind == "rrr":
-        images = images.detach().requires_grad_()
-        logits = cam.logits_of(model(images))
-        return logits, _wrong_reasons(logits, images, masks)
     output, activations = cam.captured(model, images, dict([cam.find_layer(model, layer)]))
     logits, values = cam.logits_of(output), next(iter(activations.values()))
     share, fraction, ceiling = _shares(class_maps(model, values, logits, classes), masks)
-    if kind == "energy":
-        lacking = 1 - share
-    else:
-        room = (ceiling - fraction).clamp_min(1e-6)
-        lacking = (tau - (share - fraction) / room).clamp_min(0)
+    lacking = (tau - (share - fraction) / (ceiling - fraction).clamp_min(1e-6)).clamp_min(0)
     there = ~torch.isnan(share) & (fraction > 0) & (ceiling - fraction > 1e-5)
     penalty = lacking[there].sum() / there.sum().clamp_min(1)
     return logits, penalty.to(torch.promote_types(logits.dtype, torch.float32))
@@ -94,10 +83,3 @@ def _shares(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     empty = ~(total > 0) | ~torch.isfinite(total)
     share = (mass.flatten(1) * reach).sum(1) / torch.where(empty, 1, total)
     return torch.where(empty, torch.nan, share), inside.flatten(1).sum(1) / math.prod(crop), reach.amax(1)
-
-
-def _wrong_reasons(logits: Tensor, images: Tensor, masks: Tensor) -> Tensor:
-    """Mean over crops of the summed squares, outside the masks, of the gradient of the log-probabilities' sum."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    (gradient,) = torch.autograd.grad(logits.to(dtype).log_softmax(1).sum(), images, create_graph=True)
-    return (gradient.to(dtype) * ~masks[:, None]).square().flatten(1).sum(1).mean()

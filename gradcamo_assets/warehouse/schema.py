@@ -191,8 +191,8 @@ _TABLES = (
             Column(
                 "regulariser",
                 pl.String,
-                "Penalty on maps beside the cell in training: gradcamo, energy, rrr. The scores of such a version were "
-                "trained for and are no evidence by themselves; none: there was none; NULL: not known",
+                "Penalty on maps beside the cell in training: gradcamo. The scores of such a version were trained for "
+                "and are no evidence by themselves; none: there was none; NULL: not known",
             ),
             Column("regulariser_weight", pl.Float64, "Weight (lambda) of that penalty"),
             Column("metrics", pl.Map(pl.String, pl.Float64), "Metrics of the run: metrics['accuracy']"),

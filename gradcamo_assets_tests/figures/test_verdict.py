@@ -129,8 +129,8 @@ def swap_test(survives: float | None, trusted: float = 0.25) -> dict[str, Any]:
         (cured(1, "controls"), "100% of its crops had other surroundings (those of a control well's crop). "),
         (cured(0.2, "newer"), "20% of its crops had other surroundings (newer). "),
         (cured(0), "No surroundings were swapped. Maps beside the cell were not penalised."),
-        (cured(0, "any", "rrr"), "No surroundings were swapped. Maps beside the cell were penalised (rrr, weight 3). "),
-        (cured(regulariser="energy"), "the score alone is no evidence; read the swap test."),
+        (cured(0, regulariser="gradcamo"), "were swapped. Maps beside the cell were penalised (gradcamo, weight 3). "),
+        (cured(regulariser="gradcamo"), "the score alone is no evidence; read the swap test."),
         (cured() | {"swap": None, "regulariser": None}, "is not known."),
     ],
 )
