@@ -50,8 +50,8 @@ class SelfSupervisedModule(EncoderModule):
             ]
         )
 
-    def _changed(self, images: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = super()._changed(images, labels, classes)
+    def _changed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = super()._changed(images, labels)
         self.optics.set_random_state(int(torch.randint(1 << 31, ())))
         return torch.stack([self.optics(image).as_tensor() for image in images]), labels
 
@@ -59,7 +59,7 @@ class SelfSupervisedModule(EncoderModule):
         """As of ``EncoderModule``; in validation every crop is followed by a changed copy, the same in every epoch."""
         if not self.trainer.training:
             torch.manual_seed(self.config.seed)
-            copies = (*self._changed(*batch), batch[2])
+            copies = (*self._changed(*batch[:2]), batch[2])
             batch = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(batch, copies, strict=True)]
         return super().on_after_batch_transfer(batch, dataloader_idx)
 

@@ -186,8 +186,7 @@ _TABLES = (
             Column("classes", c.TEXTS, "Classes in the order of the logits"),
             Column("train_plates", c.TEXTS, "Plates it was trained on"),
             Column("train_wells", c.TEXTS, "Wells it was trained on, as plate/well"),
-            Column("swap", pl.Float64, "Share of crops trained on with swapped surroundings; NULL: not known"),
-            Column("swap_kind", pl.String, "What was swapped: any (all but the cell), neighbours, controls"),
+            Column("swap", pl.Float64, "Share of crops trained on with surroundings of another crop; NULL: not known"),
             Column(
                 "regulariser",
                 pl.String,
