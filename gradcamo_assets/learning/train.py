@@ -44,7 +44,7 @@ from gradcamo_assets.learning.selfsupervised import (
 )
 from gradcamo_assets.networks.registry import build_encoder
 
-_CODE = "3"
+_CODE = "4"
 
 
 @dataclass
