@@ -8,7 +8,6 @@ the reasons away, ``explain.audit`` asks for them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradcamo_assets.explain import cam
-from gradcamo_assets.explain.overlap import footprint, project_mask
+from gradcamo_assets.explain.overlap import overlap, project_regions
 
 
 def penalised(
@@ -24,8 +23,8 @@ def penalised(
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) of one forward pass, and the penalty, a scalar; both to be differentiated by the weights.
 
-    The penalty is a mean over the crops that have one: none of an empty map, an empty mask or a mask that fills the
-    crop. 0 where no crop has.
+    The penalty is a mean over the crops that have an adjusted score: none of an empty map, an empty mask or a mask that
+    fills the crop. 0 where no crop has.
 
     Args:
         layer: dotted name of the layer whose map counts.
@@ -37,10 +36,11 @@ def penalised(
     """
     output, activations = cam.captured(model, images, dict([cam.find_layer(model, layer)]))
     logits, values = cam.logits_of(output), next(iter(activations.values()))
-    share, fraction, ceiling = _shares(class_maps(model, values, logits, classes), masks)
-    lacking = (tau - (share - fraction) / (ceiling - fraction).clamp_min(1e-6)).clamp_min(0)
-    there = ~torch.isnan(share) & (fraction > 0) & (ceiling - fraction > 1e-5)
-    penalty = lacking[there].sum() / there.sum().clamp_min(1)
+    maps = class_maps(model, values, logits, classes)
+    grid = maps.shape[1:]
+    adjusted = overlap(maps, project_regions(dilated(masks, grid) > 0, None, grid)).gradcamo_adjusted
+    there = ~torch.isnan(adjusted)
+    penalty = (tau - adjusted[there]).clamp_min(0).sum() / there.sum().clamp_min(1)
     return logits, penalty.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -67,19 +67,3 @@ def dilated(masks: Tensor, grid: Sequence[int]) -> Tensor:
             lines = grown.movedim(axis, -1)
             grown = F.max_pool1d(lines.flatten(0, -2), 2 * reach + 1, 1, reach).view(lines.shape).movedim(-1, axis)
     return grown
-
-
-def _shares(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of each map in its dilated mask (NaN for an empty map), share of the crop it fills, and the ceiling: (B,).
-
-    As ``explain.overlap`` has them, but for the mask; without the columns that no gradient passes through.
-    """
-    grid, crop = maps.shape[1:], masks.shape[1:]
-    area = footprint(crop, grid, maps.device)
-    inside = project_mask(dilated(masks, grid), grid)
-    mass = maps.to(area) * area
-    total = mass.flatten(1).sum(1)
-    reach = torch.where(area > 0, inside / area.clamp_min(1e-300), 0).flatten(1)
-    empty = ~(total > 0) | ~torch.isfinite(total)
-    share = (mass.flatten(1) * reach).sum(1) / torch.where(empty, 1, total)
-    return torch.where(empty, torch.nan, share), inside.flatten(1).sum(1) / math.prod(crop), reach.amax(1)
