@@ -73,21 +73,3 @@ def moved_to(
     weight = soft_edge(target, soften)
     ground = cleared(hosts, host_target & (weight < 1), host_target | host_neighbours, generator)
     return torch.lerp(ground, images, weight[:, None].to(images))
-
-
-def among_others(
-    images: Tensor,
-    target: Tensor,
-    neighbours: Tensor,
-    hosts: Tensor,
-    host_neighbours: Tensor,
-    soften: int = 2,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Each crop with the neighbours of another crop in place of its own: target and background stay.
-
-    Args:
-        as of ``moved_to``.
-    """
-    ground = cleared(images, neighbours, target | neighbours, generator)
-    return torch.lerp(ground, hosts, soft_edge(host_neighbours & ~target, soften)[:, None].to(images))

@@ -70,7 +70,6 @@ def qc_report_html(
         PlateError: for a name that is no well.
     """
     from jinja2 import Environment
-    from markupsafe import Markup
 
     here = Path(__file__)
     script = here.with_name("report.js").read_text(encoding="utf-8")
@@ -85,8 +84,7 @@ def qc_report_html(
     return environment.from_string(here.with_name("report.html").read_text(encoding="utf-8")).render(
         plate=plate, model=model, verdict=verdict, pictures=images, tables=tables, grid=grid, columns=columns,
         made=made, most=MOST_ROWS, scale=", ".join(_colour(share)[0] for share in np.linspace(0, 1, 6)),
-        script=Markup(script),
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script=script, digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
 
 

@@ -12,11 +12,6 @@ from gradcamo_assets.figures.style import treatment_name
 
 _REGIONS = {"target": "the cell", "neighbour": "its neighbours", "background": "the background"}
 _INSTEAD = {"neighbour": ": neighbours draw the most", "background": ": the background draws the most", "none": ""}
-_SURROUNDINGS = {
-    "any": "those of another crop",
-    "neighbours": "the neighbours alone, those of another crop",
-    "controls": "those of a control well's crop",
-}
 _MOST_NAMED = 12
 
 
@@ -37,7 +32,7 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
         views: rows of this plate and version of ``trusted_doses``, ``wells_to_drop``, ``site_effect``, ``model_gain``,
             ``plate_drift`` and ``audit_by_plate``; a view that is missing or empty has nothing to say.
         model: the version's row: ``architecture``, ``train_plates``, ``train_wells``, ``created_at``, ``metrics``,
-            ``swap``, ``swap_kind``, ``regulariser``, ``regulariser_weight``.
+            ``swap``, ``regulariser``, ``regulariser_weight``.
     """
     looks = scores["looks_at"].drop_nulls()
     if not len(looks):
@@ -201,8 +196,7 @@ def _cure(model: Mapping[str, Any]) -> str:
         return "Whether surroundings were swapped in training, or maps on the cell rewarded, is not known."
     text = "No surroundings were swapped."
     if model["swap"]:
-        kind = _SURROUNDINGS.get(model["swap_kind"], model["swap_kind"])
-        text = f"{model['swap']:.0%} of its crops had other surroundings ({kind})."
+        text = f"{model['swap']:.0%} of its crops had the surroundings of another crop."
     if not _rewarded(model):
         return f"{text} Maps beside the cell were not penalised."
     return (

@@ -8,8 +8,7 @@ from gradcamo_assets.common.errors import GradcamoError
 from gradcamo_assets.common.sections import Amount, Count, Share, section, setting
 from gradcamo_assets.networks.bundle import Cure
 
-SwapKind = Literal["any", "neighbours", "controls"]
-Regulariser = Literal["none", "gradcamo", "energy", "rrr"]
+Regulariser = Literal["none", "gradcamo"]
 Objective = Literal["treatment", "vicreg", "simclr"]
 Positives = Literal["crop", "treatment"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -43,8 +42,7 @@ class TrainingConfig:
     gain: Amount = setting(0.1, "Deviation of the factor on a stain.")
     offset: Amount = setting(0.05, "Deviation of the term on a stain, standardised units.")
     noise: Amount = setting(0.0, "Deviation of the noise on a voxel, standardised units.")
-    swap: Share = setting(0.5, "Share of crops that get other surroundings; 0 is off.")
-    swap_kind: SwapKind = setting("any", "Those of any other crop, the neighbours alone, or those of controls.")
+    swap: Share = setting(0.5, "Share of crops that get the surroundings of any other crop; 0 is off.")
     swap_soften: Count = setting(2, "Width of the seam, voxels.")
     swap_pool: Count = setting(0, "Crops of any training well that a step reads to lend theirs; 0: those of the batch.")
     regulariser: Regulariser = setting("none", "Penalty on maps beside the cell, added to the loss.")
@@ -70,7 +68,7 @@ class TrainingConfig:
     def cure(self) -> Cure:
         """What a bundle records of it."""
         weight = 0.0 if self.regulariser == "none" else self.regulariser_weight
-        return Cure(self.swap, self.swap_kind, self.regulariser, weight)
+        return Cure(self.swap, self.regulariser, weight)
 
     @property
     def processes(self) -> int:

@@ -36,8 +36,7 @@ class EncoderModule(lightning.LightningModule):
 
     Args:
         layer: dotted name of the layer whose mean is the embedding and whose maps the penalty is on.
-        control: index of the controls' class, if there is one. lenders: crops that lend their surroundings, beside the
-            batch.
+        lenders: crops that lend their surroundings, beside the batch.
     """
 
     def __init__(
@@ -48,12 +47,11 @@ class EncoderModule(lightning.LightningModule):
         steps: int,
         report: Report | None = None,
         *,
-        control: int | None = None,
         lenders: CropDataset | None = None,
     ):
         super().__init__()
         self.model, self.config, self.steps, self.report = model, config, steps, report
-        self.layer, self.control, self.lenders = layer, control, lenders
+        self.layer, self.lenders = layer, lenders
         self.planar = is_planar(model)
         self.curves: dict[str, list[float]] = {}
         self.embeddings: list[Tensor] = []
@@ -69,31 +67,28 @@ class EncoderModule(lightning.LightningModule):
         if self.trainer.training:
             # A step's draws, dropout's too, depend on its number and the process, not on what ran before.
             torch.manual_seed(mixed(self.config.seed, self.global_step, self.global_rank))
-            images, labels = self._changed(images, labels, classes)
+            images, labels = self._changed(images, labels)
         masks = labels == TARGET
         return (images.squeeze(2), masks.squeeze(1), classes) if self.planar else (images, masks, classes)
 
-    def _changed(self, images: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def _changed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Swapped and augmented ones."""
-        images, labels = self._swapped(images, labels, classes)
+        images, labels = self._swapped(images, labels)
         strengths = {name: getattr(self.config, name) for name in _AUGMENT}
         if self.config.regulariser == "none":
             return augment(images, **strengths), labels
         images = augment(torch.cat([images, (labels == TARGET).to(images)[:, None]], 1), unlit=1, **strengths)
         return images[:, :-1], (images[:, -1] > 0.5) * TARGET
 
-    def _swapped(self, images: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def _swapped(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         config, pool = self.config, None
         if not config.swap:
             return images, labels
         if self.lenders is not None and config.swap_pool:
             rows = torch.randint(len(self.lenders), (config.swap_pool,)).tolist()
-            *lent, classes = (part.to(images.device) for part in default_collate([self.lenders[row] for row in rows]))
-            pool = (lent[0], lent[1])
-        return swap(
-            images, labels, share=config.swap, kind=config.swap_kind, soften=config.swap_soften,
-            controls=None if self.control is None else classes == self.control, pool=pool,
-        )  # fmt: skip
+            lent, lent_labels, _ = default_collate([self.lenders[row] for row in rows])
+            pool = (lent.to(images.device), lent_labels.to(images.device))
+        return swap(images, labels, share=config.swap, soften=config.swap_soften, pool=pool)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One step on images, masks and classes."""
@@ -101,9 +96,7 @@ class EncoderModule(lightning.LightningModule):
         config = self.config
         if config.regulariser == "none":
             return self._loss("train", logits_of(self.model(images)), classes, config.label_smoothing)
-        logits, penalty = penalised(
-            self.model, self.layer, images, masks, classes, config.regulariser, config.regulariser_target
-        )
+        logits, penalty = penalised(self.model, self.layer, images, masks, classes, config.regulariser_target)
         self.log("train_penalty", penalty, on_step=False, on_epoch=True, batch_size=len(classes), sync_dist=True)
         loss = self._loss("train", logits, classes, config.label_smoothing)
         # Before it sets in, the penalty is measured only.

@@ -1,8 +1,6 @@
-"""What a training can add to its loss so that the encoder looks at the cell: three penalties, one interface.
+"""What a training can add to its loss so that the encoder looks at the cell.
 
-``gradcamo``: max(0, tau - adjusted Grad-CAMO of the true class), after the outlook of arXiv 2403.17615. ``energy``: the
-share of the map outside the cell (Rao et al., ICCV 2023, arXiv 2303.11932). ``rrr``: right for the right reasons,
-squared gradients at the image outside the cell (Ross et al., IJCAI 2017, arXiv 1703.03717).
+The penalty ``gradcamo``: max(0, tau - adjusted Grad-CAMO of the true class), after the outlook of arXiv 2403.17615.
 
 A score that was trained for is no evidence: an encoder may move its map and keep its reasons. ``learning.swap`` takes
 the reasons away, ``explain.audit`` asks for them.
@@ -10,7 +8,6 @@ the reasons away, ``explain.audit`` asks for them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,40 +15,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradcamo_assets.explain import cam
-from gradcamo_assets.explain.overlap import footprint, project_mask
-from gradcamo_assets.learning.configuration import Regulariser
+from gradcamo_assets.explain.overlap import overlap, project_regions
 
 
 def penalised(
-    model: nn.Module, layer: str, images: Tensor, masks: Tensor, classes: Tensor, kind: Regulariser, tau: float = 1.0
+    model: nn.Module, layer: str, images: Tensor, masks: Tensor, classes: Tensor, tau: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) of one forward pass, and the penalty, a scalar; both to be differentiated by the weights.
 
-    The penalty is a mean over the crops that have one: none of an empty map, an empty mask or a mask that fills the
-    crop. 0 where no crop has.
+    The penalty is a mean over the crops that have an adjusted score: none of an empty map, an empty mask or a mask that
+    fills the crop. 0 where no crop has.
 
     Args:
-        layer: dotted name of the layer whose map counts; ``rrr`` looks at the image instead.
+        layer: dotted name of the layer whose map counts.
         images: (B, C, *crop), 2D or 3D. masks: (B, *crop) bool, the target cells.
-        classes: (B,) int64, the true ones. tau: adjusted score from which ``gradcamo`` asks for no more.
+        classes: (B,) int64, the true ones. tau: adjusted score from which the penalty is 0.
 
     Raises:
         ExplainError: where the layer did not run, or the logits do not depend on it.
     """
-    if kind == "rrr":
-        images = images.detach().requires_grad_()
-        logits = cam.logits_of(model(images))
-        return logits, _wrong_reasons(logits, images, masks)
     output, activations = cam.captured(model, images, dict([cam.find_layer(model, layer)]))
     logits, values = cam.logits_of(output), next(iter(activations.values()))
-    share, fraction, ceiling = _shares(class_maps(model, values, logits, classes), masks)
-    if kind == "energy":
-        lacking = 1 - share
-    else:
-        room = (ceiling - fraction).clamp_min(1e-6)
-        lacking = (tau - (share - fraction) / room).clamp_min(0)
-    there = ~torch.isnan(share) & (fraction > 0) & (ceiling - fraction > 1e-5)
-    penalty = lacking[there].sum() / there.sum().clamp_min(1)
+    maps = class_maps(model, values, logits, classes)
+    grid = maps.shape[1:]
+    adjusted = overlap(maps, project_regions(dilated(masks, grid) > 0, None, grid)).gradcamo_adjusted
+    there = ~torch.isnan(adjusted)
+    penalty = (tau - adjusted[there]).clamp_min(0).sum() / there.sum().clamp_min(1)
     return logits, penalty.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -78,26 +67,3 @@ def dilated(masks: Tensor, grid: Sequence[int]) -> Tensor:
             lines = grown.movedim(axis, -1)
             grown = F.max_pool1d(lines.flatten(0, -2), 2 * reach + 1, 1, reach).view(lines.shape).movedim(-1, axis)
     return grown
-
-
-def _shares(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of each map in its dilated mask (NaN for an empty map), share of the crop it fills, and the ceiling: (B,).
-
-    As ``explain.overlap`` has them, but for the mask; without the columns that no gradient passes through.
-    """
-    grid, crop = maps.shape[1:], masks.shape[1:]
-    area = footprint(crop, grid, maps.device)
-    inside = project_mask(dilated(masks, grid), grid)
-    mass = maps.to(area) * area
-    total = mass.flatten(1).sum(1)
-    reach = torch.where(area > 0, inside / area.clamp_min(1e-300), 0).flatten(1)
-    empty = ~(total > 0) | ~torch.isfinite(total)
-    share = (mass.flatten(1) * reach).sum(1) / torch.where(empty, 1, total)
-    return torch.where(empty, torch.nan, share), inside.flatten(1).sum(1) / math.prod(crop), reach.amax(1)
-
-
-def _wrong_reasons(logits: Tensor, images: Tensor, masks: Tensor) -> Tensor:
-    """Mean over crops of the summed squares, outside the masks, of the gradient of the log-probabilities' sum."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    (gradient,) = torch.autograd.grad(logits.to(dtype).log_softmax(1).sum(), images, create_graph=True)
-    return (gradient.to(dtype) * ~masks[:, None]).square().flatten(1).sum(1).mean()

@@ -1,8 +1,9 @@
 """Training without classes: an encoder that knows a crop again in another view of it, then prototypes for a head.
 
-Losses and projectors are lightly's: VICReg (Bardes et al., ICLR 2022, arXiv 2105.04906) and SimCLR (Chen et al., ICML
-2020, arXiv 2002.05709). A view is a crop swapped and augmented as in supervised training, and seen through other optics
-(MONAI). The labels of the training cells then place one prototype a class; no weight of the encoder hears of them.
+Losses are pytorch-metric-learning's: VICReg (Bardes et al., ICLR 2022, arXiv 2105.04906) and SimCLR (Chen et al., ICML
+2020, arXiv 2002.05709), whose loss is that of SupCon where a view has one positive. A view is a crop swapped and
+augmented as in supervised training, and seen through other optics (MONAI). The labels of the training cells then place
+one prototype a class; no weight of the encoder hears of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from gradcamo_assets.learning.module import Batch, EncoderModule, embedded
 from gradcamo_assets.networks.registry import is_planar
 from gradcamo_assets.profiling.sphering import fit_sphering
 
+_TEMPERATURE = 0.5
+"""By which SimCLR divides similarities."""
 _CALIBRATED = 10_000
 """Training cells, at most, that the scale of the similarities is fitted to."""
 
@@ -35,13 +38,17 @@ class SelfSupervisedModule(EncoderModule):
 
     def __init__(self, *args: Any, width: int, **further: Any):
         super().__init__(*args, **further)
-        from lightly.loss import NTXentLoss, VICRegLoss
-        from lightly.models.modules.heads import SimCLRProjectionHead, VICRegProjectionHead
         from monai.transforms import Compose, RandGaussianSmooth, RandZoom
+        from pytorch_metric_learning.losses import SupConLoss, VICRegLoss
+        from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
-        vicreg = self.config.objective == "vicreg"
-        self.projector = (VICRegProjectionHead if vicreg else SimCLRProjectionHead)(width, 2 * width, 2 * width)
-        self.criterion = (VICRegLoss if vicreg else NTXentLoss)(gather_distributed=True)
+        wide, self.vicreg = 2 * width, self.config.objective == "vicreg"
+        first, second = ((nn.Linear(n, wide, bias=False), nn.BatchNorm1d(wide)) for n in (width, wide))
+        last = (nn.ReLU(), nn.Linear(wide, wide)) if self.vicreg else ()
+        self.projector = nn.Sequential(*first, nn.ReLU(), *second, *last)
+        self.criterion: nn.Module = VICRegLoss() if self.vicreg else SupConLoss(temperature=_TEMPERATURE)
+        if self.config.processes > 1:
+            self.criterion = DistributedLossWrapper(self.criterion)
         scale, blur = (0.95, 1.05), (0.2, 0.5)
         self.optics = Compose(
             [
@@ -50,8 +57,8 @@ class SelfSupervisedModule(EncoderModule):
             ]
         )
 
-    def _changed(self, images: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = super()._changed(images, labels, classes)
+    def _changed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = super()._changed(images, labels)
         self.optics.set_random_state(int(torch.randint(1 << 31, ())))
         return torch.stack([self.optics(image).as_tensor() for image in images]), labels
 
@@ -59,7 +66,7 @@ class SelfSupervisedModule(EncoderModule):
         """As of ``EncoderModule``; in validation every crop is followed by a changed copy, the same in every epoch."""
         if not self.trainer.training:
             torch.manual_seed(self.config.seed)
-            copies = (*self._changed(*batch), batch[2])
+            copies = (*self._changed(*batch[:2]), batch[2])
             batch = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(batch, copies, strict=True)]
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
@@ -76,10 +83,15 @@ class SelfSupervisedModule(EncoderModule):
 
     def _compared(self, part: str, embedding: Tensor) -> Tensor:
         with torch.autocast(embedding.device.type, enabled=False):
-            first, second = self.projector(embedding).unflatten(0, (-1, 2)).unbind(1)
-            loss = self.criterion(first, second)
+            views, n = self.projector(embedding), len(embedding) // 2
+            if self.vicreg:
+                loss = self.criterion(views[::2], ref_emb=views[1::2])
+            else:
+                pairs = torch.arange(n, device=views.device) + n * self.global_rank
+                loss = self.criterion(views, pairs.repeat_interleave(2))
         values = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": True}
-        self.log(f"{part}_loss", loss, batch_size=len(first), **values)
+        # Of several processes the loss is their sum: each differentiates its own views alone, and DDP takes the mean.
+        self.log(f"{part}_loss", loss / self.config.processes, batch_size=n, **values)
         return loss
 
 

@@ -44,9 +44,7 @@ from gradcamo_assets.learning.selfsupervised import (
 )
 from gradcamo_assets.networks.registry import build_encoder
 
-CONTROLS = "negcon"
-"""The class of control wells, as ``plates.treatment_class`` names it."""
-_CODE = "3"
+_CODE = "4"
 
 
 @dataclass
@@ -135,10 +133,7 @@ def train_encoder(
                 callbacks=[*bars, *_keepers(folder, config)],
             )
             kind = partial(SelfSupervisedModule, width=head.in_features) if head else EncoderModule
-            module = kind(
-                model, layer, config, steps * config.epochs, heard, lenders=train,
-                control=list(classes).index(CONTROLS) if CONTROLS in classes else None,
-            )  # fmt: skip
+            module = kind(model, layer, config, steps * config.epochs, heard, lenders=train)
             trainer.fit(module, *loaders, ckpt_path=folder / "last.ckpt" if state else None, weights_only=True)
         state = _checkpoint(folder / "last.ckpt")
     best = _checkpoint(folder / "best.ckpt") if config.patience else state

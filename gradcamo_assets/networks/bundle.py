@@ -59,7 +59,6 @@ class Cure:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     swap: float
-    swap_kind: _Text
     regulariser: _Text
     regulariser_weight: float
 

@@ -40,7 +40,7 @@ def post(address: str, alert: dict[str, Any]) -> None:
 
 
 def mail(settings: AlertConfig, alert: dict[str, Any]) -> None:
-    """Send an alert by mail.
+    """Send an alert by mail. Dagster's own sensor would do it with a password and in ASCII alone, and has no time-out.
 
     Raises:
         OSError, smtplib.SMTPException: where the server cannot be reached or refuses.

@@ -186,13 +186,12 @@ _TABLES = (
             Column("classes", c.TEXTS, "Classes in the order of the logits"),
             Column("train_plates", c.TEXTS, "Plates it was trained on"),
             Column("train_wells", c.TEXTS, "Wells it was trained on, as plate/well"),
-            Column("swap", pl.Float64, "Share of crops trained on with swapped surroundings; NULL: not known"),
-            Column("swap_kind", pl.String, "What was swapped: any (all but the cell), neighbours, controls"),
+            Column("swap", pl.Float64, "Share of crops trained on with surroundings of another crop; NULL: not known"),
             Column(
                 "regulariser",
                 pl.String,
-                "Penalty on maps beside the cell in training: gradcamo, energy, rrr. The scores of such a version were "
-                "trained for and are no evidence by themselves; none: there was none; NULL: not known",
+                "Penalty on maps beside the cell in training: gradcamo. The scores of such a version were trained for "
+                "and are no evidence by themselves; none: there was none; NULL: not known",
             ),
             Column("regulariser_weight", pl.Float64, "Weight (lambda) of that penalty"),
             Column("metrics", pl.Map(pl.String, pl.Float64), "Metrics of the run: metrics['accuracy']"),

@@ -111,9 +111,9 @@ def test_the_training_is_told() -> None:
     )
 
 
-def cured(swap: float = 0.5, kind: str = "any", regulariser: str = "none") -> dict[str, Any]:
+def cured(swap: float = 0.5, regulariser: str = "none") -> dict[str, Any]:
     told = dict.fromkeys(("architecture", "train_plates", "train_wells", "created_at", "metrics"))
-    cure = {"swap": swap, "swap_kind": kind, "regulariser": regulariser, "regulariser_weight": 3.0}
+    cure = {"swap": swap, "regulariser": regulariser, "regulariser_weight": 3.0}
     return {**told, **cure}
 
 
@@ -125,12 +125,10 @@ def swap_test(survives: float | None, trusted: float = 0.25) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (cured(), "50% of its crops had other surroundings (those of another crop). Maps beside the cell were not pen"),
-        (cured(1, "controls"), "100% of its crops had other surroundings (those of a control well's crop). "),
-        (cured(0.2, "newer"), "20% of its crops had other surroundings (newer). "),
+        (cured(), "50% of its crops had the surroundings of another crop. Maps beside the cell were not penalised."),
         (cured(0), "No surroundings were swapped. Maps beside the cell were not penalised."),
-        (cured(0, "any", "rrr"), "No surroundings were swapped. Maps beside the cell were penalised (rrr, weight 3). "),
-        (cured(regulariser="energy"), "the score alone is no evidence; read the swap test."),
+        (cured(0, "gradcamo"), "were swapped. Maps beside the cell were penalised (gradcamo, weight 3). "),
+        (cured(regulariser="gradcamo"), "the score alone is no evidence; read the swap test."),
         (cured() | {"swap": None, "regulariser": None}, "is not known."),
     ],
 )

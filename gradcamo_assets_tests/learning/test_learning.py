@@ -153,7 +153,7 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
     assert bundle.classes == ["a", "b"]
     assert bundle.split == as_lists(split)
     assert bundle.crop_shape == [2, 24, 24]
-    assert bundle.cure == Cure(0.5, "any", "none", 0.0)
+    assert bundle.cure == Cure(0.5, "none", 0.0)
 
     promote(lake, registry, fitted.version, by="test", reason="the first")
     second = registry.register(fitted.result.model, bundle, parameters={}, metrics={"accuracy": 0.5}, curves={})

@@ -1,8 +1,6 @@
-"""The penalties against their definitions by brute force, and their gradients against finite differences."""
+"""The penalty against its definition by brute force, and its gradients against finite differences."""
 
 from __future__ import annotations
-
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from torch import nn
 from torch.func import functional_call
 
 from gradcamo_assets.explain import cam
-from gradcamo_assets.learning.configuration import Regulariser
 from gradcamo_assets.learning.regulariser import class_maps, dilated, penalised
 from gradcamo_assets_tests.explain.nets import MODES, brute_maps, random_case
 
@@ -23,7 +20,7 @@ def upsampled(maps: torch.Tensor, crop: tuple[int, ...]) -> torch.Tensor:
     return nn.functional.interpolate(maps[:, None].double(), size=crop, mode=MODES[len(crop)])[:, 0]
 
 
-def brute_penalty(maps: torch.Tensor, masks: torch.Tensor, kind: str, tau: float) -> float:
+def brute_penalty(maps: torch.Tensor, masks: torch.Tensor, tau: float) -> float:
     """By upsampled maps, a mask that scipy grew, and the best of all maps of one voxel."""
     crop, grid = masks.shape[1:], maps.shape[1:]
     box = np.ones([2 * round(n / m / 2) + 1 for n, m in zip(crop, grid, strict=True)])
@@ -35,49 +32,37 @@ def brute_penalty(maps: torch.Tensor, masks: torch.Tensor, kind: str, tau: float
             continue
         share, fraction = float((one * grown).sum() / one.sum()), float(grown.mean())
         ceiling = float(((units * grown).flatten(1).sum(1) / units.flatten(1).sum(1)).max())
-        found.append(1 - share if kind == "energy" else max(0.0, tau - (share - fraction) / (ceiling - fraction)))
+        found.append(max(0.0, tau - (share - fraction) / (ceiling - fraction)))
     return float(np.mean(found)) if found else 0.0
 
 
 @pytest.mark.parametrize("head", ["gap", "mlp", "max"])
 @pytest.mark.parametrize(("axes", "stride"), [(2, 3), (3, (1, 2, 4))])
-@pytest.mark.parametrize(("kind", "tau"), [("gradcamo", 1.0), ("gradcamo", 0.1), ("energy", 1.0)])
-def test_the_penalty_is_its_definition(head, axes, stride, kind, tau):
+@pytest.mark.parametrize("tau", [1.0, 0.1])
+def test_the_penalty_is_its_definition(head, axes, stride, tau):
     model, images, target, _ = random_case(2, axes, 3, (4, 13, 12)[3 - axes :], head=head, stride=stride)
     target = target & (torch.rand(target.shape) < 0.15)  # Small ones: grown, they must not fill the crop.
     target.view(3, -1)[:, 5] = True
-    logits, penalty = penalised(model, "act", images, target, CLASSES, kind, tau)
+    logits, penalty = penalised(model, "act", images, target, CLASSES, tau)
     torch.testing.assert_close(logits, model(images))
     maps = brute_maps(model, images, model.act, CLASSES)
-    expected = brute_penalty(maps, target, kind, tau)
+    expected = brute_penalty(maps, target, tau)
     assert float(penalty) == pytest.approx(expected, abs=1e-5)
 
 
-def test_right_for_the_right_reasons_is_its_definition():
-    model, images, target, _ = random_case(2, 2, 3, (9, 8))
-    _, penalty = penalised(model, "act", images, target, CLASSES, "rrr")
-    expected = 0.0
-    for image, mask in zip(images, target, strict=True):
-        image = image.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(torch.log_softmax(model(image[None])[0], 0).sum(), image)
-        expected += float((gradient[:, ~mask] ** 2).sum()) / len(images)
-    assert float(penalty) == pytest.approx(expected, rel=1e-4)
-
-
 class Penalty(nn.Module):
-    def __init__(self, model: nn.Module, kind: str):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.kind = model, kind
+        self.model = model
 
     def forward(self, images, target):
-        return penalised(self.model, "act", images, target, CLASSES, self.kind)[1]
+        return penalised(self.model, "act", images, target, CLASSES)[1]
 
 
 @pytest.mark.parametrize("head", ["gap", "mlp"])
-@pytest.mark.parametrize("kind", ["gradcamo", "energy", "rrr"])
-def test_gradients_of_all_weights_equal_finite_differences(head, kind):
+def test_gradients_of_all_weights_equal_finite_differences(head):
     model, images, target, _ = random_case(5, 2, 3, (8, 9), head=head, width=3)
-    module = Penalty(model.double(), kind)
+    module = Penalty(model.double())
     names = [name for name, _ in module.named_parameters()]
 
     def penalty(*weights):
@@ -87,14 +72,13 @@ def test_gradients_of_all_weights_equal_finite_differences(head, kind):
     assert torch.autograd.gradcheck(penalty, weights, fast_mode=True)
 
 
-@pytest.mark.parametrize("kind", ["gradcamo", "energy"])
-def test_closed_form_and_double_backward_give_one_gradient(kind, monkeypatch):
+def test_closed_form_and_double_backward_give_one_gradient(monkeypatch):
     gradients = []
     for closed in (True, False):
         model, images, target, _ = random_case(4, 3, 3, (4, 12, 12))
         if not closed:
             monkeypatch.setattr(cam, "pooled_head", lambda *_: None)
-        penalised(model, "act", images, target, CLASSES, kind)[1].backward()
+        penalised(model, "act", images, target, CLASSES)[1].backward()
         # The head's bias takes no part.
         gradients.append([p.grad for name, p in model.named_parameters() if name != "fc.bias"])
     for one, two in zip(*gradients, strict=True):
@@ -122,16 +106,15 @@ def test_empty_maps_empty_masks_and_full_ones_are_left_out():
     model, images, target, _ = random_case(6, 2, 3, (12, 12))
     target = torch.zeros_like(target)
     target[:, 5:8, 4:7] = True
-    alone = penalised(model, "act", images[:1], target[:1], CLASSES[:1], "gradcamo")[1]
+    alone = penalised(model, "act", images[:1], target[:1], CLASSES[:1])[1]
     masks = torch.stack([target[0], torch.zeros_like(target[1]), torch.ones_like(target[2])])
-    assert float(penalised(model, "act", images, masks, CLASSES, "gradcamo")[1]) == pytest.approx(float(alone))
+    assert float(penalised(model, "act", images, masks, CLASSES)[1]) == pytest.approx(float(alone))
     with torch.no_grad():
         model.fc.weight.copy_(-model.fc.weight.abs())
-    for kind in ("gradcamo", "energy"):
-        logits, penalty = penalised(model, "act", images, target, CLASSES, kind)
-        assert float(penalty) == 0
-        (penalty + logits.sum()).backward()
-        assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    logits, penalty = penalised(model, "act", images, target, CLASSES)
+    assert float(penalty) == 0
+    (penalty + logits.sum()).backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(("crop", "grid"), [((12, 13), (4, 5)), ((6, 16, 16), (3, 2, 16))])
@@ -143,15 +126,14 @@ def test_masks_grow_by_half_a_map_cell(crop, grid):
 
 
 @pytest.mark.parametrize("head", ["gap", "mlp"])
-@pytest.mark.parametrize("kind", [kind for kind in get_args(Regulariser) if kind != "none"])
-def test_following_the_gradient_lowers_it(kind, head):
+def test_following_the_gradient_lowers_it(head):
     model, images, target, _ = random_case(9, 3, 3, (4, 16, 16), head=head)
     target = torch.zeros_like(target)
     target[:, :, 5:11, 4:10] = True
     optimiser, values = torch.optim.Adam(model.parameters(), 0.01), []
     for _ in range(15):
         optimiser.zero_grad()
-        penalty = penalised(model, "act", images, target, CLASSES, kind)[1]
+        penalty = penalised(model, "act", images, target, CLASSES)[1]
         penalty.backward()
         optimiser.step()
         values.append(float(penalty))

@@ -21,7 +21,7 @@ from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.learning.evidence import judge, measured
 from gradcamo_assets.learning.fit import fit_and_register
 from gradcamo_assets.learning.registry import ModelRegistry
-from gradcamo_assets.learning.selfsupervised import PairSampler, embeddings_of, wells_of
+from gradcamo_assets.learning.selfsupervised import PairSampler, SelfSupervisedModule, embeddings_of, wells_of
 from gradcamo_assets.learning.split import split_wells
 from gradcamo_assets.learning.train import TrainingConfig, TrainingResult, train_encoder
 from gradcamo_assets.scoring.score import Scorer, ScoringConfig
@@ -70,6 +70,31 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CropDataset]
         classes |= dict.fromkeys(ids, well % 2)
     parts = {"train": slice(0, 4), "val": slice(4, 6), "test": slice(4, 8)}
     return {name: CropDataset(fields[part], classes, ["DNA"]) for name, part in parts.items()}
+
+
+def test_losses_are_their_definitions() -> None:
+    embedding = torch.randn(12, 16)
+    for objective in ("vicreg", "simclr"):
+        config = replace(CONFIG, objective=objective)
+        module = SelfSupervisedModule(pooled(1, 2)[0], LAYER, config, 1, width=16)
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        views = module.projector(embedding).double()
+        assert views.shape == (12, 32)
+        found = float(module._compared("train", embedding))
+        if objective == "vicreg":
+            parts = views[::2], views[1::2]
+            expected = 25 * float((parts[0] - parts[1]).square().mean())
+            for part in parts:
+                covariance = torch.cov(part.T)
+                spread = (covariance.diag() + 1e-4).sqrt()
+                expected += 12.5 * float((1 - spread).clamp_min(0).mean())
+                expected += float(covariance.square().sum() - covariance.diag().square().sum()) / 32
+        else:
+            likeness = nn.functional.cosine_similarity(views[:, None], views[None], 2) / 0.5
+            likeness.fill_diagonal_(-torch.inf)
+            positive = torch.arange(12) ^ 1
+            expected = float(nn.functional.cross_entropy(likeness, positive))
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def _train(textures: dict[str, CropDataset], config: TrainingConfig, work: Path, **further) -> TrainingResult:
@@ -162,6 +187,13 @@ def test_the_map_of_a_logit_is_that_of_a_similarity_target(
         ours = result.cam.numpy()
         assert ours.max() > 0
         np.testing.assert_allclose(ours / ours.max(), theirs / theirs.max(), atol=1e-4)
+
+
+def test_two_processes_share_a_batch(textures: dict[str, CropDataset], tmp_path: Path) -> None:
+    config = replace(CONFIG, objective="simclr")
+    result, alone = (_train(textures, replace(config, devices=devices), tmp_path) for devices in (2, 1))
+    assert result.curves["train_loss"] == pytest.approx(alone.curves["train_loss"], rel=0.3)
+    assert result.curves["train_loss"][-1] < result.curves["train_loss"][0]
 
 
 def test_a_training_that_was_ended_goes_on_to_the_same_weights(

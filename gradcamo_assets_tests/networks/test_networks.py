@@ -195,7 +195,7 @@ def test_damaged_bundles_are_refused(bundle: Path) -> None:
         load_bundle(bundle / "nowhere")
 
 
-_CURE = {"swap": 0.5, "swap_kind": "any", "regulariser": "none", "regulariser_weight": 0.0}
+_CURE = {"swap": 0.5, "regulariser": "none", "regulariser_weight": 0.0}
 HOSTILE: dict[str, list[object]] = {
     "encoder": [None, 7, "", "x" * 501, ["a"], "../../etc/passwd", "os:kill"],
     "layer": [None, "", "no.such.layer", "", 0, "__class__", "pool.__dict__", "head"],

@@ -8,7 +8,6 @@ import polars as pl
 from gradcamo_assets.common.provenance import digest
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.crops.table import cells_with_crops
-from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.fields import number
 from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import AUTOMATIC, PLATES
@@ -69,7 +68,6 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "n_cells": len(rows),
             "survives_swap": number(rows["survives_swap"].mean()),
             **numbers,
-            **column_lineage("audit"),
             **used(scoring=scoring),
         }
     )

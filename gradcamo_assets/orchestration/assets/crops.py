@@ -12,7 +12,6 @@ from gradcamo_assets.crops import cut_crops, write_crops
 from gradcamo_assets.crops.cut import qc_flag
 from gradcamo_assets.crops.table import field_cells, number_crops
 from gradcamo_assets.orchestration.assets.masks import masks
-from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.fields import field_row, fields_at, for_each_field, listing, number
 from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
@@ -116,7 +115,6 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version),
         metadata={
-            **column_lineage("cells"),
             "cells": len(table),
             "fields": len(frames),
             "fields_without_cells": counts.count(0),

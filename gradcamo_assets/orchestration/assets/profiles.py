@@ -14,7 +14,6 @@ from gradcamo_assets.common.storage import write_bytes
 from gradcamo_assets.crops import open_crops
 from gradcamo_assets.figures import map_by_epoch, to_gif, to_markdown, umap_scatter
 from gradcamo_assets.learning.registry import ModelVersion
-from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.launchpad import offers, overridden, used
 from gradcamo_assets.orchestration.partitions import AUTOMATIC
 from gradcamo_assets.orchestration.reconcile import scoring_state
@@ -169,7 +168,6 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
     return dg.MaterializeResult(
         metadata={
             **{f"profiles_{name}": n for name, n in counts},
-            **column_lineage("profiles"),
             **used(profiles=settings),
             "plates_made": len(todo),
             "model_version": champion.version,
@@ -212,7 +210,6 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
     figure = umap_scatter(_sample(table, _MOST_CELLS).join(scores, on="Metadata_CellID", how="left"))
     return dg.MaterializeResult(
         metadata={
-            **column_lineage("umap"),
             "cells": len(table),
             "cells_fitted": len(cell_map.vectors),
             "plates_placed": len(frames),
@@ -253,7 +250,6 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
     means = table.group_by("population").agg(pl.col("mean_average_precision").mean()).sort("population").iter_rows()
     return dg.MaterializeResult(
         metadata={
-            **column_lineage("replicability"),
             "treatments": table.select("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit").n_unique(),
             "model_version": champion.version,
             **{f"mean_average_precision_{name}": float(mean) for name, mean in means},
@@ -294,7 +290,6 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     return dg.MaterializeResult(
         metadata={
             "model_version": champion.version,
-            **column_lineage("confounder_audit"),
             **used(profiles=settings),
             **{f"probe_{name}": float(v) for name, v in found.iter_rows()},
         }

@@ -17,7 +17,6 @@ from gradcamo_assets.figures import crops_with_maps, to_markdown
 from gradcamo_assets.learning.registry import ModelVersion
 from gradcamo_assets.orchestration.assets.crops import crops
 from gradcamo_assets.orchestration.assets.models import champion_model
-from gradcamo_assets.orchestration.catalogue import column_lineage
 from gradcamo_assets.orchestration.launchpad import used
 from gradcamo_assets.orchestration.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.orchestration.resources import Platform
@@ -125,7 +124,7 @@ def scores_and_embeddings(
     yield dg.MaterializeResult(
         asset_key="embeddings",
         data_version=dg.DataVersion(version),
-        metadata={**common, "dimensions": len(vectors[0]) if vectors else 0, **column_lineage("embeddings")},
+        metadata={**common, "dimensions": len(vectors[0]) if vectors else 0},
     )
     yield dg.MaterializeResult(
         asset_key="gradcamo_scores",
@@ -133,7 +132,6 @@ def scores_and_embeddings(
         metadata={
             **common,
             **_summary(scores),
-            **column_lineage("gradcamo_scores"),
             **({"crops_and_maps": picture} if picture else {}),
         },
         check_results=[_check(kept, scores)],
