@@ -21,10 +21,9 @@ import polars as pl
 import zarr
 from tqdm import tqdm
 
-from gradcamo_assets.common.provenance import Provenance
-from gradcamo_assets.crops import CropConfig, cut_crops, open_crops, write_crops
-from gradcamo_assets.plates import SyntheticPlate, render_field
-from gradcamo_assets.segmentation import cell_table
+from gradcamo_assets.cells import CropConfig, cell_table, cut_crops, open_crops, write_crops
+from gradcamo_assets.provenance import Provenance
+from gradcamo_assets.synthetic import SyntheticPlate, render_field
 
 CHANNELS = ["DNA", "ER", "RNA", "AGP", "Mito"]
 CONFIG = CropConfig((21, 128, 128), keep_border=True)

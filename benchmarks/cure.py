@@ -31,15 +31,15 @@ import polars as pl
 import zarr
 
 from benchmarks.pipeline import Prepared, prepare, train_and_score
-from gradcamo_assets.crops import CropConfig, CropField, open_crops
-from gradcamo_assets.crops.dataset import CropDataset
-from gradcamo_assets.figures import to_png
-from gradcamo_assets.figures.style import COLOURS, GREY, new_figure
-from gradcamo_assets.learning.train import TrainingConfig, train_encoder
-from gradcamo_assets.orchestration.demo import CURES
-from gradcamo_assets.plates import SyntheticPlate
+from gradcamo_assets.cells import CropConfig, CropField, open_crops
+from gradcamo_assets.cells.dataset import CropDataset
+from gradcamo_assets.defs.demo import CURES
+from gradcamo_assets.report import to_png
+from gradcamo_assets.report.style import COLOURS, GREY, new_figure
 from gradcamo_assets.scoring.audit import audit_crops
-from gradcamo_assets.scoring.score import Scorer
+from gradcamo_assets.scoring.scorer import Scorer
+from gradcamo_assets.synthetic import SyntheticPlate
+from gradcamo_assets.training.training import TrainingConfig, train_encoder
 
 TRAININGS = CURES | {"honest": CURES["plain"]}
 if TYPE_CHECKING:

@@ -23,11 +23,12 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from gradcamo_assets.plates import SyntheticPlate, ingest_plate, known_plates, render_field
+from gradcamo_assets.plates import ingest_plate, known_plates
 from gradcamo_assets.plates.companions import source_signature
 from gradcamo_assets.plates.inbox import InboxConfig, list_inbox, plate_states
-from gradcamo_assets.plates.store import mark_known
-from gradcamo_assets.plates.writing import create_field
+from gradcamo_assets.plates.omezarr_writer import create_field
+from gradcamo_assets.plates.plate_records import mark_known
+from gradcamo_assets.synthetic import SyntheticPlate, render_field
 
 CHANNELS = 5
 VOXEL_SIZE = (1.0, 0.5, 0.5)

@@ -8,22 +8,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from gradcamo_assets.common import Home
-from gradcamo_assets.common.provenance import Provenance
-from gradcamo_assets.crops import CropConfig, cut_crops, open_crops, write_crops
-from gradcamo_assets.crops.cut import qc_flag
-from gradcamo_assets.crops.table import field_cells, number_crops
-from gradcamo_assets.learning.split import as_lists, split_wells
-from gradcamo_assets.learning.train import TrainingConfig
-from gradcamo_assets.plates import (
-    SyntheticPlate,
-    ingest_plate,
-    read_field,
-    read_label,
-    read_label_table,
-    write_synthetic_plate,
-)
+from gradcamo_assets.cells import CropConfig, cut_crops, open_crops, write_crops
+from gradcamo_assets.cells.cell_rows import field_cells, number_crops
+from gradcamo_assets.cells.crop import qc_flag
+from gradcamo_assets.home import Home
+from gradcamo_assets.plates import ingest_plate, read_field, read_label, read_label_table
+from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.segmentation import Masks, Segmenter
+from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
+from gradcamo_assets.training.split import as_lists, split_wells
+from gradcamo_assets.training.training import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -73,10 +67,10 @@ def prepare(config: SyntheticPlate, folder: Path, crop: CropConfig, true_masks: 
 
 def train_and_score(prepared: Prepared, config: TrainingConfig, folder: Path) -> tuple[pl.DataFrame, dict[str, float]]:
     """Train on the training wells, then score every cell: the score's columns beside the cell's, and the metrics."""
-    from gradcamo_assets.crops.dataset import CropDataset
-    from gradcamo_assets.learning.train import train_encoder
+    from gradcamo_assets.cells.dataset import CropDataset
     from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
-    from gradcamo_assets.scoring.score import Scorer
+    from gradcamo_assets.scoring.scorer import Scorer
+    from gradcamo_assets.training.training import train_encoder
 
     fields = [open_crops(path) for path in prepared.crops]
     split = split_wells(prepared.cells, seed=config.seed)

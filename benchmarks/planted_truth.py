@@ -21,13 +21,13 @@ import polars as pl
 import torch
 
 from benchmarks.pipeline import Prepared, prepare, train_and_score
-from gradcamo_assets.crops import NEIGHBOUR, TARGET, CropConfig, open_crops
+from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropConfig, open_crops
 from gradcamo_assets.explain import gradcamo
-from gradcamo_assets.explain.audit import chance_adjusted, randomised
-from gradcamo_assets.figures import crops_with_maps
-from gradcamo_assets.learning.train import TrainingConfig
-from gradcamo_assets.plates import SyntheticPlate
-from gradcamo_assets.scoring.score import Scorer
+from gradcamo_assets.explain.faithfulness import chance_adjusted, randomised
+from gradcamo_assets.report import crops_with_maps
+from gradcamo_assets.scoring.scorer import Scorer
+from gradcamo_assets.synthetic import SyntheticPlate
+from gradcamo_assets.training.training import TrainingConfig
 
 PLACES = {"target": ("cell", "none"), "neighbour": ("well", "neighbour"), "background": ("well", "background")}
 DESIGNS = {

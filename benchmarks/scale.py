@@ -25,16 +25,16 @@ import dagster as dg
 from dagster_shared.serdes import deserialize_value, serialize_value
 
 from benchmarks.scale_home import SITES, WELLS, add_runs, make_home, plate_names, rescore
-from gradcamo_assets.common import Home
-from gradcamo_assets.orchestration.build import build_definitions
-from gradcamo_assets.orchestration.demo import QUIET
-from gradcamo_assets.orchestration.instance import open_instance
-from gradcamo_assets.orchestration.partitions import plate_site_key
-from gradcamo_assets.orchestration.resources import Platform
-from gradcamo_assets.orchestration.runs import MOST_REQUESTS
-from gradcamo_assets.warehouse import run_sql
-from gradcamo_assets.warehouse.columns import DOSE_NAMES
-from gradcamo_assets.warehouse.views import VIEWS
+from gradcamo_assets.defs.automation.run_requests import MOST_REQUESTS
+from gradcamo_assets.defs.build import build_definitions
+from gradcamo_assets.defs.demo import QUIET
+from gradcamo_assets.defs.partitions import plate_site_key
+from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.defs.serve import open_instance
+from gradcamo_assets.home import Home
+from gradcamo_assets.tables import run_sql
+from gradcamo_assets.tables.columns import DOSE_NAMES
+from gradcamo_assets.tables.views import VIEWS
 
 SENSORS = (
     "inbox_sensor", "champion_model_sensor", "publication_sensor", "report_sensor", "retraining_sensor", "automation",

@@ -22,16 +22,16 @@ import numpy as np
 import polars as pl
 
 from benchmarks.warehouse import fitted, plate_map
-from gradcamo_assets.common import Home
-from gradcamo_assets.common.provenance import digest
-from gradcamo_assets.learning.promotion import record_champion, record_versions
-from gradcamo_assets.learning.registry import ModelRegistry, ModelVersion
-from gradcamo_assets.orchestration.instance import open_instance
-from gradcamo_assets.orchestration.partitions import plate_site_key
-from gradcamo_assets.plates.store import RECORD_ENDING, mark_known
-from gradcamo_assets.warehouse import Lake, lake_table
-from gradcamo_assets.warehouse.columns import DOSE_NAMES, KEY_COLUMNS
-from gradcamo_assets.warehouse.schema_scores import REGIONS
+from gradcamo_assets.defs.partitions import plate_site_key
+from gradcamo_assets.defs.serve import open_instance
+from gradcamo_assets.home import Home
+from gradcamo_assets.plates.plate_records import RECORD_ENDING, mark_known
+from gradcamo_assets.provenance import digest
+from gradcamo_assets.tables import Lake, lake_table
+from gradcamo_assets.tables.columns import DOSE_NAMES, KEY_COLUMNS
+from gradcamo_assets.tables.schema_scores import REGIONS
+from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
+from gradcamo_assets.training.promotion import record_champion, record_versions
 
 SITES = 9
 WELLS = plate_map().with_columns(treatment_class=pl.format("{}_{}", "Metadata_Compound", "Metadata_Dose_Rank"))

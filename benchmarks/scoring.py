@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from benchmarks import scoring_asset
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.efficientnet3d import EfficientNet3D
-from gradcamo_assets.scoring.fold import fold_batchnorm, in_bfloat16
+from gradcamo_assets.scoring.fast_path import fold_batchnorm, in_bfloat16
 
 CLASSES, CHANNELS = 8, 5
 

@@ -23,14 +23,14 @@ import numpy as np
 import polars as pl
 import torch
 
-from gradcamo_assets.common.provenance import Provenance
-from gradcamo_assets.crops import NEIGHBOUR, TARGET, CropField, open_crops, write_crops
+from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField, open_crops, write_crops
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
 from gradcamo_assets.networks.efficientnet3d import EfficientNet3D
-from gradcamo_assets.scoring.score import Scorer
-from gradcamo_assets.warehouse import Lake
-from gradcamo_assets.warehouse.schema import lake_table
+from gradcamo_assets.provenance import Provenance
+from gradcamo_assets.scoring.scorer import Scorer
+from gradcamo_assets.tables import Lake
+from gradcamo_assets.tables.schema import lake_table
 
 CHANNELS = ["DNA", "ER", "RNA", "AGP", "Mito"]
 FIELD = 50

@@ -37,11 +37,11 @@ from benchmarks.segmentation_fields import (
     Field,
     hard_field,
 )
-from gradcamo_assets.plates import SyntheticPlate, render_field
 from gradcamo_assets.segmentation import Masks, Segmenter, SegmenterConfig
-from gradcamo_assets.segmentation.compact import CompactNetwork
+from gradcamo_assets.segmentation.compact_network import CompactNetwork
 from gradcamo_assets.segmentation.intensities import combined, find_channels
 from gradcamo_assets.segmentation.masks import overlaps, stitched, without_specks
+from gradcamo_assets.synthetic import SyntheticPlate, render_field
 
 EASY_VOXELS = (1.0, 0.5, 0.5)
 EASY = ((0, (12, 160, 160), 10), (1, (12, 160, 160), 10), (2, (16, 256, 256), 28), (3, (20, 320, 320), 45))

@@ -21,13 +21,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.pipeline import Prepared, prepare, train_and_score
-from gradcamo_assets.crops import CropConfig, open_crops
-from gradcamo_assets.crops.dataset import CropDataset
-from gradcamo_assets.learning.train import TrainingConfig
+from gradcamo_assets.cells import CropConfig, open_crops
+from gradcamo_assets.cells.dataset import CropDataset
+from gradcamo_assets.defs.demo import DEMO_SETTINGS
 from gradcamo_assets.networks.bundle import load_bundle
-from gradcamo_assets.orchestration.demo import DEMO_SETTINGS
-from gradcamo_assets.plates import SyntheticPlate
-from gradcamo_assets.scoring.score import Scorer
+from gradcamo_assets.scoring.scorer import Scorer
+from gradcamo_assets.synthetic import SyntheticPlate
+from gradcamo_assets.training.training import TrainingConfig
 
 CROP = CropConfig((12, 64, 64))
 

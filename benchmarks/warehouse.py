@@ -22,10 +22,10 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from gradcamo_assets.warehouse import Lake, needs_publication, publish, run_sql, violations
-from gradcamo_assets.warehouse.columns import DOSE_NAMES, Table
-from gradcamo_assets.warehouse.schema import lake_table
-from gradcamo_assets.warehouse.schema_scores import REGIONS
+from gradcamo_assets.tables import Lake, needs_publication, publish, run_sql, violations
+from gradcamo_assets.tables.columns import DOSE_NAMES, Table
+from gradcamo_assets.tables.schema import lake_table
+from gradcamo_assets.tables.schema_scores import REGIONS
 
 SITES, VERSIONS, MODEL, AUDITED, FEATURES = 4, (1, 2), "hepg2", 32, 64
 NOW = datetime(2026, 1, 1)

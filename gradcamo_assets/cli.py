@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from gradcamo_assets.common import GradcamoError, Home
+from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.home import Home
 
 _SHORTCUT = click.option(
     "--shortcut",
@@ -60,7 +61,7 @@ def demo(shortcut: str, labels: str, seed: int, cure: bool) -> None:
     if cure and shortcut != "background":
         raise click.UsageError("--cure goes with --shortcut background.")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from gradcamo_assets.orchestration.demo import demo_plates, run_demo
+    from gradcamo_assets.defs.demo import demo_plates, run_demo
 
     run_demo(Home.from_environment(), *demo_plates(shortcut, labels, seed, cure))
 
@@ -92,7 +93,7 @@ def _shape(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int,
 @_SEED
 def synth(directory: Path, plate: str, **options: object) -> None:
     """Write one synthetic OME-Zarr HCS plate with plate map and true masks into DIRECTORY."""
-    from gradcamo_assets.plates import SyntheticPlate, write_synthetic_plate
+    from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
 
     directory.mkdir(parents=True, exist_ok=True)
     config = SyntheticPlate(name=plate, **options)  # type: ignore[arg-type]
@@ -106,7 +107,7 @@ _FORMAT = click.option(
 
 def _database() -> Path:
     """The QC database; published again where it reads the lake of another place, since the home was moved."""
-    from gradcamo_assets.warehouse import Lake, publish, published_for
+    from gradcamo_assets.tables import Lake, publish, published_for
 
     home = Home.from_environment()
     if home.database.exists() and not published_for(Lake(home.lake), home.database):
@@ -119,7 +120,7 @@ def _database() -> Path:
 @_FORMAT
 def sql(query: str, form: str) -> None:
     """Run a read-only QUERY on the QC database."""
-    from gradcamo_assets.warehouse import render, run_sql
+    from gradcamo_assets.tables import render, run_sql
 
     render(run_sql(_database(), query), form)  # type: ignore[arg-type]
 
@@ -131,7 +132,7 @@ class _QcTable(click.ParamType):
 
     @property
     def _choice(self) -> click.Choice:
-        from gradcamo_assets.warehouse.queries import QC_CHOICES
+        from gradcamo_assets.tables.queries import QC_CHOICES
 
         return click.Choice(QC_CHOICES)
 
@@ -148,7 +149,7 @@ class _QcTable(click.ParamType):
 @_FORMAT
 def qc(by: str, plate: str | None, form: str) -> None:
     """Print a ready-made QC table of the champion model, or the answer to a question."""
-    from gradcamo_assets.warehouse import qc_table, render
+    from gradcamo_assets.tables import qc_table, render
 
     table = qc_table(_database(), by=by, plate=plate)
     render(table, form)  # type: ignore[arg-type]
@@ -166,10 +167,10 @@ def inbox(full: bool, retry: str | None, form: str) -> None:
 
     import polars as pl
 
-    from gradcamo_assets.orchestration.reconcile import read_inbox
+    from gradcamo_assets.defs.automation.pending import read_inbox
     from gradcamo_assets.plates.failures import forget_failures
     from gradcamo_assets.plates.inbox import Depth
-    from gradcamo_assets.warehouse import render
+    from gradcamo_assets.tables import render
 
     home = Home.from_environment()
     now = datetime.now(UTC)
@@ -202,10 +203,10 @@ def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, 
         raise click.UsageError("Give one of --crops, --scores MODEL_VERSION, --all and --unused.")
     if plate is None and scores is None and not unused:
         raise click.UsageError("Give --plate NAME.")
-    from gradcamo_assets.orchestration import prune as pruning
-    from gradcamo_assets.orchestration.instance import open_instance
-    from gradcamo_assets.orchestration.resources import Platform
-    from gradcamo_assets.warehouse import render
+    from gradcamo_assets.defs import prune as pruning
+    from gradcamo_assets.defs.resources import Platform
+    from gradcamo_assets.defs.serve import open_instance
+    from gradcamo_assets.tables import render
 
     platform = Platform()
     home, lake = platform.home, platform.lake
@@ -225,8 +226,8 @@ def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, 
 @main.command()
 def publish() -> None:
     """Publish qc.duckdb from the lake now; after a home was moved, too."""
-    from gradcamo_assets.orchestration.resources import Platform
-    from gradcamo_assets.warehouse import publish as publish_lake
+    from gradcamo_assets.defs.resources import Platform
+    from gradcamo_assets.tables import publish as publish_lake
 
     platform = Platform()
     done = publish_lake(platform.lake, platform.home.database)
@@ -240,9 +241,9 @@ def promote(version: int, reason: str) -> None:
     """Make VERSION of the encoder the champion: an older one, too. What it has not scored is scored by it."""
     from getpass import getuser
 
-    from gradcamo_assets.learning import promotion
-    from gradcamo_assets.orchestration.reconcile import scoring_state
-    from gradcamo_assets.orchestration.resources import Platform
+    from gradcamo_assets.defs.automation.pending import scoring_state
+    from gradcamo_assets.defs.resources import Platform
+    from gradcamo_assets.training import promotion
 
     platform = Platform()
     lake, registry = platform.lake, platform.registry
@@ -275,11 +276,11 @@ def _listed(_: click.Context, __: click.Parameter, value: str | None) -> list[st
 @click.option("--voxel-size", callback=_listed, metavar="Z,Y,X", help="Micrometres.")
 def register(encoder: str, plate: str | None, **given: Any) -> None:
     """Register an encoder that was trained elsewhere: FUNCTION(channels, classes) builds it, safetensors fill it."""
-    from gradcamo_assets.common import plate_name
-    from gradcamo_assets.crops import open_crops
-    from gradcamo_assets.learning.registering import register_weights
-    from gradcamo_assets.orchestration.resources import Platform
-    from gradcamo_assets.orchestration.stores import crop_folder
+    from gradcamo_assets.cells import open_crops
+    from gradcamo_assets.defs.field_results import crop_folder
+    from gradcamo_assets.defs.resources import Platform
+    from gradcamo_assets.names import plate_name
+    from gradcamo_assets.training.register_model import register_weights
 
     platform = Platform()
     if plate is not None:
@@ -309,6 +310,6 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
 @click.option("--mlflow-port", type=int, default=5000, show_default=True)
 def ui(port: int, mlflow_port: int) -> None:
     """Serve the Dagster UI (with its daemon) and the MLflow UI on loopback."""
-    from gradcamo_assets.orchestration.instance import serve
+    from gradcamo_assets.defs.serve import serve
 
     sys.exit(serve(Home.from_environment(), port=port, mlflow_port=mlflow_port))

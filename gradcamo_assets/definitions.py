@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gradcamo_assets.orchestration.build import build_definitions
+from gradcamo_assets.defs.build import build_definitions
 
 defs = build_definitions()

@@ -19,8 +19,8 @@ from scipy import ndimage as ndi
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gradcamo_assets.segmentation.cells import match_labels
-from gradcamo_assets.segmentation.compact import INPUTS, CompactNetwork
+from gradcamo_assets.cells.cell_table import match_labels
+from gradcamo_assets.segmentation.compact_network import INPUTS, CompactNetwork
 from gradcamo_assets.segmentation.intensities import combined
 from segmentation_training.images import training_image
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradcamo_assets.common.errors import ExplainError
-from gradcamo_assets.explain.cam import explained, frozen, logits_of
+from gradcamo_assets.errors import ExplainError
+from gradcamo_assets.explain.maps import explained, frozen, logits_of
 
 METHODS = {
     name.lower().replace("plusplus", "++").replace("_", ""): name

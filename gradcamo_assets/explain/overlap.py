@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcamo_assets.common.errors import ExplainError
+from gradcamo_assets.errors import ExplainError
 
 LOOKS_AT = ("target", "neighbour", "background", "none")
 """Meaning of the codes 0 to 3 in ``Overlap.looks_at``; -1 is NULL."""

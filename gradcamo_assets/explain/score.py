@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gradcamo_assets.common.errors import ExplainError
-from gradcamo_assets.explain import cam, methods, overlap
-from gradcamo_assets.explain.cam import Layer, PooledHead, Target
+from gradcamo_assets.errors import ExplainError
+from gradcamo_assets.explain import maps as cam
+from gradcamo_assets.explain import methods, overlap
+from gradcamo_assets.explain.maps import Layer, PooledHead, Target
 from gradcamo_assets.explain.overlap import Overlap, Regions
 from gradcamo_assets.explain.result import GradcamoResult, pack
 

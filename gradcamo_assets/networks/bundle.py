@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from gradcamo_assets.common.errors import BundleError
-from gradcamo_assets.common.storage import write_json
+from gradcamo_assets.errors import BundleError
+from gradcamo_assets.storage import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ _Micrometres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Cure:
-    """What was done in training to make an encoder look at its cell, as ``learning.configuration`` describes it.
+    """What was done in training to make an encoder look at its cell, as ``training.settings`` describes it.
 
     With a regulariser, scores were trained for: they are no evidence by themselves.
     """
@@ -185,7 +185,7 @@ def with_weights(config: BundleConfig, weights: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from gradcamo_assets.networks.registry import build_encoder, is_planar
+    from gradcamo_assets.networks.encoders import build_encoder, is_planar
 
     try:
         model, _ = build_encoder(config.encoder, len(config.channels), len(config.classes))

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradcamo_assets.common.errors import GradcamoError, PlateError
-from gradcamo_assets.common.names import slug
-from gradcamo_assets.common.provenance import digest
-from gradcamo_assets.plates.hcs import name_of
-from gradcamo_assets.plates.readers.configuration import CONFIGURATION_ENDING
-from gradcamo_assets.plates.tables import read_table
+from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.names import slug
+from gradcamo_assets.plates.formats.configuration import CONFIGURATION_ENDING
+from gradcamo_assets.plates.omezarr import name_of
+from gradcamo_assets.plates.spreadsheets import read_table
+from gradcamo_assets.provenance import digest
 
 _MAP_ENDINGS = (".csv", ".tsv", ".xlsx", ".platemap.csv", ".platemap.tsv", ".platemap.txt", ".platemap.xlsx")
 """How the plate map beside a plate may end, after the plate's name."""

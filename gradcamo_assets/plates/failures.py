@@ -15,12 +15,12 @@ from pathlib import Path
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from gradcamo_assets.common.attempts import NextTry, next_try
-from gradcamo_assets.common.errors import GradcamoError
-from gradcamo_assets.common.names import plate_name
-from gradcamo_assets.common.storage import children, read_bytes, remove, write_json
+from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.names import plate_name
+from gradcamo_assets.plates.plate_records import home_of
 from gradcamo_assets.plates.staging import ingestion_lock
-from gradcamo_assets.plates.store import home_of
+from gradcamo_assets.retries import NextTry, next_try
+from gradcamo_assets.storage import children, read_bytes, remove, write_json
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from gradcamo_assets.common.errors import GradcamoError, PlateError
-from gradcamo_assets.common.sections import Amount, section, setting
+from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.plates.companions import walk
 from gradcamo_assets.plates.failures import Failures
-from gradcamo_assets.plates.hcs import name_of
-from gradcamo_assets.plates.readers import format_of
+from gradcamo_assets.plates.formats import format_of
+from gradcamo_assets.plates.omezarr import name_of
+from gradcamo_assets.settings import Amount, section, setting
 
 State = Literal["ready", "copying", "ingesting", "known", "changed", "waiting", "quarantined", "unreadable"]
 Depth = Literal["new", "names", "contents"]

@@ -15,18 +15,25 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.common.names import natural_key
-from gradcamo_assets.common.sections import section, setting
+from gradcamo_assets.errors import PlateError
+from gradcamo_assets.names import natural_key
 from gradcamo_assets.plates.companions import LABELS_ENDING, companions, walk
-from gradcamo_assets.plates.hcs import Plate
+from gradcamo_assets.plates.formats import format_of
 from gradcamo_assets.plates.illumination import estimate_illumination
+from gradcamo_assets.plates.image_quality import FieldMeter, center_and_scale, field_warnings
+from gradcamo_assets.plates.omezarr import Plate
+from gradcamo_assets.plates.plate_records import (
+    ILLUMINATION_ENDING,
+    MAP_ENDING,
+    RECORD_ENDING,
+    from_home,
+    home_of,
+    load_plate,
+)
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
-from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
-from gradcamo_assets.plates.readers import format_of
 from gradcamo_assets.plates.sources import ExportSource, ZarrSource
 from gradcamo_assets.plates.staging import Staging, staged
-from gradcamo_assets.plates.store import ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING, from_home, home_of, load_plate
+from gradcamo_assets.settings import section, setting
 
 _SAMPLED = 4_000_000
 """Pixels a channel that count in a large plate's statistics."""

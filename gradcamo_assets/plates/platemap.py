@@ -14,9 +14,9 @@ from pathlib import Path
 
 import polars as pl
 
-from gradcamo_assets.common.errors import PlateError, PlateMapError
-from gradcamo_assets.common.names import well_name
-from gradcamo_assets.plates.tables import read_table
+from gradcamo_assets.errors import PlateError, PlateMapError
+from gradcamo_assets.names import well_name
+from gradcamo_assets.plates.spreadsheets import read_table
 from gradcamo_assets.plates.treatments import GIVEN, TEXT, treatment_class, treatments, unit_name, with_ranks
 
 __all__ = ["PlateMap", "read_label_table", "read_plate_map", "treatment_class"]

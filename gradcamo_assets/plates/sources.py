@@ -19,11 +19,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.common.storage import remove
-from gradcamo_assets.plates.hcs import Field, Plate, open_plate, read_field
-from gradcamo_assets.plates.readers import PROJECTION, Export, plane_shape, read_export, read_plane
-from gradcamo_assets.plates.writing import create_field, create_plate
+from gradcamo_assets.errors import PlateError
+from gradcamo_assets.plates.formats import PROJECTION, Export, plane_shape, read_export, read_plane
+from gradcamo_assets.plates.omezarr import Field, Plate, open_plate, read_field
+from gradcamo_assets.plates.omezarr_writer import create_field, create_plate
+from gradcamo_assets.storage import remove
 
 Stack = NDArray[np.uint16]
 _PROBED = 8

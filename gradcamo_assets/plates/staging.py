@@ -15,10 +15,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from gradcamo_assets.common.errors import GradcamoError, PlateError
-from gradcamo_assets.common.names import plate_name
-from gradcamo_assets.common.storage import children, move, read_json, remove, replaced_file, write_bytes, write_json
-from gradcamo_assets.plates.store import ENDINGS, RECORD_ENDING, known_files, mark_known
+from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.names import plate_name
+from gradcamo_assets.plates.plate_records import ENDINGS, RECORD_ENDING, known_files, mark_known
+from gradcamo_assets.storage import children, move, read_json, remove, replaced_file, write_bytes, write_json
 
 _ACQUIRE_SECONDS = 1.0
 """An ingestion waits so long for its lock, since whoever asks whether it is held holds it for an instant."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from gradcamo_assets.common.errors import PlateMapError
+from gradcamo_assets.errors import PlateMapError
 
 TEXT = ("compound", "dose", "unit", "column_unit", "pert_type", "control_type", "solvent")
 """The columns of text that ``treatments`` understands."""

@@ -1,4 +1,4 @@
-"""The audit of an encoder on a sample of stored crops: which cells, and what ``explain.audit`` says of them."""
+"""The audit of an encoder on a sample of stored crops: which cells, and what ``explain.faithfulness`` says of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 import torch
 
-from gradcamo_assets.crops import NEIGHBOUR, TARGET, CropField
-from gradcamo_assets.explain.audit import audit
-from gradcamo_assets.scoring.score import Scorer
+from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField
+from gradcamo_assets.explain.faithfulness import audit
+from gradcamo_assets.scoring.scorer import Scorer
 
 _TOGETHER = 64
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from gradcamo_assets.common.errors import CropError
-from gradcamo_assets.crops import BACKGROUND, CropField
-from gradcamo_assets.explain.audit import background_of_others
-from gradcamo_assets.explain.causal import respond
-from gradcamo_assets.scoring.score import Scorer
+from gradcamo_assets.cells import BACKGROUND, CropField
+from gradcamo_assets.errors import CropError
+from gradcamo_assets.explain.faithfulness import background_of_others
+from gradcamo_assets.explain.swap_test import respond
+from gradcamo_assets.scoring.scorer import Scorer
 
 _BATCH = 32
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gradcamo_assets.common.sections import section, setting
+from gradcamo_assets.settings import section, setting
 
 
 @section

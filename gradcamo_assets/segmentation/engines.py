@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from gradcamo_assets.common.errors import SegmentationError
-from gradcamo_assets.common.importing import IMPORT_PATH, imported
+from gradcamo_assets.errors import SegmentationError
+from gradcamo_assets.importing import IMPORT_PATH, imported
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the compact network's weights."""
@@ -94,7 +94,7 @@ def load_engines(network: str, weights: dict[str, Path]) -> dict[str, Any]:
     import torch
     from cellpose.models import CellposeModel
 
-    from gradcamo_assets.segmentation.compact import load_network
+    from gradcamo_assets.segmentation.compact_network import load_network
 
     # Cellpose warns at every stack that its own stitching is off, and at every slice without cells.
     for part in ("models", "dynamics"):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from gradcamo_assets.common.errors import SegmentationError
+from gradcamo_assets.errors import SegmentationError
 from gradcamo_assets.segmentation import intensities
 from gradcamo_assets.segmentation.engines import file_digest, find_weights, load_engines, state_digest
 from gradcamo_assets.segmentation.masks import Masks, confidence_of, object_quality, stitched, without_specks

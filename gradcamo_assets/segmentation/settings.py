@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from gradcamo_assets.common.sections import Count, section, setting
 from gradcamo_assets.segmentation.engines import known
+from gradcamo_assets.settings import Count, section, setting
 
 NOMINAL_WIDTH = 15.0
 """Width of a cell in micrometres that is assumed where no diameter is set."""

@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import auc
 from torch import nn
 
-from gradcamo_assets.common.errors import ExplainError
-from gradcamo_assets.explain import audit as a
+from gradcamo_assets.errors import ExplainError
+from gradcamo_assets.explain import faithfulness as a
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.explain.overlap import overlap, project_regions
 from gradcamo_assets_tests.explain.nets import random_case

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gradcamo_assets.explain import audit as a
-from gradcamo_assets.explain import causal
+from gradcamo_assets.explain import faithfulness as a
+from gradcamo_assets.explain import swap_test as causal
 from gradcamo_assets.explain.surroundings import moved_to
 from gradcamo_assets_tests.explain.nets import Reads, scene
 

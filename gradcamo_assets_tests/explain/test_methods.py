@@ -8,7 +8,7 @@ import pytorch_grad_cam
 import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from gradcamo_assets.common.errors import ExplainError
+from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import METHODS, gradcamo
 from gradcamo_assets.explain.methods import FLAT_ONLY
 from gradcamo_assets_tests.explain.nets import brute_share, random_case

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from gradcamo_assets.common.errors import ExplainError
+from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import LOOKS_AT, NULL_REASONS
-from gradcamo_assets.explain.cam import signed_map
+from gradcamo_assets.explain.maps import signed_map
 from gradcamo_assets.explain.overlap import (
     Overlap,
     mean_overlap,

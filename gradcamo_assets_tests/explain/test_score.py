@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradcamo_assets.common.errors import ExplainError
+from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import COLUMNS, gradcamo
-from gradcamo_assets.explain.cam import captured, find_layer, gradient_maps, pooled_head
+from gradcamo_assets.explain.maps import captured, find_layer, gradient_maps, pooled_head
 from gradcamo_assets_tests.explain.nets import Net, brute_maps, brute_share, random_case
 
 cases = st.integers(2, 3).flatmap(

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from gradcamo_assets.common.errors import BundleError
+from gradcamo_assets.errors import BundleError
 from gradcamo_assets.networks.bundle import BundleConfig, load_bundle, read_config, save_bundle
 from gradcamo_assets.networks.efficientnet3d import EfficientNet3D, EvenStridedConv
-from gradcamo_assets.networks.registry import build_encoder, encoder_names
+from gradcamo_assets.networks.encoders import build_encoder, encoder_names
 
 
 @given(st.tuples(st.integers(1, 23), st.integers(8, 70), st.integers(8, 70)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcamo_assets.plates import SyntheticPlate, write_synthetic_plate
+from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
 
 TINY = SyntheticPlate(name="tiny", wells=4, sites=2, shape=(4, 64, 64), doses=1, cells=3, channels=4, seed=5)
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates import ingest_plate, list_inbox
 from gradcamo_assets.plates.companions import companions, source_signature
 

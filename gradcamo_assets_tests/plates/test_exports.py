@@ -16,12 +16,12 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import HCS, Image
 
-from gradcamo_assets.common.errors import GradcamoError
+from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.plates import IngestConfig, ingest_plate, known_plate, load_plate, open_plate, read_field
-from gradcamo_assets.plates.readers import PROJECTION, read_export
+from gradcamo_assets.plates.formats import PROJECTION, read_export
+from gradcamo_assets.plates.omezarr_writer import create_field
 from gradcamo_assets.plates.sources import true_stack
-from gradcamo_assets.plates.writing import create_field
-from gradcamo_assets_tests.plates.readers.exports import (
+from gradcamo_assets_tests.plates.formats.exports import (
     Pixels,
     some_pixels,
     write_cellvoyager,

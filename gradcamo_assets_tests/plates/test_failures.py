@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates import ingest_plate, known_plates
 from gradcamo_assets.plates.failures import attempt, forget_failures, read_failures
 

@@ -13,7 +13,7 @@ import zarr
 from ome_zarr.format import FormatV04, FormatV05
 from ome_zarr.writer import write_image, write_labels, write_plate_metadata, write_well_metadata
 
-from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates import Plate, open_plate, read_field, read_label
 from gradcamo_assets_tests.plates.conftest import TINY
 

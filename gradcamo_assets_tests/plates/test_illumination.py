@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradcamo_assets.plates.illumination import correct_illumination, estimate_illumination
-from gradcamo_assets.plates.quality import FieldMeter
+from gradcamo_assets.plates.image_quality import FieldMeter
 
 OFFSET = 100.0
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates import (
     IngestConfig,
     field_version,
@@ -25,8 +25,8 @@ from gradcamo_assets.plates import (
     read_field,
     still_current,
 )
-from gradcamo_assets.plates.hcs import image_version
-from gradcamo_assets_tests.plates.readers.exports import some_pixels, write_metaxpress, write_operetta
+from gradcamo_assets.plates.omezarr import image_version
+from gradcamo_assets_tests.plates.formats.exports import some_pixels, write_metaxpress, write_operetta
 from gradcamo_assets_tests.plates.test_hcs import foreign_plate
 
 FEW = st.tuples(*[st.integers(1, 3)] * 4)

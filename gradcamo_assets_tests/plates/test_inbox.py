@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcamo_assets.common.errors import PlateError
+from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates import InboxConfig, inbox, ingest_plate, known_plates, list_inbox, plate_states
 from gradcamo_assets.plates.companions import source_signature
 from gradcamo_assets.plates.inbox import Depth

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from gradcamo_assets.common.errors import PlateError, PlateMapError
+from gradcamo_assets.errors import PlateError, PlateMapError
 from gradcamo_assets.plates import (
     ingest,
     ingest_plate,
@@ -20,8 +20,8 @@ from gradcamo_assets.plates import (
     open_plate,
     read_field,
 )
+from gradcamo_assets.plates.image_quality import FieldMeter
 from gradcamo_assets.plates.platemap import read_plate_map
-from gradcamo_assets.plates.quality import FieldMeter
 from gradcamo_assets_tests.plates.conftest import TINY
 from gradcamo_assets_tests.plates.test_hcs import foreign_plate
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcamo_assets.common.errors import GradcamoError
+from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.plates import InboxConfig, plate_states
 from gradcamo_assets.plates.failures import Attempt, Failures
 from gradcamo_assets.plates.inbox import Look

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcamo_assets.common.errors import PlateMapError
+from gradcamo_assets.errors import PlateMapError
 from gradcamo_assets.plates import read_label_table, read_plate_map, treatment_class
 
 HEADER = "Metadata_Well,Metadata_Compound,Metadata_Dose,Metadata_Dose_Unit,Metadata_pert_type"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from gradcamo_assets.plates.quality import FieldMeter, center_and_scale, field_warnings
+from gradcamo_assets.plates.image_quality import FieldMeter, center_and_scale, field_warnings
 
 
 def field_quality(image: np.ndarray) -> SimpleNamespace:

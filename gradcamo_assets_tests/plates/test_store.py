@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.plates import ingest_plate, known_plate, known_plates, load_plate, sources, write_synthetic_plate
+from gradcamo_assets.errors import PlateError
+from gradcamo_assets.plates import ingest_plate, known_plate, known_plates, load_plate, sources
 from gradcamo_assets.plates.staging import Staging, ingesting, staged
+from gradcamo_assets.synthetic import write_synthetic_plate
 from gradcamo_assets_tests.plates.conftest import TINY
-from gradcamo_assets_tests.plates.readers.exports import write_metaxpress
+from gradcamo_assets_tests.plates.formats.exports import write_metaxpress
 
 KILLS = 20
 

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from scipy import ndimage
 
-from gradcamo_assets.common.errors import PlateError
-from gradcamo_assets.plates import SyntheticPlate, render_field, write_synthetic_plate
-from gradcamo_assets.plates.synthetic_field import signature
+from gradcamo_assets.errors import PlateError
+from gradcamo_assets.synthetic import SyntheticPlate, render_field, write_synthetic_plate
+from gradcamo_assets.synthetic.render import signature
 
 CONFIG = SyntheticPlate(shape=(8, 128, 128), cells=6, seed=3)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcamo_assets.common.errors import PlateMapError
+from gradcamo_assets.errors import PlateMapError
 from gradcamo_assets.plates.platemap import read_plate_map
 from gradcamo_assets.plates.treatments import unit_name, with_ranks
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gradcamo_assets.explain import gradcamo
-from gradcamo_assets.networks.registry import build_encoder, encoder_names
-from gradcamo_assets.scoring.fold import fold_batchnorm, halved, in_bfloat16
+from gradcamo_assets.networks.encoders import build_encoder, encoder_names
+from gradcamo_assets.scoring.fast_path import fold_batchnorm, halved, in_bfloat16
 
 
 def lived_in(model: nn.Module) -> nn.Module:

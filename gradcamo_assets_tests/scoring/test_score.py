@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gradcamo_assets.common.errors import BundleError, GradcamoError
-from gradcamo_assets.common.provenance import Provenance
-from gradcamo_assets.crops import CropField, open_crops, write_crops
-from gradcamo_assets.explain.audit import audit
+from gradcamo_assets.cells import CropField, open_crops, write_crops
+from gradcamo_assets.errors import BundleError, GradcamoError
+from gradcamo_assets.explain.faithfulness import audit
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
-from gradcamo_assets.networks.registry import build_encoder
+from gradcamo_assets.networks.encoders import build_encoder
+from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.scoring.audit import audit_crops, sample_cells
-from gradcamo_assets.scoring.score import Scorer, ScoringConfig
+from gradcamo_assets.scoring.scorer import Scorer, ScoringConfig
 
 CHANNELS = ["DNA", "ER", "Mito"]
 SHAPE = (5, 40, 36)

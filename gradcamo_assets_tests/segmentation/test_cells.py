@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.measure import regionprops
 
-from gradcamo_assets.segmentation import CELL_SCHEMA, cell_table, match_labels
+from gradcamo_assets.cells import CELL_SCHEMA, cell_table, match_labels
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA
 
 LABELS = hnp.arrays(

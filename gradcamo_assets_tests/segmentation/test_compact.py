@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gradcamo_assets.common.errors import SegmentationError
-from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, match_labels
-from gradcamo_assets.segmentation.compact import INPUTS, CompactNetwork, load_network
+from gradcamo_assets.cells import match_labels
+from gradcamo_assets.errors import SegmentationError
+from gradcamo_assets.segmentation import Segmenter, SegmenterConfig
+from gradcamo_assets.segmentation.compact_network import INPUTS, CompactNetwork, load_network
 from gradcamo_assets.segmentation.engines import SHIPPED
 from segmentation_training.train import REQUIRED
 
@@ -54,7 +55,7 @@ def test_the_shipped_weights_reached_what_training_demands(which):
 @pytest.fixture(scope="module")
 def slices():
     """Three slices of a synthetic field, with the names of its channels."""
-    from gradcamo_assets.plates import SyntheticPlate, render_field
+    from gradcamo_assets.synthetic import SyntheticPlate, render_field
 
     field = render_field(SyntheticPlate(seed=11), 0, 1)
     return field.image[:, 5:8], ["DNA", "ER", "RNA", "AGP", "Mito"], field.nuclei[5:8]

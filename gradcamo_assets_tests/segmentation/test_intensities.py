@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradcamo_assets.common.errors import SegmentationError
+from gradcamo_assets.errors import SegmentationError
 from gradcamo_assets.segmentation.intensities import combined, find_channels
 
 

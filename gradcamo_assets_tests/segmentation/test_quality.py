@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcamo_assets.common.errors import GradcamoError
-from gradcamo_assets.segmentation import CELL_SCHEMA
-from gradcamo_assets.segmentation.quality import QcConfig, cell_flags, field_verdict, judged, over_split
+from gradcamo_assets.cells import CELL_SCHEMA
+from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.segmentation.cell_quality import QcConfig, cell_flags, field_verdict, judged, over_split
 
 
 def table(n: int = 40, **columns: list) -> pl.DataFrame:

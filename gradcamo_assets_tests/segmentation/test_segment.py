@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gradcamo_assets.common.errors import GradcamoError, SegmentationError
-from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, cell_table, match_labels
-from gradcamo_assets.segmentation.compact import load_network
+from gradcamo_assets.cells import cell_table, match_labels
+from gradcamo_assets.errors import GradcamoError, SegmentationError
+from gradcamo_assets.segmentation import Segmenter, SegmenterConfig
+from gradcamo_assets.segmentation.compact_network import load_network
 from gradcamo_assets.segmentation.engines import SHIPPED
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -22,7 +23,7 @@ def segmenter() -> Segmenter:
 @pytest.fixture(scope="module")
 def field():
     """One field of a synthetic plate, made by code that shares nothing with the training images."""
-    from gradcamo_assets.plates import SyntheticPlate, render_field
+    from gradcamo_assets.synthetic import SyntheticPlate, render_field
 
     return render_field(SyntheticPlate(seed=11), 0, 1)
 

@@ -12,7 +12,7 @@ from skimage.draw import disk
 from skimage.measure import perimeter_crofton, regionprops
 from skimage.morphology import convex_hull_image
 
-from gradcamo_assets.segmentation import cell_table
+from gradcamo_assets.cells import cell_table
 from gradcamo_assets_tests.segmentation.test_cells import LABELS
 
 

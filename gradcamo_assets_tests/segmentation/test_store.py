@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from gradcamo_assets.common.errors import SegmentationError
-from gradcamo_assets.common.provenance import Provenance, stored_version
+from gradcamo_assets.errors import SegmentationError
+from gradcamo_assets.provenance import Provenance, stored_version
 from gradcamo_assets.segmentation import Masks, read_masks, write_masks
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA
 

@@ -1,0 +1,134 @@
+"""``data_split``, ``trained_model`` and ``champion_model``: what is learned from, what came of it, and who scores."""
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+from pydantic import Field as Setting
+
+from gradcamo_assets.cells.cell_rows import cells_with_crops
+from gradcamo_assets.defs.assets.cell_assets import crops
+from gradcamo_assets.defs.field_results import FIELD, crop_folder
+from gradcamo_assets.defs.launchpad import offers, overridden, used
+from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.report import to_markdown
+from gradcamo_assets.storage import replaced_file
+from gradcamo_assets.training.model_registry import CHAMPION
+from gradcamo_assets.training.settings import TrainingConfig
+from gradcamo_assets.training.split import PARTS, Apart, split_wells
+
+_KEPT = ("Metadata_CellID", *FIELD, "treatment_class", "mask_version", "crop_version")
+_ALT = {
+    "curves": "Training curves",
+    "confusion": "Predicted by true class on test wells",
+    "reliability": "Accuracy against confidence on test wells",
+    "maps": "Best, middle and worst maps on test wells",
+}
+
+
+class SplitConfig(dg.Config):
+    """How wells are dealt."""
+
+    plates: list[str] = Setting(default=[], description="Plates to learn from; empty means all that have crops.")
+    apart: Apart = Setting(
+        default="well",
+        description="What no two parts share: a well, a whole plate, or a position (the same well of every plate).",
+    )
+    seed: int = Setting(default=0, description="Of the draw.")
+    val_fraction: float = Setting(default=0.17, description="Share of each class's wells that tune training.")
+    test_fraction: float = Setting(default=0.33, description="Share of each class's wells that are held out.")
+
+
+@offers(TrainingConfig)
+class TrainConfig(dg.Config):
+    """How the encoder is trained; what is left empty stands in [training] of gradcamo.toml, or has its default."""
+
+
+def kept_cells(platform: Platform, plates: list[str]) -> pl.DataFrame:
+    """The cells that have crops, of some plates or of all."""
+    frame = cells_with_crops(platform.lake).filter(pl.col("crop_index").is_not_null()).select(_KEPT).collect()
+    return frame.filter(pl.col("Metadata_Plate").is_in(plates)) if plates else frame
+
+
+def crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
+    """Where the crops of the fields of some cells lie."""
+    fields = cells.select(*FIELD, "crop_version").unique().sort(FIELD).to_dicts()
+    return [crop_folder(platform.home, row) for row in fields]
+
+
+@dg.asset(deps=[crops], group_name="models", kinds={"polars"})
+def data_split(context: dg.AssetExecutionContext, platform: Platform, config: SplitConfig) -> dg.MaterializeResult:
+    """Wells for training, validation and test: disjoint by well, every class in each part where it can be."""
+    cells = kept_cells(platform, config.plates)
+    split = split_wells(cells, **config.model_dump(exclude={"plates"}))
+    with replaced_file(platform.home.split_file) as path:
+        split.write_csv(path)
+    wells = {part: len(split.filter(split=part)) for part in PARTS}
+    return dg.MaterializeResult(
+        metadata={
+            **{f"{part}_wells": n for part, n in wells.items()},
+            "cells": len(cells),
+            "classes": ", ".join(sorted(cells["treatment_class"].drop_nulls().unique())),
+            "file": dg.MetadataValue.path(platform.home.split_file.name),
+        }
+    )
+
+
+@dg.asset(deps=[data_split], group_name="models", kinds={"pytorch", "mlflow"}, pool="training")
+def trained_model(context: dg.AssetExecutionContext, platform: Platform, config: TrainConfig) -> dg.MaterializeResult:
+    """An encoder that predicts the treatment of a crop, registered in MLflow; the first one becomes champion."""
+    from gradcamo_assets.training.evaluation import unseen_cells
+    from gradcamo_assets.training.promotion import promote, record_versions
+    from gradcamo_assets.training.training_run import fit_and_register
+
+    settings = platform.settings
+    training, links = overridden(settings.training, config), settings.links
+    home, lake, registry = platform.home, platform.lake, platform.registry
+    if not home.split_file.exists():
+        raise GradcamoError("there is no split", "Materialise data_split first.", path=home.split_file)
+    split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
+    cells = kept_cells(platform, [])
+    unseen = unseen_cells(cells, split)
+    fitted = fit_and_register(
+        learned := cells.join(split, on="Metadata_Plate", how="semi"),
+        split,
+        crop_paths(platform, learned),
+        training,
+        registry,
+        work=home.mlflow,
+        progress=False,
+        report=context.log.info,
+        tags={
+            "dagster_run_id": context.run_id,
+            "dagster_job": context.run.job_name,
+            "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run_id}",
+        },
+        # Crops of a plate that nobody trains on may have been pruned.
+        unseen=(unseen, [path for path in crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
+        started=lambda run_id: context.log.info(f"MLflow run: {registry.pages(links, run_id)['mlflow_run']}"),
+    )
+    record_versions(lake, registry)
+    first = registry.by_alias(CHAMPION) is None
+    if first:
+        promote(lake, registry, fitted.version, by=f"run {context.run_id}", reason="the first version")
+    pages = registry.pages(links, fitted.version.run_id, fitted.version)
+    return dg.MaterializeResult(
+        metadata={
+            "model_version": fitted.version.version,
+            "promoted": "yes, it is the first" if first else "no: promote it in MLflow by moving the champion alias",
+            **used(training=training),
+            **fitted.result.metrics,
+            **{name: dg.MetadataValue.url(page) for name, page in pages.items()},
+            **{name: dg.MetadataValue.md(to_markdown(figure, _ALT[name])) for name, figure in fitted.figures.items()},
+        }
+    )
+
+
+champion_model = dg.AssetSpec(
+    "champion_model",
+    deps=[trained_model],
+    group_name="models",
+    kinds={"mlflow"},
+    description="The registered version that the alias 'champion' points at; it scores every plate. Moved in MLflow.",
+)

@@ -1,0 +1,137 @@
+"""``qc_report``: what the champion makes of one plate, as a page for those who never open Python."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from gradcamo_assets.defs.assets.qc_assets import qc_database
+from gradcamo_assets.defs.each_field import number
+from gradcamo_assets.defs.partitions import PLATES
+from gradcamo_assets.defs.report_pictures import of_cells, of_scores
+from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.names import slug
+from gradcamo_assets.report import (
+    Listing,
+    plate_heat_map,
+    qc_report_html,
+    score_distributions,
+    to_markdown,
+    verdict,
+)
+from gradcamo_assets.storage import write_bytes
+from gradcamo_assets.tables import run_sql
+
+_KEYS = ("model_name", "model_version", "model_run", "Metadata_Plate")
+_TABLES = {
+    "trusted_doses": "Which doses can be trusted",
+    "wells_to_drop": "Which wells to drop",
+    "site_effect": "Whether the site matters",
+    "cells_to_look_at": "Which cells to look at",
+    "audit_by_plate": "Whether the maps are to be believed",
+    "model_gain": "Whether the new model has helped",
+    "plate_drift": "Whether the plate is like earlier ones",
+    "qc_by_dose_site": "Scores by dose and site",
+    "qc_by_well": "Scores by well",
+}
+"""Titles of the views that a report lists."""
+_LEFT_OUT = ("mean_gradcamo", "q25_gradcamo", "q75_gradcamo", "looks_at_none")
+"""Columns that make a table too wide for a page; the database has them."""
+
+
+@dg.asset(
+    partitions_def=PLATES,
+    deps=[qc_database, "audit", "umap", "channel_correlation"],
+    group_name="qc",
+    kinds={"html"},
+)
+def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
+    """One self-contained page a plate and model version: the verdict in words, then pictures, then tables."""
+    plate, home = context.partition_key, platform.home
+    ask = _asking(home.database, plate, platform.model_name)
+    models = run_sql(
+        home.database, "SELECT models.* FROM models JOIN champions USING (model_run) "
+        "WHERE models.model_name = $name", {"name": platform.model_name},
+    )  # fmt: skip
+    scores = ask("current_scores", "AND split <> 'train'")
+    tables = {name: ask(name).drop(_LEFT_OUT, strict=False) for name in _TABLES}
+    model = models.row(0, named=True) if len(models) else None
+    found = verdict(scores, tables, model)
+    if model is None or scores.is_empty():
+        return dg.MaterializeResult(metadata={"verdict": found.headline, "cells": 0})
+    version = f"{model['model_name']} version {model['model_version']}"
+    learned = {well.rpartition("/")[2] for well in model["train_wells"] or [] if well.startswith(f"{plate}/")}
+    here = {"plate": plate}
+    plate_map = run_sql(home.database, "SELECT * FROM wells WHERE Metadata_Plate = $plate", here)
+    stains = run_sql(home.database, "SELECT * FROM channel_correlation WHERE Metadata_Plate = $plate", here)
+    wells = _wells(plate_map, tables, learned)
+    pictures = of_scores(scores, tables["trusted_doses"], ask("umap"), stains)
+    try:
+        pictures = [*of_cells(platform, plate, model["model_run"], scores), *pictures]
+    except GradcamoError as error:
+        context.log.warning(f"The report goes without pictures of cells: {error}")
+    page = qc_report_html(
+        plate, version, found, pictures, _listings(home.database, tables), wells,
+        made=f"scored {scores.sort('scored_at')['scored_at'][-1]:%Y-%m-%d}",
+    )  # fmt: skip
+    target = home.reports / plate / f"{slug(model['model_name'], 'model name')}-v{model['model_version']}.html"
+    write_bytes(target, page.encode())
+    return dg.MaterializeResult(
+        metadata={
+            "report": dg.MetadataValue.path(target.relative_to(home.root)),
+            "verdict": f"{found.headline}. {found.shares}",
+            "model_version": model["model_version"],
+            "cells": len(scores),
+            "on_target_share": number(scores["on_target"].mean()),
+            "wells_to_drop": len(tables["wells_to_drop"]),
+            "megabytes": len(page) / 1e6,
+            "plate": dg.MetadataValue.md(
+                to_markdown(
+                    plate_heat_map(wells, "on_target_fraction", "share of cells on target"), "On-target share by well"
+                )
+            ),
+            "distributions": dg.MetadataValue.md(
+                to_markdown(score_distributions(scores), "Grad-CAMO by treatment and by site")
+            ),
+        }
+    )
+
+
+def _asking(database: Path, plate: str, model_name: str) -> Callable[..., pl.DataFrame]:
+    """A function that gives the rows of a view, of this plate and the champion."""
+
+    def ask(view: str, condition: str = "") -> pl.DataFrame:
+        sql = f"""SELECT t.* EXCLUDE ({", ".join(_KEYS)}) FROM {view} t JOIN champions USING (model_run)
+            WHERE t.model_name = $name AND Metadata_Plate = $plate {condition} ORDER BY ALL"""
+        return run_sql(database, sql, {"plate": plate, "name": model_name})
+
+    return ask
+
+
+def _wells(plate_map: pl.DataFrame, tables: dict[str, pl.DataFrame], trained: set[str]) -> pl.DataFrame:
+    """Every well of the plate map, with its share on target if it was judged, and why it should be dropped if so."""
+    judged = tables["qc_by_well"].select(
+        "Metadata_Well", "on_target_fraction", n_cells=pl.col("n_cells") - pl.col("null_cells")
+    )
+    wells = plate_map.join(judged, on="Metadata_Well", how="full", coalesce=True)
+    wells = wells.join(tables["wells_to_drop"].select("Metadata_Well", "reason"), on="Metadata_Well", how="left")
+    return wells.with_columns(trained=pl.col("Metadata_Well").is_in(trained))
+
+
+def _listings(database: Path, tables: dict[str, pl.DataFrame]) -> list[Listing]:
+    """The tables with the comments that the database has on them."""
+    said = run_sql(
+        database, "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal UNION ALL "
+        "SELECT view_name, '', comment FROM duckdb_views() WHERE NOT internal UNION ALL "
+        "SELECT table_name, '', comment FROM duckdb_tables()",
+    )  # fmt: skip
+    comments = {(table, column): comment or "" for table, column, comment in said.iter_rows()}
+    return [
+        Listing(
+            title, comments[name, ""], tables[name], {column: comments[name, column] for column in tables[name].columns}
+        )
+        for name, title in _TABLES.items()
+        if len(tables[name])
+    ]

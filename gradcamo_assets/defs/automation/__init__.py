@@ -1,0 +1,1 @@
+"""Schedules, sensors and jobs, and the comparisons that tell them what is to be done."""

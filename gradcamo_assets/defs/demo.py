@@ -1,0 +1,172 @@
+"""The demo: one synthetic plate, dropped into the inbox and led through every asset in a persistent instance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+
+from gradcamo_assets.defs.automation.pending import scoring_state
+from gradcamo_assets.defs.build import build_definitions
+from gradcamo_assets.defs.partitions import PLATES, plate_site_key
+from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.defs.serve import open_instance
+from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.home import Home
+from gradcamo_assets.plates import load_plate
+from gradcamo_assets.storage import write_bytes
+from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
+from gradcamo_assets.tables import qc_table, render
+from gradcamo_assets.training.compare import held_out_cells
+from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION, ModelVersion
+from gradcamo_assets.training.promotion import promote
+
+DEMO_SETTINGS = """\
+# Settings of this installation, as the demo wrote them. What is left out has its default: the paper's crops are
+# 21 x 128 x 128. Set them for plates of your own.
+[segmentation]
+mode = "stitch"  # Enough for the demo's cells, in a sixth of the time; without this line, stacks are segmented as one.
+
+[crops]
+shape = [12, 64, 64]
+
+[training]
+encoder = "efficientnet3d-small"
+epochs = 16
+"""
+
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""Events go to the instance, where the UI shows them, and not to the terminal."""
+CURES: dict[str, dict[str, Any]] = {
+    "plain": {"swap": 0.0},
+    "regularised": {"swap": 0.0, "regulariser": "gradcamo"},
+    "swapped": {},
+    "both": {"regulariser": "gradcamo"},
+}
+"""What a training is told, from one that may read the background to one that cannot and shows it; the last is kept."""
+
+
+@contextmanager
+def _stage(title: str) -> Iterator[None]:
+    print(f"  {title} ...", end="", flush=True)
+    start = time.perf_counter()
+    yield
+    print(f" {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None = None) -> None:
+    """Synthesise a plate, run every asset on it, print the QC table and where to look next.
+
+    Args:
+        second: a plate on which the encoders of ``CURES`` are tried, all trained on the first; without it there is one.
+
+    Raises:
+        GradcamoError: if a run fails; the UI shows where.
+    """
+    instance = open_instance(home)
+    platform = Platform(root=str(home.root))
+    definitions = build_definitions(platform)
+    if not home.settings_file.exists():
+        write_bytes(home.settings_file, DEMO_SETTINGS.encode())
+
+    def run(job: str, partition: str | None = None, **config: object) -> None:
+        result = definitions.resolve_job_def(job).execute_in_process(
+            instance=instance, partition_key=partition, raise_on_error=False, run_config={**QUIET, **config}
+        )
+        if not result.success:
+            failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+            error = failures[0] if failures else None
+            reason = (error.cause or error).message.strip() if error else "see the run"
+            raise GradcamoError(
+                f"job {job} failed{f' for {partition}' if partition else ''} ({reason})",
+                f"Look at run {result.run_id} with make ui.",
+            )
+
+    plates = [config] if second is None else [config, second]
+    for plate in plates:
+        print(
+            f"{plate.name}: {plate.wells} wells x {plate.sites} sites, "
+            f"shortcut {plate.shortcut}, labels by {plate.labels}"
+        )
+        with _stage("synthesising the plate into the inbox"):
+            write_synthetic_plate(home.inbox, plate)
+        with _stage("ingesting it"):
+            instance.add_dynamic_partitions(str(PLATES.name), [plate.name])
+            run("ingest_plates", plate.name)
+        sites = sorted({field.site for field in load_plate(home.plates, plate.name).fields})
+        for site in sites:
+            with _stage(f"segmenting and cropping site {site} of {len(sites)}"):
+                run("process_fields", plate_site_key(plate.name, site))
+    registry = platform.registry
+    # Where cells do not show the dose, an encoder without its shortcut would have nothing to learn.
+    trainings = CURES if second else {"": {"swap": 0.0} if config.shortcut != "none" else {}}
+    trained: dict[str, ModelVersion] = {}
+    for name, settings in trainings.items():
+        with _stage(f"training the encoder{name and f' ({name})'}"):
+            ops = {"data_split": {"plates": [config.name]}, "trained_model": settings}
+            run("train_model", ops={op: {"config": given} for op, given in ops.items()})
+        version = registry.by_alias(CHALLENGER)
+        if version is None:
+            raise GradcamoError("training registered no model", "Look at the run of train_model with make ui.")
+        trained[name] = version
+    champion = trained[name]
+    if champion != registry.by_alias(CHAMPION):
+        promote(platform.lake, registry, champion, by="gradcamo demo", reason=f"trained on {config.name}")
+    for partition in scoring_state(platform.lake, registry, champion).todo:
+        with _stage("embedding and scoring {}, site {}".format(*partition)):
+            run("rescore", plate_site_key(*partition))
+    with _stage("auditing the encoder"):
+        for plate in plates:
+            run("audit_plates", plate.name)
+    with _stage("profiles, map and QC database"):
+        run("refresh_qc")
+        # The database is made beside the profiles; this adds them.
+        run("refresh_qc")
+    with _stage("the report"):
+        for plate in plates:
+            run("report_plates", plate.name)
+    print(f"\nWhere does {champion} look? Cells it was trained on are left out.\n")
+    render(qc_table(home.database, by="dose,site").filter(Metadata_Plate=config.name))
+    if second:
+        print(f"\nEncoders trained on {config.name}: its held-out wells, and {second.name}, without the shortcut.\n")
+        render(_cures(platform, trained, [plate.name for plate in plates]))
+    print(NEXT.format(report=home.reports / config.name / f"{champion.name}-v{champion.version}.html"))
+
+
+def _cures(platform: Platform, trained: Mapping[str, ModelVersion], plates: Sequence[str]) -> pl.DataFrame:
+    """A row a version: its accuracy and median adjusted score on held-out cells of each plate."""
+    rows = []
+    for name, version in trained.items():
+        cells = held_out_cells(platform.lake, platform.registry, version)
+        row: dict[str, Any] = {"encoder": name, "model_version": version.version}
+        for place, plate in zip(("", "_second"), plates, strict=True):
+            there = cells.filter(Metadata_Plate=plate)
+            row[f"accuracy{place}"] = (there["predicted_class"] == there["true_class"]).mean()
+            row[f"adjusted{place}"] = there["gradcamo_adjusted"].median()
+        rows.append(row)
+    return pl.DataFrame(rows)
+
+
+NEXT = """
+Next:
+  make ui                                   the Dagster and MLflow pages on this very data
+  .venv/bin/gradcamo qc --by dose           the ready-made tables: dose, site, dose,site, well, plate, model
+  .venv/bin/gradcamo sql "SELECT looks_at, count(*) FROM current_scores GROUP BY ALL"
+  .venv/bin/gradcamo demo --shortcut background     an encoder that cheats, and the score that says so; --cure: the cure
+  {report}
+"""
+
+
+def demo_plates(shortcut: str, labels: str, seed: int, cure: bool) -> list[SyntheticPlate]:
+    """The demo's plate, and the one a cure is tried on: their names say what is on them."""
+    name = f"demo-{'cure' if cure else shortcut}-{labels}-{seed}"
+    first = SyntheticPlate(name=name, shortcut=shortcut, labels=labels, seed=seed)  # type: ignore[arg-type]
+    if not cure:
+        return [first]
+    second = replace(first, name=f"{name}-second", shortcut="none", seed=seed + 1000, wells=12)
+    return [replace(first, background_shift=0), second]

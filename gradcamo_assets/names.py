@@ -1,0 +1,65 @@
+"""Names from outside, checked before they become paths, partition keys or SQL."""
+
+from __future__ import annotations
+
+import re
+
+from gradcamo_assets.errors import GradcamoError, PlateError
+
+_PLATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_WELL = re.compile(r"([A-Za-z]{1,2})0*([1-9][0-9]?)")
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def plate_name(text: str) -> str:
+    """The plate name itself if it is safe as a folder, a partition key and a SQL literal.
+
+    Letters, digits, '.', '_' and '-', at most 100, beginning with a letter or a digit, and no '..'.
+
+    Raises:
+        PlateError: for any other name.
+    """
+    if not _PLATE.fullmatch(text) or ".." in text:
+        raise PlateError(
+            f"{text!r} is no usable plate name",
+            "Rename the plate with letters, digits, '.', '_' and '-' only, beginning with a letter or digit.",
+        )
+    return text
+
+
+def slug(text: str, what: str = "name") -> str:
+    """The text itself if it is safe as one path component; GradcamoError where it is not."""
+    if not _SLUG.fullmatch(text) or ".." in text:
+        raise GradcamoError(f"{text!r} is no usable {what}", "Use letters, digits, '.', '_' and '-' only.")
+    return text
+
+
+def well_name(text: str) -> str:
+    """A well in the field's spelling: ``a1``, ``A1`` and ``A01`` are all ``A01``.
+
+    Rows A to AF and columns 1 to 48, as on a 1536-well plate.
+
+    Raises:
+        PlateError: where the text is no well.
+    """
+    match = _WELL.fullmatch(str(text).strip())
+    if match:
+        row, column = match.group(1).upper(), int(match.group(2))
+        if column <= 48 and row_index(row) < 32:
+            return f"{row}{column:02d}"
+    raise PlateError(f"{text!r} is no well", "Name wells by row letters and column number, for example B03.")
+
+
+def row_index(row: str) -> int:
+    """0-based index of a row's letters: A is 0, Z is 25, AA is 26."""
+    index = 0
+    for letter in row.upper():
+        index = index * 26 + ord(letter) - ord("A") + 1
+    return index - 1
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """A sort key under which ``2`` comes before ``10`` and ``f9`` before ``f10``."""
+    return tuple(
+        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", text) if part
+    )

@@ -1,0 +1,104 @@
+"""Linear probes and silhouettes: what else than the treatment is in an embedding (site, well position, plate)?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from gradcamo_assets.profiles.well_profiles import MODEL, TREATMENT, vectors
+
+_MAX_COMPONENTS = 64
+_SCHEMA = {
+    "Metadata_Plate": pl.String(), "target": pl.String(), "representation": pl.String(),
+    "score": pl.Float64(), "chance": pl.Float64(), "silhouette": pl.Float64(), "n": pl.Int64(),
+    "trained_share": pl.Float64(),
+}  # fmt: skip
+TARGETS = {
+    "treatment": pl.struct(TREATMENT).rank("dense"),
+    "dose": pl.col("Metadata_Dose"),
+    "site": pl.col("Metadata_Site"),
+    "well_row": pl.col("Metadata_Well").str.extract(r"^([A-Z]+)"),
+    "well_column": pl.col("Metadata_Well").str.extract(r"(\d+)$"),
+    "plate": pl.col("Metadata_Plate"),
+}
+
+
+def confounder_audit(cells: pl.DataFrame, seed: int = 0, most: int = 3000) -> pl.DataFrame:
+    """How well ``TARGETS`` are predicted from an embedding, and how far their groups lie apart in it.
+
+    The probe is a logistic regression on the (standardised) leading 64 principal components, class-balanced and
+    cross-validated over wells: no well is both learned from and predicted, so a class needs two wells to count, and
+    a target with fewer than two such classes gets no row. The silhouette (Rousseeuw 1987) is the cells' mean on these
+    components. Baselines are the representations ``cell_count`` (cells in the field): an embedding that does no better
+    has learned density; and ``background``, where it is given.
+
+    Args:
+        cells: as from ``population``, with or without ``background`` (list of floats: the embedding of the crop with
+            its cells taken out; NULL: not made) and ``split``.
+        most: cells a population at most, drawn at random.
+
+    Returns:
+        ``model_name``, ``model_version``, ``population``, ``Metadata_Plate`` (NULL: of several plates), ``target``,
+        ``representation``, ``score`` (balanced accuracy), ``chance`` (1 / classes), ``silhouette`` (-1 to 1), ``n``
+        (cells), ``trained_share`` (cells of split ``train``; NULL without a split).
+    """
+    groups = [*MODEL, "population"]
+    schema = {name: cells.schema[name] for name in groups}
+    cells = cells.drop_nulls("embedding").with_columns(
+        pl.struct("Metadata_Plate", "Metadata_Well").rank("dense").alias("well"),
+        (pl.col("split") == "train" if "split" in cells.columns else pl.lit(None, pl.Boolean)).alias("trained"),
+        **{name: column.alias(name) for name, column in TARGETS.items()},
+    )
+    rows = []
+    for group, part in cells.group_by(groups, maintain_order=True):
+        sample = part.sample(min(most, part.height), seed=seed)
+        plate = part["Metadata_Plate"][0] if part["Metadata_Plate"].n_unique() == 1 else None
+        for target in TARGETS:
+            rows += [(*group, plate, target, *result) for result in _probe(sample, target, seed)]
+    return pl.DataFrame(rows, {**schema, **_SCHEMA}, orient="row")
+
+
+def _probe(cells: pl.DataFrame, target: str, seed: int) -> Iterator[tuple[object, ...]]:
+    """The columns from ``representation`` on for each representation; nothing where the target cannot be tested."""
+    cells = cells.drop_nulls(target).filter(pl.col("well").n_unique().over(target) >= 2)
+    representations = {"embedding": cells, "cell_count": cells}
+    if "background" in cells.columns:
+        representations["background"] = cells.drop_nulls("background")
+    for name, rows in representations.items():
+        if name == "cell_count":
+            x = np.log1p(rows["cells_in_field"].to_numpy())[:, None]
+        else:
+            x = vectors(rows[name]) if len(rows) else np.empty((0, 1))
+        found = _separation(x, rows[target].rank("dense").to_numpy(), rows["well"].to_numpy(), seed)
+        if found:
+            yield name, *found, len(rows), rows["trained"].mean()
+
+
+def _separation(
+    x: np.ndarray, classes: np.ndarray, wells: np.ndarray, seed: int
+) -> tuple[float, float, float | None] | None:
+    """Balanced accuracy, chance and silhouette; None where there are too few classes of two wells."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score, silhouette_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    wells_a_class = [len(np.unique(wells[classes == one])) for one in np.unique(classes)]
+    if len(wells_a_class) < 2 or min(wells_a_class) < 2:
+        return None
+    folds = StratifiedGroupKFold(min(5, *wells_a_class), shuffle=True, random_state=seed)
+    splits = list(folds.split(classes, classes, wells))
+    if any(len(np.unique(classes[train])) < 2 for train, _ in splits):
+        return None
+    components = PCA(min(_MAX_COMPONENTS, x.shape[1], *(len(train) for train, _ in splits)), random_state=seed)
+    space = make_pipeline(StandardScaler(), components)
+    probe = make_pipeline(space, LogisticRegression(class_weight="balanced", max_iter=300))
+    with np.errstate(invalid="ignore"):  # a representation without any spread is at chance, not an error
+        predicted = cross_val_predict(probe, x, classes, cv=splits)
+        score = float(balanced_accuracy_score(classes, predicted))
+        silhouette = float(silhouette_score(space.fit_transform(x), classes)) if len(x) > len(wells_a_class) else None
+    return score, 1 / len(wells_a_class), silhouette

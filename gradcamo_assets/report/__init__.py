@@ -1,0 +1,58 @@
+"""Every picture: functions that take frames and arrays and return matplotlib figures, and the report they go into.
+
+Nothing is computed here but what drawing needs, nothing is read, and nothing is shown: there is no pyplot and no state.
+"""
+
+from gradcamo_assets.report.cell_pictures import crops_by_dose, crops_with_maps, pipeline_on_one_cell
+from gradcamo_assets.report.charts import (
+    on_target_intervals,
+    plate_heat_map,
+    score_against_ceiling,
+    score_distributions,
+    umap_scatter,
+)
+from gradcamo_assets.report.field_pictures import illumination_maps, segmentation_overlay
+from gradcamo_assets.report.model_pictures import (
+    accuracy_against_score,
+    confusion_matrix,
+    layer_scores,
+    map_by_epoch,
+    paired_differences,
+    reliability,
+    training_curves,
+)
+from gradcamo_assets.report.page import Listing, Picture, qc_report_html
+from gradcamo_assets.report.png import to_gif, to_markdown, to_png
+from gradcamo_assets.report.stain_pictures import channel_correlations
+from gradcamo_assets.report.style import treatment_name
+from gradcamo_assets.report.wording import Verdict, verdict
+
+__all__ = [
+    "Listing",
+    "Picture",
+    "Verdict",
+    "accuracy_against_score",
+    "channel_correlations",
+    "confusion_matrix",
+    "crops_by_dose",
+    "crops_with_maps",
+    "illumination_maps",
+    "layer_scores",
+    "map_by_epoch",
+    "on_target_intervals",
+    "paired_differences",
+    "pipeline_on_one_cell",
+    "plate_heat_map",
+    "qc_report_html",
+    "reliability",
+    "score_against_ceiling",
+    "score_distributions",
+    "segmentation_overlay",
+    "to_gif",
+    "to_markdown",
+    "to_png",
+    "training_curves",
+    "treatment_name",
+    "umap_scatter",
+    "verdict",
+]

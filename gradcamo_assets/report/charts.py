@@ -1,0 +1,248 @@
+"""Pictures of numbers: scores by dose, site and well, embeddings, and how a training went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from gradcamo_assets.names import row_index, well_name
+from gradcamo_assets.report.style import COLOURS, GREY, MARKERS, empty_figure, new_figure, treatment_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TREATMENT = ["Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit"]
+_MOST_ROWS, _MOST_POINTS, _MOST_DRAWN = 40, 200, 3000
+_PLATE_FORMATS = [(2, 3), (4, 6), (8, 12), (16, 24), (32, 48)]
+
+
+def score_distributions(
+    scores: pl.DataFrame, value: str = "gradcamo", label: str = "Grad-CAMO", threshold: float | None = 0.5
+) -> Figure:
+    """Boxes (median, quartiles, whiskers to 1.5 interquartile ranges) with cells as points, by treatment and by site.
+
+    Args:
+        scores: one row a cell: ``Metadata_Compound``, ``Metadata_Dose``, ``Metadata_Dose_Unit``, ``Metadata_Site`` and
+            the ``value`` column; rows without a value are left out.
+        threshold: a line is drawn there, unless None.
+    """
+    scores = scores.drop_nulls(value)
+    if scores.is_empty():
+        return empty_figure("No scores to show")
+    panels = [
+        scores.sort(pl.col("Metadata_Dose") != 0, *_TREATMENT[:2]).partition_by(_TREATMENT),
+        scores.sort("Metadata_Site").partition_by("Metadata_Site"),
+    ]
+    shown = min(max(map(len, panels)), _MOST_ROWS)
+    figure = new_figure(7, 0.32 * shown + 1.4)
+    for number, axes in enumerate(figure.subplots(1, 2, sharex=True)):
+        keys = ["Metadata_Site"] if number else _TREATMENT
+        rng = np.random.default_rng(0)
+        groups = [group[value].to_numpy() for group in panels[number][:_MOST_ROWS]]
+        for row, values in enumerate(groups):
+            points = values if len(values) <= _MOST_POINTS else rng.choice(values, _MOST_POINTS, replace=False)
+            heights = row + rng.uniform(-0.25, 0.25, len(points))
+            axes.scatter(points, heights, s=6, color=COLOURS[number], alpha=0.35, linewidths=0)
+        axes.boxplot(
+            groups, positions=range(len(groups)), orientation="horizontal", widths=0.6,
+            showfliers=False, medianprops={"color": "black", "linewidth": 2},
+        )  # fmt: skip
+        _name_rows(axes, [_name(group.select(keys).row(0, named=True), len(group)) for group in panels[number]])
+        axes.set_ylim(shown - 0.5, -0.5)  # boxes of the same height in both panels
+        axes.set(xlabel=label)
+        if threshold is not None:
+            axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
+    return figure
+
+
+def on_target_intervals(table: pl.DataFrame) -> Figure:
+    """The share of cells on target, a row each, with its confidence interval where there is one.
+
+    Args:
+        table: rows of a ``qc_by_*`` table: ``on_target_fraction``, ``ci_low``, ``ci_high`` (may be NULL), ``n_cells``,
+            and, to name the row, any of ``Metadata_Compound`` with dose and unit, ``Metadata_Well``, ``Metadata_Site``.
+    """
+    table = table.drop_nulls("on_target_fraction")
+    if table.is_empty():
+        return empty_figure("No scores to show")
+    names = [_name(row, row["n_cells"]) for row in table.iter_rows(named=True)]
+    table = table.head(_MOST_ROWS)
+    share, low, high = (
+        table[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        for column in ("on_target_fraction", "ci_low", "ci_high")
+    )
+    rows = np.arange(table.height)
+    figure = new_figure(7, 0.3 * table.height + 1.1)
+    axes = figure.subplots()
+    axes.hlines(rows, low, high, color=COLOURS[0], linewidth=2)
+    for fill, label, dots in (
+        (COLOURS[0], "with 95% interval over wells", np.isfinite(low)),
+        ("white", "too few wells for an interval", np.isnan(low)),
+    ):
+        if dots.any():
+            axes.scatter(share[dots], rows[dots], facecolors=fill, edgecolors=COLOURS[0], zorder=3, label=label)
+    _name_rows(axes, names)
+    axes.set(xlim=(-0.02, 1.02), xlabel="Share of cells on target")
+    axes.grid(axis="x", color="#DDDDDD")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def _name(row: dict[str, Any], cells: int) -> str:
+    """``aspirin 0.3 uM, site 2 (n=40)``; a control, whose dose is 0, goes by its compound alone."""
+    well, site = row.get("Metadata_Well"), row.get("Metadata_Site")
+    return f"{', '.join(filter(None, [treatment_name(row), well, site and f'site {site}'])) or 'cells'} (n={cells})"
+
+
+def _name_rows(axes: Any, names: list[str]) -> None:
+    """Labels from top to bottom; says so where there are more than fit."""
+    shown = min(len(names), _MOST_ROWS)
+    axes.set_yticks(range(shown), names[:shown], fontsize=8)
+    axes.set_ylim(shown - 0.5, -0.5)
+    if len(names) > shown:
+        axes.set_title(f"first {shown} of {len(names)}", fontsize=8)
+
+
+def plate_heat_map(
+    wells: pl.DataFrame, value: str, label: str, limits: tuple[float, float] | None = (0.0, 1.0)
+) -> Figure:
+    """Colour by well on the smallest plate format that holds all wells; wells without a value stay grey.
+
+    Args:
+        wells: ``Metadata_Well`` and the ``value`` column, one row a well.
+        label: name and unit of the value.
+        limits: the colour scale's ends; None for those of the data.
+
+    Raises:
+        PlateError: for a name that is no well.
+    """
+    from matplotlib import colormaps
+
+    if wells.is_empty():
+        return empty_figure("No wells to show")
+    (rows, columns), letters, places = plate_grid(wells["Metadata_Well"])
+    grid = np.full((rows, columns), np.nan)
+    grid[*places.T] = wells[value].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+    figure = new_figure(7, 7 * 0.82 * rows / columns + 0.6)
+    axes = figure.subplots()
+    low, high = limits or (None, None)
+    picture = axes.imshow(grid, cmap=colormaps["viridis"].with_extremes(bad="#E4E4E4"), vmin=low, vmax=high)
+    if rows <= 8:
+        for (row, column), amount in np.ndenumerate(grid):
+            if np.isfinite(amount):
+                text = f"{amount:.2f}" if abs(amount) < 10 else f"{amount:.3g}"
+                colour = "w" if amount < np.dot(picture.get_clim(), (0.4, 0.6)) else "k"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    step = 1 if rows <= 16 else 2
+    axes.set_yticks(range(0, rows, step), letters[::step], fontsize=8)
+    axes.set_xticks(range(0, columns, step), [str(column + 1) for column in range(0, columns, step)], fontsize=8)
+    axes.set_xticks(np.arange(-0.5, columns), minor=True)
+    axes.set_yticks(np.arange(-0.5, rows), minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="both", length=0, top=False, labeltop=True, labelbottom=False)
+    figure.colorbar(picture, ax=axes, label=label)
+    return figure
+
+
+def plate_grid(wells: Iterable[str]) -> tuple[tuple[int, int], list[str], np.ndarray]:
+    """The smallest plate format that holds all wells: its size, the letters of its rows, and each well's place (N, 2).
+
+    Raises:
+        PlateError: for a name that is no well.
+    """
+    names = [well_name(name) for name in wells]
+    places = np.array([(row_index(name[:-2]), int(name[-2:]) - 1) for name in names])
+    size = next(size for size in _PLATE_FORMATS if (places < size).all())
+    return size, [*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase)][: size[0]], places
+
+
+def umap_scatter(table: pl.DataFrame) -> Figure:
+    """Two panels: colour for the dose and a marker for the site, and colour for Grad-CAMO.
+
+    Args:
+        table: ``umap_x``, ``umap_y``, ``Metadata_Dose``, ``Metadata_Dose_Unit``, ``Metadata_Site`` and ``gradcamo``
+            (a row without a score is drawn hollow).
+    """
+    from matplotlib import colormaps
+    from matplotlib.lines import Line2D
+
+    if table.is_empty():
+        return empty_figure("No embeddings to show")
+    figure = new_figure(7, 3.9)
+    by_dose, by_score = figure.subplots(1, 2, sharex=True, sharey=True)
+    x, y, sites = (table[column].to_numpy() for column in ("umap_x", "umap_y", "Metadata_Site"))
+    size = float(np.clip(3000 / table.height, 5, 40))
+
+    pairs = table.select("Metadata_Dose", "Metadata_Dose_Unit").iter_rows()
+    doses = [(dose, unit or "") if dose else (0.0, "") for dose, unit in pairs]
+    order = sorted({(0.0, ""), *doses})
+    rank = np.array([order.index(dose) for dose in doses])
+    markers = {site: MARKERS[number % 8] for number, site in enumerate(np.unique(sites))}
+    handles = []
+    for number, (dose, unit) in enumerate(order):
+        # Without the palest end of the scale, which is hard to see on white.
+        shade = colormaps["viridis"]((number - 1) / (len(order) - 1) * 0.95) if number else GREY
+        for site, marker in markers.items():
+            dots = (rank == number) & (sites == site)
+            by_dose.scatter(x[dots], y[dots], s=size, color=shade, marker=marker, linewidths=0, alpha=0.8)
+        name = f"{dose:g} {unit}" if number else "control"
+        handles.append(Line2D([], [], color=shade, marker="o", linestyle="", label=name))
+    if len(markers) > 1:
+        for site, marker in markers.items():
+            handles.append(Line2D([], [], color="black", marker=marker, linestyle="", label=f"site {site}"))
+    by_dose.set_title("Dose and site" if len(markers) > 1 else "Dose", fontsize=10)
+
+    score = table["gradcamo"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    known = np.isfinite(score)
+    by_score.scatter(x[~known], y[~known], s=size, facecolors="none", edgecolors=GREY, linewidths=0.6)
+    points = by_score.scatter(x[known], y[known], s=size, c=score[known], cmap="cividis", vmin=0, vmax=1, linewidths=0)
+    figure.colorbar(points, ax=by_score, label="Grad-CAMO")
+    by_score.set_title("Score", fontsize=10)
+    for axes in (by_dose, by_score):
+        axes.set(xlabel="UMAP 1", ylabel="UMAP 2" if axes is by_dose else "", xticks=[], yticks=[])
+    figure.legend(handles=handles[:24], loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def score_against_ceiling(scores: pl.DataFrame) -> Figure:
+    """How much of what the maps allow is reached: each cell's score over its ceiling, and the median in bins of it.
+
+    Args:
+        scores: ``gradcamo``, ``gradcamo_max``, ``mask_fraction`` and ``looks_at``, one row a cell; rows without the
+            first two are left out. A sample of 3000 is drawn.
+    """
+    scores = scores.drop_nulls(["gradcamo", "gradcamo_max"])
+    if scores.is_empty():
+        return empty_figure("No scores to show")
+    figure = new_figure(7, 4.6)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="ceiling")
+    drawn = scores.sample(min(_MOST_DRAWN, len(scores)), seed=0)
+    for number, region in enumerate(("target", "neighbour", "background", "none")):
+        part = drawn.filter(looks_at=region)
+        if len(part):
+            axes.scatter(
+                part["gradcamo_max"], part["gradcamo"], s=12, color=COLOURS[number], marker=MARKERS[number], alpha=0.5,
+                linewidths=0, label=f"looks at {region}" if number < 3 else "looks nowhere in particular",
+            )  # fmt: skip
+    bins = (
+        scores.with_columns(pl.col("gradcamo_max").rank("ordinal").mul(8).floordiv(len(scores) + 1).alias("bin"))
+        .group_by("bin")
+        .agg(pl.col("gradcamo_max", "gradcamo", "mask_fraction").median())
+        .sort("gradcamo_max")
+    )
+    axes.plot(
+        bins["gradcamo_max"], bins["gradcamo"], color="black", marker="o", markersize=4, label="median, in eighths"
+    )
+    axes.plot(bins["gradcamo_max"], bins["mask_fraction"], color="black", linestyle=":", label="chance")
+    axes.axhline(0.5, color=GREY, linewidth=0.8, label="on target above")
+    low = max(0.0, float(scores["gradcamo_max"].quantile(0.005) or 0) - 0.05)
+    axes.set(xlim=(low, 1.03), ylim=(-0.02, 1.02), xlabel="Highest score the map allows (ceiling)", ylabel="Grad-CAMO")
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,94 @@
+"""The compact network: a small U-Net that predicts Cellpose's flows, and its shipped weights.
+
+Here: the architecture, and reading its weights. Not here: training it (``train``), running it (``segment``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from gradcamo_assets.errors import SegmentationError
+
+INPUTS = {"cells": 2, "nuclei": 1}
+"""Input channels of the two sets of weights: (cytoplasm, nucleus) and (nucleus)."""
+
+
+def _conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first, self.second = _conv(inputs, outputs), _conv(outputs, outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shortcut(x) + self.second(self.first(x))
+
+
+class CompactNetwork(nn.Module):
+    """A residual U-Net of about 0.4 M parameters in the place of Cellpose's network.
+
+    Input (B, C, Y, X) float32 with C at least ``inputs`` (further channels are ignored, since Cellpose pads to three),
+    intensities as ``intensities.normalised`` leaves them, Y and X multiples of 16. Output: (B, 3, Y, X), flows in y and
+    x (times 5) and the logit of being inside an object, and a style (B, 256) of zeros, as Cellpose 4's have.
+    Source: the targets of Stringer et al., Nature Methods 18, 100 (2021).
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int] = (16, 32, 48, 64, 96)):
+        super().__init__()
+        self.inputs = inputs
+        self.down = nn.ModuleList(_Block(a, b) for a, b in zip((inputs, *widths[:-1]), widths, strict=True))
+        pairs = list(pairwise(widths))
+        self.reduce = nn.ModuleList(_conv(wide, narrow) for narrow, wide in pairs)
+        self.up = nn.ModuleList(_conv(narrow, narrow) for narrow, _ in pairs)
+        self.head = nn.Conv2d(widths[0], 3, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = x[:, : self.inputs].contiguous(memory_format=torch.channels_last)
+        skips = []
+        for depth, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if depth else x)
+            skips.append(x)
+        for depth in reversed(range(len(self.up))):
+            x = self.up[depth](F.interpolate(self.reduce[depth](x), scale_factor=2.0) + skips[depth])
+        return self.head(x), x.new_zeros(len(x), 256)
+
+    def fused(self) -> CompactNetwork:
+        """The same network, in eval mode, with every batch normalisation folded into its convolution."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, nn.Sequential) and isinstance(module[1], nn.BatchNorm2d):
+                module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
+        return self.to(memory_format=torch.channels_last)
+
+
+def load_network(which: str, path: Path, device: torch.device | str = "cpu") -> CompactNetwork:
+    """The compact network for ``cells`` or ``nuclei`` with its weights, ready to run.
+
+    Raises:
+        SegmentationError: where the weights are missing or do not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    network = CompactNetwork(INPUTS[which])
+    try:
+        network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        remedy = "Install the package anew, or train them: python -m segmentation_training.train --out DIR."
+        raise SegmentationError(f"the compact network's weights do not load: {error}", remedy, path=path) from error
+    network = network.fused().to(device)
+    # Cellpose asks any network for these.
+    network.device, network.dtype = network.head.weight.device, network.head.weight.dtype
+    return network

@@ -1,0 +1,75 @@
+"""Answers on standard output: a table for the terminal, CSV, JSON, Parquet."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from decimal import Decimal
+from typing import Any, Literal
+
+import polars as pl
+import polars.selectors as cs
+
+from gradcamo_assets.errors import StoreError
+from gradcamo_assets.tables.columns import KEY_COLUMNS
+
+Format = Literal["table", "csv", "json", "parquet"]
+
+
+def render(frame: pl.DataFrame, format: Format = "table") -> None:
+    """Write a frame to standard output.
+
+    Args:
+        format: ``table`` is for people, see ``as_table``. ``csv`` and ``json`` (an array of objects) keep every digit,
+            and nested values as JSON.
+
+    Raises:
+        StoreError: for another format.
+    """
+    if format == "table":
+        sys.stdout.write(as_table(frame, shutil.get_terminal_size((100, 24)).columns))
+    elif format == "csv":
+        nested = [column for column in frame.iter_columns() if column.dtype.is_nested()]
+        texts = [pl.Series(c.name, [None if v is None else _json(v) for v in c.to_list()], pl.String) for c in nested]
+        sys.stdout.write(frame.with_columns(texts).write_csv())
+    elif format == "json":
+        sys.stdout.write(_json(frame.with_columns(cs.float().fill_nan(None)).to_dicts(), indent=1) + "\n")
+    elif format == "parquet":
+        frame.write_parquet(sys.stdout.buffer)
+    else:
+        raise StoreError(f"there is no format {format!r}", "Choose table, csv, json or parquet.")
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, default=lambda v: float(v) if isinstance(v, Decimal) else str(v), indent=indent)
+
+
+def as_table(frame: pl.DataFrame, width: int) -> str:
+    """A frame as lines of text for people, with four digits of every number.
+
+    Where that is wider than ``width`` characters, text and keys that say the same in every row stand above the table,
+    and the column names are broken at their underscores.
+    """
+    lines, head = _aligned(frame), ""
+    if max(map(len, lines), default=0) > width:
+        names = set(frame.select(cs.string()).columns) | set(frame.columns) & set(KEY_COLUMNS.values())
+        alike = [name for name in frame.columns if name in names and len(frame) > 1 and frame[name].n_unique() == 1]
+        head = "".join(f"{name}: {frame[name][0]}\n" for name in alike)
+        lines = _aligned(frame.drop(alike).rename(lambda name: name.replace("_", "_\n")))
+    return head + "\n".join(lines) + f"\n({len(frame)} row{'' if len(frame) == 1 else 's'})\n"
+
+
+def _aligned(frame: pl.DataFrame) -> list[str]:
+    with pl.Config(
+        tbl_formatting="NOTHING",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_cell_numeric_alignment="RIGHT",
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=60_000,
+        fmt_str_lengths=60,
+        fmt_table_cell_list_len=-1,
+    ):
+        return str(frame.with_columns(cs.float().round_sig_figs(4))).splitlines()

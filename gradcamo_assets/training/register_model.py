@@ -1,0 +1,42 @@
+"""An encoder that was trained elsewhere, as the next version: its code by import path, its weights as safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradcamo_assets.networks.bundle import BundleConfig, with_weights
+from gradcamo_assets.networks.encoders import build_encoder
+from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
+
+
+def register_weights(
+    registry: ModelRegistry,
+    encoder: str,
+    weights: Path,
+    *,
+    classes: Sequence[str],
+    channels: Sequence[str],
+    crop_shape: Sequence[int],
+    voxel_size: Sequence[float],
+    layer: str | None = None,
+) -> ModelVersion:
+    """Build the network, load its weights, try it on an empty crop and register it as ``challenger``.
+
+    No well is known to have trained it, so that all its scores are of split ``unseen``.
+
+    Args:
+        encoder: a name for ``build_encoder``; its module is imported. weights: a safetensors file.
+        classes: treatment class of each logit. channels: stains, in input order.
+        crop_shape: (z, y, x) in voxels; a 2D network takes crops of one plane. voxel_size: (z, y, x) in um.
+        layer: dotted name of the layer to explain; by default the one that the encoder's function names.
+
+    Raises:
+        BundleError: if network, weights, layer, classes and crops do not go together.
+    """
+    if layer is None:
+        _, layer = build_encoder(encoder, len(channels), len(classes))
+    config = BundleConfig(
+        encoder, layer, list(classes), list(channels), [int(n) for n in crop_shape], [float(um) for um in voxel_size]
+    )
+    return registry.register(with_weights(config, weights), config, tags={"weights": weights.name})

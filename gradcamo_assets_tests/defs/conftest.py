@@ -1,0 +1,149 @@
+"""A platform in a temporary folder, jobs run in process, and one small plate led to its crops for all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+import zarr
+from filelock import FileLock
+
+from gradcamo_assets.defs.build import build_definitions
+from gradcamo_assets.defs.demo import QUIET, run_demo
+from gradcamo_assets.defs.partitions import PLATES, plate_site_key
+from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.home import Home
+from gradcamo_assets.plates import load_plate
+from gradcamo_assets.synthetic import SyntheticPlate
+from gradcamo_assets.tables import publish, run_sql
+
+# Stitched slices take a sixth of the time, and these tests are not about masks.
+SETTINGS = (
+    '[segmentation]\nmode = "stitch"\n'
+    "[crops]\nshape = [6, 48, 48]\nkeep_border = true\n[training]\nepochs = 3\nbatch_size = 8\n"
+)
+TINY = SyntheticPlate(name="tiny", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
+
+
+@dataclass
+class Bench:
+    """A platform with an instance of its own."""
+
+    platform: Platform
+    instance: dg.DagsterInstance
+
+    def __post_init__(self) -> None:
+        self.definitions = build_definitions(self.platform)
+
+    @property
+    def home(self) -> Home:
+        return self.platform.home
+
+    def run(self, job: str, partition: str | None = None, **kwargs: object) -> dg.ExecuteInProcessResult:
+        """Run a job in process; a failure is returned, not raised."""
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance, partition_key=partition, raise_on_error=False, run_config={**QUIET, **kwargs}
+        )
+
+    def materialize(self, asset: str, partition: str | None = None) -> dg.ExecuteInProcessResult:
+        """Make one asset, or a partition of it, alone, as the button in the UI does."""
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(
+            instance=self.instance, partition_key=partition, asset_selection=[dg.AssetKey(asset)],
+            raise_on_error=False, run_config=QUIET,
+        )  # fmt: skip
+
+    def ask(self, sql: str) -> list[tuple]:
+        """Publish the QC database from the lake, and query it."""
+        publish(self.platform.lake, self.home.database)
+        return run_sql(self.home.database, sql).rows()
+
+    def obey(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        """Run what a sensor has asked for; a failure is returned, not raised."""
+        return self.definitions.resolve_job_def(str(request.job_name)).execute_in_process(
+            instance=self.instance, partition_key=str(request.partition_key), tags=dict(request.tags),
+            raise_on_error=False, run_config=QUIET,
+        )  # fmt: skip
+
+    def repaint(self, name: str = "tiny") -> None:
+        """Turn the pixels of one field in the inbox over: an export of the same size, with other contents."""
+        array = zarr.open_array(self.home.inbox / f"{name}.zarr" / "A" / "01" / "0" / "0", mode="r+")
+        array[:] = np.asarray(array[:])[..., ::-1]
+
+    def ingest(self, name: str) -> dg.ExecuteInProcessResult:
+        """Take a plate in from the inbox."""
+        self.instance.add_dynamic_partitions(str(PLATES.name), [name])
+        return self.run("ingest_plates", name)
+
+    def process(self, name: str) -> list[dg.ExecuteInProcessResult]:
+        """Segment and crop every site of a plate."""
+        sites = sorted({field.site for field in load_plate(self.home.plates, name).fields})
+        return [self.run("process_fields", plate_site_key(name, site)) for site in sites]
+
+    def checks(self, result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+        """Check evaluations of a run by name."""
+        return {check.check_name: check for check in result.get_asset_check_evaluations()}
+
+    def copy(self, folder: Path) -> Bench:
+        """The same state in another folder, with an instance that knows the same partitions."""
+        shutil.copytree(self.home.root, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / "dagster")
+        Home(folder).create()
+        other = Bench(Platform(root=str(folder)), dg.DagsterInstance.local_temp(str(folder / "dagster")))
+        for dimension in ("plates", "sites"):
+            other.instance.add_dynamic_partitions(dimension, self.instance.get_dynamic_partitions(dimension))
+        return other
+
+
+def make_bench(folder: Path) -> Bench:
+    """A fresh platform with small crops and short training."""
+    Home(folder).create()
+    bench = Bench(Platform(root=str(folder)), dg.DagsterInstance.local_temp(str(folder / "dagster")))
+    bench.home.settings_file.write_text(SETTINGS)
+    return bench
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """An empty platform."""
+    return make_bench(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One tiny plate led from the inbox to ``qc.duckdb`` by the demo. Tests that write take a ``copy``."""
+    # pytest-xdist gives each worker a folder in one that they share.
+    base = tmp_path_factory.getbasetemp()
+    home = Home((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "scored")
+    with FileLock(f"{home.root}.lock"):
+        if not home.database.exists():
+            home.create()
+            home.settings_file.write_text(SETTINGS)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("TQDM_DISABLE", "1")
+                for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
+                    patch.setenv(name, "")  # The demo sets them; this brings them back.
+                run_demo(home, TINY)
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        yield Bench(Platform(root=str(home.root)), instance)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real microscope images, kept beside the repository and never in it."""
+    folder = Path(__file__).parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real images of shared/data are not on this machine")
+    return folder

@@ -1,0 +1,53 @@
+"""A real MLflow server on a free loopback port, with SQLite behind it, that can be stopped and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from gradcamo_assets.training.mlflow_store import ARTIFACTS, sqlite_uri
+
+
+class MlflowServer:
+    """One server; its state stays in ``folder`` while it is down."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers. Its own background jobs, which nobody asks for, stay off."""
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+                    "--backend-store-uri", sqlite_uri(self.folder / "mlflow.db"),
+                    "--artifacts-destination", (self.folder / ARTIFACTS).as_uri(), "--workers", "1",
+                ],
+                stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )  # fmt: skip
+        for _ in range(480):
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError("the MLflow server does not answer")
+
+    def stop(self) -> None:
+        """Stop it as a power cut would, with the workers it has; twice does no harm."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(20)
+            self._process = None

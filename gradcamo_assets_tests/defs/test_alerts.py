@@ -1,0 +1,205 @@
+"""Who is told of failed runs, how, and that nothing else happens where that fails."""
+
+from __future__ import annotations
+
+import json
+import smtplib
+import threading
+from collections.abc import Iterator
+from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from gradcamo_assets.defs.automation.alerts import AlertConfig, alert_on_failure, post
+from gradcamo_assets.defs.partitions import plate_site_key
+from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.plates.failures import attempt
+from gradcamo_assets_tests.defs.conftest import Bench
+
+
+class Hook(HTTPServer):
+    """A webhook on loopback; it answers with ``status``."""
+
+    received: list[Any]
+    status = 200
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/hook"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Hook
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append((self.path, json.loads(body)))
+        self.send_response(self.server.status)
+        if self.server.status == 302:
+            self.send_header("Location", f"{self.server.address}/elsewhere")
+        self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with HTTPServer(("127.0.0.1", 0), _Answers) as server:
+        server.__class__ = Hook
+        server.received = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server  # type: ignore[misc]
+        server.shutdown()
+        thread.join()
+
+
+def failed_run(bench: Bench, name: str = "bad") -> dg.ExecuteInProcessResult:
+    """Ingestion of a plate that is none."""
+    (bench.home.inbox / f"{name}.zarr").mkdir(exist_ok=True)
+    result = bench.ingest(name)
+    assert not result.success
+    return result
+
+
+def tell(bench: Bench, run: dg.ExecuteInProcessResult) -> None:
+    """One failed run as the sensor meets it."""
+    event = next(event for event in run.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE)
+    context = dg.build_run_status_sensor_context(
+        sensor_name="alert_on_failure",
+        dagster_event=event,
+        dagster_instance=bench.instance,
+        dagster_run=run.dagster_run,
+        resources={"platform": bench.platform},
+    ).for_run_failure()
+    alert_on_failure(context)
+
+
+def test_without_settings_nothing_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradcamo_assets.defs.automation.alerts.post", pytest.fail)
+    monkeypatch.setattr("gradcamo_assets.defs.automation.alerts.mail", pytest.fail)
+    tell(bench, failed_run(bench))
+
+
+def test_a_webhook_is_told_where_and_why(bench: Bench, hook: Hook) -> None:
+    bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
+    run = failed_run(bench)
+    tell(bench, run)
+    ((path, alert),) = hook.received
+    assert path == "/hook"
+    assert set(alert) == {"text", "job", "plate", "site", "run_id", "reason", "state"}
+    assert (alert["job"], alert["plate"], alert["site"]) == ("ingest_plates", "bad", None)
+    assert alert["run_id"] == run.run_id and alert["state"] == "waiting"
+    assert alert["reason"].startswith("plate bad, file") and "no OME-Zarr plate" in alert["reason"]
+    assert "tried again at" in alert["text"]
+
+
+def test_the_fifth_failure_says_that_the_plate_is_quarantined(bench: Bench, hook: Hook) -> None:
+    bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
+    run = failed_run(bench)
+    signature = json.loads((bench.home.plates / "failures" / "bad.json").read_text())["signature"]
+    for _ in range(4):
+        with pytest.raises(PlateError), attempt(bench.home.plates, "bad", signature):
+            raise PlateError("still none", "Export it again.")
+    tell(bench, run)
+    alert = hook.received[0][1]
+    assert alert["state"] == "quarantined" and "gradcamo inbox --retry bad" in alert["text"]
+
+
+def test_plate_and_site_of_a_partition_are_named(bench: Bench, hook: Hook) -> None:
+    bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
+    for dimension, key in (("plates", "tiny"), ("sites", "2")):
+        bench.instance.add_dynamic_partitions(dimension, [key])
+    tell(bench, bench.run("process_fields", plate_site_key("tiny", 2)))
+    alert = hook.received[0][1]
+    assert (alert["plate"], alert["site"], alert["state"]) == ("tiny", "2", None)
+    assert "not been ingested" in alert["reason"]
+
+
+@pytest.mark.parametrize("status", [302, 500])
+def test_a_webhook_that_refuses_or_redirects_is_no_failure(bench: Bench, hook: Hook, status: int) -> None:
+    hook.status = status
+    bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
+    tell(bench, failed_run(bench))
+    assert [path for path, _ in hook.received] == ["/hook"]
+    with pytest.raises(OSError, match=str(status)):
+        post(hook.address, {})
+
+
+def test_settings_that_are_wrong_are_no_failure(bench: Bench) -> None:
+    run = failed_run(bench)
+    for text in ('webhook = "ftp://x/"', "no_such = 1", 'webhook = "http://127.0.0.1:9/"', "nonsense"):
+        bench.home.settings_file.write_text(f"[alerts]\n{text}\n")
+        tell(bench, run)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://example.com/x", "http://10.0.0.1/", "file:///etc/passwd", "https:///x", "", "http://"]
+)
+def test_only_https_or_loopback_may_be_called(address: str) -> None:
+    with pytest.raises(GradcamoError) as error:
+        AlertConfig(webhook=address)
+    assert not address or address not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://example.com/x", "http://localhost:8/", "http://[::1]/", "http://127.0.0.2"]
+)
+def test_https_and_loopback_may(address: str) -> None:
+    assert AlertConfig(webhook=address).webhook == address
+
+
+class Post:
+    """A mail server that keeps what it is given."""
+
+    calls: list[Any]
+
+    def __init__(self, host: str, port: int, timeout: float):
+        Post.calls = [(host, port)]
+
+    def __enter__(self) -> Post:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def starttls(self, context: object) -> None:
+        Post.calls.append("tls")
+
+    def login(self, user: str, password: str) -> None:
+        Post.calls.append((user, password))
+
+    def send_message(self, message: EmailMessage) -> None:
+        Post.calls.append(message)
+
+
+@pytest.mark.parametrize("password", [None, "hush-hush"])
+def test_mail_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch, password: str | None) -> None:
+    monkeypatch.setattr(smtplib, "SMTP", Post)
+    monkeypatch.delenv("GRADCAMO_SMTP_PASSWORD", raising=False)
+    if password:
+        monkeypatch.setenv("GRADCAMO_SMTP_PASSWORD", password)
+    bench.home.settings_file.write_text(
+        '[alerts]\nmail_to = ["a@lab.org", "b@lab.org"]\nmail_from = "dagster@lab.org"\nsmtp_host = "mail.lab.org"\n'
+        "smtp_port = 587\n"
+    )
+    tell(bench, failed_run(bench))
+    server, *secured, message = Post.calls
+    assert server == ("mail.lab.org", 587)
+    assert secured == (["tls", ("dagster@lab.org", "hush-hush")] if password else [])
+    assert message["To"] == "a@lab.org, b@lab.org" and message["From"] == "dagster@lab.org"
+    assert "ingest_plates failed for bad" in message["Subject"] and "no OME-Zarr plate" in message.get_content()
+    assert "hush-hush" not in message.as_string()
+
+
+def test_the_sensor_is_there_and_says_that_it_is_off_by_default(bench: Bench) -> None:
+    sensor = bench.definitions.resolve_sensor_def("alert_on_failure")
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+    assert "[alerts]" in str(sensor.description) and "does nothing" in str(sensor.description)

@@ -1,0 +1,204 @@
+"""The inbox of a home that is moved or copied, of one with many plates, and of one where a plate is being taken in."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from gradcamo_assets.cli import main
+from gradcamo_assets.defs.automation.inbox_automation import nightly_ingest
+from gradcamo_assets.defs.automation.jobs_and_sensors import inbox_sensor
+from gradcamo_assets.home import Home
+from gradcamo_assets.plates import IngestConfig, ingest_plate, load_plate, read_field
+from gradcamo_assets.plates.companions import source_signature
+from gradcamo_assets.plates.failures import attempt
+from gradcamo_assets.synthetic import write_synthetic_plate
+from gradcamo_assets_tests.defs.conftest import TINY, Bench, make_bench
+from gradcamo_assets_tests.defs.test_automation import requested, tick
+from gradcamo_assets_tests.plates.formats.exports import some_pixels, write_metaxpress
+
+NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)
+YEARS = 10 * 365 * 86_400
+
+
+def inbox(home: Home, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, tuple[str, str]]:
+    """State and reason of each plate, as the command prints them."""
+    monkeypatch.setenv("GRADCAMO_HOME", str(home.root))
+    result = CliRunner().invoke(main, ["inbox", "--format", "json", *options])
+    assert result.exit_code == 0, result.output
+    return {row["plate"]: (row["state"], row["reason"]) for row in json.loads(result.output)}
+
+
+def copied_without_times(home: Path, target: Path) -> None:
+    shutil.copytree(home, target, copy_function=shutil.copyfile)
+
+
+def moved(home: Path, target: Path) -> None:
+    home.rename(target)
+
+
+def moved_with_times(change: Callable[[float], float]) -> Callable[[Path, Path], None]:
+    def move(home: Path, target: Path) -> None:
+        home.rename(target)
+        for path in (target, *target.rglob("*")):
+            os.utime(path, (change(path.stat().st_mtime),) * 2)
+
+    return move
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        pytest.param(moved, id="moved"),
+        pytest.param(copied_without_times, id="copied, as by rsync without -t"),
+        pytest.param(moved_with_times(int), id="to a file system with times of one second"),
+        pytest.param(moved_with_times(lambda time: time - YEARS), id="its times ten years ago"),
+        pytest.param(moved_with_times(lambda time: time + YEARS), id="its times ten years ahead"),
+    ],
+)
+def test_plates_of_a_home_that_moved_are_known_unchanged_and_readable(
+    move: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(tmp_path / "first")
+    pixels = some_pixels(shape=(2, 3, 24, 40))
+    export = write_metaxpress(bench.home.inbox / "export", pixels)
+    tiny = write_synthetic_plate(bench.home.inbox, TINY)
+    reference = IngestConfig(ome_zarr="reference")
+    for source, config in ((export, IngestConfig()), (tiny, reference)):
+        ingest_plate(source, bench.home.plates, config)
+    (bench.home.inbox / "bad.zarr").mkdir()
+    assert not bench.ingest("bad").success
+    bench.instance.dispose()
+    shutil.rmtree(bench.home.dagster)
+    first, second = bench.home.root, tmp_path / "second"
+    move(first, second)
+    home = Home(second)
+    for options in ((), ("--full",)):
+        states = {plate: state for plate, (state, _) in inbox(home, monkeypatch, *options).items()}
+        assert states == {"export": "known", "tiny": "known", "bad": "waiting"}
+    shutil.rmtree(first, ignore_errors=True)
+    other = make_bench(second)
+    assert requested(tick(other, inbox_sensor)) == []
+    plate = load_plate(home.plates, "export")
+    for field in plate.fields:
+        np.testing.assert_array_equal(read_field(plate, field), pixels[field.well, field.site])
+    plate = load_plate(home.plates, "tiny")
+    assert plate.path == home.inbox / "tiny.zarr" and read_field(plate, plate.fields[0]).any()
+    told = [path for path in home.plates.rglob("*") if path.is_file() and str(first).encode() in path.read_bytes()]
+    assert told == []
+
+
+@contextmanager
+def counted(*below: Path) -> Iterator[Counter[str]]:
+    """Counts how often files below these folders are opened, folders listed, and how often either is asked about."""
+    count: Counter[str] = Counter()
+    places = tuple(map(str, below))
+    asked = {"open": "open", "os.scandir": "list", "os.listdir": "list"}
+    on = True
+
+    def audit(event: str, arguments: tuple) -> None:
+        if on and event in asked and isinstance(arguments[0], str | os.PathLike):
+            count[asked[event]] += str(arguments[0]).startswith(places)
+
+    def watched(name: str) -> Callable:
+        real = getattr(os, name)
+
+        def call(path: object, *rest: object, **options: object) -> object:
+            count[name] += isinstance(path, str | os.PathLike) and str(path).startswith(places)
+            return real(path, *rest, **options)
+
+        return call
+
+    sys.addaudithook(audit)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("stat", "lstat"):
+            patch.setattr(os, name, watched(name))
+        try:
+            yield count
+        finally:
+            on = False  # A hook stays for ever.
+
+
+@pytest.mark.parametrize("ask", [inbox_sensor, nightly_ingest], ids=lambda asked: asked.name)
+def test_a_look_at_the_inbox_costs_the_same_whatever_is_known(
+    ask: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(tmp_path / "home")
+    pixels = some_pixels(wells=("B02",), sites=1, shape=(1, 2, 8, 8))
+
+    def cost(plates: int) -> Counter[str]:
+        for number in range(len(list(bench.home.inbox.iterdir())), plates):
+            ingest_plate(write_metaxpress(bench.home.inbox / f"p{number}", pixels), bench.home.plates)
+        with counted(bench.home.inbox, bench.home.plates) as count:
+            if ask is inbox_sensor:
+                result = tick(bench, inbox_sensor)
+                assert requested(result) == []
+            else:
+                with dg.build_schedule_context(
+                    instance=bench.instance, scheduled_execution_time=NIGHT, resources={"platform": bench.platform}
+                ) as context:
+                    assert isinstance(nightly_ingest(context), dg.SkipReason)
+        return count
+
+    few, many = cost(5), cost(50)
+    assert few == many
+    assert many["list"] >= 2 and many["open"] == 0, "the inbox and what is known are listed, no record is opened"
+    assert sum(many.values()) < 10
+    assert {state for state, _ in inbox(bench.home, monkeypatch).values()} == {"known"}
+
+
+def _take_in_until_killed(source: Path, plates: Path, begun: Event) -> None:
+    def wait_at_the_third(done: int, of: int) -> None:
+        if done == 2:
+            begun.set()
+            signal.pause()
+
+    with attempt(plates, "tiny", source_signature(source)):
+        ingest_plate(source, plates, progress=wait_at_the_third)
+
+
+def test_a_plate_that_is_being_taken_in_is_told_from_one_whose_ingestion_was_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = bench.home
+    source = write_synthetic_plate(home.inbox, replace(TINY, wells=2))
+    home.settings_file.write_text("[inbox]\nsettle_seconds = 0\n")
+    assert inbox(home, monkeypatch)["tiny"][0] == "ready"
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=_take_in_until_killed, args=(source, home.plates, begun))
+    process.start()
+    try:
+        assert begun.wait(120)
+        for options in ((), ("--full",)):
+            state, reason = inbox(home, monkeypatch, *options)["tiny"]
+            assert state == "ingesting" and "since 20" in reason
+            assert "2 of 4 fields are done" in reason and "next try" not in reason
+        assert requested(tick(bench, inbox_sensor)) == [], "nobody takes it in beside"
+        assert not bench.ingest("tiny").success
+        assert inbox(home, monkeypatch)["tiny"][0] == "ingesting", "the other goes on"
+    finally:
+        process.kill()
+        process.join()
+    state, reason = inbox(home, monkeypatch)["tiny"]
+    assert state == "waiting" and "ended without a word" in reason and "next try" in reason
+    assert inbox(home, monkeypatch, "--retry", "tiny")["tiny"][0] == "ready"
+    assert requested(tick(bench, inbox_sensor)) == [("ingest_plates", "tiny")]
+    assert bench.ingest("tiny").success
+    assert inbox(home, monkeypatch)["tiny"] == ("known", "")

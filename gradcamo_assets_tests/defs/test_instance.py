@@ -1,0 +1,71 @@
+"""What Dagster is told of an installation: its owner's settings stay, and a wheel has all it needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from gradcamo_assets.defs.serve import environment, open_instance
+from gradcamo_assets.home import Home
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
+        monkeypatch.setenv(name, "")  # An instance sets them; this brings them back.
+    return Home(tmp_path / "home")
+
+
+def test_settings_of_the_instance_are_written_once_and_stay_their_owners(home: Home) -> None:
+    environment(home)
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        assert not instance.telemetry_enabled and instance.run_monitoring_enabled
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 2  # type: ignore[union-attr]
+    mine = "concurrency:\n  runs:\n    max_concurrent_runs: 7\n"
+    (home.dagster / "dagster.yaml").write_text(mine)
+    with open_instance(home) as instance:
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 7  # type: ignore[union-attr]
+    assert (home.dagster / "dagster.yaml").read_text() == mine
+
+
+@pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml"])
+def test_a_clone_and_the_package_say_the_same(home: Home, name: str) -> None:
+    environment(home)
+    assert (home.dagster / name).read_text() == (REPOSITORY / name).read_text()
+
+
+def test_a_wheel_has_all_it_needs(home: Home, tmp_path: Path) -> None:
+    source, wheels, there = tmp_path / "source", tmp_path / "wheels", tmp_path / "there"
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "gradcamo_assets", source / "gradcamo_assets", ignore=unwanted)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "-w", wheels, source], check=True, timeout=120)
+    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+        wheel.extractall(there)
+    needed = {path.relative_to(source) for path in (source / "gradcamo_assets").rglob("*") if path.is_file()}
+    needed = {path for path in needed if path.suffix != ".md"}
+    assert {path.suffix for path in needed} >= {".py", ".html", ".js", ".safetensors", ".json"}
+    assert not {str(path) for path in needed if not (there / path).exists()}
+    code = f"""
+import gradcamo_assets
+assert gradcamo_assets.__file__.startswith({str(there)!r})
+from gradcamo_assets.common import Home
+from gradcamo_assets.defs.serve import environment
+environment(Home.from_environment())
+"""
+    values = os.environ | {"PYTHONPATH": str(there), "GRADCAMO_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)}
+    validate = [sys.executable, "-m", "dagster", "definitions", "validate", "-w", str(home.dagster / "workspace.yaml")]
+    for command, place in (([sys.executable, "-c", code], tmp_path), (validate, home.dagster)):
+        ran = subprocess.run(command, env=values, cwd=place, capture_output=True, text=True, timeout=180)
+        assert ran.returncode == 0, ran.stderr

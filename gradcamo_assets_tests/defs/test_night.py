@@ -1,0 +1,283 @@
+"""The inbox by night and by sensor: what is requested, when again, and that nothing is requested twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+
+from gradcamo_assets.cli import main
+from gradcamo_assets.defs.automation import inbox_automation as automation_of_nights
+from gradcamo_assets.defs.automation.jobs_and_sensors import inbox_sensor, nightly_ingest
+from gradcamo_assets.defs.partitions import plate_site_key
+from gradcamo_assets.errors import PlateError
+from gradcamo_assets.plates import failures
+from gradcamo_assets.synthetic import write_synthetic_plate
+from gradcamo_assets.tables import Lake
+from gradcamo_assets.tables.schema import tables_filed_by
+from gradcamo_assets_tests.defs.conftest import TINY, Bench
+from gradcamo_assets_tests.defs.test_automation import requested, tick
+
+FROM_ISO = datetime.fromisoformat
+Clock = Callable[[float], datetime]
+
+
+def night(bench: Bench, date: datetime) -> list[dg.RunRequest] | dg.SkipReason:
+    """One evaluation of the nightly schedule."""
+    with dg.build_schedule_context(
+        instance=bench.instance, scheduled_execution_time=date, resources={"platform": bench.platform}
+    ) as context:
+        return nightly_ingest(context)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Sets what time it is, so many hours from now, for automation and for attempts to ingest."""
+    start = datetime.now(UTC)
+
+    def later(hours: float) -> datetime:
+        then = start + timedelta(hours=hours)
+        monkeypatch.setattr(automation_of_nights, "_now", lambda: then)
+        monkeypatch.setattr(failures, "datetime", SimpleNamespace(now=lambda _: then, fromisoformat=FROM_ISO))
+        return then
+
+    return later
+
+
+def test_a_plate_is_taken_in_once_it_has_stopped_changing(bench: Bench, clock: Clock) -> None:
+    clock(0)
+    assert requested(tick(bench, inbox_sensor)) == []
+    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    first = tick(bench, inbox_sensor)
+    assert requested(first) == []
+    assert "tiny (copying)" in str(first.skip_reason)
+    (plate / "growing").write_text("x")
+    second = tick(bench, inbox_sensor, first.cursor)
+    assert requested(second) == []
+    assert requested(tick(bench, inbox_sensor, second.cursor)) == [], "two looks in a row are too soon"
+    clock(0.1)
+    fourth = tick(bench, inbox_sensor, second.cursor)
+    assert requested(fourth) == [("ingest_plates", "tiny")]
+    assert [r.partition_keys for r in fourth.dynamic_partitions_requests or []] == [["tiny"]]
+
+
+def test_ingested_plates_ask_for_their_fields_and_for_no_site_that_is_not_there(bench: Bench) -> None:
+    write_synthetic_plate(bench.home.inbox, TINY)
+    assert bench.ingest("tiny").success
+    bench.instance.add_dynamic_partitions("sites", ["7"])
+    wanted = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
+    assert requested(tick(bench, inbox_sensor)) == wanted
+    refused = bench.run("process_fields", plate_site_key("tiny", 7))
+    assert not refused.success
+    assert bench.run("process_fields", plate_site_key("tiny", 1)).success
+    assert requested(tick(bench, inbox_sensor)) == wanted[1:]
+
+
+def test_a_plate_taken_in_again_gets_new_masks_and_crops(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    assert requested(tick(bench, inbox_sensor)) == []
+    plate = bench.home.inbox / "tiny.zarr"
+    before = (bench.home.plates / "tiny.json").read_text()
+    (plate / "A" / "01" / "note.txt").write_text("x")
+    assert requested(tick(bench, inbox_sensor)) == [], "changed: on request only"
+    assert bench.ingest("tiny").success
+    assert (bench.home.plates / "tiny.json").read_text() != before
+    assert requested(tick(bench, inbox_sensor)) == [], "the same pixels"
+    wanted = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
+    bench.repaint()
+    assert requested(tick(bench, inbox_sensor)) == []
+    assert bench.ingest("tiny").success
+    again = tick(bench, inbox_sensor)
+    assert requested(again) == wanted
+    first, second = again.run_requests or []
+    assert bench.obey(first).success
+    assert requested(tick(bench, inbox_sensor)) == wanted[1:]
+    bench.repaint()
+    assert bench.ingest("tiny").success
+    once_more = tick(bench, inbox_sensor)
+    assert requested(once_more) == wanted[:1], "site 2 has masks of these very pixels still"
+    assert not {r.run_key for r in once_more.run_requests or []} & {first.run_key, second.run_key}
+
+
+def test_sites_that_a_plate_no_longer_has_leave_no_rows(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    lake = bench.platform.lake
+    for well in (bench.home.inbox / "tiny.zarr").glob("[AB]/*/zarr.json"):
+        meta = json.loads(well.read_text())
+        meta["attributes"]["ome"]["well"]["images"] = meta["attributes"]["ome"]["well"]["images"][:1]
+        well.write_text(json.dumps(meta))
+    assert bench.ingest("tiny").success
+    for table in tables_filed_by("plate", "site"):
+        assert set(lake.read(table, plate="tiny")["Metadata_Site"]) == {1}, table
+    assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 1))]
+
+
+def test_the_night_is_a_reconciliation(bench: Bench, clock: Clock) -> None:
+    date = clock(0)
+    assert isinstance(night(bench, date), dg.SkipReason)
+    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    shutil.copytree(plate, plate.with_name("other.zarr"))
+    shutil.copytree(plate, plate.with_name("other.ome.zarr"))
+    assert isinstance(night(bench, date), dg.SkipReason), "it may still be copied"
+    date = clock(1)
+    requests = night(bench, date)
+    assert isinstance(requests, list)
+    assert [request.partition_key for request in requests] == ["tiny"]
+    assert bench.ingest("tiny").success
+    skipped = night(bench, date)
+    assert isinstance(skipped, dg.SkipReason)
+    assert "other.ome.zarr" in str(skipped.skip_message)
+    shutil.rmtree(bench.home.inbox)
+    with pytest.raises(PlateError, match="inbox cannot be listed"):
+        night(bench, date)
+
+
+def test_a_plate_that_fails_is_tried_again_four_times_and_then_quarantined(bench: Bench, clock: Clock) -> None:
+    (bench.home.inbox / "bad.zarr").mkdir()
+    keys: list[str | None] = []
+    for hours in (1, 1.2, 2.3, 8.4, 33):
+        requests = night(bench, clock(hours))
+        assert isinstance(requests, list), hours
+        assert [request.partition_key for request in requests] == ["bad"], hours
+        result = tick(bench, inbox_sensor)
+        assert requested(result) == [("ingest_plates", "bad")], hours
+        keys += [request.run_key for request in result.run_requests or []]
+        assert not bench.ingest("bad").success
+        clock(hours + 0.1)
+        assert requested(tick(bench, inbox_sensor)) == [], hours
+    assert len(set(keys)) == len(keys) == 5
+    quarantined = night(bench, clock(24 * 30))
+    assert isinstance(quarantined, dg.SkipReason)
+    assert "no OME-Zarr plate" in str(quarantined.skip_message) and "--retry bad" in str(quarantined.skip_message)
+    failures.forget_failures(bench.home.plates, "bad")
+    again = tick(bench, inbox_sensor)
+    assert requested(again) == [("ingest_plates", "bad")]
+    assert again.run_requests and again.run_requests[0].run_key not in keys
+
+
+def test_a_clock_that_was_set_back_hides_no_plate(bench: Bench, clock: Clock) -> None:
+    years = 24 * 3650
+    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    (bench.home.inbox / "bad.zarr").mkdir()
+    for path in (plate, *plate.rglob("*"), bench.home.inbox / "tiny.csv"):
+        os.utime(path, (clock(years).timestamp(),) * 2)
+    ahead = tick(bench, inbox_sensor)
+    assert requested(ahead) == [("ingest_plates", "bad")], "tiny is as new as can be"
+    assert not bench.ingest("bad").success
+    clock(0)
+    first = tick(bench, inbox_sensor, ahead.cursor)
+    assert ("ingest_plates", "tiny") not in requested(first)
+    clock(0.1)
+    wanted = {("ingest_plates", "bad"), ("ingest_plates", "tiny")}
+    assert set(requested(tick(bench, inbox_sensor, first.cursor))) == wanted
+
+
+def test_a_plate_that_a_run_is_busy_with_is_not_requested(bench: Bench, clock: Clock) -> None:
+    write_synthetic_plate(bench.home.inbox, TINY)
+    clock(1)
+    job = bench.definitions.resolve_job_def("ingest_plates")
+    run = bench.instance.create_run_for_job(
+        job, tags={"dagster/partition": "tiny"}, status=dg.DagsterRunStatus.STARTED, run_id=str(uuid.uuid4())
+    )
+    result = tick(bench, inbox_sensor)
+    assert requested(result) == []
+    bench.instance.report_run_canceled(run)
+    assert requested(tick(bench, inbox_sensor, result.cursor)) == [("ingest_plates", "tiny")]
+
+
+def break_stage(stage: str, patch: pytest.MonkeyPatch) -> None:
+    """Let a stage fail before its first field, or, ``rows``, in the middle of what it writes to the lake."""
+    write = Lake.write
+
+    def full(self: Lake, table: str, *args: object, **keys: object) -> None:
+        if table == "field_crops":
+            raise OSError("no space left on device")
+        write(self, table, *args, **keys)  # type: ignore[arg-type]
+
+    if stage == "rows":
+        patch.setattr(Lake, "write", full)
+    else:
+        module, used = {"masks": ("mask_assets", "Segmenter"), "crops": ("cell_assets", "known_plate")}[stage]
+        patch.setattr(import_module(f"gradcamo_assets.defs.assets.{module}"), used, None)
+
+
+@pytest.mark.parametrize("stage", ["masks", "crops", "rows"])
+def test_fields_that_failed_are_tried_again_four_times_and_then_left(bench: Bench, clock: Clock, stage: str) -> None:
+    write_synthetic_plate(bench.home.inbox, replace(TINY, sites=1))
+    assert bench.ingest("tiny").success
+    key = plate_site_key("tiny", 1)
+    keys = set()
+    if stage != "masks":  # What has come of an attempt stays, and the next one begins there.
+        assert bench.materialize("masks", key).success and bench.materialize("cells", key).success
+    for pause, next_one in pairwise((0, 1 / 6, 1, 6, 24, 24 * 30)):
+        clock(pause + 0.05)  # A run ends when it really does, which is at 0 h.
+        (request,) = tick(bench, inbox_sensor).run_requests or []
+        assert (request.job_name, request.partition_key) == ("process_fields", key)
+        keys.add(request.run_key)
+        with pytest.MonkeyPatch.context() as patch:
+            break_stage(stage, patch)
+            assert not bench.obey(request).success
+        clock(next_one - 0.05)
+        assert requested(tick(bench, inbox_sensor)) == []
+    assert len(keys) == 5
+    assert "tiny site 1: process_fields failed 5 times" in str(tick(bench, inbox_sensor).skip_reason)
+    bench.repaint()
+    assert bench.ingest("tiny").success
+    (request,) = tick(bench, inbox_sensor).run_requests or []
+    assert request.run_key not in keys, "a plate taken in again begins anew"
+    assert bench.obey(request).success
+    assert requested(tick(bench, inbox_sensor)) == []
+
+
+def test_a_stage_that_is_made_anew_by_hand_is_no_attempt_that_failed(scored_bench: Bench, tmp_path: Path) -> None:
+    bench = scored_bench.copy(tmp_path / "copy")
+    settings, key = bench.home.settings_file.read_text(), plate_site_key("tiny", 1)
+    for volume in range(201, 205):
+        more = f"[segmentation]\nmin_volume = {volume}\n"
+        bench.home.settings_file.write_text(settings.replace("[segmentation]\n", more))
+        assert bench.materialize("masks", key).success
+        (request,) = tick(bench, inbox_sensor).run_requests or []
+        assert bench.obey(request).success
+        assert requested(tick(bench, inbox_sensor)) == []
+
+
+def test_two_plates_of_one_name_are_named_and_neither_is_taken(bench: Bench) -> None:
+    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    shutil.copytree(plate, plate.with_name("tiny.ome.zarr"))
+    result = tick(bench, inbox_sensor)
+    assert requested(tick(bench, inbox_sensor, result.cursor)) == []
+    assert "tiny.ome.zarr" in str(result.skip_reason)
+    failed = bench.ingest("tiny")
+    assert not failed.success
+    assert not (bench.home.plates / "tiny.zarr").exists()
+
+
+def test_the_command_lists_states_and_forgets_failures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADCAMO_HOME", str(bench.home.root))
+    bench.home.settings_file.write_text("[inbox]\nsettle_seconds = 0\n")
+    (bench.home.inbox / "bad.zarr").mkdir()
+    (bench.home.inbox / "notes").mkdir()
+
+    def inbox(*options: str) -> dict[str, str]:
+        result = CliRunner().invoke(main, ["inbox", "--format", "json", *options])
+        assert result.exit_code == 0, result.output
+        return {row["plate"]: row["state"] for row in json.loads(result.output)}
+
+    assert inbox() == {"bad": "ready", "notes": "unreadable"}
+    assert not bench.ingest("bad").success
+    assert inbox("--full")["bad"] == "waiting"
+    assert inbox("--retry", "bad")["bad"] == "ready"
+    unknown = CliRunner().invoke(main, ["inbox", "--retry", "nobody"])
+    assert unknown.exit_code == 1 and "bad, notes" in unknown.output

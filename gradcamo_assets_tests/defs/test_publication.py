@@ -1,0 +1,102 @@
+"""One publication for many changes, and reports of the plates that it touched alone."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+
+from gradcamo_assets.defs.automation import jobs_and_sensors as automation
+from gradcamo_assets.defs.automation.jobs_and_sensors import publication_sensor, report_sensor
+from gradcamo_assets.defs.partitions import plate_site_key
+from gradcamo_assets.tables import run_sql
+from gradcamo_assets_tests.defs.conftest import Bench
+from gradcamo_assets_tests.defs.made_up import add_plate, add_version
+from gradcamo_assets_tests.defs.test_automation import requested, tick
+
+PLATES = ["P1", "P2", "P3"]
+PUBLISH = [("refresh_qc", None)]
+AGAIN = {"ops": {"scores_and_embeddings": {"config": {"again": True}}}}
+
+
+@pytest.fixture
+def published(bench: Bench) -> Bench:
+    """Three plates, scored and published."""
+    bench.platform.registry.promote(add_version(bench).version)
+    for plate in PLATES:
+        add_plate(bench, plate, sites=1)
+        assert bench.run("rescore", plate_site_key(plate, 1)).success
+    assert requested(tick(bench, publication_sensor)) == PUBLISH
+    assert bench.materialize("qc_database").success
+    return bench
+
+
+def reports(result: dg.SensorResult) -> list[str | None]:
+    """The plates of which reports are asked for."""
+    assert all(request.job_name in (None, "report_plates") for request in result.run_requests or [])
+    return [request.partition_key for request in result.run_requests or []]
+
+
+def test_a_publication_asks_for_reports_of_the_plates_that_it_changed(published: Bench) -> None:
+    bench = published
+    first = tick(bench, report_sensor)
+    assert reports(first) == PLATES
+    assert reports(tick(bench, report_sensor, first.cursor)) == []
+    assert bench.run("rescore", plate_site_key("P2", 1), **AGAIN).success
+    assert reports(tick(bench, report_sensor, first.cursor)) == [], "it is not published yet"
+    assert bench.materialize("qc_database").success
+    second = tick(bench, report_sensor, first.cursor)
+    assert reports(second) == ["P2"]
+    assert not {r.run_key for r in first.run_requests or []} & {r.run_key for r in second.run_requests or []}
+    assert bench.materialize("qc_database").success
+    assert reports(tick(bench, report_sensor, second.cursor)) == [], "nothing has changed"
+
+
+def test_audits_and_stains_of_all_plates_are_one_publication(published: Bench) -> None:
+    bench, version = published, published.platform.lake.version
+    cursor = tick(bench, report_sensor).cursor
+    before = bench.home.database.read_bytes()
+    asked = []
+    for plate in PLATES:
+        assert bench.run("audit_plates", plate).success
+        assert bench.home.database.read_bytes() == before, "an audit publishes nothing by itself"
+        asked += requested(tick(bench, publication_sensor))
+        if len(asked) == 1:
+            job = bench.definitions.resolve_job_def("refresh_qc")
+            run = bench.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    assert version("audit") == version("channel_correlation") == len(PLATES)
+    assert asked == PUBLISH, "the one that waits will publish all"
+    bench.instance.delete_run(run.run_id)
+    assert bench.materialize("qc_database").success
+    assert requested(tick(bench, publication_sensor)) == []
+    for table in ("audit", "channel_correlation"):
+        found = run_sql(bench.home.database, f"SELECT DISTINCT Metadata_Plate FROM {table} ORDER BY 1").rows()
+        assert found == [(plate,) for plate in PLATES]
+    assert reports(tick(bench, report_sensor, cursor)) == PLATES
+
+
+def test_several_publications_ask_once_for_a_plate_and_for_some_at_a_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automation, "MOST_REQUESTS", 20)
+    cursor: str | None = None
+    touched = [f"M{number:03d}" for number in range(45)]
+    for some in (touched[:30], touched[20:]):
+        bench.instance.report_runless_asset_event(
+            dg.AssetMaterialization("qc_database", metadata={"plates_touched": dg.MetadataValue.json(some)})
+        )
+    asked, waiting = [], []
+    while True:
+        result = tick(bench, report_sensor, cursor)
+        cursor, now = result.cursor, reports(result)
+        if not now:
+            break
+        asked += now
+        waiting += [dg.DagsterRun("report_plates", status=dg.DagsterRunStatus.STARTED) for _ in now]
+        for run in waiting[-len(now) :]:
+            bench.instance.add_run(run)
+        assert len(waiting) <= 20
+        assert reports(tick(bench, report_sensor, cursor)) == [] or len(waiting) < 20
+        for run in waiting[:7]:
+            bench.instance.delete_run(run.run_id)
+        waiting = waiting[7:]
+    assert asked == touched

@@ -1,0 +1,414 @@
+"""Moving the champion alias on a real MLflow server, forwards and back: what is scored, by whom, and how often."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from gradcamo_assets.defs.automation import jobs_and_sensors as automation
+from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor
+from gradcamo_assets.defs.demo import QUIET
+from gradcamo_assets.defs.partitions import plate_site_key
+from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.home import Home
+from gradcamo_assets.retries import PAUSES
+from gradcamo_assets.scoring.scorer import Scorer
+from gradcamo_assets.tables import Lake, lake_table, run_sql
+from gradcamo_assets_tests.defs.conftest import Bench
+from gradcamo_assets_tests.defs.made_up import add_plate, add_version, scored_by
+from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
+
+KEY = ["Metadata_Plate", "Metadata_Site"]
+KEYS = {("P1", 1), ("P1", 2), ("P2", 1), ("P2", 2)}
+
+
+class Daemon:
+    """What Dagster's daemons do, step by step: the cursor is kept, a run key is used once, runs wait in a queue."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.cursor = bench, None
+        self.queue: list[tuple[dg.DagsterRun, dg.RunRequest]] = []
+        self.asked: list[dg.RunRequest] = []
+        self.done: list[tuple[str, bool]] = []
+
+    def evaluate(self) -> dg.SensorResult:
+        """What the sensor says now."""
+        bench = self.bench
+        with dg.build_sensor_context(
+            instance=bench.instance, cursor=self.cursor, resources={"platform": bench.platform},
+            definitions=bench.definitions,
+        ) as context:  # fmt: skip
+            return champion_model_sensor(context)  # type: ignore[return-value]
+
+    def tick(self) -> list[dg.RunRequest]:
+        """Evaluate the sensor, keep its cursor and put the new runs of ``rescore`` into the queue."""
+        bench, result = self.bench, self.evaluate()
+        used = {request.run_key for request in self.asked}
+        new = [request for request in result.run_requests or [] if request.run_key not in used]
+        for request in new:
+            self.asked.append(request)
+            if request.job_name == "rescore":
+                tags = {**request.tags, "dagster/partition": str(request.partition_key)}
+                job = bench.definitions.resolve_job_def("rescore")
+                run = bench.instance.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus.STARTED)
+                self.queue.append((run, request))
+        self.cursor = result.cursor
+        return new
+
+    def work(self, most: int = 100) -> None:
+        """Execute so many runs of the queue."""
+        for run, request in self.queue[:most]:
+            self.bench.instance.delete_run(run.run_id)
+            result = self.bench.definitions.resolve_job_def("rescore").execute_in_process(
+                instance=self.bench.instance, partition_key=str(request.partition_key), tags=dict(request.tags),
+                raise_on_error=False, run_config=QUIET,
+            )  # fmt: skip
+            self.done.append((str(request.partition_key), result.success))
+        self.queue = self.queue[most:]
+
+    def settle(self) -> int:
+        """Tick and work until nothing is asked for. How many runs of ``rescore`` that took."""
+        before = len(self.done)
+        for _ in range(10):
+            self.tick()
+            if not self.queue:
+                return len(self.done) - before
+            self.work()
+        raise AssertionError("it never comes to rest")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def scored(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two plates of two sites and three versions, the first of which is champion and has scored everything."""
+    root = Home(tmp_path_factory.mktemp("home")).create().root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        daemon = Daemon(Bench(Platform(root=str(root)), dg.DagsterInstance.ephemeral()))
+        for plate in ("P1", "P2"):
+            add_plate(daemon.bench, plate)
+        for seed in range(3):
+            daemon.bench.platform.registry.fetch(add_version(daemon.bench, seed))
+        move(daemon, 1)
+        assert daemon.settle() == 4
+        assert_scored(daemon, 1)
+    return root
+
+
+@pytest.fixture
+def daemon(scored: Path, server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    """The same, in a folder of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    shutil.copytree(scored, tmp_path, dirs_exist_ok=True)
+    daemon = Daemon(Bench(Platform(root=str(tmp_path)), dg.DagsterInstance.ephemeral()))
+    daemon.bench.instance.add_dynamic_partitions("plates", ["P1", "P2"])
+    daemon.bench.instance.add_dynamic_partitions("sites", ["1", "2"])
+    move(daemon, 1)
+    assert daemon.settle() == 0
+    return daemon
+
+
+def move(daemon: Daemon, version: int) -> None:
+    """Move the alias as a user does in MLflow's pages."""
+    daemon.bench.platform.registry.client.set_registered_model_alias(
+        daemon.bench.platform.model_name, "champion", str(version)
+    )
+
+
+def published(daemon: Daemon, sql: str) -> list[tuple]:
+    """The answer after a publication as ``publication_sensor`` asks for it."""
+    assert daemon.bench.materialize("qc_database").success
+    return run_sql(daemon.bench.home.database, sql).rows()
+
+
+def assert_scored(daemon: Daemon, champion: int, never: tuple[int, ...] = ()) -> None:
+    """Every partition has one set of rows of the champion, of the crops that are there, and none of the others."""
+    bench = daemon.bench
+    for table in ("scores", "embeddings"):
+        found = scored_by(bench.home.lake, table)
+        assert set(found) == set(scored_by_cells(bench)), table
+        for partition, versions in found.items():
+            assert versions[champion] == 6, (table, partition)
+            assert not set(never) & set(versions), (table, partition)
+    names = ["Metadata_Plate", "Metadata_CellID", "crop_version"]
+    rows = pl.read_delta(str(bench.home.lake / "scores")).filter(model_version=champion)
+    crops = pl.read_delta(str(bench.home.lake / "crops"))
+    assert rows.select(names).sort(names).equals(crops.select(names).sort(names))
+
+
+def scored_by_cells(bench: Bench) -> list[tuple[str, int]]:
+    """The partitions there are."""
+    return bench.platform.lake.read("cells").select("Metadata_Plate", "Metadata_Site").unique().rows()
+
+
+def test_a_promotion_scores_once_and_a_rollback_computes_nothing(daemon: Daemon) -> None:
+    move(daemon, 2)
+    asked = daemon.tick()
+    assert [request.job_name for request in asked] == ["rescore"] * 4
+    waits = "SELECT Metadata_Plate, Metadata_Site, model_version, n_cells, reason FROM stale_scores ORDER BY ALL"
+    assert published(daemon, waits) == [
+        (*partition, 2, 6, "never scored by the champion") for partition in sorted(KEYS)
+    ]
+    assert daemon.tick() == []
+    daemon.work(1)
+    assert daemon.tick() == [], "what is queued is not asked for again"
+    daemon.work()
+    assert daemon.tick() == []
+    assert_scored(daemon, 2)
+    assert published(daemon, waits) == []
+    for version in (1, 2, 1):
+        move(daemon, version)
+        assert [request.job_name for request in daemon.tick()] == ["refresh_qc"]
+        assert daemon.settle() == 0
+        assert_scored(daemon, version, never=(3,))
+
+
+def test_two_promotions_within_a_tick_and_back_again(daemon: Daemon) -> None:
+    move(daemon, 2)
+    move(daemon, 3)
+    assert daemon.settle() == 4
+    assert_scored(daemon, 3, never=(2,))
+    move(daemon, 2)
+    move(daemon, 3)
+    assert daemon.tick() == [], "there and back within a tick is no move"
+
+
+def test_a_promotion_while_runs_of_the_last_one_wait(daemon: Daemon) -> None:
+    move(daemon, 2)
+    daemon.tick()
+    daemon.work(1)
+    move(daemon, 3)
+    assert [r.partition_key for r in daemon.tick() if r.job_name == "rescore"] == [plate_site_key("P1", 1)]
+    daemon.work()
+    assert daemon.settle() == 0
+    assert len(daemon.done) == 4 + 1
+    assert_scored(daemon, 3)
+    assert {v for versions in scored_by(daemon.bench.home.lake).values() for v in versions} == {1, 2, 3}
+    assert sum(2 in versions for versions in scored_by(daemon.bench.home.lake).values()) == 1
+
+
+def test_an_alias_that_moves_while_a_partition_is_scored(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes on with the version it began with, whole, and the partition is asked for again."""
+    score, moved = Scorer.score, []
+
+    def moving(self: Scorer, *args: object, **kwargs: object) -> object:
+        if not moved:
+            moved.append(True)
+            move(daemon, 3)
+            assert all(r.job_name != "rescore" or r.partition_key != key for r in daemon.tick())
+        return score(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    key = plate_site_key("P1", 1)
+    move(daemon, 2)
+    daemon.tick()
+    monkeypatch.setattr(Scorer, "score", moving)
+    daemon.work(1)
+    assert scored_by(daemon.bench.home.lake)["P1", 1] == {1: 6, 2: 6}
+    daemon.settle()
+    assert_scored(daemon, 3)
+
+
+def test_a_daemon_that_is_restarted_and_an_instance_that_is_made_anew(daemon: Daemon) -> None:
+    move(daemon, 2)
+    daemon.tick()
+    daemon.work(2)
+    daemon.cursor = None
+    assert daemon.tick() == []
+    daemon.work()
+    assert daemon.settle() == 0
+    assert_scored(daemon, 2)
+    move(daemon, 3)
+    lost = Bench(daemon.bench.platform, dg.DagsterInstance.ephemeral())
+    with dg.build_sensor_context(
+        instance=lost.instance, resources={"platform": lost.platform}, definitions=lost.definitions
+    ) as context:
+        result = champion_model_sensor(context)
+    added = {r.partitions_def_name: r.partition_keys for r in result.dynamic_partitions_requests or []}
+    assert added == {"plates": ["P1", "P2"], "sites": ["1", "2"]}
+    assert {r.partition_key for r in result.run_requests or []} - {None} == {plate_site_key(*key) for key in KEYS}
+
+
+def test_a_run_that_is_killed_half_way(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = timedelta()
+    monkeypatch.setattr(automation, "_now", lambda: datetime.now(UTC) + later)
+    write, killed = Lake.write, []
+
+    def dying(self: Lake, table: str, *args: object, **keys: object) -> object:
+        if table == "scores" and (keys["plate"], keys["site"]) == ("P2", 1):
+            killed.append(keys)
+            raise MemoryError("killed")
+        return write(self, table, *args, **keys)  # type: ignore[arg-type]
+
+    move(daemon, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "write", dying)
+        assert daemon.settle() == 4
+        assert scored_by(daemon.bench.home.lake)["P2", 1] == {1: 6}, "nothing of it is to be seen"
+        for attempt, pause in enumerate(PAUSES, start=2):
+            later = pause - timedelta(minutes=1)
+            assert daemon.settle() == 0, "too soon"
+            later = pause + timedelta(minutes=1)
+            daemon.tick()
+            daemon.work()
+            assert len(daemon.done) == 3 + attempt
+            assert len(killed) == attempt
+        later = timedelta(days=30)
+        assert daemon.settle() == 0
+        reason = daemon.bench.platform.lake.read("unscored").filter(model_version=2)["reason"].item()
+        assert "rescore failed 5 times" in reason and "launch it by hand" in reason
+    assert published(daemon, "SELECT reason FROM stale_scores") == [(reason,)]
+    assert daemon.bench.run("rescore", plate_site_key("P2", 1)).success
+    daemon.settle()
+    assert_scored(daemon, 2)
+    assert len(daemon.bench.platform.lake.read("unscored").filter(model_version=2)) == 0
+
+
+def test_a_run_whose_machine_went_away(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    move(daemon, 2)
+    daemon.tick()
+    (dead, _), daemon.queue = daemon.queue[0], daemon.queue[1:]
+    daemon.work()
+    assert daemon.settle() == 0, "it may still be running"
+    assert daemon.bench.definitions.resolve_job_def("rescore").tags["dagster/max_runtime"] == "21600"
+    daemon.bench.instance.report_run_failed(dead)
+    later = datetime.now(UTC) + timedelta(seconds=601)
+    monkeypatch.setattr(automation, "_now", lambda: later)
+    assert daemon.settle() == 1
+    assert_scored(daemon, 2)
+
+
+def test_new_plates_and_new_masks_are_scored_by_the_champion_of_the_moment(daemon: Daemon) -> None:
+    move(daemon, 2)
+    assert daemon.settle() == 4
+    add_plate(daemon.bench, "P3")
+    add_plate(daemon.bench, "P1", sites=1, masks="second")
+    assert daemon.settle() == 3
+    assert_scored(daemon, 2)
+    assert scored_by(daemon.bench.home.lake)["P3", 1] == {2: 6}
+    move(daemon, 1)
+    assert daemon.settle() == 3, "what version 1 has not scored: P3, and the new masks"
+    assert_scored(daemon, 1)
+
+
+def test_a_run_for_what_is_scored_already_does_nothing_unless_told(daemon: Daemon) -> None:
+    lake = daemon.bench.platform.lake
+    before = lake.version("scores")
+    result = daemon.bench.run("rescore", plate_site_key("P1", 1))
+    assert result.success
+    assert lake.version("scores") == before
+    assert result.get_asset_materialization_events() == []
+    seen = [event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
+    assert len(seen) == 2
+    assert all("already" in str(observation) for observation in seen)
+    assert daemon.bench.checks(result)["cells_scored"].passed
+    again = {"ops": {"scores_and_embeddings": {"config": {"again": True}}}}
+    assert len(daemon.bench.run("rescore", plate_site_key("P1", 1), **again).get_asset_materialization_events()) == 2
+    assert lake.version("scores") > before
+    assert_scored(daemon, 1)
+
+
+def test_a_champion_whose_bundle_is_damaged_is_refused_before_any_run(daemon: Daemon) -> None:
+    registry = daemon.bench.platform.registry
+    version = registry.by_alias("challenger")
+    assert version is not None
+    weights = registry.fetch(version) / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + b"\1")
+    move(daemon, version.version)
+    before = daemon.cursor
+    with pytest.raises(Exception, match="not those the configuration was written for"):
+        daemon.tick()
+    assert daemon.cursor == before
+    weights.write_bytes(good)
+    assert daemon.settle() == 4
+    assert_scored(daemon, version.version)
+
+
+def test_a_promotion_over_many_partitions_asks_for_two_hundred_at_a_time(daemon: Daemon) -> None:
+    """Most partitions are rows of the version tables alone, and their runs are taken for done."""
+    bench, lake = daemon.bench, daemon.bench.platform.lake
+    crops = lake.versions("crop_versions")
+    many = [
+        {**crops.row(0, named=True), "Metadata_Plate": f"M{n // 9:02d}", "Metadata_Site": n % 9 + 1} for n in range(446)
+    ]
+    lake.replace("crop_versions", pl.concat([crops, pl.DataFrame(many, schema=crops.schema)]))
+    move(daemon, 2)
+
+    def finish(number: int) -> None:
+        """So many of the runs that wait have scored their partition."""
+        run = bench.platform.registry.versions()[1].run_id
+        for dead, request in daemon.queue[:number]:
+            plate, site = request.partition_key.keys_by_dimension.values()  # type: ignore[union-attr]
+            done.append({"Metadata_Plate": plate, "Metadata_Site": int(site), "model_run": run, "version": "s", "n": 6})
+            bench.instance.delete_run(dead.run_id)
+        rows = pl.DataFrame(done, schema=lake_table("score_versions").polars).drop("made_from")
+        made = rows.join(lake.versions("crop_versions").select(*KEY, made_from="version"), on=KEY)
+        lake.replace("score_versions", made.select(list(lake_table("score_versions").polars)))
+        daemon.queue = daemon.queue[number:]
+
+    done: list[dict] = []
+    assert [request.job_name for request in daemon.tick()] == ["rescore"] * 200
+    assert daemon.tick() == [], "as many as may wait do"
+    finish(50)
+    daemon.cursor = None  # The daemon is restarted.
+    assert len(daemon.tick()) == 50
+    while daemon.queue:
+        assert len(daemon.queue) <= 200
+        finish(150)
+        daemon.tick()
+    wanted = {(row["Metadata_Plate"], row["Metadata_Site"]) for row in many} | KEYS
+    assert len(daemon.asked) == len(wanted) == 450
+    assert {request.partition_key for request in daemon.asked} == {plate_site_key(*key) for key in wanted}
+
+
+def test_a_promotion_while_runs_wait_asks_for_none_of_their_partitions(daemon: Daemon) -> None:
+    add_plate(daemon.bench, "more", sites=2)
+    move(daemon, 2)
+    assert len(daemon.tick()) == 6
+    move(daemon, 3)
+    assert daemon.tick() == [], "the runs that wait will score for it"
+    assert daemon.settle() == 6
+    assert_scored(daemon, 3, never=(2,))
+
+
+def test_a_server_that_is_down_for_a_while(
+    daemon: Daemon, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Last: it takes the server away."""
+    move(daemon, 2)
+    daemon.tick()
+    daemon.work(1)
+    cursor = daemon.cursor
+    server.stop()
+    try:
+        begin = time.perf_counter()
+        with pytest.raises(Exception, match=r"127\.0\.0\.1"):
+            daemon.tick()
+        assert time.perf_counter() - begin < 30, "a tick has sixty seconds"
+        assert daemon.cursor == cursor
+        with monkeypatch.context() as patch:
+            patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+            daemon.work(1)
+        assert daemon.done[-1][1] is False
+    finally:
+        server.start()
+    move(daemon, 3)
+    daemon.settle()
+    assert_scored(daemon, 3)
+    assert [success for _, success in daemon.done].count(False) == 1

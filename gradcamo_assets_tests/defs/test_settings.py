@@ -1,0 +1,158 @@
+"""``gradcamo.toml`` is checked as a whole; the launchpad offers what its sections hold; runs say what they used."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+
+from gradcamo_assets.cli import main
+from gradcamo_assets.defs.assets.model_assets import trained_model
+from gradcamo_assets_tests.defs.conftest import TINY, Bench
+
+HALF = '[plates]\nillumination = "false"\n[trainig]\nepochs = 3\n[training]\nepochs = "5"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[plates]\nillumination = "false"', "[plates] illumination: expected a valid boolean, found 'false'"),
+        ("[trainig]\nepochs = 3", "[trainig] is unknown; the nearest is training"),
+        ('[training]\nepochs = "5"', "[training] epochs: expected a valid integer, found '5'"),
+        ("[training]\nepoch = 5", "[training] epoch is unknown; the nearest is epochs"),
+        ("[training]\nepochs = 5.5", "[training] epochs: expected a valid integer, found 5.5"),
+        ("[crops]\nshape = [4, 5]", "[crops] shape"),
+        ("crops = 3", "[crops]: expected an object, found 3"),
+        ("[segmentation]\nnetwork = 'cyto3'", "[segmentation] network: there is no network 'cyto3'"),
+        ("[inbox]\nmarker = '../done'", "[inbox] marker"),
+        ("[crops", "the settings cannot be read"),
+    ],
+)
+def test_a_command_refuses_settings_that_cannot_be_meant(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADCAMO_HOME", str(tmp_path))
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "gradcamo.toml").write_text(text)
+    result = CliRunner().invoke(main, ["inbox"])
+    assert result.exit_code == 1
+    assert told in result.stderr and str(tmp_path / "gradcamo.toml") in result.stderr
+
+
+def test_all_that_is_wrong_is_told_at_once_and_no_plate_fails_for_it(bench: Bench) -> None:
+    (bench.home.inbox / f"{TINY.name}.zarr").mkdir()
+    bench.home.settings_file.write_text(HALF)
+    failed = bench.ingest(TINY.name)
+    assert not failed.success
+    reasons = [str(event.step_failure_data.error) for event in failed.all_events if event.is_step_failure]
+    for told in ("illumination: expected a valid boolean", "[trainig] is unknown", "epochs: expected a valid integer"):
+        assert told in reasons[0]
+    assert not [*bench.home.plates.glob(f"*{TINY.name}*")], "the plate has done nothing wrong"
+
+
+def test_lists_and_whole_numbers_are_taken(bench: Bench) -> None:
+    bench.home.settings_file.write_text(
+        '[crops]\nshape = [4, 5, 6]\n[profiles]\nformats = []\npopulations = ["all"]\nregularisation = 1\n'
+        '[segmentation]\ncytoplasm = ["ER"]\ndiameter = 40\n[alerts]\nmail_to = ["a@b", "c@d"]\n'
+    )
+    settings = bench.platform.settings
+    assert settings.crops.shape == (4, 5, 6) and settings.profiles.formats == ()
+    assert type(settings.profiles.regularisation) is float and settings.segmentation.cytoplasm == ("ER",)
+    assert settings.alerts.mail_to == ("a@b", "c@d") and settings.training.epochs == 20
+
+
+def test_every_setting_has_one_description(bench: Bench) -> None:
+    for part in fields(settings := bench.platform.settings):
+        section = type(getattr(settings, part.name))
+        assert f"[{part.name}]" in (section.__doc__ or "")
+        assert all(field.description for field in section.__pydantic_fields__.values())
+
+
+def test_the_address_that_alerts_go_to_stands_in_no_message(bench: Bench) -> None:
+    for address in ('"http://example.com/secret"', '["https://example.com/secret"]'):
+        bench.home.settings_file.write_text(f"[alerts]\nwebhook = {address}\n")
+        with pytest.raises(Exception, match=r"\[alerts\] webhook: ") as error:
+            _ = bench.platform.settings
+        assert "secret" not in str(error.value)
+    bench.home.settings_file.write_text('[alerts]\nwebhook = "https://example.com/secret"\n')
+    assert "secret" not in repr(bench.platform.settings)
+
+
+def _offered(bench: Bench, job: str, op: str) -> dict[str, dg.Field]:
+    """The launchpad's fields of an op."""
+    shape = bench.definitions.resolve_job_def(job).run_config_schema.config_type.fields["ops"]
+    return shape.config_type.fields[op].config_type.fields["config"].config_type.fields
+
+
+@pytest.mark.parametrize(
+    ("job", "op", "section", "more", "less"),
+    [
+        ("train_model", "trained_model", "training", set(), set()),
+        ("promote_challenger", "promotion", "promotion", set(), set()),
+        ("refresh_qc", "profiles", "profiles", {"anew"}, {"audit_cells", "background"}),
+    ],
+)
+def test_the_launchpad_offers_what_a_section_holds(
+    bench: Bench, job: str, op: str, section: str, more: set[str], less: set[str]
+) -> None:
+    offered = _offered(bench, job, op)
+    kind = type(getattr(bench.platform.settings, section))
+    assert set(offered) - more == {field.name for field in fields(kind)} - less
+    for name in set(offered) - more:
+        assert not offered[name].is_required and offered[name].description == kind.__pydantic_fields__[name].description
+
+
+def test_choices_are_choices_in_the_launchpad(bench: Bench) -> None:
+    def choices(field: dg.Field) -> list[str]:
+        kind = field.config_type.inner_type
+        return [value.config_value for value in getattr(kind, "inner_type", kind).enum_values]
+
+    training = _offered(bench, "train_model", "trained_model")
+    assert choices(training["precision"]) == ["auto", "float32", "bfloat16", "float16"]
+    assert choices(training["regulariser"]) == ["none", "gradcamo"]
+    profiles = _offered(bench, "refresh_qc", "profiles")
+    assert choices(profiles["scope"]) == ["plate", "screen"]
+    assert choices(profiles["populations"]) == ["all", "on_target", "trusted", "matched", "weighted"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"epoch": 3}, "epoch"),
+        ({"epochs": "3"}, "epochs"),
+        ({"precision": "int8"}, "precision"),
+        ({"epochs": 0}, "epochs: expected greater than or equal to 1, found 0"),
+        ({"objective": "simclr", "regulariser": "gradcamo"}, "regulariser is none for vicreg and simclr"),
+    ],
+)
+def test_what_the_launchpad_is_given_is_checked_too(bench: Bench, given: dict, told: str) -> None:
+    with pytest.raises(Exception, match=re.escape(told)):
+        dg.materialize(
+            [trained_model],
+            resources={"platform": bench.platform},
+            run_config={"ops": {"trained_model": {"config": given}}},
+        )
+
+
+def test_a_run_says_what_it_used(scored_bench: Bench) -> None:
+    def used_by(asset: str) -> dict:
+        event = scored_bench.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert event and event.asset_materialization
+        return event.asset_materialization.metadata["settings"].value  # type: ignore[return-value]
+
+    assert used_by("crops")["crops"] == {"shape": [6, 48, 48], "keep_border": True, "pad": True}
+    assert used_by("masks")["segmentation"]["mode"] == "stitch"
+    training = used_by("trained_model")["training"]
+    # The file says 3 epochs; the demo turns swapping on by saying nothing of it.
+    assert training["epochs"] == 3 and training["swap"] == 0.5
+    for asset, section in (
+        ("plate_images", "plates"), ("cells", "segmentation_qc"), ("gradcamo_scores", "scoring"),
+        ("embeddings", "scoring"), ("audit", "scoring"), ("profiles", "profiles"), ("confounder_audit", "profiles"),
+    ):  # fmt: skip
+        assert set(used_by(asset)[section]) == {
+            field.name for field in fields(getattr(scored_bench.platform.settings, section))
+        }

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr
+
+from gradcamo_assets.profiles import correlation_table, stain_correlation
+
+
+def _cell(seed: int = 0, channels: int = 3):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 60000, (channels, 3, 8, 8)).astype(np.uint16)
+    return image, rng.random((3, 8, 8)) < 0.4
+
+
+def test_is_pearson_over_the_voxels_of_the_mask():
+    image, mask = _cell()
+    found = stain_correlation(image, mask)
+    for a in range(3):
+        for b in range(3):
+            assert np.isclose(
+                found[a, b], pearsonr(image[a][mask].astype(float), image[b][mask].astype(float)).statistic
+            )
+    image[:, ~mask] = 0
+    np.testing.assert_array_equal(stain_correlation(image, mask), found)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99), scale=st.floats(0.1, 50), offset=st.floats(-500, 500))
+def test_offset_and_scale_of_a_stain_change_nothing(seed, scale, offset):
+    image, mask = _cell(seed)
+    moved = image.astype(np.float64)
+    moved[1] = moved[1] * scale + offset
+    np.testing.assert_allclose(stain_correlation(moved, mask), stain_correlation(image, mask), atol=1e-9)
+
+
+def test_what_has_no_correlation_is_left_out():
+    image, mask = _cell()
+    flat = image.copy()
+    flat[2] = 7
+    one = np.zeros_like(mask)
+    one[0, 0, 0] = True
+    cells = np.stack([stain_correlation(image, mask), stain_correlation(flat, mask), stain_correlation(image, one)])
+    table = correlation_table(cells, ["DNA", "ER", "AGP"])
+    assert table.select("channel_a", "channel_b", "n_cells").rows() == [
+        ("DNA", "ER", 2), ("DNA", "AGP", 1), ("ER", "AGP", 1),
+    ]  # fmt: skip
+    np.testing.assert_allclose(table["median_correlation"][0], np.median(cells[:2, 0, 1]))
+    assert correlation_table(cells[2:], ["DNA", "ER", "AGP"])["median_correlation"].null_count() == 3
+    assert correlation_table(cells[:, :1, :1], ["DNA"]).is_empty()

@@ -1,0 +1,67 @@
+"""Which scores can be trusted, by loops over the rows of ``audit`` and ``scores``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from gradcamo_assets.tables import Lake, publish, qc_table, run_sql
+from gradcamo_assets_tests.tables import rows
+
+
+def audited(rng: np.random.Generator, scores: pl.DataFrame, version: int) -> pl.DataFrame:
+    """Audit rows of a sample of scored cells."""
+    found = []
+    for cell in scores.sample(25, seed=version).iter_rows(named=True):
+        row = {name: cell[name] for name in scores.columns if name.startswith(("Metadata_", "model_", "crop_"))}
+        names = [n for n, dtype in rows.frame("audit", []).schema.items() if dtype == pl.Float64 and n not in row]
+        row |= {name: float(value) for name, value in zip(names, rng.uniform(-1, 1, len(names)), strict=True)}
+        found.append(row | {"survives_swap": [True, False, True, None][rng.integers(4)]})
+    return rows.frame("audit", found)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(3)
+    lake = rows.filled(home / "lake", plates=1)
+    for version in (1, 2):
+        table = audited(rng, lake.read("scores", model_run=rows.run_of(version)), version)
+        lake.write("audit", table, plate="P1", model_run=rows.run_of(version))
+    penalised = rows.model(2).with_columns(swap=pl.lit(0.5), regulariser=pl.lit("gradcamo"), regulariser_weight=2.0)
+    lake.append("models", penalised)
+    publish(lake, home / "qc.duckdb")
+    return home
+
+
+def test_a_cell_is_trusted_where_the_map_looks_at_it_and_it_survives_the_swap(home: Path) -> None:
+    lake = Lake(home / "lake")
+    scores = {(r["Metadata_CellID"], r["model_version"]): r for r in lake.read("scores").to_dicts()}
+    audit = {(r["Metadata_CellID"], r["model_version"]): r for r in lake.read("audit").to_dicts()}
+    seen = run_sql(home / "qc.duckdb", "SELECT * FROM audited_cells").to_dicts()
+    assert {(row["Metadata_CellID"], row["model_version"]) for row in seen} == set(audit) and len(seen) == len(audit)
+    shares: dict[int, list[bool]] = {1: [], 2: []}
+    for row in seen:
+        key = row["Metadata_CellID"], row["model_version"]
+        looks, survives = scores[key]["looks_at"] == "target", audit[key]["survives_swap"]
+        assert row["trusted"] == (None if survives is None and looks else looks and survives)
+        margin = audit[key]["swap_margin"]
+        assert row["trust"] == (margin if looks else min(margin, 0))
+        assert row["logit_drop_swapped_target"] == audit[key]["logit_drop_swapped_target"]
+        assert row["trained_for_score"] == {1: None, 2: True}[row["model_version"]], "of version 1 nothing is known"
+        if row["trusted"] is not None and row["split"] != "train":
+            shares[row["model_version"]].append(row["trusted"])
+    for row in qc_table(home / "qc.duckdb", "model").iter_rows(named=True):
+        assert row["trusted_fraction"] == pytest.approx(np.mean(shares[row["model_version"]]))
+        assert row["regulariser"] == {1: None, 2: "gradcamo"}[row["model_version"]]
+
+
+def test_a_plate_is_summed_up(home: Path) -> None:
+    audit = Lake(home / "lake").read("audit", model_run=rows.run_of(2))
+    row = run_sql(home / "qc.duckdb", "SELECT * FROM audit_by_plate WHERE model_version = 2").row(0, named=True)
+    assert row["n_cells"] == 25 and row["trained_for_score"]
+    assert row["survives_swap"] == pytest.approx(audit["survives_swap"].mean())
+    for name in ("probability_drop_swapped_surroundings", "logit_drop_target"):
+        assert row[name] == pytest.approx(audit[name].median())

@@ -1,0 +1,386 @@
+"""Asking: views, ready-made tables, what a reader may not do, and how answers are written."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+
+from gradcamo_assets.errors import StoreError
+from gradcamo_assets.tables import (
+    Lake,
+    as_table,
+    connect,
+    publish,
+    qc_table,
+    render,
+    run_sql,
+    summaries,
+    violations,
+)
+from gradcamo_assets_tests.tables import rows
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    publish(rows.filled(folder / "lake"), folder / "qc.duckdb")
+    return folder
+
+
+@pytest.fixture
+def database(home: Path) -> Path:
+    return home / "qc.duckdb"
+
+
+def test_every_table_view_and_column_is_commented(database: Path) -> None:
+    with duckdb.connect(database, read_only=True) as connection:
+        for what in ("duckdb_tables()", "duckdb_views()", "duckdb_columns()"):
+            sql = f"SELECT count(*), count(*) FILTER (coalesce(comment, '') = '') FROM {what} WHERE NOT internal"
+            n, bare = connection.execute(sql).fetchall()[0]
+            assert n >= 5 and bare == 0, what
+
+
+def test_scores_have_the_columns_of_the_contract_in_order(database: Path) -> None:
+    names = run_sql(database, "DESCRIBE scores")["column_name"].to_list()
+    assert names[9:] == [
+        "model_name", "model_version", "model_run", "mask_version", "crop_version", "true_class", "predicted_class",
+        "probability", "logit", "logit_bias", "split", "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted",
+        "neighbour_share", "background_share", "neighbour_fraction", "looks_at", "evidence_target",
+        "evidence_neighbour", "evidence_background", "on_target", "null_reason", "run_id", "scored_at", "pointing_game",
+        "relevance_rank_accuracy",
+    ]  # fmt: skip
+    assert names == run_sql(database, "DESCRIBE current_scores")["column_name"].to_list()
+
+
+def test_the_champion_follows_the_last_promotion(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    lake.append("models", rows.model(7, "other"))
+    lake.append("promotions", rows.promotion(7, 0, "other"))
+
+    def champions() -> list[tuple]:
+        publish(lake, database)
+        return run_sql(database, "SELECT model_name, model_version, model_run FROM champions ORDER BY ALL").rows()
+
+    versions = "SELECT DISTINCT model_version FROM current_scores"
+    other = ("other", 7, rows.run_of(7, "other"))
+    assert champions() == [("hepg2", 2, rows.run_of(2)), other]
+    assert run_sql(database, versions).rows() == [(2,)]
+    lake.append("promotions", rows.promotion(1, 10))
+    assert champions() == [("hepg2", 1, rows.run_of(1)), other]
+    assert run_sql(database, versions).rows() == [(1,)]
+    assert set(qc_table(database, "dose")["model_version"]) == {1}
+    assert set(qc_table(database, "dose", champion_only=False)["model_version"]) == {1, 2}
+    lake.append("promotions", rows.promotion(None, 11))
+    assert champions() == [other]
+
+
+def test_moves_of_one_moment_name_one_champion_whatever_their_order(tmp_path: Path) -> None:
+    found = set()
+    for order in ([1, 2], [2, 1]):
+        folder = tmp_path / str(order[0])
+        lake = rows.filled(folder / "lake", plates=1, sites=1)
+        lake.replace("promotions", pl.concat([rows.promotion(version, 5) for version in order]))
+        publish(lake, folder / "qc.duckdb")
+        found.update(run_sql(folder / "qc.duckdb", "SELECT model_version FROM champions").rows())
+    assert len(found) == 1
+
+
+def test_a_model_deleted_and_registered_anew_under_its_number_has_none_of_the_old_rows(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1, versions=1), tmp_path / "qc.duckdb"
+    old = lake.read("scores")
+    embeddings = old.select(pl.col("^Metadata_.*$"), "model_name", "model_version", "model_run")
+    for site in (1, 2):
+        here = embeddings.filter(Metadata_Site=site).with_columns(embedding=pl.lit([1.0, 2.0]))
+        lake.write("embeddings", here, plate="P1", site=site, model_run=rows.run_of(1))
+    publish(lake, database)
+    anew = rows.model(1).with_columns(model_run=pl.lit("another-run"))
+    lake.replace("models", anew)
+    publish(lake, database)
+    shown = ("scores", "embeddings", "current_scores", "qc_by_plate", "cells_to_look_at", "champions", "site_effect")
+    assert {view: len(run_sql(database, f"FROM {view}")) for view in shown} == dict.fromkeys(shown, 0)
+    assert run_sql(database, "SELECT n_cells, median_gradcamo FROM model_comparison").rows() == [(0, None)]
+    assert lake.read("scores").equals(old), "they wait in the lake until somebody prunes"
+    lake.append("promotions", rows.promotion(1, 30).with_columns(to_run=pl.lit("another-run")))
+    publish(lake, database)
+    assert run_sql(database, "SELECT reason FROM stale_scores").rows() == [("never scored by the champion",)] * 2
+    again = rows.scores(np.random.default_rng(9), rows.read_kept(lake, "P1", 1), 1)
+    lake.write(
+        "scores", again.with_columns(model_run=pl.lit("another-run")), plate="P1", site=1, model_run="another-run"
+    )
+    publish(lake, database)
+    seen = run_sql(database, "SELECT model_version, model_run, gradcamo FROM current_scores")
+    assert set(seen["model_run"]) == {"another-run"} and set(seen["model_version"]) == {1}
+    assert sorted(seen["gradcamo"].drop_nulls()) == sorted(again["gradcamo"].drop_nulls())
+
+
+def test_a_run_with_two_versions_is_shown_as_the_champion_or_the_last(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
+
+    def shown() -> list[tuple]:
+        publish(lake, database)
+        return run_sql(database, "SELECT DISTINCT model_version FROM scores").rows()
+
+    again = rows.model(3).with_columns(model_run=pl.lit(rows.run_of(1)))
+    lake.append("models", again)
+    assert shown() == [(1,)], "version 1 is champion"
+    lake.append("promotions", rows.promotion(None, 30))
+    assert shown() == [(3,)]
+
+
+def test_stale_scores_say_what_waits_and_why(tmp_path: Path) -> None:
+    lake, database, rng = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb", np.random.default_rng(1)
+
+    def stale() -> list[tuple]:
+        publish(lake, database)
+        return run_sql(
+            database, "SELECT Metadata_Site, model_version, n_cells, reason FROM stale_scores ORDER BY ALL"
+        ).rows()
+
+    assert stale() == []
+    for table in ("scores", "score_versions"):
+        lake.drop(table, plate="P1", site=1, model_run=rows.run_of(2))
+    one = len(rows.read_kept(lake, "P1", 1))
+    assert stale() == [(1, 2, one, "never scored by the champion")]
+    anew = rows.write_cells(lake, rows.cells(rng, "P1", 2, 40, masks="m2"), "c3")
+    assert stale()[1] == (2, 2, len(anew), "crops changed")
+    rows.write_scores(lake, rows.scores(rng, anew, 2), "P1", 2, 2)
+    unscored = {"Metadata_Plate": "P1", "Metadata_Site": 1, "model_name": "hepg2", "model_version": 2}
+    reason = {"model_run": rows.run_of(2), "reason": "it wants five channels"}
+    lake.write("unscored", rows.frame("unscored", [unscored | reason]), model_run=rows.run_of(2))
+    assert stale() == [(1, 2, one, "it wants five channels")]
+    lake.append("promotions", rows.promotion(1, 20))
+    assert [row[:2] for row in stale()] == [(2, 1)]
+
+
+def test_scores_of_a_partition_that_lost_all_its_cells_are_stale(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
+    before = len(lake.read("scores", site=1, model_run=rows.run_of(2)))
+    assert rows.write_cells(lake, lake.read("cells", site=1).with_columns(qc_flag=pl.lit("small")), "c2").is_empty()
+    publish(lake, database)
+    found = "SELECT Metadata_Site, model_version, n_cells, reason FROM stale_scores"
+    assert run_sql(database, found).rows() == [(1, 2, 0, "crops changed")]
+    assert run_sql(database, "SELECT count(*) FROM current_scores WHERE Metadata_Site = 1").item() == before
+    nothing = lake.read("scores").clear()
+    rows.write_scores(lake, nothing, "P1", 1, 2)
+    publish(lake, database)
+    assert run_sql(database, found).rows() == []
+    assert run_sql(database, "SELECT Metadata_Site FROM qc_by_site WHERE model_version = 2").rows() == [(2,)]
+
+
+def test_cells_and_fields_show_what_every_stage_says_of_them(tmp_path: Path) -> None:
+    lake, database = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb"
+    rows.write_cells(lake, found := rows.cells(np.random.default_rng(0), "P1", 1, 60))
+    cut = {row["Metadata_CellID"]: row for row in lake.read("crops").to_dicts()}
+    names = [{"Metadata_Plate": "P1", "Metadata_Well": well, "Metadata_Site": 1} for well in rows.WELLS]
+    # Field by field: flags of ingestion, masks, verdict and crops; the last two have none.
+    flags = {
+        "fields": ["blurred", None, None, None, None, None],
+        "masks": ["no masks", "no masks", None, None, None, None],
+        "field_verdicts": ["verdict", "verdict", "verdict", None, None, None],
+        "field_crops": [None, None, "no crops", "no crops", None, None],
+    }
+    more: dict[str, dict[str, Any]] = {
+        "fields": {"image_version": "i2", "qc_warning": "dim"},
+        "masks": {"image_version": "i2", "n_cells": 7, "foreground_share": 0.5},
+        "field_verdicts": {"qc_warning": "crowded"},
+        "field_crops": {},
+    }
+    for table, values in flags.items():
+        written = [name | more[table] | {"qc_flag": flag} for name, flag in zip(names, values, strict=True)]
+        if table == "masks":
+            written[5]["image_version"] = "i1"
+        lake.write(table, rows.frame(table, written), plate="P1", site=1)
+    publish(lake, database)
+    fields = run_sql(database, "FROM fields ORDER BY Metadata_Well").to_dicts()
+    assert [row["qc_flag"] for row in fields] == ["blurred", "no masks", "verdict", "no crops", None, None]
+    assert [row["n_cells"] for row in fields] == [7] * 5 + [None], "masks of other pixels say nothing of the field"
+    assert [row["qc_warning"] for row in fields] == ["dim; crowded"] * 5 + ["dim"]
+    for row in run_sql(database, "FROM cells").to_dicts():
+        crop = cut.get(row["Metadata_CellID"], {})
+        own = found.filter(Metadata_CellID=row["Metadata_CellID"])["qc_flag"].item()
+        assert row["qc_flag"] == (own or crop.get("qc_flag"))
+        expected = (None, None) if row["qc_flag"] else (crop["crop_index"], crop["crop_version"])
+        assert (row["crop_index"], row["crop_version"]) == expected
+    lake.write("cells", found.with_columns(mask_version=pl.lit("m2")), plate="P1", site=1)
+    publish(lake, database)
+    assert run_sql(database, "SELECT count(*), count(crop_index) FROM cells").rows() == [(60, 0)]
+
+
+def test_model_comparison_equals_a_loop(home: Path, database: Path) -> None:
+    lake = Lake(home / "lake")
+    for row in qc_table(database, "model").iter_rows(named=True):
+        scores = lake.read("scores", model_run=rows.run_of(row["model_version"]))
+        held = [r for r in scores.to_dicts() if r["split"] != "train"]
+        for split in ("test", "unseen"):
+            right = [r["true_class"] == r["predicted_class"] for r in held if r["split"] == split]
+            assert row[f"accuracy_{split}"] == pytest.approx(np.mean(right))
+        values = [r["gradcamo"] for r in held if r["gradcamo"] is not None]
+        assert row["n_cells"] == len(held) and row["null_cells"] == len(held) - len(values)
+        assert row["median_gradcamo"] == pytest.approx(np.median(values))
+        assert row["looks_at_none"] == pytest.approx(sum(r["looks_at"] == "none" for r in held) / len(values))
+        assert row["is_champion"] == (row["model_version"] == 2)
+
+
+def test_medians_over_big_plates_are_right_to_a_thousandth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summaries, "_EXACT", 50)
+    lake = rows.filled(tmp_path / "lake", plates=3, versions=1)
+    publish(lake, tmp_path / "qc.duckdb")
+    values = run_sql(tmp_path / "qc.duckdb", "SELECT value FROM aggregates.score_values")["value"]
+    assert values.round(3).equals(values)
+    held = lake.read("scores").filter(pl.col("split") != "train")
+    row = qc_table(tmp_path / "qc.duckdb", "model").row(0, named=True)
+    for name, column in (("median_gradcamo", "gradcamo"), ("median_adjusted", "gradcamo_adjusted")):
+        assert row[name] == pytest.approx(held[column].median(), abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1; SELECT 2",
+        "DELETE FROM lake.models",
+        "CREATE TABLE a (b INTEGER)",
+        "COPY scores TO 'scores.csv'",
+        "ATTACH 'other.duckdb'",
+        "SET enable_external_access = true",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM '/etc/hostname'",
+        "EXPLAIN ANALYZE DELETE FROM aggregates.totals",
+        "SELECT * FROM nowhere",
+        "SELECT * FROM python_frame",
+        "SELEC",
+        "",
+    ],
+)
+def test_what_a_reader_may_not_do(database: Path, sql: str) -> None:
+    python_frame = pl.DataFrame({"a": [1]})
+    before = database.read_bytes()
+    with pytest.raises(StoreError):
+        run_sql(database, sql)
+    assert database.read_bytes() == before and len(python_frame) == 1
+
+
+def test_other_files_of_the_lake_are_closed_to_queries(home: Path, database: Path) -> None:
+    with pytest.raises(StoreError, match="failed"):
+        run_sql(database, f"SELECT * FROM '{next((home / 'lake' / 'wells').glob('*.parquet'))}'")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT 1) TO '{file}'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}'",
+        "explain(analyze) COPY (SELECT 1) TO '{file}'",
+        "/* what? */ EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}'",
+        "EXPLAIN ANALYZE\n-- what?\nCOPY (SELECT 1) TO '{file}'",
+    ],
+)
+def test_nothing_is_written_into_the_folders_that_views_read(home: Path, database: Path, sql: str) -> None:
+    file = home / "lake" / "scores" / "mine.parquet"
+    with pytest.raises(StoreError, match="only one reading statement"):
+        run_sql(database, sql.format(file=file))
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SHOW TABLES",
+        "DESCRIBE scores",
+        "SUMMARIZE wells",
+        "EXPLAIN FROM scores",
+        "explain analyze\nSELECT count(*) FROM scores",
+        "EXPLAIN (ANALYZE, FORMAT json) SELECT 1",
+        "VALUES (1)",
+        "PIVOT qc_by_dose ON Metadata_Dose USING sum(n_cells)",
+    ],
+)
+def test_what_a_reader_may_do(database: Path, sql: str) -> None:
+    assert len(run_sql(database, sql))
+
+
+def test_two_connections_of_one_process_live_side_by_side(database: Path) -> None:
+    with connect(database) as first, connect(database) as second:
+        sql = "SELECT count(*) FROM scores"
+        assert first.execute(sql).fetchall() == second.execute(sql).fetchall()
+
+
+def test_a_missing_or_foreign_database_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="gradcamo demo"):
+        connect(tmp_path / "qc.duckdb")
+    duckdb.connect(tmp_path / "other.duckdb").close()
+    with pytest.raises(StoreError, match="no QC database"):
+        connect(tmp_path / "other.duckdb")
+    (tmp_path / "text.duckdb").write_text("hello, this is no database at all")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        connect(tmp_path / "text.duckdb")
+
+
+def test_unknown_tables_and_formats_are_named(database: Path) -> None:
+    with pytest.raises(StoreError, match="dose,site"):
+        qc_table(database, "dose; DROP TABLE scores")
+    with pytest.raises(StoreError, match="xml"):
+        render(pl.DataFrame(), "xml")  # type: ignore[arg-type]
+
+
+def test_answers_survive_csv_json_and_parquet(database: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    frame = qc_table(database, "dose,site")
+    for format, read in (("csv", pl.read_csv), ("json", pl.read_json), ("parquet", pl.read_parquet)):
+        render(frame, format)  # type: ignore[arg-type]
+        back = read(io.BytesIO(capsysbinary.readouterr().out))  # type: ignore[operator]
+        for name in ("Metadata_Dose", "n_cells", "median_gradcamo", "ci_low"):
+            assert back[name].to_list() == pytest.approx(frame[name].to_list(), nan_ok=True), (format, name)
+
+
+def test_nested_values_and_big_sums_can_be_written(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = run_sql(database, "SELECT classes, metrics, metrics['accuracy'] AS a FROM models ORDER BY model_version")
+    render(frame, "csv")
+    assert json.loads(pl.read_csv(io.StringIO(capsys.readouterr().out))["classes"][0]) == ["a", "b"]
+    assert frame["a"].to_list() == [0.1, 0.2]
+    render(run_sql(database, "SELECT sum(n_cells) AS n FROM qc_by_plate"), "json")
+    assert isinstance(json.loads(capsys.readouterr().out)[0]["n"], int)
+    big = run_sql(
+        database,
+        "SELECT sum(n::BIGINT) AS n, sum(1) AS one FROM (VALUES (4611686018427387904), (4611686018427387906)) t(n)",
+    )
+    assert [int(value) for value in big.row(0)] == [2**63 + 2, 2] and big.schema["one"] == pl.Int64
+
+
+def test_the_terminal_table_is_aligned_and_fits_where_it_can(database: Path) -> None:
+    frame = qc_table(database, "site")
+    wide, narrow = as_table(frame, 1000).splitlines(), as_table(frame, 80).splitlines()
+    assert wide[0].split() == frame.columns
+    assert narrow[0].startswith("model_name: hepg2")
+    assert max(map(len, narrow)) < max(map(len, wide)) / 1.5
+    assert wide[-1] == f"({len(frame)} rows)"
+    assert as_table(pl.DataFrame(), 80)
+
+
+def test_broken_numbers_are_found(tmp_path: Path) -> None:
+    lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
+    publish(lake, database)
+    assert violations(database) == []
+    good = lake.read("scores")
+    value = pl.col("gradcamo")
+    broken = {
+        "exceeds": {"gradcamo_max": value - 0.01},
+        "three shares": {"background_share": pl.col("background_share") + 1e-3},
+        "evidence": {"evidence_target": pl.col("evidence_target") + 0.1},
+        "reason": {"null_reason": pl.lit(None, pl.String)},
+        "not kept": {"Metadata_CellID": pl.col("Metadata_CellID")},
+    }
+    flagged = lake.read("cells").with_columns(qc_flag=pl.lit("small"))
+    for word, change in broken.items():
+        lake.write("scores", good.with_columns(**change), plate="P1", site=1, model_run=rows.run_of(1))
+        if word == "not kept":
+            lake.write("cells", flagged, plate="P1", site=1)
+        publish(lake, database)
+        assert [text for text in violations(database) if word in text], word
+        assert len(violations(database)) == 1
+        assert violations(database, ["P1"]) == violations(database) and violations(database, ["P2"]) == []

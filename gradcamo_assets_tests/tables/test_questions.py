@@ -1,0 +1,269 @@
+"""What a biologist asks: every answer against a loop over made-up rows in which the answers are planted."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import defaultdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from gradcamo_assets.cli import main
+from gradcamo_assets.errors import StoreError
+from gradcamo_assets.tables import Lake, publish, qc_table, run_sql
+from gradcamo_assets.tables.queries import QC_CHOICES
+from gradcamo_assets_tests.tables import rows
+from gradcamo_assets_tests.tables.test_audit_views import audited
+
+PLATES = [f"P{number}" for number in range(1, 12)]
+# The plates arrive in another order than that of their names; the last one differs from all others.
+ARRIVED = [*PLATES[5:10], *PLATES[:5], PLATES[10]]
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 2 scores higher than 1, site 2 of P3 higher than site 1, P11 lower than all, A01 of P1 at chance."""
+    folder, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(4)
+    lake = rows.filled(folder / "lake", plates=len(PLATES))
+    is_here = pl.col("Metadata_Plate") == "P3"
+    raised = (
+        0.2 * (pl.col("model_version") == 2)
+        + 0.5 * (is_here & (pl.col("Metadata_Site") == 2))
+        - 0.4 * (pl.col("Metadata_Plate") == "P11")
+        - 2.0 * ((pl.col("Metadata_Plate") == "P1") & (pl.col("Metadata_Well") == "A01"))
+    )
+    for keys in partitions(lake):
+        frame = lake.read("scores", **keys).with_columns(
+            gradcamo_adjusted=pl.col("gradcamo_adjusted") + raised,
+            on_target=pl.when(pl.col("Metadata_Plate") == "P2").then(True).otherwise(pl.col("on_target")),
+        )
+        if keys["plate"] == "P4" and keys["site"] == 1:  # A well of few cells.
+            frame = frame.filter((pl.col("Metadata_Well") != "B03") | (rng.random(len(frame)) < 0.2))
+        lake.write("scores", frame, **keys)
+    lake.drop("scores", plate="P4", site=2)
+    again = rows.write_cells(lake, lake.read("cells", plate="P5", site=1).with_columns(mask_version=pl.lit("m2")))
+    rows.write_scores(lake, rows.scores(rng, again, 2), "P5", 1, 2)
+    for day, plate in enumerate(ARRIVED):
+        row = {"Metadata_Plate": plate, "ingested_at": rows.NOW + timedelta(days=day)}
+        lake.write("plates", rows.frame("plates", [row]), plate=plate)
+    publish(lake, folder / "qc.duckdb")
+    return folder
+
+
+def partitions(lake: Lake) -> Rows:
+    names = {"plate": "Metadata_Plate", "site": "Metadata_Site", "model_run": "model_run"}
+    return lake.versions("score_versions").select(**names).to_dicts()
+
+
+@pytest.fixture(scope="module")
+def scores(home: Path) -> Rows:
+    return [row for row in Lake(home / "lake").read("scores").to_dicts() if row["split"] != "train"]
+
+
+def answer(home: Path, question: str, **arguments: Any) -> Rows:
+    return qc_table(home / "qc.duckdb", question, **arguments).to_dicts()
+
+
+def grouped(found: Rows, *names: str) -> dict[tuple, Rows]:
+    groups: dict[tuple, Rows] = defaultdict(list)
+    for row in found:
+        groups[tuple(row[name] for name in names)].append(row)
+    return groups
+
+
+def adjusted(found: Rows) -> list[float]:
+    return [row["gradcamo_adjusted"] for row in found if row["gradcamo_adjusted"] is not None]
+
+
+def deviation(value: float, others: list[float]) -> float:
+    middle = np.median(others)
+    return float((value - middle) / max(1.4826 * np.median(np.abs(np.array(others) - middle)), 0.01))
+
+
+def sign_test(ups: list[bool], up: str, down: str) -> str:
+    n, k = len(ups), sum(ups)
+    return "no clear difference" if abs(2 * k - n) - 1 < 1.96 * n**0.5 else up if 2 * k > n else down
+
+
+def test_which_doses_can_be_trusted(home: Path) -> None:
+    found, verdicts = answer(home, "trusted_doses"), set()
+    assert len(found) == len(answer(home, "dose")) == 3 * len(PLATES)
+    for row, dose in zip(found, answer(home, "dose"), strict=True):
+        assert row["Metadata_Plate"] == dose["Metadata_Plate"] and row["ci_low"] == dose["ci_low"]
+        low, high = dose["ci_low"], dose["ci_high"]
+        expected = "too few wells" if low is None else "trusted" if low > 0.5 else "not trusted" if high < 0.5 else None
+        assert row["verdict"] == (expected or "undecided")
+        verdicts.add(row["verdict"])
+        assert row["Metadata_Plate"] != "P2" or row["verdict"] in ("trusted", "too few wells")
+    assert len(verdicts) >= 3
+
+
+def test_a_score_that_was_trained_for_is_held_against_the_audit(tmp_path: Path) -> None:
+    lake, rng = rows.filled(tmp_path / "lake", plates=3), np.random.default_rng(0)
+    for keys in partitions(lake):
+        better = pl.lit(0.2 if keys["model_run"] == rows.run_of(2) else 0.0)
+        found = lake.read("scores", **keys).with_columns(
+            on_target=pl.lit(True), gradcamo_adjusted=pl.col("gradcamo_adjusted") + better
+        )
+        lake.write("scores", found, **keys)
+
+    def verdicts(question: str) -> list[set[str]]:
+        publish(lake, tmp_path / "qc.duckdb")
+        found = grouped(answer(tmp_path, question), "Metadata_Plate")
+        return [{row["verdict"] for row in found[plate,]} - {"too few wells"} for plate in ("P1", "P2", "P3")]
+
+    assert verdicts("trusted_doses") == [{"trusted"}] * 3
+    for plate, share in (("P1", 0.4), ("P2", 0.6)):
+        table = audited(rng, lake.read("scores", plate=plate, model_run=rows.run_of(2)), 2)
+        table = table.with_columns(survives_swap=pl.int_range(pl.len()) < share * pl.len())
+        lake.write("audit", table, plate=plate, model_run=rows.run_of(2))
+    assert verdicts("trusted_doses") == [{"fails the swap"}, {"trusted"}, {"trusted"}]
+    helped = verdicts("model_gain")
+    lake.append("models", rows.model(2).with_columns(regulariser=pl.lit("gradcamo"), regulariser_weight=2.0))
+    assert verdicts("trusted_doses") == [{"fails the swap"}, {"trusted"}, {"trained for"}]
+    assert {"helped"} in helped
+    assert verdicts("model_gain") == [{"helped, but trained for"} if one == {"helped"} else one for one in helped]
+
+
+def test_which_wells_to_drop(home: Path, scores: Rows) -> None:
+    expected = {}
+    for (plate,), here in grouped([row for row in scores if row["model_version"] == 2], "Metadata_Plate").items():
+        wells = {well: adjusted(found) for (well,), found in grouped(here, "Metadata_Well").items()}
+        medians = [float(np.median(values)) for values in wells.values() if values]
+        for well, values in wells.items():
+            off = deviation(float(np.median(values)), medians) if values else None
+            if len(values) < 5:
+                expected[plate, well] = (len(values), "fewer than 5 cells with a score", off)
+            elif np.median(values) < 0.05:
+                expected[plate, well] = (len(values), "no better than chance", off)
+            elif off is not None and off < -4:
+                expected[plate, well] = (len(values), "far below its plate", off)
+    found = answer(home, "wells_to_drop")
+    assert {(row["Metadata_Plate"], row["Metadata_Well"]) for row in found} == set(expected)
+    for row in found:
+        n, reason, off = expected[row["Metadata_Plate"], row["Metadata_Well"]]
+        assert (row["n_scored"], row["reason"]) == (n, reason)
+        assert row["deviation"] == pytest.approx(off)
+        assert row["Metadata_Dose"] == rows.treatment(row["Metadata_Well"])["Metadata_Dose"]
+    assert expected["P1", "A01"][1] == "no better than chance"
+    assert expected["P4", "B03"][1] == "fewer than 5 cells with a score"
+
+
+def test_does_site_matter(home: Path, scores: Rows) -> None:
+    found = grouped(answer(home, "site_effect"), "Metadata_Plate", "Metadata_Site")
+    held = [row for row in scores if row["model_version"] == 2 and row["gradcamo_adjusted"] is not None]
+    for (plate, site), (row,) in found.items():
+        differences = []
+        for here in grouped([r for r in held if r["Metadata_Plate"] == plate], "Metadata_Well").values():
+            inside = [r["gradcamo_adjusted"] for r in here if r["Metadata_Site"] == site]
+            outside = [r["gradcamo_adjusted"] for r in here if r["Metadata_Site"] != site]
+            if inside and outside:
+                differences.append(np.mean(inside) - np.mean(outside))
+        assert row["wells_up"] + row["wells_down"] == len(differences)
+        assert row["verdict"] == sign_test([d > 0 for d in differences], "higher", "lower")
+        assert row["difference"] == (pytest.approx(np.median(differences)) if differences else None)
+    assert found["P3", 2][0]["verdict"] == "higher" and found["P3", 1][0]["verdict"] == "lower"
+    assert found["P4", 1][0]["verdict"] == "no clear difference"
+    assert len(found) == 2 * len(PLATES) - 1
+
+
+def test_has_the_new_model_helped(home: Path, scores: Rows) -> None:
+    pairs: dict[tuple, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for row in scores:
+        if row["gradcamo_adjusted"] is not None:
+            pairs[row["Metadata_CellID"], row["mask_version"], row["crop_version"]][row["model_version"]] = row
+    both = [pair for pair in pairs.values() if len(pair) == 2]
+    found = answer(home, "model_gain")
+    assert [row["Metadata_Plate"] for row in found] == sorted(PLATES)
+    for row in found:
+        here = [pair for pair in both if pair[2]["Metadata_Plate"] == row["Metadata_Plate"]]
+        assert (row["model_version"], row["previous_version"], row["n_cells"]) == (2, 1, len(here))
+        for version, when in ((1, "before"), (2, "now")):
+            assert row[f"on_target_{when}"] == pytest.approx(np.mean([pair[version]["on_target"] for pair in here]))
+            mean = np.mean([pair[version]["gradcamo_adjusted"] for pair in here])
+            assert row[f"adjusted_{when}"] == pytest.approx(mean)
+        wells = defaultdict(list)
+        for pair in here:
+            gain = pair[2]["gradcamo_adjusted"] - pair[1]["gradcamo_adjusted"]
+            wells[pair[2]["Metadata_Well"]].append(gain)
+        gains = [np.mean(values) > 0 for values in wells.values()]
+        assert (row["wells_up"], row["n_wells"]) == (sum(gains), len(gains))
+        assert row["verdict"] == sign_test(gains, "helped", "harmed")
+    assert "helped" in {row["verdict"] for row in found}
+    assert all(pair[2]["Metadata_Site"] == 2 for pair in both if pair[2]["Metadata_Plate"] == "P5")
+
+
+def test_which_cells_to_look_at(home: Path, scores: Rows) -> None:
+    held = [row for row in scores if row["model_version"] == 2 and row["gradcamo_adjusted"] is not None]
+    crops = {row["Metadata_CellID"]: row["crop_index"] for row in Lake(home / "lake").read("crops").to_dicts()}
+    treated = ("Metadata_Plate", "Metadata_Compound", "Metadata_Dose")
+    found = grouped(answer(home, "cells_to_look_at"), *treated)
+    for key, here in grouped(held, *treated).items():
+        worst = sorted(here, key=lambda row: row["gradcamo_adjusted"])[:3]
+        shown = found.pop(key)
+        assert [row["Metadata_CellID"] for row in shown] == [row["Metadata_CellID"] for row in worst]
+        assert [row["crop_index"] for row in shown] == [crops[row["Metadata_CellID"]] for row in worst]
+        assert [row["place"] for row in shown] == [1, 2, 3][: len(worst)]
+    assert not found
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_is_this_plate_like_earlier_ones(home: Path, scores: Rows, version: int) -> None:
+    found = {
+        row["Metadata_Plate"]: row
+        for row in answer(home, "plate_drift", champion_only=False)
+        if row["model_version"] == version
+    }
+    assert list(found) == ARRIVED
+    seen: dict[str, list[float]] = defaultdict(list)
+    for number, plate in enumerate(ARRIVED):
+        here = [row for row in scores if row["model_version"] == version and row["Metadata_Plate"] == plate]
+        controls = grouped([row for row in here if row["Metadata_pert_type"] == "negcon"], "Metadata_Well")
+        values = {
+            "on_target": np.mean([row["on_target"] for row in here if row["gradcamo"] is not None]),
+            "adjusted": np.median(adjusted(here)),
+            "control": np.median([np.median(adjusted(cells)) for cells in controls.values()]),
+        }
+        row, off = found[plate], []
+        for name, value in values.items():
+            if seen[name]:
+                assert row[f"{name}_before"] == pytest.approx(np.median(seen[name]))
+                off.append(deviation(float(value), seen[name]))
+                assert row[f"{name}_deviation"] == pytest.approx(off[-1])
+            seen[name].append(float(value))
+        assert row["earlier_plates"] == number
+        verdict = "too few earlier plates" if number < 8 else "differs" if max(map(abs, off)) > 4 else "as before"
+        assert row["verdict"] == verdict
+    assert found["P11"]["verdict"] == "differs"
+
+
+def test_a_first_champion_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    lake = rows.filled(tmp_path / "lake", plates=1, versions=1)
+    publish(lake, tmp_path / "qc.duckdb")
+    assert answer(tmp_path, "model_gain") == []
+    assert [row["verdict"] for row in answer(tmp_path, "plate_drift")] == ["too few earlier plates"]
+
+
+def test_every_choice_answers_on_the_command_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADCAMO_HOME", str(home))
+    for by in QC_CHOICES:
+        result = CliRunner().invoke(main, ["qc", "--by", by, "--format", "csv"])
+        assert result.exit_code == 0 and len(result.output.splitlines()) > 1, by
+    result = CliRunner().invoke(main, ["qc", "--by", "well", "--plate", "P7", "--format", "csv"])
+    assert set(pl.read_csv(io.StringIO(result.output))["Metadata_Plate"]) == {"P7"}
+    with pytest.raises(StoreError, match="over all plates"):
+        qc_table(home / "qc.duckdb", "model", plate="P7")
+
+
+def test_the_questions_of_the_readme_are_answered(home: Path) -> None:
+    asked = re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    assert len(asked) == 9
+    for sql in asked:
+        run_sql(home / "qc.duckdb", sql.strip().removesuffix(";"))

@@ -1,0 +1,45 @@
+"""When what failed is tried again: a pure rule."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradcamo_assets.retries import NextTry, next_try
+
+START = datetime(2026, 3, 1, 2, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(("failures", "minutes"), [(1, 10), (2, 60), (3, 360), (4, 1440)])
+def test_pauses_grow_from_ten_minutes_to_a_day(failures: int, minutes: int) -> None:
+    failed = [START - timedelta(days=3)] * (failures - 1) + [START]
+    at = START + minutes * MINUTE
+    assert next_try(failed, at - timedelta(seconds=1)) == NextTry(due=False, at=at)
+    assert next_try(failed, at).due and not next_try(failed, at).given_up
+
+
+def test_what_never_failed_is_due_and_the_fifth_failure_is_the_last() -> None:
+    assert next_try([], START).due
+    for years in (-10, 0, 10):
+        assert next_try([START] * 5, START + timedelta(days=365 * years)).given_up
+
+
+def test_all_five_attempts_are_made_within_two_days() -> None:
+    now, failed = START, []
+    while not (answer := next_try(failed, now)).given_up:
+        if answer.due:
+            failed.append(now)
+        now += MINUTE
+    assert len(failed) == 5 and failed[-1] - START == timedelta(hours=31, minutes=10)
+
+
+@given(st.lists(st.floats(-1e5, 1e5), max_size=4))
+def test_no_clock_makes_anything_wait_longer_than_two_days(hours: list[float]) -> None:
+    """The clock may have been wrong at each failure, by years; from now on it runs."""
+    failed = [START + timedelta(hours=hour) for hour in hours]
+    days = (START + timedelta(days=day) for day in range(3))
+    assert any(next_try(failed, day).due for day in days)

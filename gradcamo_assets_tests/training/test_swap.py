@@ -1,0 +1,76 @@
+"""Who swaps with whom, and what becomes of the labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gradcamo_assets.cells import NEIGHBOUR, TARGET
+from gradcamo_assets.training.swap_surroundings import swap
+
+
+def batch(count: int = 8):
+    """Crop i is i everywhere but on its target, 100 + i, and on its neighbours, 50 + i."""
+    labels = torch.zeros(count, 2, 16, 18, dtype=torch.uint8)
+    labels[:, :, 5:10, 5:10] = TARGET
+    for crop in range(count):
+        labels[crop, :, 12:, crop : crop + 5] = NEIGHBOUR
+    number = torch.arange(float(count)).reshape(-1, 1, 1, 1, 1)
+    seen = labels[:, None].expand(-1, 3, -1, -1, -1)
+    return number + 100 * (seen == TARGET) + 50 * (seen == NEIGHBOUR), labels
+
+
+def test_all_or_none_are_swapped_and_the_batch_is_left_alone():
+    images, labels = batch()
+    before = images.clone(), labels.clone()
+    torch.manual_seed(0)
+    for share, expected in ((0.0, 0), (1.0, len(images))):
+        made, seen = swap(images, labels, share=share, soften=0)
+        assert sum(not torch.equal(a, b) for a, b in zip(made, images, strict=True)) == expected
+        assert torch.equal(seen == TARGET, labels == TARGET)
+    assert torch.equal(images, before[0]) and torch.equal(labels, before[1])
+    none = swap(images, torch.where(labels == TARGET, 0, labels), share=1.0)
+    assert torch.equal(none[0], images), "a crop without a target stays"
+    many = torch.cat([images] * 100), torch.cat([labels] * 100)
+    assert float((swap(*many, share=0.3)[0] != many[0]).flatten(1).any(1).float().mean()) == pytest.approx(
+        0.3, abs=0.06
+    )
+
+
+def test_surroundings_come_from_one_other_crop_with_its_labels():
+    images, labels = batch()
+    torch.manual_seed(1)
+    made, seen = swap(images, labels, share=1.0, soften=0)
+    for crop in range(len(images)):
+        target = labels[crop] == TARGET
+        assert bool((made[crop][:, target] == 100 + crop).all())
+        (host,) = (made[crop][:, seen[crop] == 0] % 50).unique().tolist()
+        assert host != crop
+        lent = labels[int(host)] == NEIGHBOUR
+        assert torch.equal(seen[crop] == NEIGHBOUR, lent & ~target)
+        assert bool((made[crop][:, lent & ~target] == 50 + host).all())
+
+
+def test_surroundings_of_a_pool_and_none_of_a_lone_crop():
+    images, labels = batch()
+    assert torch.equal(swap(images[:1], labels[:1], share=1.0)[0], images[:1])
+    pool = images[:3] + 1000, labels[:3]
+    made, seen = swap(images, labels, share=1.0, soften=0, pool=pool)
+    assert set(made.permute(1, 0, 2, 3, 4)[0][seen == 0].tolist()) <= {1000.0, 1001.0, 1002.0}
+    assert bool((made[0][:, labels[0] == TARGET] == 100).all())
+
+
+def test_hosts_are_drawn_alike_and_seeds_repeat_them():
+    images, labels = batch(3)
+    torch.manual_seed(3)
+    corners = torch.stack([swap(images, labels, share=1.0, soften=0)[0][:, 0, 0, 0, 0] for _ in range(300)])
+    for crop, drawn in enumerate(corners.long().T):
+        expected = [0 if host == crop else 150 for host in range(3)]
+        assert torch.bincount(drawn, minlength=3).tolist() == pytest.approx(expected, abs=40)
+    lent = [swap(images[:1], labels[:1], share=1.0, pool=(images, labels))[0][0, 0, 0, 0, 0] for _ in range(300)]
+    assert torch.bincount(torch.stack(lent).long()).tolist() == pytest.approx([100] * 3, abs=40)
+    twice = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        twice.append(swap(images, labels, share=0.5)[0])
+    assert torch.equal(*twice)

@@ -1,0 +1,220 @@
+"""Training that is killed, stopped early, shared between processes, or on single planes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradcamo_assets.cells import TARGET, open_crops, write_crops
+from gradcamo_assets.cells.dataset import BalancedSampler, CropDataset
+from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.provenance import Provenance
+from gradcamo_assets.training.evaluation import judge, measured
+from gradcamo_assets.training.training import TrainingConfig, TrainingResult, train_encoder
+
+CONFIG = TrainingConfig(epochs=4, batch_size=8, rotate=0.5, shift_z=0.5, noise=0.1)
+
+
+def _crops(folder: Path, shape: tuple[int, int, int] = (2, 24, 24), seed: int = 0) -> Path:
+    """48 crops of two stains; every other one has a bright target."""
+    rng, path = np.random.default_rng(seed), folder / f"crops{seed}.zarr"
+    labels = np.zeros((48, *shape), np.uint8)
+    labels[:, :, 8:16, 8:16] = 1
+    images = (
+        rng.poisson(100, (48, 2, *shape)) + (400 * (np.arange(48) % 2)[:, None, None, None] * (labels == 1))[:, None]
+    )
+    write_crops(
+        path, iter(zip(images.astype(np.uint16), labels, strict=True)), cell_ids=[f"P/A01/1/{i}" for i in range(48)],
+        shape=shape, channels=["DNA", "ER"], statistics={"center": [100.0] * 2, "scale": [100.0] * 2},
+        voxel_size=[1.0, 0.5, 0.5], provenance=Provenance(str(seed), {}, "1"),
+    )  # fmt: skip
+    return path
+
+
+def _train(path: Path, config: TrainingConfig, work: Path, lines: list[str] | None = None) -> TrainingResult:
+    field = open_crops(path)
+    train, validation = (
+        CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in rows}, field.channels)
+        for rows in (range(0, 32), range(32, 48))
+    )
+    report = None if lines is None else lines.append
+    return train_encoder(train, validation, ["a", "b"], config, work=work, progress=False, report=report)
+
+
+class _Killing(list):
+    """A list of report lines whose process is killed while the third epoch ends."""
+
+    def append(self, line: str) -> None:
+        if line.startswith("epoch 3"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _until_killed(path: Path, work: Path, threads: int) -> None:
+    torch.set_num_threads(threads)  # Sums of other parts differ in their last digits.
+    _train(path, CONFIG, work, _Killing())
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    path = _crops(tmp_path)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_until_killed, args=(path, tmp_path / "killed", torch.get_num_threads())
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    lines: list[str] = []
+    resumed = _train(path, CONFIG, tmp_path / "killed", lines)
+    assert [line.split(":")[0] for line in lines] == ["going on behind epoch 2", "epoch 3 of 4", "epoch 4 of 4"]
+    assert lines[-1].endswith("0:00:00 left")
+    whole = _train(path, CONFIG, tmp_path / "whole")
+    for name, curve in whole.curves.items():
+        assert resumed.curves[name] == pytest.approx(curve, rel=1e-4), name
+    assert resumed.metrics["seconds"] > 0
+    np.testing.assert_allclose(resumed.embeddings, whole.embeddings, rtol=1e-3, atol=1e-4)
+
+    again: list[str] = []
+    finished = _train(path, CONFIG, tmp_path / "killed", again)
+    assert again == []
+    assert finished.metrics == resumed.metrics
+    (resumed.checkpoints / "last.ckpt").write_bytes(b"PK\3\4 torn")
+    _train(path, replace(CONFIG, epochs=1), tmp_path / "killed", again)
+    _train(_crops(tmp_path, seed=1), replace(CONFIG, epochs=1), tmp_path / "killed", again)
+    assert len(again) == 2, "another configuration or other crops are another training"
+    _train(path, CONFIG, tmp_path / "killed", again)
+    assert len(again) == 6, "a damaged checkpoint is no checkpoint"
+
+
+def test_the_last_embeddings_are_those_of_the_network_that_came_of_it(tmp_path: Path) -> None:
+    result = _train(_crops(tmp_path), replace(CONFIG, epochs=2), tmp_path)
+    field = open_crops(tmp_path / "crops0.zarr")
+    held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, field.channels)
+    images, labels = (torch.stack(parts) for parts in list(zip(*held_out, strict=True))[:2])
+    expected = gradcamo(result.model, images, labels == TARGET, layer=result.layer).embedding
+    assert len(result.embeddings) == 2
+    np.testing.assert_allclose(result.embeddings[-1], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=40, batch_size=8, learning_rate=0.05, patience=2)
+    result = _train(_crops(tmp_path), config, tmp_path)
+    losses = result.curves["val_loss"]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 3 < 40
+    assert result.metrics["val_loss"] == losses[best]
+    field = open_crops(tmp_path / "crops0.zarr")
+    held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, field.channels)
+    with torch.inference_mode():
+        images, targets = torch.stack([image for image, _, _ in held_out]), torch.from_numpy(held_out.targets)
+        assert float(nn.functional.cross_entropy(result.model(images), targets)) == pytest.approx(
+            losses[best], rel=1e-3
+        )
+    lines: list[str] = []
+    assert _train(tmp_path / "crops0.zarr", config, tmp_path, lines).curves == result.curves
+    assert lines == []
+
+
+def test_a_training_that_diverges_gives_no_encoder(tmp_path: Path) -> None:
+    with pytest.raises(GradcamoError, match="no number"):
+        _train(_crops(tmp_path), TrainingConfig(epochs=3, learning_rate=1e30, patience=3), tmp_path)
+    assert not list((tmp_path / "training").iterdir())
+
+
+def test_two_processes_train_one_encoder(tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = _train(_crops(tmp_path), replace(CONFIG, epochs=3, devices=2), tmp_path, lines)
+    assert [line.split(":")[0] for line in lines] == [f"epoch {epoch} of 3" for epoch in (1, 2, 3)]
+    assert all(len(curve) == 3 for curve in result.curves.values())
+    assert result.curves["train_accuracy"][-1] > 0.9
+
+
+def test_draws_are_balanced_shared_out_and_follow_from_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    alone = BalancedSampler(targets, 3000, seed=5)
+    first = list(alone)
+    assert list(alone) == first
+    alone.set_epoch(1)
+    assert list(alone) != first
+    assert np.bincount(targets[first]) == pytest.approx([1000] * 3, rel=0.1)
+    shares = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(list(BalancedSampler(targets, 1500, seed=5, ranks=2)))
+        assert np.bincount(targets[shares[-1]]) == pytest.approx([500] * 3, rel=0.15)
+    assert [item for pair in zip(*shares, strict=True) for item in pair] == first
+
+
+def planar_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """A user's own 2D network."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, classes),
+    ), "2"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("encoder", "precision"), [("efficientnet3d-small", "auto"), (f"{__name__}:planar_encoder", "bfloat16")]
+)
+def test_flat_plates_train_the_same_way(encoder: str, precision: Any, tmp_path: Path) -> None:
+    path = _crops(tmp_path, (1, 24, 24))
+    config = replace(CONFIG, encoder=encoder, epochs=16, learning_rate=0.02, precision=precision)
+    result = _train(path, config, tmp_path)
+    field = open_crops(path)
+    held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, ["DNA", "ER"])
+    cells = judge(result.model, [result.layer], held_out, ["a", "b"])[result.layer]
+    assert measured(cells, "val")["val_balanced_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 0}, {"flip": 1.5}, {"noise": -1.0}, {"precision": "int8"}, {"devices": 0}, {"devices": 99},
+        {"swap": 1.1}, {"regulariser": "energy"}, {"regulariser_weight": -1.0},
+        {"regulariser_target": 0.0}, {"swap_pool": -1}, {"objective": "byol"}, {"positives": "treatment"},
+        {"positives": "well", "objective": "simclr"}, {"regulariser": "gradcamo", "objective": "vicreg"},
+        {"batch_size": 1, "objective": "simclr"}, {"batch_size": 5, "devices": 3, "objective": "vicreg"},
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_meant_are_refused(change: dict) -> None:
+    with pytest.raises(GradcamoError, match=next(iter(change))):
+        TrainingConfig(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"swap_pool": 5, "regulariser_after": 0},
+        {"swap": 0.0, "encoder": f"{__name__}:planar_encoder"},
+    ],
+)
+def test_penalties_are_measured_from_the_start_and_set_in_after_the_warm_up(change: Any, tmp_path: Path) -> None:
+    path = _crops(tmp_path, (1, 24, 24))
+    config = replace(CONFIG, **{"regulariser": "gradcamo", "regulariser_after": 2, **change})
+    curves = [_train(path, replace(config, regulariser_weight=w), tmp_path).curves for w in (1.0, 0.0, 1.0)]
+    assert curves[0] == curves[2], "draws follow from the seed"
+    assert len(curves[0]["train_penalty"]) == 4 and max(curves[0]["train_penalty"]) > 0
+    same = [one == two for one, two in zip(*(curve["train_penalty"] for curve in curves[:2]), strict=True)]
+    # The first step after the warm-up begins from the same weights, so an epoch's mean is another from there on.
+    assert same == [epoch < config.regulariser_after for epoch in range(4)]
+
+
+def test_early_stopping_needs_validation_crops(tmp_path: Path) -> None:
+    field = open_crops(_crops(tmp_path))
+    train, none = (CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(n)}, field.channels) for n in (8, 0))
+    with pytest.raises(GradcamoError, match="validation crops"):
+        train_encoder(train, none, ["a", "b"], TrainingConfig(patience=1), work=tmp_path)
+    result = train_encoder(train, none, ["a", "b"], TrainingConfig(epochs=1), work=tmp_path, progress=False)
+    assert set(result.curves) == {"train_loss", "train_accuracy"}
+    if not torch.cuda.is_available():
+        with pytest.raises(GradcamoError, match="GPU"):
+            train_encoder(train, none, ["a", "b"], TrainingConfig(precision="float16"), work=tmp_path)
