@@ -27,6 +27,7 @@ from gradcamo_assets.plates import (
     still_current,
 )
 from gradcamo_assets.plates.omezarr import image_version
+from gradcamo_assets.storage import move
 from gradcamo_assets_tests.plates.formats.exports import some_pixels, write_metaxpress, write_operetta
 from gradcamo_assets_tests.plates.test_hcs import foreign_plate
 
