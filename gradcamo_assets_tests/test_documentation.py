@@ -28,11 +28,9 @@ from gradcamo_assets_tests.tables.rows import filled
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
-PAGES = sorted(
-    path
-    for path in REPOSITORY.rglob("*.md")
-    if not {part for part in path.relative_to(REPOSITORY).parts if part.startswith(".") or part in ("data", "site")}
-)
+OTHERS = ("build", "data", "dist", "site")
+FOLDERS = [path for path in REPOSITORY.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in OTHERS]
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(page for folder in FOLDERS for page in folder.rglob("*.md"))])
 SHOWN = [path for path in PAGES if path.parent in (REPOSITORY, DOCS, DOCS / "reference")]
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -174,6 +172,14 @@ def test_the_commands_page_has_every_option() -> None:
         for parameter in command.params:
             options = [option for option in parameter.opts if option.startswith("--")]
             assert all(option in section for option in options), name
+
+
+def test_the_operations_page_has_every_schedule_and_sensor() -> None:
+    from gradcamo_assets.definitions import defs
+
+    page = (DOCS / "operations.md").read_text()
+    for automation in [*(defs.schedules or ()), *(defs.sensors or ())]:
+        assert f"| `{automation.name}` |" in page
 
 
 @pytest.mark.parametrize("block", each("sql"))
