@@ -17,7 +17,7 @@ from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.unfinished_runs import announced
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.plates import Field, Plate, known_plate, read_field, read_label, read_label_table
+from gradcamo_assets.plates import Field, Plate, read_field, read_label, read_label_table, read_plate_record
 from gradcamo_assets.provenance import Provenance, digest
 from gradcamo_assets.segmentation import read_masks
 from gradcamo_assets.segmentation.cell_quality import field_verdict, judged, over_split
@@ -152,7 +152,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     settings = platform.settings
     config = settings.crops
     plate, fields, segmented, _ = _segmented(platform, plate_name, site)
-    record = known_plate(home.plates, plate_name) or {}
+    record = read_plate_record(home.plates, plate_name) or {}
     center, scale = ([float(record["statistics"][name][key]) for name in plate.channels] for key in ("center", "scale"))
     made_from = lake.version_of("cell_versions", plate=plate_name, site=site)
     if made_from is None:
