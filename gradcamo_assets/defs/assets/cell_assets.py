@@ -20,7 +20,7 @@ from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.plates import Field, Plate, read_field, read_label, read_label_table, read_plate_record
 from gradcamo_assets.provenance import Provenance, digest
 from gradcamo_assets.segmentation import read_masks
-from gradcamo_assets.segmentation.cell_quality import field_verdict, judged, over_split
+from gradcamo_assets.segmentation.cell_quality import add_quality_flags, judge_fields, over_split_share
 from gradcamo_assets.tables import lake_table
 
 _CODE = "1"
@@ -88,12 +88,12 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
 
     outcome = for_each_field(context, fields, tabulate)
     frames = outcome.done
-    table = judged(pl.concat(frames.values(), how="vertical_relaxed"), qc, plate.channels)
+    table = add_quality_flags(pl.concat(frames.values(), how="vertical_relaxed"), qc, plate.channels)
     usual = number(table["volume_voxels"].median())
     counts = [len(frame) for frame in frames.values()]
-    split = [over_split(frame, usual) for frame in frames.values()]
+    split = [over_split_share(frame, usual) for frame in frames.values()]
     filled = [segmented[well]["foreground_share"] for well in frames]
-    verdicts = dict(zip(frames, field_verdict(counts, filled, split, qc), strict=True))
+    verdicts = dict(zip(frames, judge_fields(counts, filled, split, qc), strict=True))
     unusable = {well: verdict.unusable for well, verdict in verdicts.items() if verdict.unusable}
     warnings = {well: verdict.warning for well, verdict in verdicts.items() if verdict.warning}
     reason = pl.format("unusable masks: {}", pl.col("Metadata_Well").replace_strict(unusable, default=None))
