@@ -23,8 +23,8 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from gradcamo_assets.plates import ingest_plate, known_plates
-from gradcamo_assets.plates.companions import source_signature
+from gradcamo_assets.plates import ingest_plate, list_known_plates
+from gradcamo_assets.plates.companions import compute_signature
 from gradcamo_assets.plates.inbox import InboxConfig, list_inbox, plate_states
 from gradcamo_assets.plates.omezarr_writer import create_field
 from gradcamo_assets.plates.plate_records import mark_known
@@ -121,9 +121,9 @@ def a_night(scratch: Path, plates: int, files: int) -> float:
             # Links to one empty file: a look at each costs as much, and the disk has the room.
             os.link("plate.HTD", f"plate_A01_s{file}_w1.tif", src_dir_fd=at, dst_dir_fd=at)
         os.close(at)
-        mark_known(home, folder.name, source_signature(folder))
+        mark_known(home, folder.name, compute_signature(folder))
     begun, settings = time.perf_counter(), InboxConfig()
-    known = known_plates(home)
+    known = list_known_plates(home)
     states = plate_states(list_inbox(inbox, settings, known), known, {}, {}, datetime.now(UTC), settings)
     seconds = time.perf_counter() - begun
     assert {state.state for state in states} == {"known"} and len(states) == plates

@@ -39,8 +39,8 @@ from benchmarks.segmentation_fields import (
 )
 from gradcamo_assets.segmentation import Masks, Segmenter, SegmenterConfig
 from gradcamo_assets.segmentation.compact_network import CompactNetwork
-from gradcamo_assets.segmentation.intensities import combined, find_channels
-from gradcamo_assets.segmentation.masks import overlaps, stitched, without_specks
+from gradcamo_assets.segmentation.intensities import combine_stains, find_channels
+from gradcamo_assets.segmentation.masks import count_overlaps, remove_small_objects, stitch_slices
 from gradcamo_assets.synthetic import SyntheticPlate, render_field
 
 EASY_VOXELS = (1.0, 0.5, 0.5)
@@ -50,7 +50,7 @@ EASY = ((0, (12, 160, 160), 10), (1, (12, 160, 160), 10), (2, (16, 256, 256), 28
 
 def average_precision(predicted: np.ndarray, truth: np.ndarray, iou: float = 0.5) -> float:
     """TP / (TP + FP + FN) of two label arrays of one shape; 1 where both are empty."""
-    first, second, shared = overlaps(predicted, truth)
+    first, second, shared = count_overlaps(predicted, truth)
     sizes, true_sizes = np.bincount(predicted.ravel()), np.bincount(truth.ravel())
     good = shared >= iou * (sizes[first] + true_sizes[second] - shared)
     edges = coo_matrix((np.ones(good.sum(), bool), (first[good], second[good])), (len(sizes), len(true_sizes)))
@@ -89,18 +89,18 @@ def watershed_masks(made: Field) -> Masks:
     peaks = peak_local_max(gaussian(distance, sigma), min_distance=apart, threshold_abs=0.1, exclude_border=False)
     markers = np.zeros(inside.shape, np.int32)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    nuclei = without_specks(watershed(-distance, markers, mask=inside), LEAST_NUCLEUS)
+    nuclei = remove_small_objects(watershed(-distance, markers, mask=inside), LEAST_NUCLEUS)
     if stains:
-        smooth = gaussian(combined([made.image[k] for k in stains]), sigma)
+        smooth = gaussian(combine_stains([made.image[k] for k in stains]), sigma)
     body = (smooth > threshold_otsu(smooth)) | (nuclei > 0)
     depth = ndi.distance_transform_edt(body, sampling=made.voxel_size)
-    return Masks(without_specks(watershed(-depth, nuclei.astype(np.int32), mask=body), LEAST_CELL), nuclei)
+    return Masks(remove_small_objects(watershed(-depth, nuclei.astype(np.int32), mask=body), LEAST_CELL), nuclei)
 
 
 def ceiling_masks(made: Field) -> Masks:
     """The true masks, slice by slice turned into flows, by Cellpose's dynamics into masks, and stitched."""
     least = {"cells": LEAST_CELL, "nuclei": LEAST_NUCLEUS}
-    return Masks(**{which: without_specks(stitched(_from_flows(getattr(made, which)), 0.25), least[which])
+    return Masks(**{which: remove_small_objects(stitch_slices(_from_flows(getattr(made, which)), 0.25), least[which])
                     for which in least})  # fmt: skip
 
 

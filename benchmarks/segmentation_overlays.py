@@ -19,7 +19,7 @@ from scipy import ndimage as ndi
 
 from benchmarks.segmentation_fields import hard_field
 from gradcamo_assets.segmentation import Masks, Segmenter, SegmenterConfig
-from gradcamo_assets.segmentation.intensities import combined, find_channels
+from gradcamo_assets.segmentation.intensities import combine_stains, find_channels
 
 Case = tuple[str, np.ndarray, tuple[str, ...], tuple[float, float, float], SegmenterConfig]
 
@@ -45,8 +45,8 @@ def cases(data: Path) -> Iterator[Case]:
 def overlay(image: np.ndarray, channels: tuple[str, ...], masks: Masks, cut: tuple[int | slice, ...]) -> np.ndarray:
     """A plane of (Z, Y, X) as RGB: stains grey, DNA bluish, outlines of cells yellow and of nuclei red."""
     nuclear, stains = find_channels(channels, None, None)
-    nucleus = combined([image[nuclear]])[cut].clip(0, 1)
-    cytoplasm = combined([image[k] for k in stains] or [image[nuclear]])[cut].clip(0, 1)
+    nucleus = combine_stains([image[nuclear]])[cut].clip(0, 1)
+    cytoplasm = combine_stains([image[k] for k in stains] or [image[nuclear]])[cut].clip(0, 1)
     picture = np.stack([0.8 * cytoplasm, 0.8 * cytoplasm + 0.1 * nucleus, 0.6 * cytoplasm + 0.5 * nucleus], -1).clip(
         0, 1
     )

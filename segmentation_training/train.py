@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gradcamo_assets.cells.cell_table import match_labels
 from gradcamo_assets.segmentation.compact_network import INPUTS, CompactNetwork
-from gradcamo_assets.segmentation.intensities import combined
+from gradcamo_assets.segmentation.intensities import combine_stains
 from segmentation_training.images import training_image
 
 HELD_OUT = 500_000
@@ -46,8 +46,8 @@ def _sample(seed: int) -> _Sample:
     torch.set_num_threads(1)
     image, rng = training_image(seed), np.random.default_rng([seed, 1])
     middle = len(image.nucleus) // 2
-    nucleus = dna = combined([image.nucleus])[middle]
-    cytoplasm, cells = combined(image.cytoplasm)[middle], image.cells
+    nucleus = dna = combine_stains([image.nucleus])[middle]
+    cytoplasm, cells = combine_stains(image.cytoplasm)[middle], image.cells
     if (case := rng.random()) < 0.09:
         # Where nothing fills the cells (the stain failed, or the nucleus stands in for it), a cell is its nucleus.
         cytoplasm, cells = nucleus if case < 0.05 else rng.normal(0, 0.08, nucleus.shape), image.nuclei
@@ -180,7 +180,7 @@ def train(which: str, steps: int, seed: int, out: Path, pool: list[_Sample], kep
     state = {name: value.half().contiguous() for name, value in network.state_dict().items()}
     save_file(state, path, metadata={"which": which, "steps": str(steps), "seed": str(seed)})
     means = [round(float(np.mean(part)), 3) for part in np.array_split(curve, max(1, steps // 100))]
-    ap50 = accuracy(which, network.fused(), kept)
+    ap50 = accuracy(which, network.fold_batch_norm(), kept)
     report = {"steps": steps, "images": len(pool), "seed": seed, "ap50": ap50, "required": REQUIRED[which],
               "loss_every_100_steps": means}  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

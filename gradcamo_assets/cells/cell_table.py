@@ -12,7 +12,7 @@ import polars as pl
 from scipy import ndimage as ndi
 
 from gradcamo_assets.segmentation import shapes
-from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, overlaps
+from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, count_overlaps
 
 CELL_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "label": pl.Int32,
@@ -70,11 +70,11 @@ def cell_table(
     columns["touches_xy_border"] = touches[:, 1] | touches[:, 2]
     columns["touches_z_border"] = touches[:, 0] & (cells.shape[0] > 1)
     flat = len(cells) == 1
-    outlines = shapes.outlines(cells, voxel_size)
+    outlines = shapes.measure_outlines(cells, voxel_size)
     size = volume * float(np.prod(voxel_size[1:] if flat else voxel_size))
     columns["sphericity"] = shapes.sphericity(size, outlines.surface[labels], flat)
     columns["solidity"] = shapes.solidity(volume, outlines.corners)
-    gaps = shapes.nearest(cells, boxes, labels, ~outlines.touching[labels], voxel_size)
+    gaps = shapes.distance_to_nearest(cells, boxes, labels, ~outlines.touching[labels], voxel_size)
     several = pl.col("n_nuclei")
     return (
         pl.DataFrame(columns)
@@ -124,7 +124,7 @@ def _sums(
 
 def _pairs(first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> pl.DataFrame:
     """Labels that share voxels, and how many (``shared``). Slice by slice: a whole field's pairs fill the memory."""
-    parts = (overlaps(one[None], other[None]) for one, other in zip(first, second, strict=True))
+    parts = (count_overlaps(one[None], other[None]) for one, other in zip(first, second, strict=True))
     frames = [pl.DataFrame(dict(zip((*names, "shared"), part, strict=True))) for part in parts]
     return pl.concat(frames).group_by(names).agg(pl.col("shared").sum())
 

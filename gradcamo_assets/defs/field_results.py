@@ -8,7 +8,7 @@ from typing import Any
 
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
-from gradcamo_assets.plates import Field, Plate, field_version, still_current
+from gradcamo_assets.plates import Field, Plate, field_version, is_current
 from gradcamo_assets.provenance import digest
 
 FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
@@ -45,7 +45,7 @@ def check_pixels(home: Home, plate: Plate, field: Field, made_from: str | None =
     Raises:
         GradcamoError: where the plate was taken in again meanwhile, or they have another version.
     """
-    if not still_current(home.plates, plate) or made_from not in (None, field_version(plate, field)):
+    if not is_current(home.plates, plate) or made_from not in (None, field_version(plate, field)):
         raise GradcamoError(
             "the plate was taken in again since this field was segmented", "Launch process_fields again.",
             plate=plate.name, well=field.well, site=field.site,

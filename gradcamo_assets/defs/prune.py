@@ -18,7 +18,7 @@ from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
 from gradcamo_assets.names import plate_name
 from gradcamo_assets.plates import list_inbox
-from gradcamo_assets.plates.plate_records import ENDINGS, known_files
+from gradcamo_assets.plates.plate_records import PLATE_FILE_ENDINGS, known_markers
 from gradcamo_assets.plates.staging import Staging
 from gradcamo_assets.storage import children, read_json, remove
 from gradcamo_assets.tables import LAKE_TABLES, Lake
@@ -137,9 +137,10 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
             for run in rows.filter(Metadata_Plate=plate)["model_run"].unique().sort():
                 others = rows.filter(pl.col("Metadata_Plate").ne_missing(plate), model_run=run)
                 edits.append((table.name, {"model_run": run}, others))
-    files = [f"{plate}{ending}" for ending in (*ENDINGS, ".zarr")] + [Staging(home.plates, plate).folder.name]
+    files = [f"{plate}{ending}" for ending in (*PLATE_FILE_ENDINGS, ".zarr")]
+    files.append(Staging(home.plates, plate).folder.name)
     paths = [
-        *known_files(home.plates, plate), *_there([home.plates], *files),
+        *known_markers(home.plates, plate), *_there([home.plates], *files),
         *_there([home.plates / "failures"], f"{plate}.json"),
         *_there([home.masks, home.crops, home.reports, home.exports, *children(home.fitted, "*/sphering")], plate),
     ]  # fmt: skip

@@ -1,26 +1,26 @@
-"""What a plate is: OME-Zarr HCS plates, plate maps, image quality, ingestion, and the inbox.
+"""Plates: OME-Zarr HCS plates, plate maps, image quality, ingestion, and the inbox.
 
-Nothing here knows segmentation, crops, models or Dagster.
+This package does not import segmentation, crops, models or Dagster.
 """
 
 from gradcamo_assets.plates.inbox import InboxConfig, PlateState, list_inbox, plate_states
-from gradcamo_assets.plates.ingest import IngestConfig, Ingested, ingest_plate
+from gradcamo_assets.plates.ingest import IngestConfig, IngestedPlate, ingest_plate
 from gradcamo_assets.plates.omezarr import Field, Plate, field_version, open_plate, read_field, read_label
-from gradcamo_assets.plates.plate_records import known_plate, known_plates, load_plate, still_current
+from gradcamo_assets.plates.plate_records import is_current, list_known_plates, load_plate, read_plate_record
 from gradcamo_assets.plates.platemap import read_label_table, read_plate_map, treatment_class
 
 __all__ = [
     "Field",
     "InboxConfig",
     "IngestConfig",
-    "Ingested",
+    "IngestedPlate",
     "Plate",
     "PlateState",
     "field_version",
     "ingest_plate",
-    "known_plate",
-    "known_plates",
+    "is_current",
     "list_inbox",
+    "list_known_plates",
     "load_plate",
     "open_plate",
     "plate_states",
@@ -28,6 +28,6 @@ __all__ = [
     "read_label",
     "read_label_table",
     "read_plate_map",
-    "still_current",
+    "read_plate_record",
     "treatment_class",
 ]

@@ -1,7 +1,7 @@
-"""Attempts to ingest a plate that did not succeed, and what is kept of them.
+"""Record failed attempts to ingest a plate.
 
-One file a plate, ``<plates>/failures/<name>.json``. It counts for one signature of the plate: mended, the plate starts
-anew.
+Each plate has one file, ``<plates>/failures/<name>.json``. It applies to one signature of the plate: when the plate
+changes, counting starts again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.names import plate_name
-from gradcamo_assets.plates.plate_records import home_of
+from gradcamo_assets.plates.plate_records import home_folder
 from gradcamo_assets.plates.staging import ingestion_lock
 from gradcamo_assets.retries import NextTry, next_try
 from gradcamo_assets.storage import children, read_bytes, remove, write_json
@@ -25,19 +25,24 @@ from gradcamo_assets.storage import children, read_bytes, remove, write_json
 
 @dataclass(frozen=True)
 class Attempt:
-    """When it failed, and why. No reason: when it was begun; it goes on, or was killed before it could say why."""
+    """One attempt at ingestion.
+
+    Attributes:
+        at: when the attempt failed, or when it started if ``reason`` is None.
+        reason: why it failed. None if the attempt is still running or was killed.
+    """
 
     at: AwareDatetime
     reason: str | None
 
     def __str__(self) -> str:
-        what = "was begun and ended without a word" if self.reason is None else f"failed ({self.reason})"
-        return f"{self.at:%Y-%m-%d %H:%M} UTC {what}"
+        result = "stopped without an error message" if self.reason is None else f"failed ({self.reason})"
+        return f"attempt at {self.at:%Y-%m-%d %H:%M} UTC {result}"
 
 
 @dataclass(frozen=True)
 class Failures:
-    """The attempts at one signature of a plate, oldest first; ``retries``: how often they were forgotten on request."""
+    """The attempts at one signature of a plate, oldest first. ``retries`` counts how often a user reset them."""
 
     signature: str
     attempts: tuple[Attempt, ...] = ()
@@ -45,11 +50,11 @@ class Failures:
 
     @property
     def last(self) -> Attempt:
-        """The latest attempt; there must be one."""
+        """The latest attempt; there must be at least one."""
         return self.attempts[-1]
 
     def next_try(self, now: datetime) -> NextTry:
-        """When the plate is tried again, if no attempt is going on."""
+        """When to try the plate again, provided that no attempt is running."""
         return next_try([attempt.at for attempt in self.attempts], now)
 
 
@@ -57,57 +62,57 @@ _STORED = TypeAdapter(Failures)
 
 
 def read_failures(plates: Path) -> dict[str, Failures]:
-    """What is kept of every plate that failed, by name. A file that cannot be read counts as none: the plate is tried
-    again."""
-    found = {path.stem: _read(path) for path in children(plates / "failures", "*.json")}
-    return {name: failures for name, failures in found.items() if failures is not None}
+    """The failures of every plate that has any, by name. An unreadable file is ignored, so its plate is tried again."""
+    failures = {path.stem: _read(path) for path in children(plates / "failures", "*.json")}
+    return {name: failed for name, failed in failures.items() if failed is not None}
 
 
 def forget_failures(plates: Path, name: str) -> None:
-    """Try a plate again at the next opportunity."""
-    if failures := _read(file := _file(plates, name)):
-        _write(file, replace(failures, attempts=(), retries=failures.retries + 1))
+    """Reset the failures of a plate, so that it is tried again at the next opportunity."""
+    path = _failures_file(plates, name)
+    if failures := _read(path):
+        _write(path, replace(failures, attempts=(), retries=failures.retries + 1))
 
 
 @contextmanager
-def attempt(plates: Path, name: str, signature: str, now: datetime | None = None) -> Iterator[None]:
-    """Keep the attempt to ingest a plate; forget all where it succeeds.
+def recorded_attempt(plates: Path, name: str, signature: str, now: datetime | None = None) -> Iterator[None]:
+    """Record an attempt to ingest a plate; remove the record of all attempts if it succeeds.
 
-    It is written down before it begins, so that one that is killed counts too, and the plate is locked until it ends,
-    so that one that goes on is known.
+    The attempt is recorded before it starts, so that a killed one counts too. The plate is locked until the attempt
+    ends, which shows others that it is running.
 
     Raises:
-        PlateError: where another process is ingesting this plate; that is no attempt.
+        PlateError: another process is ingesting this plate. This does not count as an attempt.
     """
-    file = _file(plates, name)
+    path = _failures_file(plates, name)
     with ingestion_lock(plates, name):
-        earlier = _read(file)
+        earlier = _read(path)
         if earlier is None or earlier.signature != signature:
             earlier = Failures(signature)
 
-        def note(reason: str | None) -> None:
-            _write(file, replace(earlier, attempts=(*earlier.attempts, Attempt(now or datetime.now(UTC), reason))))
+        def record(reason: str | None) -> None:
+            _write(path, replace(earlier, attempts=(*earlier.attempts, Attempt(now or datetime.now(UTC), reason))))
 
-        note(None)
+        record(None)
         try:
             yield
         except Exception as error:
             text = str(error) if isinstance(error, GradcamoError) else f"{type(error).__name__}: {error}"
-            note(" ".join(text.split()).replace(f"{home_of(plates)}/", ""))
+            record(" ".join(text.split()).replace(f"{home_folder(plates)}/", ""))
             raise
-        remove(file)
+        remove(path)
 
 
-def _file(plates: Path, name: str) -> Path:
+def _failures_file(plates: Path, name: str) -> Path:
     return plates / "failures" / f"{plate_name(name)}.json"
 
 
-def _write(file: Path, failures: Failures) -> None:
-    write_json(file, _STORED.dump_python(failures, mode="json"))
+def _write(path: Path, failures: Failures) -> None:
+    write_json(path, _STORED.dump_python(failures, mode="json"))
 
 
-def _read(file: Path) -> Failures | None:
+def _read(path: Path) -> Failures | None:
     try:
-        return _STORED.validate_json(read_bytes(file) or b"")
+        return _STORED.validate_json(read_bytes(path) or b"")
     except (OSError, ValidationError):
         return None

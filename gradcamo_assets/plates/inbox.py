@@ -1,4 +1,4 @@
-"""What lies in the inbox, what of it is to be ingested, and whether it changed. Nothing here ingests."""
+"""List the plates in the inbox and decide the state of each: which to ingest, which to leave, and why."""
 
 from __future__ import annotations
 
@@ -15,39 +15,43 @@ from pathlib import Path
 from typing import Literal
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.plates.companions import walk
+from gradcamo_assets.plates.companions import scan_source
 from gradcamo_assets.plates.failures import Failures
-from gradcamo_assets.plates.formats import format_of
-from gradcamo_assets.plates.omezarr import name_of
+from gradcamo_assets.plates.formats import detect_format
+from gradcamo_assets.plates.omezarr import plate_name_of
 from gradcamo_assets.settings import Amount, section, setting
 
 State = Literal["ready", "copying", "ingesting", "known", "changed", "waiting", "quarantined", "unreadable"]
 Depth = Literal["new", "names", "contents"]
-"""How closely plates that are known are looked at: not at all, at the names and sizes of their files, or into these."""
-_NO_PLATES = ("platemap", "platemaps", "metadata")
-_LARGEST_METADATA = 50_000_000
+"""How to check known plates for changes: not at all, by the names and sizes of their files, or by contents too."""
+_EXCLUDED_FOLDERS = ("platemap", "platemaps", "metadata")
+_MAX_METADATA_BYTES = 50_000_000
 
 
 @section
 class InboxConfig:
     """When a plate counts as complete: section ``[inbox]`` of ``gradcamo.toml``."""
 
-    settle_seconds: Amount = setting(120.0, "Seconds in which nothing of it has changed.")
+    settle_seconds: Amount = setting(120.0, "Seconds without any change after which a plate is complete.")
     marker: str | None = setting(
         None,
-        "Name of a file that says so instead, in the plate's folder, or beside it as <plate>.<marker>.",
+        "Name of a file that marks a plate as complete instead: in the plate's folder, or beside it as "
+        "<plate>.<marker>.",
         max_length=128,
         pattern=r"^[A-Za-z0-9](\.?[A-Za-z0-9_-])*$",
     )
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen of a plate folder.
+class FolderSnapshot:
+    """The content of a plate folder at one moment.
 
-    ``signature``: as ``source_signature`` gives it, without contents where a known plate's names or sizes changed, and
-    empty where files vanished under the look. ``newest``: when any of it changed last, in seconds since 1970 (0 where
-    the plate is as it was ingested). ``problem``: why it cannot be listed.
+    Attributes:
+        signature: as from ``compute_signature``. It lacks the contents if names or sizes of a known plate changed, and
+            is empty if files vanished during the scan.
+        newest: time of the latest change, in seconds since 1970 (0 if a known plate is unchanged).
+        marked: whether the completion marker exists.
+        problem: why the folder cannot be listed, or None.
     """
 
     signature: str = ""
@@ -57,13 +61,13 @@ class Look:
 
     @property
     def token(self) -> str:
-        """What is equal at two looks between which nothing changed."""
+        """Equal in two snapshots if nothing changed between them."""
         return f"{self.signature} {self.newest}"
 
 
 @dataclass(frozen=True)
 class PlateState:
-    """One folder of the inbox and what is to become of it. ``reason`` is for people, empty where there is none."""
+    """One folder of the inbox and its state. ``reason`` is written for people and may be empty."""
 
     name: str
     path: Path
@@ -72,85 +76,89 @@ class PlateState:
 
 
 def plate_states(
-    found: Mapping[Path, Look | None],
+    snapshots: Mapping[Path, FolderSnapshot | None],
     known: Mapping[str, str],
     failures: Mapping[str, Failures],
-    before: Mapping[str, tuple[str, float]],
+    previous: Mapping[str, tuple[str, float]],
     now: datetime,
     settings: InboxConfig,
     ingesting: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[PlateState]:
-    """One state for each folder found, sorted by name: what is there, less what is known, less what has to wait.
+    """Decide the state of each folder in the inbox; sorted by name.
+
+    Two folders that give the same plate name are both rejected. A plate that changed after ingestion is ingested again
+    only on request, because results computed from it would no longer match it.
 
     Args:
-        found: as ``list_inbox`` gives it.
-        known: signature of every ingested plate by name.
-        failures: attempts that did not succeed, by name; those of another signature do not count.
-        before: ``Look.token`` at the previous look and since when (seconds since 1970) it has been that, by name.
+        snapshots: as from ``list_inbox``.
+        known: signature of every ingested plate, by name.
+        failures: failed attempts, by name. Attempts at another signature do not count.
+        previous: by name, ``FolderSnapshot.token`` at the previous check and the time (seconds since 1970) since which
+            it has not changed.
         now: with a time zone.
-        ingesting: fields done, and of how many, by name of each plate that a process is taking in.
-
-    Two plates of one name are both held back. A plate that changed after ingestion is taken in again on request only:
-    what was computed from it would silently lose its ground.
+        ingesting: ingested fields and all fields of each plate that a process is ingesting now, by name.
     """
-    names = plate_names(found)
-    shared = Counter(name for path, name in names.items() if isinstance(name, str) and found[path] is not None)
+    names = plate_names(snapshots)
+    name_counts = Counter(name for path, name in names.items() if isinstance(name, str) and snapshots[path] is not None)
 
-    def state_of(path: Path, name: str, look: Look | None) -> tuple[State, str]:
-        if look is None:
-            return "unreadable", "no format that is read: neither an OME-Zarr plate nor an export of a known microscope"
-        if shared[name] > 1:
-            folders = " and ".join(sorted(other.name for other, its in names.items() if its == name and found[other]))
-            return "unreadable", f"{shared[name]} folders have this name: {folders}. Rename or remove all but one."
-        if look.problem is not None:
-            return "unreadable", look.problem
+    def decide(path: Path, name: str, snapshot: FolderSnapshot | None) -> tuple[State, str]:
+        if snapshot is None:
+            return "unreadable", "unknown format: neither an OME-Zarr plate nor an export of a supported microscope"
+        if name_counts[name] > 1:
+            same_name = sorted(other.name for other, its in names.items() if its == name and snapshots[other])
+            folders = " and ".join(same_name)
+            return "unreadable", f"{len(same_name)} folders give this plate name: {folders}. Rename or remove one."
+        if snapshot.problem is not None:
+            return "unreadable", snapshot.problem
         failed = failures.get(name)
-        if failed is not None and (failed.signature != look.signature or not failed.attempts):
+        if failed is not None and (failed.signature != snapshot.signature or not failed.attempts):
             failed = None
         if ingesting and name in ingesting:
-            done, of = ingesting[name]
-            begun = f" since {failed.last.at:%Y-%m-%d %H:%M} UTC" if failed and failed.last.reason is None else ""
-            return "ingesting", f"a run takes it in{begun}{f', {done} of {of} fields are done' if of else ''}"
-        if name in known and known[name] != look.signature:
-            tried = f" The last attempt: {failed.last}." if failed else ""
-            return "changed", f"it changed after ingestion. To take it in again, materialise its plate_images.{tried}"
+            done, total = ingesting[name]
+            start = f" since {failed.last.at:%Y-%m-%d %H:%M} UTC" if failed and failed.last.reason is None else ""
+            return "ingesting", f"a run is ingesting it{start}{f', {done} of {total} fields are done' if total else ''}"
+        if name in known and known[name] != snapshot.signature:
+            last = f" The last {failed.last}." if failed else ""
+            return "changed", f"it changed after ingestion. To ingest it again, materialise its plate_images.{last}"
         if name in known and not failed:
             return "known", ""
-        if failed is not None and not (then := failed.next_try(now)).due:
-            if then.at is None:
-                told = f"failed {len(failed.attempts)} times, the last time {failed.last}"
-                return "quarantined", f"{told}. gradcamo inbox --retry {name} forgets the failures."
-            return "waiting", f"{failed.last}; next try at {then.at:%Y-%m-%d %H:%M} UTC"
-        return _complete(look, before.get(name), now, settings)
+        if failed is not None and not (retry := failed.next_try(now)).due:
+            if retry.at is None:
+                count = f"it failed {len(failed.attempts)} times; the last {failed.last}"
+                return "quarantined", f"{count}. To try again: gradcamo inbox --retry {name}"
+            return "waiting", f"{failed.last}; next try at {retry.at:%Y-%m-%d %H:%M} UTC"
+        return _decide_completeness(snapshot, previous.get(name), now, settings)
 
     states = [
         PlateState(path.name, path, "unreadable", f"{name.problem}. {name.remedy}")
         if isinstance(name, PlateError)
-        else PlateState(name, path, *state_of(path, name, found[path]))
+        else PlateState(name, path, *decide(path, name, snapshots[path]))
         for path, name in names.items()
     ]
     return sorted(states, key=lambda state: (state.name, state.path))
 
 
-def _complete(look: Look, before: tuple[str, float] | None, now: datetime, settings: InboxConfig) -> tuple[State, str]:
-    if not look.signature:
-        return "copying", "it is changing at this moment"
+def _decide_completeness(
+    snapshot: FolderSnapshot, previous: tuple[str, float] | None, now: datetime, settings: InboxConfig
+) -> tuple[State, str]:
+    if not snapshot.signature:
+        return "copying", "its files changed during the check"
     if settings.marker is not None:
-        return ("ready", "") if look.marked else ("copying", f"waits for its marker {settings.marker}")
-    age = now.timestamp() - look.newest
-    # Where the clock of a share runs ahead of ours, or ours was set back, only looks of our own can tell.
-    unchanged = now.timestamp() - before[1] if before is not None and before[0] == look.token else 0
+        return ("ready", "") if snapshot.marked else ("copying", f"waiting for its marker {settings.marker}")
+    age = now.timestamp() - snapshot.newest
+    # If the clock of a share runs ahead, or ours was set back, only two of our own checks show that nothing changes.
+    unchanged = now.timestamp() - previous[1] if previous is not None and previous[0] == snapshot.token else 0
     if max(age, unchanged) >= settings.settle_seconds:
         return "ready", ""
-    return "copying", f"changed {max(age, 0):.0f} s ago; waits until nothing has for {settings.settle_seconds:g} s"
+    return "copying", f"changed {max(age, 0):.0f} s ago; ready after {settings.settle_seconds:g} s without change"
 
 
-def plate_names(found: Iterable[Path]) -> dict[Path, str | PlateError]:
-    """The plate that each folder of the inbox is by its name, or why it is none."""
+def plate_names(folders: Iterable[Path]) -> dict[Path, str | PlateError]:
+    """The plate name of each folder of the inbox, or the error of its name."""
     names: dict[Path, str | PlateError] = {}
-    for path in found:
+    for path in folders:
         try:
-            names[path] = name_of(path)
+            names[path] = plate_name_of(path)
         except PlateError as error:
             names[path] = error
     return names
@@ -163,55 +171,60 @@ def list_inbox(
     depth: Depth = "new",
     *,
     only: str | None = None,
-) -> dict[Path, Look | None]:
-    """The folders directly in ``inbox``, each as it looks now; None where it is no plate in a format that is read.
+) -> dict[Path, FolderSnapshot | None]:
+    """Take a snapshot of each folder in ``inbox``; None for folders that are no plate in a supported format.
 
-    Names that begin with a dot are skipped, and folders of plate maps or metadata.
+    Hidden folders and folders of plate maps or metadata are skipped.
 
     Args:
-        known: signature of ingested plates by name.
-        depth: how closely these are looked at; what is not looked at is taken to be as it was.
-        only: a plate's name, to look at no other.
+        known: signature of ingested plates, by name.
+        depth: how to check known plates. What is not checked is assumed unchanged.
+        only: a plate name; other plates are skipped.
 
     Raises:
-        PlateError: where the inbox cannot be listed; an inbox out of reach is never an empty one. A single plate that
-            cannot be listed has a ``problem``.
+        PlateError: the inbox cannot be listed. An unavailable inbox never counts as empty. If a single plate cannot be
+            listed, its snapshot has a ``problem``.
     """
     settings, known = settings or InboxConfig(), known or {}
     try:
         with os.scandir(inbox) as listing:
             folders = [entry.name for entry in listing if entry.is_dir() and not entry.name.startswith(".")]
     except OSError as error:
-        remedy = "Check that the folder is there and its disk is mounted."
+        remedy = "Check that the folder exists and its disk is mounted."
         raise PlateError(f"the inbox cannot be listed: {error.strerror}", remedy, path=inbox) from error
-    names = plate_names(inbox / folder for folder in sorted(folders) if folder.lower() not in _NO_PLATES)
-    shared = Counter(name for name in names.values() if isinstance(name, str))
-    found = {}
+    names = plate_names(inbox / folder for folder in sorted(folders) if folder.lower() not in _EXCLUDED_FOLDERS)
+    name_counts = Counter(name for name in names.values() if isinstance(name, str))
+    snapshots: dict[Path, FolderSnapshot | None] = {}
     for path, name in names.items():
+        if only not in (None, name):
+            continue
         signature = known.get(name) if isinstance(name, str) else None
-        if only in (None, name):
-            # Of two folders of one name, one may be no plate.
-            unlooked = signature is not None and depth == "new" and shared[str(name)] == 1
-            found[path] = Look(str(signature)) if unlooked else _look(path, signature, depth, settings)
-    return found
+        # If two folders have one name, one of them may not be a plate, so both are checked.
+        if signature is not None and depth == "new" and name_counts[str(name)] == 1:
+            snapshots[path] = FolderSnapshot(signature)
+        else:
+            snapshots[path] = _take_snapshot(path, signature, depth, settings)
+    return snapshots
 
 
-def _look(path: Path, signature: str | None, depth: Depth, settings: InboxConfig) -> Look | None:
-    """``signature``: what the plate had when it was ingested."""
+def _take_snapshot(path: Path, signature: str | None, depth: Depth, settings: InboxConfig) -> FolderSnapshot | None:
+    """``signature``: of the plate when it was ingested, or None."""
     try:
         if not _is_plate(path):
             return None
         if signature is not None and depth == "names":
-            seen, newest = walk(path, contents=False)
-            return Look(signature) if signature.startswith(seen) else Look(seen, newest)
-        seen, newest = walk(path)
-        beside = (path.with_name(f"{name}.{settings.marker}") for name in (name_of(path), path.name))
+            names_digest, newest = scan_source(path, contents=False)
+            if signature.startswith(names_digest):
+                return FolderSnapshot(signature)
+            return FolderSnapshot(names_digest, newest)
+        current, newest = scan_source(path)
+        beside = (path.with_name(f"{name}.{settings.marker}") for name in (plate_name_of(path), path.name))
         marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *beside))
-        return Look(seen, newest, marked)
+        return FolderSnapshot(current, newest, marked)
     except (GradcamoError, OSError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            return Look(newest=math.inf)
-        return Look(problem=str(error))
+            return FolderSnapshot(newest=math.inf)
+        return FolderSnapshot(problem=str(error))
 
 
 def _is_plate(path: Path) -> bool:
@@ -220,9 +233,9 @@ def _is_plate(path: Path) -> bool:
     for file in ("zarr.json", ".zattrs"):
         with suppress(OSError, ValueError, AttributeError, TypeError):
             info = (path / file).lstat()
-            if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST_METADATA:
+            if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_METADATA_BYTES:
                 continue
             metadata = json.loads((path / file).read_text())
             if "plate" in metadata.get("attributes", {}).get("ome", metadata):
                 return True
-    return format_of(path) is not None
+    return detect_format(path) is not None

@@ -1,4 +1,4 @@
-"""Taking in a plate: everything is checked where it lies, taken in field by field, and recorded at the very end."""
+"""Ingest a plate: check it where it lies, store it field by field, and record it last."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.names import natural_key
-from gradcamo_assets.plates.companions import LABELS_ENDING, companions, walk
-from gradcamo_assets.plates.formats import format_of
+from gradcamo_assets.plates.companions import LABELS_ENDING, find_companions, scan_source
+from gradcamo_assets.plates.formats import detect_format
 from gradcamo_assets.plates.illumination import estimate_illumination
 from gradcamo_assets.plates.image_quality import FieldMeter, center_and_scale, field_warnings
 from gradcamo_assets.plates.omezarr import Plate
@@ -26,38 +26,41 @@ from gradcamo_assets.plates.plate_records import (
     ILLUMINATION_ENDING,
     MAP_ENDING,
     RECORD_ENDING,
-    from_home,
-    home_of,
+    home_folder,
     load_plate,
+    path_from_home,
 )
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.sources import ExportSource, ZarrSource
-from gradcamo_assets.plates.staging import Staging, staged
+from gradcamo_assets.plates.staging import Staging, open_staging
 from gradcamo_assets.settings import section, setting
 
-_SAMPLED = 4_000_000
-"""Pixels a channel that count in a large plate's statistics."""
-_CODE = "2"
+_MAX_STATISTICS_SAMPLE = 4_000_000
+"""Pixels sampled from each channel of a large plate for its intensity statistics."""
+_CODE_VERSION = "2"
 
 
 @section
 class IngestConfig:
-    """How plates are taken in: section ``[plates]`` of ``gradcamo.toml``."""
+    """How to ingest plates: section ``[plates]`` of ``gradcamo.toml``."""
 
     ome_zarr: Literal["copy", "reference"] = setting(
-        "copy", "What becomes of an OME-Zarr plate: a copy, or a reference to where it lies, which must then stay."
+        "copy", "Copy OME-Zarr plates, or only refer to their folder, which must then stay where it is."
     )
-    illumination: bool = setting(False, "Take uneven illumination out of pixels that are read; it is estimated anyway.")
-    camera_offset: float = setting(0.0, "What the camera reads in the dark, in counts: no part of illumination.")
+    illumination: bool = setting(False, "Correct uneven illumination when pixels are read; it is always estimated.")
+    camera_offset: float = setting(0.0, "Camera counts in the dark; the illumination correction leaves them out.")
 
 
 @dataclass(frozen=True)
-class Ingested:
-    """A plate taken in: where it is now, its rows, its intensities, and what a person should know.
+class IngestedPlate:
+    """An ingested plate with its table rows, intensity statistics and problems.
 
-    ``fields_frame`` has bad fields too, with their reason in ``qc_flag``. ``statistics``: ``{channel: {"center",
-    "scale"}}`` in counts. ``illumination``: (C, y, x) around 1, or None where the plate has too few fields to tell.
-    ``source_problems``: of ``problems``, the export's.
+    Attributes:
+        fields_frame: rows of all fields; bad fields have their reason in ``qc_flag``.
+        statistics: ``{channel: {"center", "scale"}}`` in counts.
+        illumination: (C, y, x) with mean 1, or None if the plate has too few fields to estimate it.
+        problems: everything a user should know about the plate.
+        source_problems: the part of ``problems`` found in the export.
     """
 
     plate: Plate
@@ -74,52 +77,60 @@ def ingest_plate(
     source: Path,
     plates: Path,
     config: IngestConfig | None = None,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> Ingested:
-    """Check the plate ``source``, take it in as ``<plates>/<name>.zarr``, and record it in ``<plates>/<name>.json``.
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> IngestedPlate:
+    """Check the plate ``source``, store it as ``<plates>/<name>.zarr``, and record it in ``<plates>/<name>.json``.
 
-    OME-Zarr is copied (or referred to), every other format written as OME-Zarr 0.5; plate map and label table are kept
-    in the field's spelling. Bad fields are listed, good ones go on. A plate that is known already is replaced. Where an
-    ingestion of the same source was killed, its finished fields are not done again.
+    An OME-Zarr plate is copied or referred to; other formats are converted to OME-Zarr 0.5. The plate map and label
+    table are stored with standard column names. Bad fields are listed and the others ingested. A plate that is already
+    known is replaced. If an ingestion of the same source was interrupted, its finished fields are kept.
 
     Args:
-        progress: called with the number of fields done and of all fields.
+        progress: called with the number of finished fields and of all fields.
 
     Raises:
-        PlateError: no readable plate or field, a symbolic link, a plate that changes meanwhile. No record is left.
-        PlateMapError: a plate map or label table that cannot be understood.
+        PlateError: no readable plate or field, a symbolic link, or a plate that changes during ingestion. No record is
+            written.
+        PlateMapError: an invalid plate map or label table.
     """
     config = config or IngestConfig()
     source = source.absolute()
-    signature, newest = walk(source)
-    is_export = format_of(source) is not None
-    found = ExportSource(source) if is_export else ZarrSource(source, by_reference=config.ome_zarr == "reference")
-    plate, name = found.plate, found.plate.name
-    beside = companions(source)
-    if len(beside.maps) > 1:
-        problem = f"two plate maps, {beside.maps[0].name} and {beside.maps[1].name}"
+    signature, newest = scan_source(source)
+    plate_source: ZarrSource | ExportSource
+    if detect_format(source) is not None:
+        plate_source = ExportSource(source)
+    else:
+        plate_source = ZarrSource(source, by_reference=config.ome_zarr == "reference")
+    plate, name = plate_source.plate, plate_source.plate.name
+    companions = find_companions(source)
+    if len(companions.maps) > 1:
+        problem = f"it has two plate maps, {companions.maps[0].name} and {companions.maps[1].name}"
         raise PlateError(problem, "Keep one of them.", plate=name, path=source)
     wells = sorted({field.well for field in (*plate.fields, *plate.bad_fields)}, key=natural_key)
-    plate_map = read_plate_map(beside.maps[0] if beside.maps else None, wells, beside.metadata)
-    labels = None if beside.labels is None else read_label_table(beside.labels)
+    plate_map = read_plate_map(companions.maps[0] if companions.maps else None, wells, companions.metadata)
+    labels = None if companions.labels is None else read_label_table(companions.labels)
 
     made_from = {
-        "signature": signature, "ome_zarr": config.ome_zarr, "channels": list(plate.channels), "code": _CODE,
+        "signature": signature, "ome_zarr": config.ome_zarr, "channels": list(plate.channels), "code": _CODE_VERSION,
         "fields": len(plate.fields),
     }  # fmt: skip
-    with staged(plates, name, made_from) as staging:
-        fields, measured = _take_in(found, staging, progress)
-        fields = fields.with_columns(pl.col("qc_flag").str.replace_all(f"{home_of(plates)}/", "", literal=True))
-        if walk(source) != (signature, newest):
+    with open_staging(plates, name, made_from) as staging:
+        fields, measurements = _ingest_fields(plate_source, staging, progress)
+        fields = fields.with_columns(pl.col("qc_flag").str.replace_all(f"{home_folder(plates)}/", "", literal=True))
+        if scan_source(source) != (signature, newest):
             remedy = "Wait until it is complete, then ingest it again."
-            raise PlateError("the plate changed while it was taken in", remedy, plate=name, path=source)
-        numbers = zip(plate.channels, *center_and_scale([one["sample"] for one in measured]), strict=True)
-        statistics = {channel: {"center": center, "scale": scale} for channel, center, scale in numbers}
-        light = estimate_illumination([one["shade"] for one in measured], config.camera_offset)
-        shape = mode(tuple(one["shape"].tolist()) for one in measured)
+            raise PlateError("the plate changed while it was ingested", remedy, plate=name, path=source)
+        centers, scales = center_and_scale([field["sample"] for field in measurements])
+        statistics = {
+            channel: {"center": center, "scale": scale}
+            for channel, center, scale in zip(plate.channels, centers, scales, strict=True)
+        }
+        illumination = estimate_illumination([field["shade"] for field in measurements], config.camera_offset)
+        shape = mode(tuple(field["shape"].tolist()) for field in measurements)
         record = {
-            "name": name, "source": from_home(plates, source), "signature": signature,
-            "by_reference": not staging.plate.exists(), "format": found.format, "acquisition": dict(found.acquisition),
+            "name": name, "source": path_from_home(plates, source), "signature": signature,
+            "by_reference": not staging.plate.exists(), "format": plate_source.format,
+            "acquisition": dict(plate_source.acquisition),
             "ngff_version": plate.ngff_version, "channels": plate.channels, "voxel_size": plate.voxel_size,
             "camera_offset": config.camera_offset, "shape": shape, "statistics": statistics,
             "fields": fields.select(
@@ -132,12 +143,12 @@ def ingest_plate(
         }
         if labels is not None:
             files[LABELS_ENDING] = labels.write_csv().encode()
-        if light is not None:
-            np.save(buffer := io.BytesIO(), light, allow_pickle=False)
+        if illumination is not None:
+            np.save(buffer := io.BytesIO(), illumination, allow_pickle=False)
             files[ILLUMINATION_ENDING] = buffer.getvalue()
         staging.publish(files, signature)
     row = {
-        "Metadata_Plate": name, "source_path": record["source"], "format": found.format,
+        "Metadata_Plate": name, "source_path": record["source"], "format": plate_source.format,
         "n_wells": len(wells), "n_fields": fields.height, "n_channels": len(plate.channels),
         **{f"size_{axis}": size for axis, size in zip("zyx", shape, strict=True)},
         **{f"voxel_{axis}_um": size for axis, size in zip("zyx", plate.voxel_size, strict=True)},
@@ -146,23 +157,28 @@ def ingest_plate(
         "intensity_scale": [channel["scale"] for channel in statistics.values()],
         "ingested_at": datetime.now(UTC).replace(tzinfo=None),
     }  # fmt: skip
-    problems = [*found.problems, *_problems(plate_map, bool(beside.maps), fields, labels)]
-    return Ingested(
-        load_plate(plates, name), pl.DataFrame([row]),
-        plate_map.frame.select(pl.lit(name).alias("Metadata_Plate"), pl.all()),
-        fields, statistics, light, problems, found.problems,
-    )  # fmt: skip
+    problems = [*plate_source.problems, *_list_problems(plate_map, bool(companions.maps), fields, labels)]
+    return IngestedPlate(
+        plate=load_plate(plates, name),
+        plate_frame=pl.DataFrame([row]),
+        wells_frame=plate_map.frame.select(pl.lit(name).alias("Metadata_Plate"), pl.all()),
+        fields_frame=fields,
+        statistics=statistics,
+        illumination=illumination,
+        problems=problems,
+        source_problems=plate_source.problems,
+    )
 
 
-def _take_in(
+def _ingest_fields(
     source: ZarrSource | ExportSource, staging: Staging, progress: Callable[[int, int], None]
 ) -> tuple[pl.DataFrame, list[dict[str, NDArray[Any]]]]:
-    """Take in every field that is not done yet: the rows of all, and what was measured of those fit for use."""
+    """Ingest every unfinished field. Return the rows of all fields, and the measurements of the usable ones."""
     plate = source.plate
     fields = sorted((*plate.fields, *plate.bad_fields), key=lambda field: (natural_key(field.well), field.site))
-    sampled = int(np.clip(_SAMPLED // len(fields), 256, 4096))
-    source.begin(staging.plate)
-    rows, measured = [], []
+    sample_size = int(np.clip(_MAX_STATISTICS_SAMPLE // len(fields), 256, 4096))
+    source.prepare(staging.plate)
+    rows, measurements = [], []
     for done, field in enumerate(fields):
         progress(done, len(fields))
         row: dict[str, Any] = {
@@ -175,50 +191,56 @@ def _take_in(
         key = f"{field.well}_s{field.site}"
         finished = staging.finished(key)
         if finished is None:
-            meter = FieldMeter(key, sampled)
+            meter = FieldMeter(key, sample_size)
             try:
-                source.take(field, staging.plate, meter.add)
+                source.store_field(field, staging.plate, meter.add)
             except PlateError as error:
                 row["qc_flag"] = error.problem
                 continue
-            numbers = {name: _finite(value) for name, value in meter.quality().items()}
-            finished = numbers, {"sample": meter.sample, "shade": meter.shade, "shape": np.array(meter.shape)}
-            staging.finish(key, *finished)
-        row |= finished[0]
+            quality = {name: _nan_to_none(value) for name, value in meter.quality().items()}
+            arrays: dict[str, NDArray[Any]] = {
+                "sample": meter.sample,
+                "shade": meter.thumbnail,
+                "shape": np.array(meter.shape),
+            }
+            staging.finish(key, quality, arrays)
+            finished = quality, arrays
+        quality, arrays = finished
+        row |= quality
         if row["qc_flag"] is None:
-            measured.append(finished[1])
+            measurements.append(arrays)
         else:
             row["image_version"] = None
     progress(len(fields), len(fields))
-    if not measured:
+    if not measurements:
         raise PlateError(
             f"none of its {len(rows)} fields can be used, the first ({rows[0]['path']}): {rows[0]['qc_flag']}",
             "Export the plate again.", plate=plate.name, path=plate.path,
         )  # fmt: skip
     frame = pl.DataFrame(rows, schema_overrides={"qc_flag": pl.String}, infer_schema_length=None)
-    return frame.with_columns(field_warnings(frame, plate.channels)), measured
+    return frame.with_columns(field_warnings(frame, plate.channels)), measurements
 
 
-def _finite(value: Any) -> Any:
-    """NaN, which JSON has not, as None, in lists too."""
+def _nan_to_none(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, also inside lists."""
     if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return [_nan_to_none(element) for element in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _problems(plate_map: PlateMap, has_map: bool, fields: pl.DataFrame, labels: pl.DataFrame | None) -> list[str]:
+def _list_problems(plate_map: PlateMap, has_map: bool, fields: pl.DataFrame, labels: pl.DataFrame | None) -> list[str]:
     problems = [
-        f"field {path}: {told}"
+        f"field {path}: {problem}"
         for column in ("qc_flag", "qc_warning")
-        for path, told in fields.drop_nulls(column).select("path", column).iter_rows()
+        for path, problem in fields.drop_nulls(column).select("path", column).iter_rows()
     ]
-    beyond = set() if labels is None else set(labels["Metadata_Well"]) - set(plate_map.frame["Metadata_Well"])
+    unknown_wells = set() if labels is None else set(labels["Metadata_Well"]) - set(plate_map.frame["Metadata_Well"])
     if not has_map:
-        problems.append("no plate map beside the plate: its wells have no treatment")
+        problems.append("there is no plate map beside the plate, so its wells have no treatment")
     elif plate_map.missing:
         problems.append(f"the plate map lacks wells {', '.join(plate_map.missing)}")
     if plate_map.unknown:
         problems.append(f"the plate map has wells that the plate lacks: {', '.join(plate_map.unknown)}")
-    if beyond:
-        problems.append(f"the label table has wells that the plate lacks: {', '.join(sorted(beyond))}")
+    if unknown_wells:
+        problems.append(f"the label table has wells that the plate lacks: {', '.join(sorted(unknown_wells))}")
     return problems

@@ -1,4 +1,4 @@
-"""Writing a plate as OME-Zarr HCS (NGFF 0.5): its metadata, and empty fields to be filled a channel at a time.
+"""Write OME-Zarr HCS plates (NGFF 0.5): the plate metadata, and empty fields that are filled channel by channel.
 
 Specification: https://ngff.openmicroscopy.org/0.5/
 """
@@ -12,15 +12,15 @@ from gradcamo_assets.names import natural_key
 
 _COMPRESSOR = {"name": "blosc", "configuration": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle"}}
 _COLOURS = ("0000FF", "00FF00", "FFFF00", "FF8000", "FF0000", "FFFFFF")
-_LONGEST = 1280
-"""Pixels along a side of a chunk, where that can be had."""
+_MAX_CHUNK_LENGTH = 1280
+"""Pixels along one side of a chunk."""
 
 
 def create_plate(folder: Path, name: str, wells: Mapping[str, Sequence[str]]) -> None:
-    """Write the metadata of a plate and of its wells into ``folder``.
+    """Write the metadata of a plate and its wells into ``folder``.
 
     Args:
-        wells: the fields' folder names of each well, for example ``{"B03": ["0", "1"]}``.
+        wells: folder names of the fields in each well, for example ``{"B03": ["0", "1"]}``.
     """
     import ngio
 
@@ -39,8 +39,9 @@ def create_field(
     voxel_size: tuple[float, float, float],
     labels: Sequence[str] = (),
 ) -> None:
-    """An empty image, and empty labels: ``<path>/0`` (C, Z, Y, X) uint16, one channel a shard, and in it a slice,
-    or a part of one, a chunk.
+    """Create an empty image ``<path>/0``, (C, Z, Y, X) uint16, and empty label images.
+
+    Each channel is one shard. Its chunks are single slices, or parts of large slices.
 
     Args:
         voxel_size: (z, y, x) in micrometres.
@@ -55,14 +56,16 @@ def create_field(
     ]
     image = ngio.create_empty_ome_zarr(
         str(path), shape, pixelsize=(y, x), z_spacing=z, axes_names="czyx", levels=1, ngff_version="0.5",
-        channels_meta=meta, chunks=(1, 1, _chunk(shape[2]), _chunk(shape[3])), shards=(1, *shape[1:]),
+        channels_meta=meta, chunks=(1, 1, _chunk_length(shape[2]), _chunk_length(shape[3])), shards=(1, *shape[1:]),
         compressors=_COMPRESSOR, overwrite=True,
     )  # fmt: skip
     for name in labels:
         image.derive_label(name, dtype="uint32")
 
 
-def _chunk(length: int) -> int:
-    """A part of an axis that divides it evenly, as shards ask, and is neither long nor short; else the whole axis."""
-    wanted = range(_LONGEST, _LONGEST // 3, -1)
-    return length if length <= _LONGEST else next((part for part in wanted if length % part == 0), length)
+def _chunk_length(length: int) -> int:
+    """A length that divides the axis evenly, as shards require; a long axis without a good divisor is one chunk."""
+    if length <= _MAX_CHUNK_LENGTH:
+        return length
+    candidates = range(_MAX_CHUNK_LENGTH, _MAX_CHUNK_LENGTH // 3, -1)
+    return next((part for part in candidates if length % part == 0), length)

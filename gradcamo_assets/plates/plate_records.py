@@ -1,8 +1,9 @@
-"""What is known of ingested plates: a record of each, and one listing that tells of all.
+"""Records of ingested plates, and the listing of all known plates.
 
-``<plates>/<name>.json`` is a plate's record: its fields, the version of their pixels, intensities. The empty file
-``<plates>/known/<name>@<signature>`` comes last, and by its name a plate is known, so that nobody opens a thousand
-records to tell what is new. A home can be moved: no path above it is stored, but where a plate came from elsewhere.
+``<plates>/<name>.json`` records the fields, the versions of their pixels, and the intensity statistics of a plate. The
+empty file ``<plates>/known/<name>@<signature>`` is written last and marks the plate as known, so that listing known
+plates opens no record. Stored paths are relative to the home folder, so a home can be moved; only plates outside it are
+stored with absolute paths.
 """
 
 from __future__ import annotations
@@ -19,53 +20,54 @@ from gradcamo_assets.provenance import digest
 from gradcamo_assets.storage import children, mark, read_json
 
 ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING = ".illumination.npy", ".platemap.csv", ".json"
-ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
-"""What lies beside an ingested plate. The record comes last."""
+PLATE_FILE_ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
+"""Files beside an ingested plate. The record comes last."""
 
 
-def known_files(plates: Path, name: str) -> list[Path]:
-    """What says that a plate is known: one file, or none."""
+def known_markers(plates: Path, name: str) -> list[Path]:
+    """The marker file of a known plate: a list of one path, or an empty list."""
     return children(plates / "known", f"{plate_name(name)}@*")
 
 
 def mark_known(plates: Path, name: str, signature: str) -> None:
-    """Say that a plate is known, once all of it is there. ``signature``: of its source."""
+    """Mark a fully written plate as known, with the signature of its source."""
     mark(plates / "known" / f"{plate_name(name)}@{signature}")
 
 
-def known_plates(plates: Path) -> dict[str, str]:
-    """The signature of every ingested plate's source, by name; one listing, and no file is opened.
+def list_known_plates(plates: Path) -> dict[str, str]:
+    """The source signature of every ingested plate, by name. This lists one folder and opens no file.
 
     Raises:
-        PlateError: for the plates of an earlier release, or a record that cannot be read where no plate is known.
+        PlateError: plates of an earlier release, or an unreadable record while no plate is marked as known.
     """
-    if not (files := children(plates / "known")):
+    markers = children(plates / "known")
+    if not markers:
         for record in children(plates, f"*{RECORD_ENDING}"):
-            known_plate(plates, record.stem)  # It refuses a record of an earlier release.
-    return {name: signature for name, _, signature in (file.name.partition("@") for file in files) if signature}
+            read_plate_record(plates, record.stem)  # Raises for a record of an earlier release.
+    return {name: signature for name, _, signature in (file.name.partition("@") for file in markers) if signature}
 
 
-def _of_an_earlier_release(record: Path) -> PlateError:
-    problem = "it was ingested by an earlier release, which did not tell what pixels it had"
+def _earlier_release_error(record: Path) -> PlateError:
+    problem = "it was ingested by an earlier release, which did not record the versions of its pixels"
     return PlateError(problem, "Ingest the plate again into a new home.", plate=record.stem, path=record)
 
 
-def home_of(plates: Path) -> Path:
-    """The home in which ``plates`` is a folder. What is stored names no path above it, so that it can be moved."""
+def home_folder(plates: Path) -> Path:
+    """The home folder that contains ``plates``."""
     return plates.absolute().parent
 
 
-def from_home(plates: Path, source: Path) -> str:
-    """A path as it is stored: relative to the home where it lies below it, else absolute."""
-    home, source = home_of(plates), source.absolute()
+def path_from_home(plates: Path, source: Path) -> str:
+    """A path as it is stored: relative to the home if it lies inside, else absolute."""
+    home, source = home_folder(plates), source.absolute()
     return (source.relative_to(home) if source.is_relative_to(home) else source).as_posix()
 
 
-def known_plate(plates: Path, name: str) -> dict[str, Any] | None:
-    """The record of an ingested plate, or None where the plate is not known.
+def read_plate_record(plates: Path, name: str) -> dict[str, Any] | None:
+    """Read the record of an ingested plate; None if the plate is not known.
 
     Raises:
-        PlateError: for one that cannot be read, or was written by an earlier release.
+        PlateError: the record is unreadable or was written by an earlier release.
     """
     path = plates / f"{plate_name(name)}{RECORD_ENDING}"
     try:
@@ -75,43 +77,55 @@ def known_plate(plates: Path, name: str) -> dict[str, Any] | None:
         if record["name"] != name:
             raise ValueError(f"it is the record of {record['name']}")
         if any("image_version" not in field for field in record["fields"]):
-            raise _of_an_earlier_release(path)
+            raise _earlier_release_error(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlateError(f"unreadable record: {error}", "Ingest the plate again.", plate=name, path=path) from error
     return record
 
 
 def load_plate(plates: Path, name: str, illumination: bool = False) -> Plate:
-    """An ingested plate, from its record alone; ``fields`` are those fit for use, each with its image version.
+    """Load an ingested plate from its record. Its ``fields`` are the usable ones, each with its image version.
 
-    ``illumination``: whether pixels are to be read as under even light, where the plate's illumination is known.
-    PlateError where the plate is not known or its folder is gone.
+    Args:
+        illumination: correct uneven illumination when pixels are read, if the plate's illumination is known.
+
+    Raises:
+        PlateError: the plate is not known or its folder no longer exists.
     """
-    record = known_plate(plates, name)
+    record = read_plate_record(plates, name)
     path = plates / f"{name}.zarr"
     if record is not None and record["by_reference"]:
-        path = home_of(plates) / record["source"]
+        path = home_folder(plates) / record["source"]
     if record is None or not path.is_dir():
         raise PlateError("the plate has not been ingested", "Ingest it first.", plate=name, path=path)
-    fields = {Field(name, each["well"], each["site"], each["path"]): each for each in record["fields"]}
-    usable = {field: each["image_version"] for field, each in fields.items() if each["reason"] is None}
+    entries = {Field(name, entry["well"], entry["site"], entry["path"]): entry for entry in record["fields"]}
+    versions = {field: entry["image_version"] for field, entry in entries.items() if entry["reason"] is None}
     z, y, x = record["voxel_size"]
-    light = plates / f"{name}{ILLUMINATION_ENDING}"
+    illumination_file = plates / f"{name}{ILLUMINATION_ENDING}"
     return Plate(
-        name, path, record["ngff_version"], tuple(record["channels"]), (z, y, x), tuple(usable),
-        {field: each["reason"] for field, each in fields.items() if field not in usable},
-        illumination=light if illumination and light.is_file() else None,
-        camera_offset=record["camera_offset"], image_versions=usable, version=_version(record),
-    )  # fmt: skip
+        name=name,
+        path=path,
+        ngff_version=record["ngff_version"],
+        channels=tuple(record["channels"]),
+        voxel_size=(z, y, x),
+        fields=tuple(versions),
+        bad_fields={field: entry["reason"] for field, entry in entries.items() if field not in versions},
+        illumination=illumination_file if illumination and illumination_file.is_file() else None,
+        camera_offset=record["camera_offset"],
+        image_versions=versions,
+        version=_record_version(record),
+    )
 
 
-def still_current(plates: Path, plate: Plate) -> bool:
-    """Whether the plate that ``load_plate`` gave is the one there is: ask it after its pixels were read, or what is
-    made of them may be made of a plate that is being replaced."""
-    record = known_plate(plates, plate.name)
-    return record is not None and _version(record) == plate.version
+def is_current(plates: Path, plate: Plate) -> bool:
+    """Whether ``plate``, loaded earlier, is still the ingested one.
+
+    Call it after reading pixels: results would otherwise come from a plate that is being replaced.
+    """
+    record = read_plate_record(plates, plate.name)
+    return record is not None and _record_version(record) == plate.version
 
 
-def _version(record: Mapping[str, Any]) -> str:
-    """Of all that ingestion found: equal where a plate was taken in again and nothing had changed."""
+def _record_version(record: Mapping[str, Any]) -> str:
+    """Version of everything ingestion found. Ingesting an unchanged plate again gives an equal version."""
     return digest([record[key] for key in ("fields", "channels", "voxel_size", "statistics", "camera_offset")])

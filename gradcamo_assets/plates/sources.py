@@ -1,6 +1,6 @@
-"""The two kinds of plate that come in, an OME-Zarr to be copied and an export to be converted, behind one interface.
+"""Plate sources with one interface: an OME-Zarr plate, which is copied, or a microscope export, which is converted.
 
-Nothing here decides what becomes of a plate; ``ingest`` does.
+``ingest`` decides what to do with a plate; this module only reads sources and writes fields.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from gradcamo_assets.plates.omezarr_writer import create_field, create_plate
 from gradcamo_assets.storage import remove
 
 Stack = NDArray[np.uint16]
-_PROBED = 8
-"""Fields that are looked at to tell the size of planes and a true z-stack."""
+_PROBED_FIELDS = 8
+"""Number of fields examined to find the size of planes and to detect repeated planes."""
 
 
 class ZarrSource:
-    """An OME-Zarr plate: files are copied as they are, or, by reference, not at all."""
+    """An OME-Zarr plate. Its files are copied unchanged, or not at all if it is used by reference."""
 
     def __init__(self, path: Path, by_reference: bool):
         self.plate = open_plate(path)
@@ -40,40 +40,42 @@ class ZarrSource:
         self.acquisition: Mapping[str, Any] = {}
         self._by_reference = by_reference
 
-    def begin(self, folder: Path) -> None:
-        """Write what belongs to the plate rather than to a field that will be taken."""
+    def prepare(self, folder: Path) -> None:
+        """Write everything of the plate except its usable fields."""
         if self._by_reference:
             return
         fields = {self.plate.path / field.path for field in self.plate.fields}
 
-        def of_fields(where: str, names: list[str]) -> set[str]:
-            return {name for name in names if Path(where) / name in fields}
+        def list_fields(parent: str, names: list[str]) -> set[str]:
+            return {name for name in names if Path(parent) / name in fields}
 
-        # Links are copied as links, never followed: one that appears after the check cannot reach outside.
-        shutil.copytree(self.plate.path, folder, dirs_exist_ok=True, symlinks=True, ignore=of_fields)
+        # Links are copied as links, so that a link that appears after the check cannot lead outside the plate.
+        shutil.copytree(self.plate.path, folder, dirs_exist_ok=True, symlinks=True, ignore=list_fields)
 
-    def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
-        """Show every channel of a field, (Z, Y, X) each, to ``measure`` and store the field below ``folder``.
+    def store_field(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
+        """Store a field below ``folder``, and pass each of its channels, (Z, Y, X), to ``measure``.
 
         Raises:
-            PlateError: where it cannot be read.
+            PlateError: the field cannot be read.
         """
-        taken = self.plate
+        stored = self.plate
         if not self._by_reference:
             remove(folder / field.path)
             shutil.copytree(self.plate.path / field.path, folder / field.path, symlinks=True)
-            # What is measured is what is kept, even where the source changes meanwhile.
-            taken = replace(taken, path=folder)
-        for stack in read_field(taken, field):
+            # Measure the copy, so that measurements match the stored pixels even if the source changes.
+            stored = replace(stored, path=folder)
+        for stack in read_field(stored, field):
             measure(stack)
 
 
 class ExportSource:
-    """TIFF planes of a microscope's export: written as OME-Zarr 0.5, a channel at a time; methods as ``ZarrSource``."""
+    """The TIFF planes of a microscope export, converted to OME-Zarr 0.5 channel by channel. See ``ZarrSource``."""
 
     def __init__(self, path: Path):
-        export, notes = true_stack(read_export(path))
-        self.format, self.problems, self.acquisition = export.format, (*export.problems, *notes), export.acquisition
+        export, notes = select_true_stack(read_export(path))
+        self.format = export.format
+        self.problems = (*export.problems, *notes)
+        self.acquisition = export.acquisition
         self._depth = int(export.planes["z"].max()) + 1  # type: ignore[arg-type]
 
         def field_at(well: str, site: int) -> Field:
@@ -83,39 +85,47 @@ class ExportSource:
         self._planes = {field_at(well, site): rows for (well, site), rows in grouped}
         bad = {field_at(*key): reason for key, reason in export.incomplete.items()}
         fields = tuple(field for field in self._planes if field not in bad)
-        self.plate = Plate(export.name, path, "0.5", export.channels, export.voxel_size, fields, bad)
-        self._shape = self._commonest_shape()
+        self.plate = Plate(
+            name=export.name,
+            path=path,
+            ngff_version="0.5",
+            channels=export.channels,
+            voxel_size=export.voxel_size,
+            fields=fields,
+            bad_fields=bad,
+        )
+        self._shape = self._most_common_shape()
 
-    def begin(self, folder: Path) -> None:
+    def prepare(self, folder: Path) -> None:
         wells: dict[str, list[str]] = {}
         for field in self.plate.fields:
             wells.setdefault(field.well, []).append(Path(field.path).name)
-        # Not into a plate that has grown already: ngio empties what it creates.
+        # Written elsewhere first: ngio empties the folder it creates a plate in, and fields may be finished already.
         with TemporaryDirectory(dir=folder.parent) as scratch:
             create_plate(Path(scratch), self.plate.name, wells)
             shutil.copytree(scratch, folder, dirs_exist_ok=True)
         if not (template := folder.parent / "template").exists():
-            making = folder.parent / "template.making"
+            unfinished = folder.parent / "template.making"
             shape = (len(self.plate.channels), self._depth, *self._shape)
-            create_field(making, shape, self.plate.channels, self.plate.voxel_size)
-            making.rename(template)
+            create_field(unfinished, shape, self.plate.channels, self.plate.voxel_size)
+            unfinished.rename(template)
 
-    def take(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
+    def store_field(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
         import zarr
 
         remove(folder / field.path)
         shutil.copytree(folder.parent / "template", folder / field.path)
         array = zarr.open_array(folder / field.path / "0", mode="r+")
-        # The next channel is read and measured while this one is compressed.
+        # The next channel is read and measured while the previous one is compressed.
         with ThreadPoolExecutor(1) as writer:
-            written: Future[Any] = writer.submit(int)
-            for index, stack in enumerate(self._stacks(field)):
+            pending: Future[Any] = writer.submit(int)
+            for index, stack in enumerate(self._read_stacks(field)):
                 measure(stack)
-                written.result()
-                written = writer.submit(array.__setitem__, index, stack)
-            written.result()
+                pending.result()
+                pending = writer.submit(array.__setitem__, index, stack)
+            pending.result()
 
-    def _stacks(self, field: Field) -> Iterator[Stack]:
+    def _read_stacks(self, field: Field) -> Iterator[Stack]:
         place: dict[str, Any] = {"plate": field.plate, "well": field.well, "site": field.site}
         for _, planes in self._planes[field].group_by("channel", maintain_order=True):
             stack = np.empty((self._depth, *self._shape), np.uint16)
@@ -125,82 +135,84 @@ class ExportSource:
                 except PlateError as error:
                     raise error.at(**place) from error
                 if plane.shape != self._shape:
-                    problem = f"a plane is {plane.shape}, most on the plate are {self._shape}"
-                    raise PlateError(problem, "Export it again.", **place, path=self.plate.path / file)
+                    problem = f"a plane has shape {plane.shape}, most planes of the plate have {self._shape}"
+                    raise PlateError(problem, "Export the plate again.", **place, path=self.plate.path / file)
                 stack[z] = plane
             yield stack
 
-    def _commonest_shape(self) -> tuple[int, int]:
-        """Of the planes of a few fields, evenly spread. What cannot be read is told of when it is taken in."""
+    def _most_common_shape(self) -> tuple[int, int]:
+        """Most common shape of planes in a few evenly spaced fields. Unreadable files are reported during ingestion."""
         shapes = []
-        for rows in list(self._planes.values())[:: max(1, len(self._planes) // _PROBED)]:
+        for rows in list(self._planes.values())[:: max(1, len(self._planes) // _PROBED_FIELDS)]:
             with suppress(PlateError):
                 shapes.append(plane_shape(self.plate.path / rows["file"][0], rows["page"][0]))
         if not shapes:
-            raise PlateError("none of its TIFF files can be read", "Export it again.", path=self.plate.path)
+            problem = "none of the examined TIFF files can be read"
+            raise PlateError(problem, "Export the plate again.", path=self.plate.path)
         return mode(shapes)
 
 
-def true_stack(export: Export) -> tuple[Export, list[str]]:
-    """The export as what it really is, a z-stack or single planes, and what of it was left out, in words.
+def select_true_stack(export: Export) -> tuple[Export, list[str]]:
+    """Reduce an export to true z-stacks, or to single planes if it has none; also describe what was left out.
 
-    Projections beside a stack are left out, and so are channels that have fewer slices than others. A channel that
-    repeats one plane all through the stack makes it none: the plate is then taken in two dimensions, from its
-    projections where it has them, else from the first slice.
+    Projections beside a stack are left out, and so are channels with fewer slices than others. If a channel repeats one
+    plane through the whole stack, the plate has no true z-stacks: it becomes two-dimensional, made of its projections
+    if it has any, else of the first slices.
     """
-    projected = PROJECTION in export.planes["z"]
+    has_projections = PROJECTION in export.planes["z"]
     slices = export.planes.filter(pl.col("z") != PROJECTION)
     depth = slices["z"].n_unique()
-    repeated = _repeated(export, slices) if depth > 1 else []
+    repeated = _channels_of_repeated_planes(export, slices) if depth > 1 else []
     if depth > 1 and not repeated:
-        notes = ["projections of the stacks lie beside them and were left out"] if projected else []
-        return _whole_stacks(export, slices, depth, notes), notes
-    # The planes are sorted, projections before slices.
+        notes = ["projections beside the stacks were left out"] if has_projections else []
+        return _keep_whole_stacks(export, slices, depth, notes), notes
+    # The planes are sorted with projections before slices.
     flat = export.planes.unique(["well", "site", "channel"], keep="first", maintain_order=True)
     notes = []
     if repeated:
-        whence = "its projections" if projected else "the first slice of each stack"
+        origin = "its projections" if has_projections else "the first slice of each stack"
         notes.append(
             f"no true z-stack: {' and '.join(repeated)} {'repeats' if len(repeated) == 1 else 'repeat'} one plane in "
-            f"all {depth} slices; the plate was taken in as two-dimensional, from {whence}"
+            f"all {depth} slices; the plate was ingested as two-dimensional, from {origin}"
         )
-    elif projected:
-        notes.append("only projections, no z-stack: the plate was taken in as two-dimensional")
+    elif has_projections:
+        notes.append("only projections, no z-stack: the plate was ingested as two-dimensional")
     flat = flat.with_columns(z=pl.lit(0, pl.Int32))
     return replace(export, planes=flat, voxel_size=(1.0, *export.voxel_size[1:])), notes
 
 
-def _whole_stacks(export: Export, slices: pl.DataFrame, depth: int, notes: list[str]) -> Export:
-    """The channels that have every slice; the others are named in ``notes``."""
+def _keep_whole_stacks(export: Export, slices: pl.DataFrame, depth: int, notes: list[str]) -> Export:
+    """Keep the channels that have every slice; add the others to ``notes``."""
     counts = dict(slices.group_by("channel").agg(pl.col("z").n_unique()).iter_rows())
     whole = [index for index in range(len(export.channels)) if counts.get(index) == depth]
     for index, channel in enumerate(export.channels):
         if index not in whole:
             notes.append(f"channel {channel} has {counts.get(index, 0)} of {depth} slices and was left out")
     if not whole:
-        raise PlateError(f"no channel has all {depth} slices", "Export it again.", plate=export.name, path=export.path)
+        problem = f"no channel has all {depth} slices"
+        raise PlateError(problem, "Export the plate again.", plate=export.name, path=export.path)
     renumbered = pl.col("channel").replace_strict(whole, range(len(whole)), return_dtype=pl.Int32)
     planes = slices.filter(pl.col("channel").is_in(whole)).with_columns(renumbered)
     return replace(export, planes=planes, channels=tuple(export.channels[index] for index in whole))
 
 
-def _repeated(export: Export, slices: pl.DataFrame) -> list[str]:
-    """The channels whose slices are one plane over and over, in every one of the first few complete fields."""
-    everywhere: set[int] | None = None
+def _channels_of_repeated_planes(export: Export, slices: pl.DataFrame) -> list[str]:
+    """Channels that repeat one plane through the stack in all of the first few complete fields."""
+    in_all_fields: set[int] | None = None
     fields = slices.select("well", "site").unique(maintain_order=True).iter_rows()
-    for well, site in [key for key in fields if key not in export.incomplete][:_PROBED]:
+    for well, site in [key for key in fields if key not in export.incomplete][:_PROBED_FIELDS]:
         channels = slices.filter(well=well, site=site).group_by("channel")
-        # What cannot be read will be named when it is taken in.
+        # Unreadable planes are reported when the field is ingested.
         with suppress(PlateError):
-            here = {index for (index,), rows in channels if _one_plane(export, rows)}
-            everywhere = here if everywhere is None else everywhere & here
-    return [export.channels[index] for index in sorted(everywhere or ())]
+            in_field = {index for (index,), rows in channels if _repeats_one_plane(export, rows)}
+            in_all_fields = in_field if in_all_fields is None else in_all_fields & in_field
+    return [export.channels[index] for index in sorted(in_all_fields or ())]
 
 
-def _one_plane(export: Export, rows: pl.DataFrame) -> bool:
+def _repeats_one_plane(export: Export, rows: pl.DataFrame) -> bool:
     planes = (read_plane(export.path / file, page) for file, page in rows.select("file", "page").iter_rows())
     first = next(planes)
-    # A channel without light is no repetition, and one slice repeats nothing.
+    # A single slice repeats nothing, and constant planes without light do not count.
     if rows.height < 2 or first.min() == first.max():
         return False
     return all(np.array_equal(first, plane) for plane in planes)

@@ -1,7 +1,8 @@
-"""Where a plate grows before it is known, and how it becomes public: for one ingestion at a time, whole or not at all.
+"""Stage a plate during ingestion, then publish it in one step. One process at a time ingests a plate.
 
-``<plates>/.<name>.ingesting/`` holds the growing plate and a record of every finished field, so that a killed ingestion
-goes on where it was. What others see (``<name>.zarr`` and the files beside it) changes at the very end.
+``<plates>/.<name>.ingesting/`` holds the plate as it is written and a record of every finished field, so that an
+interrupted ingestion resumes at the first unfinished field. The public files (``<name>.zarr`` and the files beside it)
+change last.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.names import plate_name
-from gradcamo_assets.plates.plate_records import ENDINGS, RECORD_ENDING, known_files, mark_known
+from gradcamo_assets.plates.plate_records import PLATE_FILE_ENDINGS, RECORD_ENDING, known_markers, mark_known
 from gradcamo_assets.storage import children, move, read_json, remove, replaced_file, write_bytes, write_json
 
-_ACQUIRE_SECONDS = 1.0
-"""An ingestion waits so long for its lock, since whoever asks whether it is held holds it for an instant."""
+_LOCK_TIMEOUT = 1.0
+"""Seconds to wait for the lock. ``ingestion_progress`` holds it for an instant, which must not stop an ingestion."""
 
 
 class Staging:
-    """The growing plate of one ingestion; ``staged`` makes one. ``plate`` is the folder to fill, in ``folder``."""
+    """The staging area of one ingestion; create it with ``open_staging``.
+
+    Attributes:
+        folder: the staging folder.
+        plate: the folder inside it to which the plate is written.
+    """
 
     def __init__(self, plates: Path, name: str):
         self.folder = plates / f".{name}.ingesting"
@@ -36,44 +42,45 @@ class Staging:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Fields that are finished, and of how many; zeros where the first is not begun."""
+        """Number of finished fields and of all fields; (0, 0) before the first field."""
         try:
-            of = read_json(self._made_from)["fields"]
-            return len(children(self._fields, "*.json")), of
+            total = read_json(self._made_from)["fields"]
+            return len(children(self._fields, "*.json")), total
         except (OSError, ValueError, KeyError, TypeError):
             return 0, 0
 
     def finished(self, key: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
-        """What ``finish`` was given for the field ``key``, or None where it is still to be done."""
+        """The row and arrays passed to ``finish`` for the field ``key``, or None if the field is not finished."""
         if (row := read_json(self._fields / f"{key}.json")) is None:
             return None
         with np.load(self._fields / f"{key}.npz", allow_pickle=False) as arrays:
             return row, dict(arrays)
 
     def finish(self, key: str, row: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Record that a field is complete: its row, as JSON, and its arrays."""
+        """Record that a field is complete, with its row (as JSON) and its arrays."""
         with replaced_file(self._fields / f"{key}.npz") as path, path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        # Last, since this is what makes the field finished.
+        # Written last: this file marks the field as finished.
         write_json(self._fields / f"{key}.json", row)
 
     def publish(self, files: Mapping[str, bytes], signature: str) -> None:
-        """Put the plate and ``files`` (contents by ending, the record among them) in the place of what was there.
+        """Replace the public plate by the staged plate and ``files``.
 
         Args:
-            signature: of its source, by which it is known.
+            files: contents by file name ending, including the record.
+            signature: signature of the source, which marks the plate as known.
         """
         for ending, content in files.items():
             write_bytes(self._files / f"{self._name}{ending}", content)
         write_json(self._commit, {"copied": self.plate.exists()})
         target = self._plates / f"{self._name}.zarr"
-        remove(*known_files(self._plates, self._name), self._plates / f"{self._name}{RECORD_ENDING}")
+        remove(*known_markers(self._plates, self._name), self._plates / f"{self._name}{RECORD_ENDING}")
         if target.exists():
             remove(self.folder / "old.zarr")
             move(target, self.folder / "old.zarr")
         if self.plate.exists():
             move(self.plate, target)
-        for ending in ENDINGS:
+        for ending in PLATE_FILE_ENDINGS:
             if ending in files:
                 move(self._files / f"{self._name}{ending}", self._plates / f"{self._name}{ending}")
             else:
@@ -82,12 +89,12 @@ class Staging:
         self.discard()
 
     def discard(self) -> None:
-        """Leave nothing behind. What says that anything is worth keeping goes first."""
+        """Remove the staging area, beginning with the file that makes it resumable."""
         with suppress(OSError):
             remove(self._made_from, self.folder)
 
-    def take_up(self, made_from: Mapping[str, Any]) -> None:
-        """Keep what an ingestion of the same source that was killed has left, and nothing else."""
+    def resume(self, made_from: Mapping[str, Any]) -> None:
+        """Keep the results of an interrupted ingestion of the same source, and remove anything else."""
         if self._commit.exists():
             target = self._plates / f"{self._name}.zarr"
             published = not (self._files / f"{self._name}{RECORD_ENDING}").exists()
@@ -102,20 +109,23 @@ class Staging:
 
 
 @contextmanager
-def staged(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[Staging]:
-    """The staging area of a plate, for one ingestion at a time.
+def open_staging(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[Staging]:
+    """Open the staging area of a plate under its ingestion lock.
 
-    It is kept where the process is killed, the disk is full or the source out of reach, and emptied where the plate is
-    refused.
+    The area is kept if the process is killed, the disk is full or the source unavailable. It is removed if the plate is
+    rejected.
 
-    ``made_from``: what the result depends on, as JSON; fields finished from anything else are done again. PlateError
-    where another process is ingesting this plate.
+    Args:
+        made_from: everything the result depends on, as JSON. Fields finished from other inputs are ingested again.
+
+    Raises:
+        PlateError: another process is ingesting this plate.
     """
     staging = Staging(plates, name)
     with ingestion_lock(plates, name):
         try:
             staging.folder.mkdir(exist_ok=True)
-            staging.take_up(made_from)
+            staging.resume(made_from)
             yield staging
         except GradcamoError as error:
             if not isinstance(error.__cause__, OSError):
@@ -125,33 +135,34 @@ def staged(plates: Path, name: str, made_from: Mapping[str, Any]) -> Iterator[St
 
 @contextmanager
 def ingestion_lock(plates: Path, name: str) -> Iterator[None]:
-    """What one process holds while it takes a plate in; a thread that holds it may ask for it again.
+    """Hold the lock of a plate's ingestion. A thread that already holds it may acquire it again.
 
-    PlateError where another process is ingesting this plate.
+    Raises:
+        PlateError: another process is ingesting this plate.
     """
     path = _lock_file(plates, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, mode=0o666, is_singleton=True)
     try:
-        lock.acquire(timeout=_ACQUIRE_SECONDS, poll_interval=0.02)
+        lock.acquire(timeout=_LOCK_TIMEOUT, poll_interval=0.02)
     except Timeout as error:
-        raise PlateError("another run is ingesting it", "Wait for that one.", plate=name) from error
+        raise PlateError("another run is ingesting it", "Wait until that run ends.", plate=name) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def ingesting(plates: Path, name: str) -> tuple[int, int] | None:
-    """How many fields of a plate are taken in, and of how many, where a process is at it now; else None.
+def ingestion_progress(plates: Path, name: str) -> tuple[int, int] | None:
+    """Number of ingested fields and of all fields if a process is ingesting the plate now, else None.
 
-    It is known from the lock, which the system takes from a process that is killed.
+    The answer comes from the lock, which the operating system releases when a process is killed.
     """
     import fcntl
 
     try:
         with _lock_file(plates, name).open("rb") as file:
-            # Shared: two that ask at once must not take each other for an ingestion.
+            # A shared lock, so that two concurrent calls do not mistake each other for an ingestion.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None
@@ -161,5 +172,5 @@ def ingesting(plates: Path, name: str) -> tuple[int, int] | None:
 
 
 def _lock_file(plates: Path, name: str) -> Path:
-    """Not in the staging area, which is removed while the lock is held."""
+    """Outside the staging area, which is removed while the lock is held."""
     return plates / ".locks" / plate_name(name)

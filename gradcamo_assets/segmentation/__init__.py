@@ -1,6 +1,6 @@
-"""Masks of cells and nuclei: Cellpose, the compact network, what masks tell of a cell's shape, the mask store.
+"""Segmentation of cells and nuclei: Cellpose and the compact network, mask quality, cell shapes, and the mask store.
 
-Plates are read in ``plates``; tables and crops of cells are made in ``cells``.
+``plates`` reads images; ``cells`` makes tables and crops of cells.
 """
 
 from gradcamo_assets.segmentation.mask_store import read_masks, write_masks

@@ -1,7 +1,7 @@
-"""Can the masks be trusted? Cells that are unlike the others, and fields whose masks are of no use.
+"""Check masks: find cells that differ from the others, and fields whose masks are unusable.
 
-Takes frames, gives texts; "the others" are the cells or fields that are passed together (in the pipeline: one site of
-one plate, which is what is known when the table is made). Not here: how cells are measured (``cells``, ``shapes``).
+"The others" are the cells or fields passed together; in the pipeline, those of one site of one plate, which are
+available when the table is made.
 """
 
 from __future__ import annotations
@@ -14,107 +14,116 @@ import polars as pl
 
 from gradcamo_assets.settings import Amount, Count, Share, section, setting
 
-_MAD = 1.4826
-_FEW_CELLS = 20
-_FEW_FIELDS = 5
+_MAD_TO_SD = 1.4826
+_MIN_CELLS = 20
+_MIN_FIELDS = 5
 
 
 @section
 class QcConfig:
-    """Which cells and fields are doubted, and which of the doubted ones are left out: section ``[segmentation_qc]``."""
+    """Which cells and fields get warnings, and which are left out: section ``[segmentation_qc]``."""
 
     outlier: Amount = setting(
-        5.0, "Robust standard deviations (1.4826 x MAD) from the median beyond which a cell is an outlier; 0: never."
+        5.0, "A cell is an outlier beyond this many robust standard deviations (1.4826 x MAD) from the median; 0: off."
     )
-    drop_outliers: bool = setting(False, "Leave outliers out of the crops; they are only warned of otherwise.")
-    min_probability: Share = setting(0.0, "Least mean cell probability of a cell; 0 keeps all.")
-    max_nuclei: Count = setting(0, "Most nuclei of a cell that is kept; 0 keeps all.")
+    drop_outliers: bool = setting(False, "Leave outliers out of the crops; otherwise they only get a warning.")
+    min_probability: Share = setting(0.0, "Lowest mean cell probability of a cell; 0 keeps all.")
+    max_nuclei: Count = setting(0, "Highest number of nuclei in a cell; 0 keeps all.")
     need_nucleus: bool = setting(False, "Leave out cells without a nucleus.")
-    max_foreground: Share = setting(0.95, "Share of a field inside cells above which its masks are unusable; 1: never.")
-    max_over_split: Share = setting(0.5, "Share of cells like splinters above which masks are unusable; 1: never.")
+    max_foreground: Share = setting(0.95, "Highest share of a field inside cells; masks above are unusable. 1: off.")
+    max_over_split: Share = setting(0.5, "Highest share of splinters among cells; masks above are unusable. 1: off.")
 
 
-def cell_flags(cells: pl.DataFrame, config: QcConfig, channels: Sequence[str] = ()) -> pl.Series:
-    """In what each cell is unlike the others, or NULL: ``volume 12.3 x the median; solidity 0.41, the median 0.93``.
+def describe_outliers(cells: pl.DataFrame, config: QcConfig, channels: Sequence[str] = ()) -> pl.Series:
+    """Describe how each cell differs from the others, or NULL: ``volume 12.3 x the median``.
 
-    Volumes and intensities are compared as logarithms, on both sides; solidity and cell probability are doubted where
-    low, the flow error where high. What has no spread, and what fewer than 20 cells have, says nothing.
+    Volumes and intensities are compared as logarithms and may be too high or too low; solidity and cell probability may
+    be too low, and the flow error too high. A measure is skipped if fewer than 20 cells have it or if it has no spread.
 
     Args:
-        cells: with the columns of ``CELL_SCHEMA``. channels: names for ``mean_intensity``.
+        cells: with the columns of ``CELL_SCHEMA``.
+        channels: names for ``mean_intensity``.
     """
     texts: list[list[str]] = [[] for _ in range(len(cells))]
 
-    def judge(name: str, column: pl.Series, side: int) -> None:
+    def compare(name: str, column: pl.Series, side: int) -> None:
+        """``side``: 1 for values that may be too high, -1 for too low, 0 for logarithms on both sides."""
         value = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
         compared = value if side else np.log(np.where(value > 0, value, np.nan))
-        known = np.isfinite(compared)
-        if not config.outlier or known.sum() < _FEW_CELLS:
+        finite = np.isfinite(compared)
+        if not config.outlier or finite.sum() < _MIN_CELLS:
             return
-        median = float(np.median(compared[known]))
-        spread = _MAD * float(np.median(np.abs(compared[known] - median)))
-        beyond = (compared - median) * side if side else np.abs(compared - median)
-        for row in np.flatnonzero(known & (beyond > config.outlier * spread)) if spread > 1e-9 else ():
-            usual = f"{name} {value[row]:.2g}, the median {median:.2g}"
-            texts[row].append(usual if side else f"{name} {np.exp(compared[row] - median):.3g} x the median")
+        median = float(np.median(compared[finite]))
+        spread = _MAD_TO_SD * float(np.median(np.abs(compared[finite] - median)))
+        if spread <= 1e-9:
+            return
+        deviation = (compared - median) * side if side else np.abs(compared - median)
+        for row in np.flatnonzero(finite & (deviation > config.outlier * spread)):
+            if side:
+                texts[row].append(f"{name} {value[row]:.2g}, the median {median:.2g}")
+            else:
+                texts[row].append(f"{name} {np.exp(compared[row] - median):.3g} x the median")
 
-    judge("volume", cells["volume_voxels"], 0)
-    judge("solidity", cells["solidity"], -1)
-    judge("cell probability", cells["cell_probability"], -1)
-    judge("flow error", cells["flow_error"], 1)
+    compare("volume", cells["volume_voxels"], 0)
+    compare("solidity", cells["solidity"], -1)
+    compare("cell probability", cells["cell_probability"], -1)
+    compare("flow error", cells["flow_error"], 1)
     for index in range(int(cells["mean_intensity"].list.len().max() or 0)):  # type: ignore[arg-type]
         name = channels[index] if index < len(channels) else f"channel {index + 1}"
-        judge(f"{name} intensity", cells["mean_intensity"].list.get(index, null_on_oob=True), 0)
-    return pl.Series("qc_flag", ["; ".join(found) or None for found in texts], dtype=pl.String)
+        compare(f"{name} intensity", cells["mean_intensity"].list.get(index, null_on_oob=True), 0)
+    return pl.Series("qc_flag", ["; ".join(parts) or None for parts in texts], dtype=pl.String)
 
 
-def judged(cells: pl.DataFrame, config: QcConfig, channels: Sequence[str] = ()) -> pl.DataFrame:
-    """The cells with ``qc_warning`` and ``qc_flag`` completed; a flag that was there stays.
+def add_quality_flags(cells: pl.DataFrame, config: QcConfig, channels: Sequence[str] = ()) -> pl.DataFrame:
+    """Complete ``qc_warning`` and ``qc_flag`` of the cells; existing flags stay.
 
     Args:
-        cells: with the columns of ``CELL_SCHEMA`` and ``qc_flag``. channels: names for ``mean_intensity``.
+        cells: with the columns of ``CELL_SCHEMA`` and ``qc_flag``.
+        channels: names for ``mean_intensity``.
     """
     warning, probability, nuclei = pl.col("qc_warning"), pl.col("cell_probability"), pl.col("n_nuclei")
-    odd = cell_flags(cells, config, channels).alias("odd")
+    outlier = describe_outliers(cells, config, channels).alias("outlier")
     flags = [
         pl.col("qc_flag"),
         pl.when(probability < config.min_probability).then(pl.format("cell probability {}", probability.round(3))),
         pl.when((nuclei > config.max_nuclei) & bool(config.max_nuclei)).then(warning),
         pl.when((nuclei == 0) & config.need_nucleus).then(warning),
-        pl.when(config.drop_outliers).then("odd"),
+        pl.when(config.drop_outliers).then("outlier"),
     ]
-    text = pl.concat_str(warning, "odd", separator="; ", ignore_nulls=True)
-    return cells.with_columns(odd).with_columns(
+    text = pl.concat_str(warning, "outlier", separator="; ", ignore_nulls=True)
+    return cells.with_columns(outlier).with_columns(
         qc_flag=pl.coalesce(flags), qc_warning=pl.when(text != "").then(text)
-    ).drop("odd")  # fmt: skip
+    ).drop("outlier")  # fmt: skip
 
 
-def over_split(cells: pl.DataFrame, median: float) -> float:
-    """Share of a field's cells that touch another and have less than a quarter of the ``median`` volume in voxels."""
+def over_split_share(cells: pl.DataFrame, median: float) -> float:
+    """Share of splinters: cells that touch another and have less than a quarter of the ``median`` volume in voxels."""
     splinters = (cells["volume_voxels"] < median / 4) & (cells["nearest_neighbour_um"] == 0).fill_null(False)
     return float(splinters.mean() or 0.0)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Why a field's masks are ``unusable``, and what to look at where they are used all the same; None: nothing."""
+class FieldVerdict:
+    """Why a field's masks are ``unusable``, or a ``warning`` about usable ones; None if there is no problem."""
 
     unusable: str | None
     warning: str | None
 
 
-def field_verdict(
+def judge_fields(
     counts: Sequence[int], foreground: Sequence[float], splinters: Sequence[float], config: QcConfig
-) -> list[Verdict]:
-    """What the masks of each field are worth, beside those of the others.
+) -> list[FieldVerdict]:
+    """Judge the masks of each field in comparison with the others.
 
-    Unusable: nothing was found, all is inside cells, or the cells are splinters. Worth a look: less than a fifth or
-    more than five times the median count, where there are five fields or more.
+    Masks are unusable if there are no cells, if nearly the whole field is inside cells, or if most cells are splinters.
+    With five fields or more, less than a fifth or more than five times the median number of cells gives a warning.
 
     Args:
-        counts: cells of each field. foreground: share of its voxels inside cells. splinters: ``over_split``.
+        counts: number of cells in each field.
+        foreground: share of its voxels inside cells.
+        splinters: ``over_split_share`` of each field.
     """
-    median = float(np.median(counts)) if len(counts) >= _FEW_FIELDS else 0.0
+    median = float(np.median(counts)) if len(counts) >= _MIN_FIELDS else 0.0
     verdicts = []
     for count, share, split in zip(counts, foreground, splinters, strict=True):
         unusable = warning = None
@@ -126,5 +135,5 @@ def field_verdict(
             unusable = f"over-split, {split:.0%} of the cells are splinters that touch another"
         elif median and not median / 5 <= count <= median * 5:
             warning = f"{count} cells, the median of this site's fields is {median:g}"
-        verdicts.append(Verdict(unusable, warning))
+        verdicts.append(FieldVerdict(unusable, warning))
     return verdicts

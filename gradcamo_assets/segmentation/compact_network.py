@@ -1,6 +1,6 @@
-"""The compact network: a small U-Net that predicts Cellpose's flows, and its shipped weights.
+"""The compact network: a small U-Net that predicts Cellpose's flows, and loading of its weights.
 
-Here: the architecture, and reading its weights. Not here: training it (``train``), running it (``segment``).
+``segmentation_training.train`` trains it; ``segment`` runs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from gradcamo_assets.errors import SegmentationError
 
 INPUTS = {"cells": 2, "nuclei": 1}
-"""Input channels of the two sets of weights: (cytoplasm, nucleus) and (nucleus)."""
+"""Number of input channels of each set of weights: (cytoplasm, nucleus) and (nucleus)."""
 
 
 def _conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -37,11 +37,11 @@ class _Block(nn.Module):
 
 
 class CompactNetwork(nn.Module):
-    """A residual U-Net of about 0.4 M parameters in the place of Cellpose's network.
+    """A residual U-Net of about 0.4 M parameters that replaces Cellpose's network.
 
-    Input (B, C, Y, X) float32 with C at least ``inputs`` (further channels are ignored, since Cellpose pads to three),
-    intensities as ``intensities.normalised`` leaves them, Y and X multiples of 16. Output: (B, 3, Y, X), flows in y and
-    x (times 5) and the logit of being inside an object, and a style (B, 256) of zeros, as Cellpose 4's have.
+    Input: (B, C, Y, X) float32, normalised as by ``intensities.combine_stains``; C is at least ``inputs`` (further
+    channels are ignored, since Cellpose pads to three); Y and X are multiples of 16. Output: (B, 3, Y, X), the flows in
+    y and x (times 5) and the logit of being inside an object, and a style (B, 256) of zeros, as in Cellpose 4.
     Source: the targets of Stringer et al., Nature Methods 18, 100 (2021).
     """
 
@@ -64,8 +64,8 @@ class CompactNetwork(nn.Module):
             x = self.up[depth](F.interpolate(self.reduce[depth](x), scale_factor=2.0) + skips[depth])
         return self.head(x), x.new_zeros(len(x), 256)
 
-    def fused(self) -> CompactNetwork:
-        """The same network, in eval mode, with every batch normalisation folded into its convolution."""
+    def fold_batch_norm(self) -> CompactNetwork:
+        """Switch to eval mode and fold every batch normalisation into its convolution, in place; return the network."""
         self.eval()
         for module in self.modules():
             if isinstance(module, nn.Sequential) and isinstance(module[1], nn.BatchNorm2d):
@@ -73,22 +73,24 @@ class CompactNetwork(nn.Module):
         return self.to(memory_format=torch.channels_last)
 
 
-def load_network(which: str, path: Path, device: torch.device | str = "cpu") -> CompactNetwork:
-    """The compact network for ``cells`` or ``nuclei`` with its weights, ready to run.
+def load_network(kind: str, path: Path, device: torch.device | str = "cpu") -> CompactNetwork:
+    """Load the compact network for ``cells`` or ``nuclei``, ready to run.
 
     Raises:
-        SegmentationError: where the weights are missing or do not fit.
+        SegmentationError: the weights are missing or do not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    network = CompactNetwork(INPUTS[which])
+    network = CompactNetwork(INPUTS[kind])
     try:
         network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        remedy = "Install the package anew, or train them: python -m segmentation_training.train --out DIR."
-        raise SegmentationError(f"the compact network's weights do not load: {error}", remedy, path=path) from error
-    network = network.fused().to(device)
-    # Cellpose asks any network for these.
+        remedy = "Reinstall the package, or train them: python -m segmentation_training.train --out DIR."
+        raise SegmentationError(
+            f"the compact network's weights cannot be loaded: {error}", remedy, path=path
+        ) from error
+    network = network.fold_batch_norm().to(device)
+    # Cellpose reads these attributes of a network.
     network.device, network.dtype = network.head.weight.device, network.head.weight.dtype
     return network

@@ -1,7 +1,6 @@
-"""Finding and loading the networks behind Cellpose's engine: shipped, Cellpose's own, from a path, or registered.
+"""Find and load segmentation networks: the compact network, Cellpose's own, weights from a path, or registered ones.
 
-Here: what a network's name means, its digests, and a ``CellposeModel`` around it. Not here: running it (``segment``),
-the compact network itself (``compact``).
+Each network is wrapped in a ``CellposeModel``, whose tiling and dynamics ``segment`` uses.
 """
 
 from __future__ import annotations
@@ -15,38 +14,38 @@ from typing import Any
 from gradcamo_assets.errors import SegmentationError
 from gradcamo_assets.importing import IMPORT_PATH, imported
 
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the compact network's weights."""
 
-BUILT_IN = ("cpsam_v2", "cpsam", "cpdino", "cpdino-vitb")
-"""Cellpose's own networks, by name; the weights of over 1 GB are never downloaded here."""
+CELLPOSE_NETWORKS = ("cpsam_v2", "cpsam", "cpdino", "cpdino-vitb")
+"""Names of Cellpose's own networks. Their weights (over 1 GB) are never downloaded automatically."""
 
 KINDS = ("cells", "nuclei")
 
 REMEDY = (
-    f"Use 'compact', one of {', '.join(BUILT_IN)}, the path of existing weights, or 'module:function' of an installed "
-    "module"
+    f"Use 'compact', one of {', '.join(CELLPOSE_NETWORKS)}, the path of existing weights, or 'module:function' of an "
+    "installed module"
 )
 
 
-def known(network: str) -> str:
-    """The name itself if it means anything: a name of ours or Cellpose's, an existing path, or an import path.
+def check_network_name(network: str) -> str:
+    """Return the name if it is 'compact', one of Cellpose's names, an existing path, or an import path.
 
     Raises:
-        ValueError: for any other.
+        ValueError: any other name.
     """
-    if network in ("compact", *BUILT_IN) or IMPORT_PATH.fullmatch(network) or Path(network).exists():
+    if network in ("compact", *CELLPOSE_NETWORKS) or IMPORT_PATH.fullmatch(network) or Path(network).exists():
         return network
-    raise ValueError(f"there is no network {network!r}: {REMEDY}")
+    raise ValueError(f"unknown network {network!r}: {REMEDY}")
 
 
 def find_weights(network: str) -> dict[str, Path]:
-    """The weights file of each kind; nothing for a registered network, which brings its own.
+    """The weights file for cells and for nuclei; empty for a registered network, which has its own weights.
 
     Raises:
-        SegmentationError: where it is absent, or the registered network cannot be imported.
+        SegmentationError: the weights do not exist, or the registered network cannot be imported.
     """
-    if network in BUILT_IN:
+    if network in CELLPOSE_NETWORKS:
         from cellpose.models import MODEL_DIR
 
         path = Path(MODEL_DIR) / network
@@ -55,27 +54,27 @@ def find_weights(network: str) -> dict[str, Path]:
                 'Download them once (over 1 GB) with: python -c "from cellpose.models import cache_model_path; '
                 f"cache_model_path('{network}')\", or use the network 'compact'."
             )
-            raise SegmentationError(f"the weights of {network} are not on this machine", remedy, path=path)
+            raise SegmentationError(f"the weights of {network} are not installed", remedy, path=path)
         return dict.fromkeys(KINDS, path)
     if network != "compact" and not Path(network).exists():
         imported(network, "network", f"{REMEDY}.", SegmentationError)
         return {}
-    given = SHIPPED if network == "compact" else Path(network)
-    found = {which: given if given.is_file() else given / f"{which}.safetensors" for which in KINDS}
-    for path in found.values():
+    location = SHIPPED_WEIGHTS if network == "compact" else Path(network)
+    files = {kind: location if location.is_file() else location / f"{kind}.safetensors" for kind in KINDS}
+    for path in files.values():
         if not path.is_file():
-            raise SegmentationError("weights are missing", "Train them, or install the package anew.", path=path)
-    return found
+            raise SegmentationError("the weights file is missing", "Train it, or reinstall the package.", path=path)
+    return files
 
 
 def file_digest(path: Path) -> str:
     """First 16 hex digits of a file's SHA-256."""
-    with path.open("rb") as file:  # Up to 1 GB.
+    with path.open("rb") as file:  # Not read at once: weights may exceed 1 GB.
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def state_digest(network: Any) -> str:
-    """First 16 hex digits of the SHA-256 over a network's weights, by their names."""
+    """First 16 hex digits of the SHA-256 over a network's weights, in order of their names."""
     import torch
 
     digest = hashlib.sha256()
@@ -86,50 +85,50 @@ def state_digest(network: Any) -> str:
 
 
 def load_engines(network: str, weights: dict[str, Path]) -> dict[str, Any]:
-    """A ``CellposeModel`` for each kind, on the GPU where there is one.
+    """Load a ``CellposeModel`` for cells and for nuclei, on the GPU if there is one.
 
     Raises:
-        SegmentationError: where the weights do not load, or a registered network breaks the contract.
+        SegmentationError: the weights cannot be loaded, or a registered network has the wrong output.
     """
     import torch
     from cellpose.models import CellposeModel
 
     from gradcamo_assets.segmentation.compact_network import load_network
 
-    # Cellpose warns at every stack that its own stitching is off, and at every slice without cells.
+    # Cellpose warns about disabled stitching for every stack, and about every slice without cells.
     for part in ("models", "dynamics"):
         logging.getLogger(f"cellpose.{part}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not weights:
-        return {which: _engine(_registered(network, which, device), device, "registered", network) for which in KINDS}
+        return {kind: _wrap(_load_registered(network, kind, device), device, "registered", network) for kind in KINDS}
     if all(path.suffix == ".safetensors" for path in weights.values()):
-        loaded = {which: load_network(which, path, device) for which, path in weights.items()}
-        return {which: _engine(net, device, "compact", str(weights[which])) for which, net in loaded.items()}
+        networks = {kind: load_network(kind, path, device) for kind, path in weights.items()}
+        return {kind: _wrap(net, device, "compact", str(weights[kind])) for kind, net in networks.items()}
     path = weights["cells"]
     try:
         model = CellposeModel(pretrained_model=str(path), device=device, use_bfloat16=device.type == "cuda")
     except Exception as error:
         problem = f"Cellpose cannot load these weights: {error}"
-        raise SegmentationError(problem, "Give weights of Cellpose 4.", path=path) from error
+        raise SegmentationError(problem, "Use weights of Cellpose 4.", path=path) from error
     return dict.fromkeys(KINDS, model)
 
 
-def _engine(network: Any, device: Any, backbone: str, source: str) -> Any:
+def _wrap(network: Any, device: Any, backbone: str, source: str) -> Any:
     from cellpose.models import CellposeModel
 
-    # The constructor only loads Cellpose's own networks; eval needs no more than these five attributes.
+    # The constructor can only load Cellpose's own networks; eval needs only these five attributes.
     engine = CellposeModel.__new__(CellposeModel)
     engine.net, engine.device, engine.gpu = network, device, device.type == "cuda"
     engine.backbone, engine.pretrained_model = backbone, source
     return engine
 
 
-def _registered(name: str, which: str, device: Any) -> Any:
-    """A user's network, asked once whether it answers as Cellpose's do."""
+def _load_registered(name: str, kind: str, device: Any) -> Any:
+    """Load a user's network and check the shapes of its outputs."""
     import torch
 
-    network = imported(name, "network", f"{REMEDY}.", SegmentationError)(which)
+    network = imported(name, "network", f"{REMEDY}.", SegmentationError)(kind)
     try:
         network = network.to(device).eval()
         network.device = device
@@ -140,7 +139,7 @@ def _registered(name: str, which: str, device: Any) -> Any:
     except Exception as error:
         shapes = (f"{type(error).__name__}: {error}",)
     if shapes != ((1, 3, 256, 256), (1, 256)):
-        problem = f"the network {name!r} does not keep Cellpose's contract: it answers {shapes}"
-        remedy = "Return a torch module that turns (B, 3, Y, X) into flows and logit (B, 3, Y, X) and a style (B, 256)."
+        problem = f"the network {name!r} has the wrong output, shapes {shapes}"
+        remedy = "Return a torch module that maps (B, 3, Y, X) to flows and logit (B, 3, Y, X) and a style (B, 256)."
         raise SegmentationError(problem, remedy)
     return network

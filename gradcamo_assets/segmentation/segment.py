@@ -1,8 +1,4 @@
-"""Segments a field: two networks, Cellpose's tiling and dynamics on every slice, stitching along z; or in 3D.
-
-Not here: its settings (``settings``), loading networks (``engines``), what becomes of channels (``intensities``), three
-dimensions at once (``volumes``), stitching and confidence (``masks``).
-"""
+"""Segment fields with two networks: slice by slice with Cellpose's dynamics and stitching along z, or in 3D."""
 
 from __future__ import annotations
 
@@ -20,30 +16,36 @@ import polars as pl
 from gradcamo_assets.errors import SegmentationError
 from gradcamo_assets.segmentation import intensities
 from gradcamo_assets.segmentation.engines import file_digest, find_weights, load_engines, state_digest
-from gradcamo_assets.segmentation.masks import Masks, confidence_of, object_quality, stitched, without_specks
+from gradcamo_assets.segmentation.masks import (
+    Masks,
+    compute_confidence,
+    measure_object_quality,
+    remove_small_objects,
+    stitch_slices,
+)
 from gradcamo_assets.segmentation.settings import DIAMETER, NOMINAL_WIDTH, SegmenterConfig
-from gradcamo_assets.segmentation.volumes import at_size, blocks, paste, volume_objects
+from gradcamo_assets.segmentation.volumes import iter_blocks, paste_objects, resize_labels, segment_volume
 
-# Steps of the dynamics, of a pixel each in 2D and two in 3D: objects are 30 pixels wide.
+# Steps of the dynamics: of one pixel in 2D and of two in 3D, for objects of 30 pixels.
 _STEPS, _STEPS_3D = 60, 40
-# So much is held at once: of slices, and of a volume whose voxels were made cubes (about 110 bytes each).
-_PIXELS, _VOXELS = 4_000_000, 12_000_000
-# Widths of a cell by which blocks overlap.
+# Limits of memory: pixels of a batch of slices, and voxels of a block with cubic voxels (about 110 bytes each).
+_MAX_BATCH_PIXELS, _MAX_BLOCK_VOXELS = 4_000_000, 12_000_000
+# Overlap of blocks in widths of a cell.
 _HALO = 1.5
 _TILE = 512
-_FEWEST_SLICES = 5
-# Step between slices in widths of a cell.
-_COARSEST = 1 / 6
+_MIN_SLICES_3D = 5
+# Largest z step for 3D in mode auto, in widths of a cell.
+_MAX_Z_STEP = 1 / 6
 
 
 class Segmenter:
-    """Segments fields with one configuration; networks are loaded on first use, to the GPU where there is one.
+    """Segments fields with one configuration. Networks are loaded on first use, to the GPU if there is one.
 
-    On a CPU the compact network runs on one thread (``torch.set_num_threads``, put back afterwards) and any other on
-    as many as torch was given, so that several processes may each segment a field.
+    On a CPU the compact network runs on one thread (``torch.set_num_threads``, restored afterwards), so that several
+    processes can segment a field each. Other networks use torch's number of threads.
 
     Raises:
-        SegmentationError: where the configured weights are absent, or a registered network cannot be imported.
+        SegmentationError: the configured weights do not exist, or a registered network cannot be imported.
     """
 
     def __init__(self, config: SegmenterConfig | None = None):
@@ -52,9 +54,9 @@ class Segmenter:
 
     @cached_property
     def version(self) -> dict[str, Any]:
-        """What determines the masks: Cellpose's version, the weights' digests, the parameters. JSON values only."""
-        digests = {which: file_digest(path) for which, path in self._weights.items()} or {
-            which: state_digest(engine.net) for which, engine in self._engines.items()
+        """Everything that determines the masks, as JSON: Cellpose's version, digests of weights, and parameters."""
+        digests = {kind: file_digest(path) for kind, path in self._weights.items()} or {
+            kind: state_digest(engine.net) for kind, engine in self._engines.items()
         }
         return {
             **asdict(self.config),
@@ -68,131 +70,142 @@ class Segmenter:
     def segment(
         self, image: np.ndarray, channels: Sequence[str], voxel_size: Sequence[float] = (1.0, 1.0, 1.0)
     ) -> Masks:
-        """Masks of one field.
+        """Segment one field.
 
         Args:
-            image: (C, Z, Y, X) of numbers; Z may be 1.
+            image: (C, Z, Y, X), numbers; Z may be 1.
             channels: names of the C channels.
             voxel_size: (z, y, x) in micrometres; (1, 1, 1) means unknown.
 
         Raises:
-            SegmentationError: for a shape that does not fit, channels that cannot be told, values that are no numbers.
+            SegmentationError: wrong shape, channels that cannot be identified, or NaN or infinity in the image.
         """
         config, depth = self.config, image.shape[1] if image.ndim == 4 else 0
         if len(channels) != image.shape[0] or not depth or not image.size:
             problem = f"an image of shape {image.shape} with {len(channels)} channel names cannot be segmented"
             raise SegmentationError(problem, "Give an image (C, Z, Y, X) and one name for each of its C channels.")
-        nuclear, stains = intensities.find_channels(channels, config.nucleus, config.cytoplasm)
-        if config.mode == "3d" and 1 < depth < _FEWEST_SLICES:
-            problem = f"{depth} slices are too few for the mode '3d'"
+        nucleus_index, stains = intensities.find_channels(channels, config.nucleus, config.cytoplasm)
+        if config.mode == "3d" and 1 < depth < _MIN_SLICES_3D:
+            problem = f"the mode '3d' needs {_MIN_SLICES_3D} slices or more, the image has {depth}"
             raise SegmentationError(problem, "Set mode to 'stitch' for thin stacks.")
-        # Half precision: whole stacks are what takes the memory, and their values lie between -0.5 and 3.
-        nucleus = intensities.combined([image[nuclear]]).astype(np.float16)
+        # Half precision saves memory; the values lie between -0.5 and 3.
+        nucleus = intensities.combine_stains([image[nucleus_index]]).astype(np.float16)
         cytoplasm = np.zeros_like(nucleus)
         if stains:
-            cytoplasm = intensities.combined([image[index] for index in stains]).astype(np.float16)
+            cytoplasm = intensities.combine_stains([image[index] for index in stains]).astype(np.float16)
         diameter, anisotropy = self._diameter(voxel_size), self._anisotropy(voxel_size)
-        known = config.anisotropy is not None or tuple(voxel_size) != (1.0, 1.0, 1.0)
-        whole = self._is_whole(depth, known, anisotropy / diameter)
-        scales = diameter, anisotropy if whole else None
-        cells, confidence = self._objects("cells", [cytoplasm, nucleus], *scales, config.min_volume)
+        is_known = config.anisotropy is not None or tuple(voxel_size) != (1.0, 1.0, 1.0)
+        in_3d = self._is_3d(depth, is_known, anisotropy / diameter)
+        scales = diameter, anisotropy if in_3d else None
+        cells, confidence = self._segment_kind("cells", [cytoplasm, nucleus], *scales, config.min_volume)
         del cytoplasm
-        nuclei, _ = self._objects("nuclei", [nucleus], *scales, config.min_volume // 4)
+        nuclei, _ = self._segment_kind("nuclei", [nucleus], *scales, config.min_volume // 4)
         return Masks(cells, nuclei, confidence)
 
-    def _is_whole(self, depth: int, known: bool, step: float) -> bool:
-        """Whether a stack is segmented as one; ``step``: between slices, in widths of a cell."""
+    def _is_3d(self, depth: int, is_known: bool, z_step: float) -> bool:
+        """Whether to segment a stack in 3D.
+
+        Args:
+            is_known: whether the anisotropy is known.
+            z_step: in widths of a cell.
+        """
         if self.config.mode == "auto":
-            return self._is_compact and depth >= _FEWEST_SLICES and known and step <= _COARSEST
+            return self._is_compact and depth >= _MIN_SLICES_3D and is_known and z_step <= _MAX_Z_STEP
         return self.config.mode == "3d" and depth > 1
 
     def _anisotropy(self, voxel_size: Sequence[float]) -> float:
         if self.config.anisotropy is not None:
             return self.config.anisotropy
-        found = float(voxel_size[0]) / max(float(np.mean(voxel_size[-2:])), 1e-9)
-        return found if 0.1 <= found <= 50 else 1.0
+        anisotropy = float(voxel_size[0]) / max(float(np.mean(voxel_size[-2:])), 1e-9)
+        return anisotropy if 0.1 <= anisotropy <= 50 else 1.0
 
     def _diameter(self, voxel_size: Sequence[float]) -> float:
         if self.config.diameter is not None:
             return self.config.diameter
-        guessed = NOMINAL_WIDTH / max(float(np.mean(voxel_size[-2:])), 1e-9)
-        implausible = tuple(voxel_size) == (1.0, 1.0, 1.0) or not 8 <= guessed <= 200
-        return DIAMETER if implausible or 0.75 <= guessed / DIAMETER <= 4 / 3 else guessed
+        estimate = NOMINAL_WIDTH / max(float(np.mean(voxel_size[-2:])), 1e-9)
+        implausible = tuple(voxel_size) == (1.0, 1.0, 1.0) or not 8 <= estimate <= 200
+        return DIAMETER if implausible or 0.75 <= estimate / DIAMETER <= 4 / 3 else estimate
 
-    def _objects(
-        self, which: str, inputs: list[np.ndarray], diameter: float, anisotropy: float | None, least: int
+    def _segment_kind(
+        self, kind: str, inputs: list[np.ndarray], diameter: float, anisotropy: float | None, min_voxels: int
     ) -> tuple[np.ndarray, pl.DataFrame]:
-        """Labels (Z, Y, X) uint32 of one kind, from its input images (Z, Y, X), and their confidence.
+        """Labels (Z, Y, X) uint32 of cells or nuclei from their input images (Z, Y, X), and their confidence.
 
-        Stitched from slices where ``anisotropy`` is None.
+        Without ``anisotropy`` slices are segmented one by one and stitched, else the stack in 3D.
         """
         threshold = self.config.stitch_threshold
         if anisotropy is not None:
-            found, quality = self._in_blocks(which, inputs, diameter, anisotropy)
-            labels = without_specks(found, least)
+            segmented, quality = self._segment_blocks(kind, inputs, diameter, anisotropy)
+            labels = remove_small_objects(segmented, min_voxels)
         else:
-            found, quality = self._in_slices(which, inputs, diameter)
-            labels = without_specks(stitched(found, threshold), least)
-        return labels, confidence_of(found, labels, quality, threshold)
+            segmented, quality = self._segment_slices(kind, inputs, diameter)
+            labels = remove_small_objects(stitch_slices(segmented, threshold), min_voxels)
+        return labels, compute_confidence(segmented, labels, quality, threshold)
 
-    def _in_slices(self, which: str, inputs: list[np.ndarray], diameter: float) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Objects of every slice, numbered anew in each, and the ``object_quality`` of each; in batches of slices."""
+    def _segment_slices(
+        self, kind: str, inputs: list[np.ndarray], diameter: float
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Objects of every slice, numbered from 1 in each, and their ``measure_object_quality``; in batches."""
         depth, height, width = inputs[0].shape
-        batch = max(1, _PIXELS // (height * width))
-        found: list[np.ndarray] = []
+        batch = max(1, _MAX_BATCH_PIXELS // (height * width))
+        batches: list[np.ndarray] = []
         quality: list[np.ndarray] = []
         for start in range(0, depth, batch):
-            objects, flows, logits = self._run(which, [part[start : start + batch] for part in inputs], diameter)
-            quality += [object_quality(plane, flows[:, z] / 5, logits[z]) for z, plane in enumerate(objects)]
-            found.append(objects)
-        for plane, sums in zip(planes := np.concatenate(found), quality, strict=True):
-            self._drop_doubtful(plane, sums)
+            objects, flows, logits = self._run(kind, [part[start : start + batch] for part in inputs], diameter)
+            quality += [measure_object_quality(plane, flows[:, z] / 5, logits[z]) for z, plane in enumerate(objects)]
+            batches.append(objects)
+        planes = np.concatenate(batches)
+        for plane, sums in zip(planes, quality, strict=True):
+            self._remove_uncertain_objects(plane, sums)
         return planes, quality
 
-    def _in_blocks(
-        self, which: str, inputs: list[np.ndarray], diameter: float, anisotropy: float
+    def _segment_blocks(
+        self, kind: str, inputs: list[np.ndarray], diameter: float, anisotropy: float
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Objects (Z, Y, X) of the whole stack and their ``object_quality``; in blocks of the plane that overlap."""
+        """Objects (Z, Y, X) of the whole stack and their ``measure_object_quality``, in overlapping blocks."""
         depth, height, width = inputs[0].shape
         scale = DIAMETER / diameter
-        side = int((_VOXELS / (depth * anisotropy * scale**3)) ** 0.5)
-        found = np.zeros((depth, height, width), np.uint32)
+        side = int((_MAX_BLOCK_VOXELS / (depth * anisotropy * scale**3)) ** 0.5)
+        field = np.zeros((depth, height, width), np.uint32)
         sums = [np.zeros((3, 1))]
-        for outer, inner in blocks((height, width), side, round(_HALO * diameter)):
-            objects, quality = self._volume(which, [part[:, *outer] for part in inputs], scale, anisotropy)
-            sums.append(quality[:, paste(found[:, *outer], objects, inner, sum(part.shape[1] for part in sums))])
-        return found, [np.concatenate(sums, axis=1)]
+        for outer, inner in iter_blocks((height, width), side, round(_HALO * diameter)):
+            objects, quality = self._segment_block(kind, [part[:, *outer] for part in inputs], scale, anisotropy)
+            next_label = sum(part.shape[1] for part in sums)
+            sums.append(quality[:, paste_objects(field[:, *outer], objects, inner, next_label)])
+        return field, [np.concatenate(sums, axis=1)]
 
-    def _volume(
-        self, which: str, inputs: list[np.ndarray], scale: float, anisotropy: float
+    def _segment_block(
+        self, kind: str, inputs: list[np.ndarray], scale: float, anisotropy: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Objects (Z, Y, X) of one block and their ``object_quality``."""
+        """Objects (Z, Y, X) of one block and their ``measure_object_quality``."""
         if not self._is_compact:
-            objects, flows, logits = self._run(which, inputs, DIAMETER / scale, anisotropy)
+            objects, flows, logits = self._run(kind, inputs, DIAMETER / scale, anisotropy)
             length = np.maximum(np.sqrt((flows**2).sum(axis=0)), 5)
-            return objects, object_quality(objects, flows / length, logits / 3)
+            return objects, measure_object_quality(objects, flows / length, logits / 3)
         stack = np.stack(inputs).astype(np.float32)
         if stack.max() <= 0:
             return np.zeros(stack.shape[1:], np.uint16), np.zeros((3, 1))
         size = [max(1, round(n * scale * k)) for n, k in zip(stack.shape[1:], (anisotropy, 1, 1), strict=True)]
-        with self._one_thread():
-            objects, flows, logits = volume_objects(
-                self._engines[which].net, stack, tuple(size), _STEPS_3D, 3 * self.config.cellprob_threshold
+        with self._single_thread():
+            objects, flows, logits = segment_volume(
+                self._engines[kind].net, stack, tuple(size), _STEPS_3D, 3 * self.config.cellprob_threshold
             )
-        quality = object_quality(objects, flows, logits)
-        self._drop_doubtful(objects, quality)
-        return at_size(objects, stack.shape[1:]), quality
+        quality = measure_object_quality(objects, flows, logits)
+        self._remove_uncertain_objects(objects, quality)
+        return resize_labels(objects, stack.shape[1:]), quality
 
-    def _drop_doubtful(self, objects: np.ndarray, quality: np.ndarray) -> None:
-        """Clear objects whose flow error is too high, in place; Cellpose's own networks did so in their way."""
+    def _remove_uncertain_objects(self, objects: np.ndarray, quality: np.ndarray) -> None:
+        """Clear objects with a high flow error in place. For its own networks, Cellpose has already done this."""
         size, _, error = quality
         if self._is_compact and self.config.flow_threshold > 0:
             objects[(error > self.config.flow_threshold * size)[objects]] = 0
 
     @contextmanager
-    def _one_thread(self) -> Iterator[None]:
-        """One thread for the compact network on a CPU, and for the dynamics: hundreds of small steps, which many
-        threads on busy cores slow tenfold."""
+    def _single_thread(self) -> Iterator[None]:
+        """Use one thread for the compact network on a CPU and for the dynamics.
+
+        These are hundreds of small steps, which many threads on busy cores slow down tenfold.
+        """
         import torch
 
         threads = torch.get_num_threads()
@@ -208,22 +221,22 @@ class Segmenter:
         return all(engine.backbone == "compact" for engine in self._engines.values())
 
     def _run(
-        self, which: str, inputs: list[np.ndarray], diameter: float, anisotropy: float | None = None
+        self, kind: str, inputs: list[np.ndarray], diameter: float, anisotropy: float | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cellpose's objects, flows and logits, from input images (Z, Y, X).
+        """Run Cellpose on input images (Z, Y, X); return objects, flows and logits.
 
-        Each slice by itself, its objects (Z, Y, X) numbered anew, flows (2, Z, Y, X); with ``anisotropy`` all as one
-        stack, with flows (3, Z, Y, X). Logits (Z, Y, X).
+        Without ``anisotropy`` slices are independent: objects (Z, Y, X) are numbered from 1 in each slice, and flows
+        are (2, Z, Y, X). With it the stack is segmented in 3D, and flows are (3, Z, Y, X). Logits are (Z, Y, X).
         """
         parts = [part.astype(np.float32) for part in inputs]
-        shape, whole = parts[0].shape, anisotropy is not None
+        shape, in_3d = parts[0].shape, anisotropy is not None
         if max(float(part.max()) for part in parts) <= 0:
-            nothing = np.zeros((2 + whole, *shape), np.float32)
-            return np.zeros(shape, np.uint16), nothing, nothing[0]
-        engine, compact = self._engines[which], self._is_compact
+            no_flows = np.zeros((2 + in_3d, *shape), np.float32)
+            return np.zeros(shape, np.uint16), no_flows, no_flows[0]
+        engine, compact = self._engines[kind], self._is_compact
         slices = np.stack((*parts, *[np.zeros_like(parts[0])] * (3 - len(parts))), axis=1)
-        scaled = DIAMETER / diameter * max(shape[1:])
-        with self._one_thread():
+        scaled_side = DIAMETER / diameter * max(shape[1:])
+        with self._single_thread():
             masks, (_, flows, logits, *_), _ = engine.eval(
                 slices, channel_axis=1, normalize=False, min_size=-1,
                 diameter=None if diameter == DIAMETER else diameter,
@@ -232,9 +245,9 @@ class Segmenter:
                 niter=max(20, round(_STEPS * diameter / DIAMETER)) if compact else None,
                 # One tile at a time on a CPU: the activations of a tile take 100 MB.
                 batch_size=1 if compact and engine.device.type == "cpu" else 8,
-                # Cellpose pads an image by 16 pixels: a tile of just that size makes one tile of the whole slice.
-                bsize=int(min(_TILE, 16 * np.ceil(scaled / 16) + 16)) if compact else None,
-                **({"z_axis": 0, "do_3D": True, "anisotropy": anisotropy} if whole else {}),
+                # Cellpose pads images by 16 pixels, so a tile of this size covers the whole slice.
+                bsize=int(min(_TILE, 16 * np.ceil(scaled_side / 16) + 16)) if compact else None,
+                **({"z_axis": 0, "do_3D": True, "anisotropy": anisotropy} if in_3d else {}),
             )  # fmt: skip
         return masks.reshape(shape), flows.reshape(-1, *shape), logits.reshape(shape)
 

@@ -1,9 +1,9 @@
-"""The compact network on a whole volume: its answers in three sets of planes, Cellpose's dynamics in 3D on their sum.
+"""Segment whole volumes with the compact network in 3D, and combine overlapping blocks of large fields.
 
-What ``do_3D`` of Cellpose does (Stringer et al., Nature Methods 18, 100 (2021)), without square tiles: planes along z
-are a few dozen pixels high, and the compact network takes them as they are. The dynamics run where voxels are cubes.
-Large fields go in overlapping blocks of the plane: an object belongs, whole, to the block whose inner part has its
-centre.
+The network runs on planes along three axes, and Cellpose's dynamics run in 3D on the sum of the flows, like Cellpose's
+``do_3D`` (Stringer et al., Nature Methods 18, 100 (2021)). Cellpose tiles planes into squares; here planes stay whole,
+because those along z are only a few dozen pixels high. The dynamics run on cubic voxels. Large fields are split into
+overlapping blocks of the plane; an object belongs to the block whose inner part contains its centre.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from scipy import ndimage as ndi
 if TYPE_CHECKING:
     import torch
 
-_RIM = 8
+_MARGIN = 8
 _STRIDE = 16
-_CPU_PIXELS, _GPU_PIXELS = 300_000, 8_000_000
-_SLACK = 2
-"""Pixels by which inner parts overlap, since two blocks may put an object's centre a little apart."""
+_CPU_BATCH_PIXELS, _GPU_BATCH_PIXELS = 300_000, 8_000_000
+_INNER_OVERLAP = 2
+"""Pixels by which inner parts overlap, because the centre of an object may differ slightly between two blocks."""
 Window = tuple[slice, slice]
 
 
-def volume_objects(
+def segment_volume(
     network: Any, stack: np.ndarray, size: tuple[int, int, int], steps: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Objects of a stack at another size, with the flows and logits they come from.
+    """Segment a stack at another size; also return the flows and logits.
 
     Args:
-        network: turns (B, C, Y, X) with sides that are multiples of 16 into flows (times 5) and logit (B, 3, Y, X).
+        network: maps (B, C, Y, X), with sides that are multiples of 16, to flows (times 5) and logit (B, 3, Y, X).
         stack: (C, Z, Y, X) float32.
-        size: (Z, Y, X) at which voxels are cubes and objects as wide as the network likes them.
-        steps: of the dynamics. threshold: least logit of a voxel inside an object.
+        size: (Z, Y, X) at which voxels are cubic and objects have the width for which the network was trained.
+        steps: number of steps of the dynamics.
+        threshold: lowest logit of a voxel inside an object.
 
     Returns:
-        labels ``size``, 0 outside; flows (3, *size), unit length where the network is sure; logits ``size``.
+        labels of shape ``size``, 0 outside; flows (3, *size), of unit length where the network is certain; logits of
+        shape ``size``.
     """
     import torch
     from cellpose.dynamics import resize_and_compute_masks
@@ -51,44 +53,44 @@ def volume_objects(
             planes = scaled.movedim(1 + normal, 0)
             targets = [part.movedim(normal, 0) for axis, part in enumerate(flows) if axis != normal]
             targets.append(logits.movedim(normal, 0))
-            pixels = _CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS
+            pixels = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS
             batch = max(1, pixels // (planes.shape[2] * planes.shape[3]))
             for start in range(0, len(planes), batch):
-                answers = _answers(network, planes[start : start + batch].to(device)).cpu()
+                outputs = _predict_planes(network, planes[start : start + batch].to(device)).cpu()
                 for k, target in enumerate(targets):
-                    target[start : start + batch] += answers[:, k]
-    found = resize_and_compute_masks(
+                    target[start : start + batch] += outputs[:, k]
+    labels = resize_and_compute_masks(
         flows.numpy(), logits.numpy(), steps, threshold, do_3D=True, min_size=-1, device=device
     )
-    # Each component is the sum of two planes' flows, each 5 where the network is sure; the logit that of three.
+    # Each flow component sums two planes' flows, each of length 5 if the network is certain; the logit sums three.
     length = (flows**2).sum(0).sqrt_().clamp_(min=5)
-    return found, (flows / length).numpy(), (logits / 3).numpy()
+    return labels, (flows / length).numpy(), (logits / 3).numpy()
 
 
-def _answers(network: Any, planes: torch.Tensor) -> torch.Tensor:
-    """The network's answers to planes (B, C, Y, X) of any size, behind a dark rim as in training."""
+def _predict_planes(network: Any, planes: torch.Tensor) -> torch.Tensor:
+    """Run the network on planes (B, C, Y, X) of any size, padded with a dark margin as in training."""
     from torch.nn.functional import pad
 
     height, width = planes.shape[2:]
-    sides = [-(-(length + 2 * _RIM) // _STRIDE) * _STRIDE - length for length in (width, height)]
-    rims = [side // 2 for side in sides]
-    padded = pad(planes, (rims[0], sides[0] - rims[0], rims[1], sides[1] - rims[1]))
-    answers: torch.Tensor = network(padded)[0]
-    return answers[:, :, rims[1] : rims[1] + height, rims[0] : rims[0] + width]
+    padding = [-(-(length + 2 * _MARGIN) // _STRIDE) * _STRIDE - length for length in (width, height)]
+    left, top = (total // 2 for total in padding)
+    padded = pad(planes, (left, padding[0] - left, top, padding[1] - top))
+    outputs: torch.Tensor = network(padded)[0]
+    return outputs[:, :, top : top + height, left : left + width]
 
 
-def at_size(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Labels at another size, each voxel that of the nearest."""
-    near = [(np.arange(new) + 0.5) * old // new for new, old in zip(size, labels.shape, strict=True)]
-    return labels[np.ix_(*[part.astype(int) for part in near])]
+def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize labels by nearest neighbours."""
+    indices = [(np.arange(new) + 0.5) * old // new for new, old in zip(size, labels.shape, strict=True)]
+    return labels[np.ix_(*[axis.astype(int) for axis in indices])]
 
 
-def blocks(shape: tuple[int, int], side: int, halo: int) -> Iterator[tuple[Window, Window]]:
-    """Blocks that cover a plane (Y, X): what to segment, and the inner part, relative to it, that counts.
+def iter_blocks(shape: tuple[int, int], side: int, halo: int) -> Iterator[tuple[Window, Window]]:
+    """Yield blocks that cover a plane (Y, X): the window to segment, and its inner part in coordinates of the window.
 
     Args:
-        side: most pixels along y and x of what is segmented, as far as ``halo`` allows.
-        halo: pixels around the inner part; objects may reach so far out of it.
+        side: largest side of a window in pixels, unless ``halo`` requires more.
+        halo: pixels around the inner part; an object may extend this far beyond it.
     """
     if max(shape) <= side:
         whole = slice(0, shape[0]), slice(0, shape[1])
@@ -99,25 +101,25 @@ def blocks(shape: tuple[int, int], side: int, halo: int) -> Iterator[tuple[Windo
     for y in range(counts[0]):
         for x in range(counts[1]):
             outer, inner = [], []
-            for axis, at in enumerate((y, x)):
-                first, last = int(edges[axis][at]), int(edges[axis][at + 1])
+            for axis, index in enumerate((y, x)):
+                first, last = int(edges[axis][index]), int(edges[axis][index + 1])
                 start = max(0, first - halo)
                 outer.append(slice(start, min(shape[axis], last + halo)))
-                inner.append(slice(max(0, first - start - _SLACK), last - start + _SLACK))
+                inner.append(slice(max(0, first - start - _INNER_OVERLAP), last - start + _INNER_OVERLAP))
             yield (outer[0], outer[1]), (inner[0], inner[1])
 
 
-def paste(into: np.ndarray, objects: np.ndarray, inner: Window, first: int) -> np.ndarray:
-    """Write a block's objects into what is there, in place; the labels in ``objects`` that were written.
+def paste_objects(target: np.ndarray, objects: np.ndarray, inner: Window, first: int) -> np.ndarray:
+    """Write the objects of a block into ``target`` in place; return their labels in ``objects``.
 
-    Objects with their centre outside ``inner`` are left to other blocks, and so are those of which others have written
-    half already. What is written stays.
+    An object is skipped if its centre lies outside ``inner``, or if other blocks already cover half of it. Existing
+    labels are never overwritten.
 
     Args:
-        into: the block's part of the field (Z, Y, X).
+        target: the part of the field that the block covers (Z, Y, X).
         objects: labels of the block (Z, Y, X), 0 outside.
-        inner: the part of (Y, X) that counts.
-        first: label of the first object written; the others count on.
+        inner: the inner part of (Y, X).
+        first: label of the first object written; the others follow consecutively.
     """
     written: list[int] = []
     for label, box in enumerate(ndi.find_objects(objects), start=1):
@@ -127,8 +129,8 @@ def paste(into: np.ndarray, objects: np.ndarray, inner: Window, first: int) -> n
         _, y, x = (float(at.mean()) + part.start for at, part in zip(np.nonzero(mask), box, strict=True))
         if not (inner[0].start <= y < inner[0].stop and inner[1].start <= x < inner[1].stop):
             continue
-        free = mask & (into[box] == 0)
+        free = mask & (target[box] == 0)
         if 2 * np.count_nonzero(free) > np.count_nonzero(mask):
-            into[box][free] = first + len(written)
+            target[box][free] = first + len(written)
             written.append(label)
     return np.array(written, int)

@@ -1,4 +1,4 @@
-"""Synthetic plates with a planted truth: what is on them, how their cells look, and writing them as OME-Zarr."""
+"""Synthetic plates with known ground truth: their design, the rendering of fields, and OME-Zarr output."""
 
 from gradcamo_assets.synthetic.design import SyntheticPlate
 from gradcamo_assets.synthetic.render import render_field

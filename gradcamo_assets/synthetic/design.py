@@ -1,7 +1,4 @@
-"""What a synthetic plate is, its size, its treatments, and which well gets which; and writing it.
-
-How it looks stands in ``synthetic_field``.
-"""
+"""Design of a synthetic plate: its size, its treatments, and the layout of treatments over wells."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ VOXEL_SIZE = (1.0, 0.5, 0.5)
 """Micrometres in z, y, x."""
 _TOP_DOSE = 10.0
 _LAYOUT_STREAM = 2**31
-"""Keeps the random stream of the layout apart from those of the wells."""
+"""Separates the random stream of the layout from those of the wells."""
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """One class: what a cell was given, and how far along the phenotype that takes it (0 control, 1 top dose)."""
+    """One class: a treatment and the strength of its phenotype, ``level`` (0 control, 1 top dose)."""
 
     compound: str
     dose: float
@@ -36,7 +33,7 @@ class Treatment:
 
 
 def treatment_columns(treatments: Sequence[Treatment]) -> dict[str, list[Any]]:
-    """The columns of a plate map or a label table that say what was given."""
+    """Columns of a plate map or label table that describe treatments."""
     return {
         "Metadata_Compound": [t.compound for t in treatments],
         "Metadata_Dose": [t.dose for t in treatments],
@@ -47,21 +44,22 @@ def treatment_columns(treatments: Sequence[Treatment]) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class SyntheticPlate:
-    """A synthetic Cell Painting plate. The same values give the same plate, to the byte of its images.
+    """A synthetic Cell Painting plate. Equal values give equal images, byte by byte.
 
     Args:
         shape: (Z, Y, X) of a field, in voxels of 1.0 x 0.5 x 0.5 um.
         channels: 4 to 6 stains, in the order of ``STAINS``.
-        doses: of the one compound; with the control there are ``doses + 1`` classes.
-        cells: a field, on average.
+        doses: number of doses of the single compound; with the control there are ``doses + 1`` classes.
+        cells: mean number of cells in a field.
         shortcut: where the signature of a class is painted: in every cell ("none"), outside all cells ("background"),
             or in bystander cells only ("neighbour").
-        background_shift: with the shortcut "background", cells carry their signature too, and the background shines
-            evenly in the stains of the class so many places on: 0 is a background that tells the class, 1 another.
-        labels: one treatment a well, or a treatment of its own for every cell (a pooled screen).
+        background_shift: with the shortcut "background", paint the signature in cells too, and add an even glow to the
+            background in the stains of another class, this many places further on. 0 makes the background show the
+            cell's own class.
+        labels: one treatment for each well, or one for each cell (a pooled screen).
 
     Raises:
-        PlateError: for values that make no plate.
+        PlateError: invalid values.
     """
 
     name: str = "synthetic"
@@ -79,7 +77,7 @@ class SyntheticPlate:
     def __post_init__(self) -> None:
         plate_name(self.name)
         z, y, x = self.shape
-        for fine, name, allowed in (
+        for is_valid, name, allowed in (
             (1 <= self.wells <= 384, "wells", "1 to 384"),
             (1 <= self.sites <= 100, "sites", "1 to 100"),
             (1 <= z <= 512 and 48 <= y <= 4096 and 48 <= x <= 4096, "shape", "Z from 1, Y and X from 48 to 4096"),
@@ -93,7 +91,7 @@ class SyntheticPlate:
             ((self.labels, self.shortcut) != ("cell", "neighbour"), "labels", "well with a neighbour shortcut"),
             (self.seed >= 0, "seed", "0 or more"),
         ):
-            if not fine:
+            if not is_valid:
                 problem = f"a synthetic plate cannot have {name} = {getattr(self, name)!r}"
                 raise PlateError(problem, f"Use {allowed}.", plate=self.name)
 
@@ -114,22 +112,22 @@ class SyntheticPlate:
 
     @property
     def well_names(self) -> tuple[str, ...]:
-        """Wells row by row, on the smallest grid of about 2 to 3 that holds them."""
+        """Wells row by row, on the smallest grid of about 2:3 that holds them."""
         rows = next(r for r in range(1, 17) if r * -(-3 * r // 2) >= self.wells)
         columns = -(-3 * rows // 2)
         return tuple(f"{string.ascii_uppercase[i // columns]}{i % columns + 1:02d}" for i in range(self.wells))
 
     @property
     def layout(self) -> tuple[Treatment, ...]:
-        """The treatment of each well: shuffled in blocks that hold every class once, so no class keeps to a corner."""
+        """The treatment of each well, shuffled in blocks of all classes, which spreads each class over the plate."""
         rng = np.random.default_rng([self.seed, _LAYOUT_STREAM])
         classes = len(self.treatments)
         order = np.concatenate([rng.permutation(classes) for _ in range(-(-self.wells // classes))])
         return tuple(self.treatments[k] for k in order[: self.wells])
 
 
-def plate_map(config: SyntheticPlate) -> pl.DataFrame:
-    """The plate map: a row a well. In a pooled screen the well is ``pooled``, and the label table has the rest."""
+def make_plate_map(config: SyntheticPlate) -> pl.DataFrame:
+    """The plate map, a row a well. In a pooled screen wells are ``pooled``, and the label table has the treatments."""
     pooled = (Treatment(POOLED, 0.0, "trt", 0.0),) * config.wells
     layout = pooled if config.labels == "cell" else config.layout
     return pl.DataFrame({"Metadata_Well": config.well_names, **treatment_columns(layout)})

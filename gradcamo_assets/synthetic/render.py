@@ -1,7 +1,7 @@
-"""Drawing one synthetic field: stains, the signature of a treatment, optics and camera.
+"""Render a synthetic field: stains, the signature of a treatment, optics and camera.
 
-A class shows in the cytoplasm as granules: with dose they grow and move from one stain to the next. One painter puts
-them into any region, so the same texture can be planted in cells, in the background or in bystanders.
+A class shows as granules in the cytoplasm, which grow and move from one stain to the next with increasing dose. The
+same function paints granules into any region: cells, background or bystanders.
 """
 
 from __future__ import annotations
@@ -20,19 +20,24 @@ from gradcamo_assets.synthetic.design import SyntheticPlate, treatment_columns
 
 _Volume = NDArray[np.float32]
 _CYTOPLASMIC = ("ER", "RNA", "AGP", "Mito")
-_GRANULES = 1400.0
-"""Photons at a granule's peak, in the stain that carries the class."""
-_HAZE = 0.55
-"""Strength of granules painted outside cells, against those inside."""
-_GLOW = 200.0
-"""Photons by which the medium around a cell shines, where it does so beside a class that shows in the cell."""
+_GRANULE_PHOTONS = 1400.0
+"""Photons at the peak of a granule that is in a single stain."""
+_BACKGROUND_STRENGTH = 0.55
+"""Strength of granules outside cells relative to those inside."""
+_GLOW_PHOTONS = 200.0
+"""Photons of the glow around cells, for plates with ``background_shift``."""
 _OFFSET, _READ_NOISE = 100.0, 4.0
 
 
 @dataclass(frozen=True)
 class SyntheticField:
-    """``image`` (C, Z, Y, X) uint16; ``cells`` and ``nuclei`` (Z, Y, X) uint32, one label for a cell and its nucleus;
-    ``table``: a row per cell, as in the plate's label table."""
+    """A rendered field and its ground truth.
+
+    Attributes:
+        image: (C, Z, Y, X) uint16.
+        cells, nuclei: (Z, Y, X) uint32; a cell and its nucleus have the same label.
+        table: one row a cell, as in the label table of the plate.
+    """
 
     image: NDArray[np.uint16]
     cells: NDArray[np.uint32]
@@ -41,17 +46,17 @@ class SyntheticField:
 
 
 class Signature(NamedTuple):
-    """How granules look: ``size``, their standard deviation in pixels, and ``balance``, the share of each stain."""
+    """Appearance of granules: ``size``, their standard deviation in pixels; ``balance``, the share of each stain."""
 
     size: float
     balance: dict[str, float]
 
 
 def signature(level: float | None, stains: tuple[str, ...]) -> Signature:
-    """The granules of a phenotype ``level`` from 0 (control) to 1 (top dose), or neutral ones for None.
+    """Granules of a phenotype ``level`` from 0 (control) to 1 (top dose), or neutral ones for None.
 
-    Each cytoplasmic stain has the level at which it carries most; the shares add to 1 at every level, so that dose
-    moves and coarsens texture rather than brightening the image.
+    Each cytoplasmic stain dominates at one level. Shares sum to 1 at every level, so a higher dose moves and coarsens
+    the texture but does not brighten the image.
     """
     carriers = [stain for stain in stains if stain in _CYTOPLASMIC]
     peaks = np.linspace(0, 1, len(carriers))
@@ -62,7 +67,7 @@ def signature(level: float | None, stains: tuple[str, ...]) -> Signature:
 
 
 def render_field(config: SyntheticPlate, well_index: int, site: int) -> SyntheticField:
-    """Draw the field ``site`` (1-based) of the well ``well_index`` (0-based). No field depends on another."""
+    """Render the field ``site`` (1-based) of the well ``well_index`` (0-based). Fields are independent."""
     rng = np.random.default_rng([config.seed, well_index, site])
     count = max(1, config.cells + int(rng.integers(-1, 2) * (config.cells > 4)))
     anatomy = grow_cells(config.shape, count, rng, in_pairs=config.shortcut == "neighbour")
@@ -73,7 +78,7 @@ def render_field(config: SyntheticPlate, well_index: int, site: int) -> Syntheti
 
     stains = _paint_cells(config, anatomy, rng)
     levels = [t.level for t in treatments]
-    for level, region in _regions(config, anatomy, levels):
+    for level, region in _granule_regions(config, anatomy, levels):
         _paint_granules(stains, signature(level, config.stains), region, rng)
     if config.background_shift is not None:
         _paint_glow(stains, config, anatomy, levels, config.background_shift)
@@ -89,30 +94,34 @@ def render_field(config: SyntheticPlate, well_index: int, site: int) -> Syntheti
         },
         schema_overrides={"Metadata_Dose": pl.Float64},
     )
-    return SyntheticField(_photograph(stains, rng), anatomy.cells, anatomy.nuclei, table)
+    return SyntheticField(_simulate_camera(stains, rng), anatomy.cells, anatomy.nuclei, table)
 
 
-def _regions(config: SyntheticPlate, anatomy: Anatomy, levels: list[float]) -> list[tuple[float | None, _Volume]]:
-    """Which granules go where: (level, weight of every voxel) of each texture in the field."""
-    shown: list[float | None] = [*levels]
+def _granule_regions(
+    config: SyntheticPlate, anatomy: Anatomy, levels: list[float]
+) -> list[tuple[float | None, _Volume]]:
+    """(level, weight of every voxel) of each texture in the field."""
+    cell_levels: list[float | None] = [*levels]
     if config.shortcut != "none" and config.background_shift is None:
         bystanders = anatomy.partner & (config.shortcut == "neighbour")
-        shown = [level if own else None for level, own in zip(levels, bystanders, strict=True)]
+        cell_levels = [level if is_bystander else None for level, is_bystander in zip(levels, bystanders, strict=True)]
     cytoplasm = ((anatomy.cells > 0) & (anatomy.nuclei == 0)).astype(np.float32)
-    regions = _by_level(shown, anatomy.cells, cytoplasm)
+    regions = _split_by_level(cell_levels, anatomy.cells, cytoplasm)
     if config.shortcut == "background" and config.background_shift is None:
-        regions += _outside(anatomy, levels, _HAZE)
+        regions += _background_regions(anatomy, levels, _BACKGROUND_STRENGTH)
     return regions
 
 
-def _outside(anatomy: Anatomy, levels: Sequence[float], strength: float) -> list[tuple[float | None, _Volume]]:
-    """The voxels outside all cells, each with the level of the nearest cell."""
+def _background_regions(
+    anatomy: Anatomy, levels: Sequence[float], strength: float
+) -> list[tuple[float | None, _Volume]]:
+    """Regions outside all cells, each voxel with the level of the nearest cell."""
     outside = anatomy.cells == 0
     nearest = ndimage.distance_transform_edt(outside, sampling=(2, 1, 1), return_distances=False, return_indices=True)
-    return _by_level(levels, anatomy.cells[tuple(nearest)], strength * outside.astype(np.float32))
+    return _split_by_level(levels, anatomy.cells[tuple(nearest)], strength * outside.astype(np.float32))
 
 
-def _by_level(
+def _split_by_level(
     levels: Sequence[float | None], owner: NDArray[np.uint32], weight: _Volume
 ) -> list[tuple[float | None, _Volume]]:
     """Split ``weight`` by the level of the cell that owns each voxel."""
@@ -121,40 +130,42 @@ def _by_level(
     return [(level, weight * (number == k)) for k, level in enumerate(distinct)]
 
 
-def _noise(shape: tuple[int, ...], size: float, rng: np.random.Generator) -> _Volume:
-    """Smooth noise of mean 0 and deviation 1, its grain ``size`` pixels wide (z voxels are twice as high)."""
+def _smooth_noise(shape: tuple[int, ...], size: float, rng: np.random.Generator) -> _Volume:
+    """Noise with mean 0 and standard deviation 1, smoothed over ``size`` pixels (voxels are twice as high as wide)."""
     white = rng.standard_normal(shape, np.float32)
     smooth = ndimage.gaussian_filter(white, (size / 2, size, size), mode="wrap", truncate=3.0)
     return (smooth - smooth.mean()) / smooth.std()
 
 
-def _paint_granules(stains: dict[str, _Volume], look: Signature, weight: _Volume, rng: np.random.Generator) -> None:
-    """Add granules of one look to each stain, in its share, wherever ``weight`` is above 0."""
-    grain = np.clip(_noise(weight.shape, look.size, rng) - 0.7, 0, 2.0) / 1.3
-    for k, (stain, share) in enumerate(look.balance.items()):
-        # One noise serves all stains: shifted, their granules lie in different places.
+def _paint_granules(
+    stains: dict[str, _Volume], appearance: Signature, weight: _Volume, rng: np.random.Generator
+) -> None:
+    """Add granules to each stain according to its share, where ``weight`` is above 0."""
+    grain = np.clip(_smooth_noise(weight.shape, appearance.size, rng) - 0.7, 0, 2.0) / 1.3
+    for k, (stain, share) in enumerate(appearance.balance.items()):
+        # All stains use the same noise, shifted so that their granules lie in different places.
         shifted = np.roll(grain, (k * 5, k * 37, k * 53), axis=(0, 1, 2))
-        stains[stain] += np.float32(_GRANULES * share) * shifted * weight
+        stains[stain] += np.float32(_GRANULE_PHOTONS * share) * shifted * weight
 
 
 def _paint_glow(
     stains: dict[str, _Volume], config: SyntheticPlate, anatomy: Anatomy, levels: Sequence[float], shift: int
 ) -> None:
-    """Even light around the cells in the stains of a class: of the nearest cell's, or of one ``shift`` places on."""
+    """Add an even glow around cells, in the stains of the class ``shift`` places after that of the nearest cell."""
     classes = [treatment.level for treatment in config.treatments]
-    shown = [classes[(classes.index(level) + shift) % len(classes)] for level in levels]
-    for level, region in _outside(anatomy, shown, _GLOW):
+    shifted_levels = [classes[(classes.index(level) + shift) % len(classes)] for level in levels]
+    for level, region in _background_regions(anatomy, shifted_levels, _GLOW_PHOTONS):
         for stain, share in signature(level, config.stains).balance.items():
             stains[stain] += np.float32(share) * region
 
 
 def _paint_cells(config: SyntheticPlate, anatomy: Anatomy, rng: np.random.Generator) -> dict[str, _Volume]:
-    """What every cell looks like, treated or not, in photons."""
+    """Paint the appearance that all cells share, treated or not, in photons."""
     shape, cells, depth = config.shape, anatomy.cells, anatomy.depth
     inside = cells > 0
     nucleus = (anatomy.nuclei > 0).astype(np.float32)
     cytoplasm = inside - nucleus
-    fine, coarse = _noise(shape, 1.0, rng), _noise(shape, 1.8, rng)
+    fine, coarse = _smooth_noise(shape, 1.0, rng), _smooth_noise(shape, 1.8, rng)
     reticulum = np.exp(-((fine / 0.6) ** 2))
     filaments = np.exp(-((coarse / 0.3) ** 2))
     rim = np.exp(-(((1 - depth) / 0.16) ** 2)) * inside
@@ -171,25 +182,25 @@ def _paint_cells(config: SyntheticPlate, anatomy: Anatomy, rng: np.random.Genera
     }
     for stain in painted:
         if stain != "Brightfield":
-            own = brightness * rng.lognormal(0, 0.12, len(brightness)).astype(np.float32)
-            painted[stain] *= own[cells]
+            stain_brightness = brightness * rng.lognormal(0, 0.12, len(brightness)).astype(np.float32)
+            painted[stain] *= stain_brightness[cells]
     return {stain: painted[stain].astype(np.float32) for stain in config.stains}
 
 
 def _paint_debris(stains: dict[str, _Volume], cells: NDArray[np.uint32], rng: np.random.Generator) -> None:
-    """A few bright specks between the cells, in one stain or two."""
-    free = np.flatnonzero(cells == 0)
-    if not len(free):
+    """Add a few bright specks between the cells, in one or two stains."""
+    background = np.flatnonzero(cells == 0)
+    if not len(background):
         return
     names = [stain for stain in stains if stain != "Brightfield"]
-    for voxel in rng.choice(free, int(rng.integers(2, 6))):
+    for voxel in rng.choice(background, int(rng.integers(2, 6))):
         z, y, x = np.unravel_index(voxel, cells.shape)
         for stain in rng.choice(names, int(rng.integers(1, 3)), replace=False):
             stains[stain][z, y : y + 2, x : x + 2] += rng.uniform(1500, 4000)
 
 
-def _photograph(stains: dict[str, _Volume], rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Blur that grows with depth, uneven illumination, shot noise, read noise, offset."""
+def _simulate_camera(stains: dict[str, _Volume], rng: np.random.Generator) -> NDArray[np.uint16]:
+    """Apply blur that increases with z, uneven illumination, shot noise, read noise and offset."""
     depth, height, width = next(iter(stains.values())).shape
     centre = rng.uniform(0.35, 0.65, 2)
     y, x = np.linspace(0, 1, height)[:, None] - centre[0], np.linspace(0, 1, width)[None] - centre[1]
@@ -203,7 +214,7 @@ def _photograph(stains: dict[str, _Volume], rng: np.random.Generator) -> NDArray
             sigma = 0.55 + 0.6 * z / max(depth - 1, 1)
             light[z] = ndimage.gaussian_filter(light[z], sigma, mode="nearest", truncate=3.0)
         light *= illumination
-        # At these photon counts shot noise is Gaussian to the eye, and that is ten times faster to draw.
+        # At these photon counts Gaussian noise approximates shot noise well, and it is ten times as fast.
         noise = rng.standard_normal(light.shape, np.float32) * np.sqrt(light + np.float32(_READ_NOISE**2))
         image[channel] = np.clip(np.rint(light + noise + np.float32(_OFFSET)), 0, 65535)
     return image

@@ -1,29 +1,28 @@
-"""Writing a synthetic plate: OME-Zarr HCS (NGFF 0.5) with true masks, a plate map and a label table beside it.
-
-What is on the plate stands in ``synthetic_design``, how it looks in ``synthetic_field``.
-"""
+"""Write a synthetic plate as OME-Zarr HCS (NGFF 0.5) with true masks, and its plate map and label table beside it."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gradcamo_assets.plates.omezarr_writer import create_field, create_plate
 from gradcamo_assets.storage import new_folder, remove, replaced_file
-from gradcamo_assets.synthetic.design import VOXEL_SIZE, SyntheticPlate, plate_map
+from gradcamo_assets.synthetic.design import VOXEL_SIZE, SyntheticPlate, make_plate_map
 from gradcamo_assets.synthetic.render import render_field
 
 
 def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: bool = False) -> Path:
     """Write ``<directory>/<name>.zarr`` field by field, and return its path.
 
-    Beside it: ``<name>.csv``, the plate map, and, where cells of one well differ (a pooled screen, bystanders),
-    ``<name>.labels.csv``, a row per true cell. Every field holds the true masks as labels ``cells`` and ``nuclei``.
-    The plate appears last and whole; one of that name that was there before goes first.
+    Files beside the plate: the plate map ``<name>.csv``, and ``<name>.labels.csv`` with a row for each true cell if the
+    cells of a well differ (a pooled screen, bystanders). Every field has the true masks as labels ``cells`` and
+    ``nuclei``. The plate appears in one step at the end; an earlier plate of the name is removed first.
     """
     import zarr
 
@@ -36,16 +35,21 @@ def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: boo
         template = Path(scratch) / "field"
         create_field(template, (config.channels, *config.shape), config.stains, VOXEL_SIZE, ("cells", "nuclei"))
         fields = [(index, name, site) for index, name in enumerate(config.well_names) for site in sites]
-        bar = tqdm(fields, desc=f"synthesising {config.name}", unit="field", disable=not progress)
-        for index, name, site in bar:
+        progress_bar = tqdm(fields, desc=f"synthesising {config.name}", unit="field", disable=not progress)
+        for index, name, site in progress_bar:
             path = folder / name[0] / name[1:] / str(site - 1)
             shutil.copytree(template, path, dirs_exist_ok=True)
             field = render_field(config, index, site)
-            for at, pixels in (("0", field.image), ("labels/cells/0", field.cells), ("labels/nuclei/0", field.nuclei)):
-                zarr.open_array(path / at, mode="r+")[:] = pixels
+            arrays: dict[str, NDArray[Any]] = {
+                "0": field.image,
+                "labels/cells/0": field.cells,
+                "labels/nuclei/0": field.nuclei,
+            }
+            for array_path, pixels in arrays.items():
+                zarr.open_array(path / array_path, mode="r+")[:] = pixels
             tables.append(field.table)
         with replaced_file(directory / f"{config.name}.csv") as file:
-            plate_map(config).write_csv(file)
+            make_plate_map(config).write_csv(file)
         labels = directory / f"{config.name}.labels.csv"
         remove(labels)
         if config.labels == "cell" or config.shortcut == "neighbour":

@@ -16,7 +16,7 @@ import pytest
 from gradcamo_assets.defs.automation.alerts import AlertConfig, alert_on_failure, post
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.plates.failures import attempt
+from gradcamo_assets.plates.failures import recorded_attempt
 from gradcamo_assets_tests.defs.conftest import Bench
 
 
@@ -97,7 +97,7 @@ def test_a_webhook_is_told_where_and_why(bench: Bench, hook: Hook) -> None:
     assert set(alert) == {"text", "job", "plate", "site", "run_id", "reason", "state"}
     assert (alert["job"], alert["plate"], alert["site"]) == ("ingest_plates", "bad", None)
     assert alert["run_id"] == run.run_id and alert["state"] == "waiting"
-    assert alert["reason"].startswith("plate bad, file") and "no OME-Zarr plate" in alert["reason"]
+    assert alert["reason"].startswith("plate bad, file") and "not an OME-Zarr plate" in alert["reason"]
     assert "tried again at" in alert["text"]
 
 
@@ -106,7 +106,7 @@ def test_the_fifth_failure_says_that_the_plate_is_quarantined(bench: Bench, hook
     run = failed_run(bench)
     signature = json.loads((bench.home.plates / "failures" / "bad.json").read_text())["signature"]
     for _ in range(4):
-        with pytest.raises(PlateError), attempt(bench.home.plates, "bad", signature):
+        with pytest.raises(PlateError), recorded_attempt(bench.home.plates, "bad", signature):
             raise PlateError("still none", "Export it again.")
     tell(bench, run)
     alert = hook.received[0][1]
@@ -195,7 +195,7 @@ def test_mail_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch, password: s
     assert server == ("mail.lab.org", 587)
     assert secured == (["tls", ("dagster@lab.org", "hush-hush")] if password else [])
     assert message["To"] == "a@lab.org, b@lab.org" and message["From"] == "dagster@lab.org"
-    assert "ingest_plates failed for bad" in message["Subject"] and "no OME-Zarr plate" in message.get_content()
+    assert "ingest_plates failed for bad" in message["Subject"] and "not an OME-Zarr plate" in message.get_content()
     assert "hush-hush" not in message.as_string()
 
 

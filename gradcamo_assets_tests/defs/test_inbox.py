@@ -26,8 +26,8 @@ from gradcamo_assets.defs.automation.inbox_automation import nightly_ingest
 from gradcamo_assets.defs.automation.jobs_and_sensors import inbox_sensor
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates import IngestConfig, ingest_plate, load_plate, read_field
-from gradcamo_assets.plates.companions import source_signature
-from gradcamo_assets.plates.failures import attempt
+from gradcamo_assets.plates.companions import compute_signature
+from gradcamo_assets.plates.failures import recorded_attempt
 from gradcamo_assets.synthetic import write_synthetic_plate
 from gradcamo_assets_tests.defs.conftest import TINY, Bench, make_bench
 from gradcamo_assets_tests.defs.test_automation import requested, tick
@@ -169,7 +169,7 @@ def _take_in_until_killed(source: Path, plates: Path, begun: Event) -> None:
             begun.set()
             signal.pause()
 
-    with attempt(plates, "tiny", source_signature(source)):
+    with recorded_attempt(plates, "tiny", compute_signature(source)):
         ingest_plate(source, plates, progress=wait_at_the_third)
 
 
@@ -190,14 +190,14 @@ def test_a_plate_that_is_being_taken_in_is_told_from_one_whose_ingestion_was_kil
             state, reason = inbox(home, monkeypatch, *options)["tiny"]
             assert state == "ingesting" and "since 20" in reason
             assert "2 of 4 fields are done" in reason and "next try" not in reason
-        assert requested(tick(bench, inbox_sensor)) == [], "nobody takes it in beside"
+        assert requested(tick(bench, inbox_sensor)) == [], "nothing else ingests it"
         assert not bench.ingest("tiny").success
         assert inbox(home, monkeypatch)["tiny"][0] == "ingesting", "the other goes on"
     finally:
         process.kill()
         process.join()
     state, reason = inbox(home, monkeypatch)["tiny"]
-    assert state == "waiting" and "ended without a word" in reason and "next try" in reason
+    assert state == "waiting" and "stopped without an error message" in reason and "next try" in reason
     assert inbox(home, monkeypatch, "--retry", "tiny")["tiny"][0] == "ready"
     assert requested(tick(bench, inbox_sensor)) == [("ingest_plates", "tiny")]
     assert bench.ingest("tiny").success

@@ -160,7 +160,7 @@ def test_a_plate_that_fails_is_tried_again_four_times_and_then_quarantined(bench
     assert len(set(keys)) == len(keys) == 5
     quarantined = night(bench, clock(24 * 30))
     assert isinstance(quarantined, dg.SkipReason)
-    assert "no OME-Zarr plate" in str(quarantined.skip_message) and "--retry bad" in str(quarantined.skip_message)
+    assert "not an OME-Zarr plate" in str(quarantined.skip_message) and "--retry bad" in str(quarantined.skip_message)
     failures.forget_failures(bench.home.plates, "bad")
     again = tick(bench, inbox_sensor)
     assert requested(again) == [("ingest_plates", "bad")]
@@ -209,7 +209,7 @@ def break_stage(stage: str, patch: pytest.MonkeyPatch) -> None:
     if stage == "rows":
         patch.setattr(Lake, "write", full)
     else:
-        module, used = {"masks": ("mask_assets", "Segmenter"), "crops": ("cell_assets", "known_plate")}[stage]
+        module, used = {"masks": ("mask_assets", "Segmenter"), "crops": ("cell_assets", "read_plate_record")}[stage]
         patch.setattr(import_module(f"gradcamo_assets.defs.assets.{module}"), used, None)
 
 

@@ -27,7 +27,7 @@ HALF = '[plates]\nillumination = "false"\n[trainig]\nepochs = 3\n[training]\nepo
         ("[training]\nepochs = 5.5", "[training] epochs: expected a valid integer, found 5.5"),
         ("[crops]\nshape = [4, 5]", "[crops] shape"),
         ("crops = 3", "[crops]: expected an object, found 3"),
-        ("[segmentation]\nnetwork = 'cyto3'", "[segmentation] network: there is no network 'cyto3'"),
+        ("[segmentation]\nnetwork = 'cyto3'", "[segmentation] network: unknown network 'cyto3'"),
         ("[inbox]\nmarker = '../done'", "[inbox] marker"),
         ("[crops", "the settings cannot be read"),
     ],

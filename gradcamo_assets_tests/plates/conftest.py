@@ -1,4 +1,4 @@
-"""A small synthetic plate, written once and copied by the tests that damage it."""
+"""A small synthetic plate, written once and copied by tests that change it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``tiny.zarr`` and ``tiny.csv``; not to be changed."""
+    """A folder with ``tiny.zarr`` and ``tiny.csv``, shared by all tests; do not change it."""
     folder = tmp_path_factory.mktemp("pristine")
     write_synthetic_plate(folder, TINY)
     return folder
@@ -24,7 +24,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(pristine: Path, tmp_path: Path) -> Path:
-    """A plate of one's own to damage, in an inbox of its own."""
+    """A private copy of the plate in its own inbox, free to change."""
     shutil.copytree(pristine, tmp_path / "inbox")
     return tmp_path / "inbox" / "tiny.zarr"
 
@@ -36,7 +36,7 @@ def shared() -> Callable[[str], Path]:
     def folder(name: str) -> Path:
         path = SHARED / name
         if not path.is_dir():
-            pytest.skip(f"real data are not here: {path}")
+            pytest.skip(f"real data not found: {path}")
         return path
 
     return folder

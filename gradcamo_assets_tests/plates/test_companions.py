@@ -1,4 +1,4 @@
-"""What lies beside a plate in the inbox."""
+"""Companion files of a plate in the inbox."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates import ingest_plate, list_inbox
-from gradcamo_assets.plates.companions import companions, source_signature
+from gradcamo_assets.plates.companions import compute_signature, find_companions
 
 TABLE = "Assay_Plate_Barcode,Plate_Map_Name\n"
 
@@ -30,7 +30,7 @@ def test_a_map_of_the_plates_name(tmp_path: Path, name: str) -> None:
     inbox = _inbox(tmp_path, "P 1.zarr")
     (inbox / "P_2.csv").touch()
     path, labels = _file(inbox / name), _file(inbox / "P_1.labels.csv")
-    found = companions(inbox / "P 1.zarr")
+    found = find_companions(inbox / "P 1.zarr")
     assert (found.maps, found.labels, found.files) == ((path,), labels, (path, labels))
 
 
@@ -40,17 +40,17 @@ def test_a_map_through_the_barcode_table(tmp_path: Path, place: str) -> None:
     path = _file(inbox / place)
     table = _file(inbox / "barcode_platemap.csv", TABLE + "BR2,../../x\nBR1,M-1\nBR1,M-1\n")
     metadata = _file(inbox / "external_metadata.tsv")
-    found = companions(inbox / "BR1.zarr")
+    found = find_companions(inbox / "BR1.zarr")
     assert (found.maps, found.files, found.metadata) == ((path,), (path,), (metadata,))
     assert table not in found.files
-    assert companions(inbox / "BR3.zarr").maps == ()
+    assert find_companions(inbox / "BR3.zarr").maps == ()
 
 
 def test_a_map_of_the_plates_name_comes_before_the_barcode_table(tmp_path: Path) -> None:
     inbox = _inbox(tmp_path, "BR1.zarr")
     own = _file(inbox / "BR1.csv")
     _file(inbox / "barcode_platemap.csv", TABLE + "BR1,M-1\n")
-    assert companions(inbox / "BR1.zarr").maps == (own,)
+    assert find_companions(inbox / "BR1.zarr").maps == (own,)
 
 
 @pytest.mark.parametrize(
@@ -62,25 +62,27 @@ def test_a_map_of_the_plates_name_comes_before_the_barcode_table(tmp_path: Path)
         (TABLE + "BR1,a\\b\n", "no usable"),
         (TABLE + "BR1,\n", "'' is no usable"),
         (TABLE + "BR1,M-1\nBR1,M-2\n", "two plate maps, M-1 and M-2"),
-        (TABLE + "BR1,M-9\n", "M-9 is not there"),
+        (TABLE + "BR1,M-9\n", "M-9 does not exist"),
         (TABLE + "BR1\n", "1 cells"),
         (TABLE + "BR1,=M\n", "formula"),
-        ("plate,map\nBR1,M-1\n", "no columns"),
+        ("plate,map\nBR1,M-1\n", "are missing"),
         ("", "empty"),
     ],
 )
 def test_a_wrong_barcode_table_is_an_error_of_the_plate(tmp_path: Path, table: str, says: str) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     inbox = _inbox(tmp_path / "a" / "b", "BR1.zarr")
-    _file(tmp_path / "x.txt")  # where ../../x would lead to from the inbox
+    _file(tmp_path / "x.txt")  # ../../x from the inbox
     _file(inbox / "platemap" / "M-1.txt")
     _file(inbox / "barcode_platemap.csv", table)
     with pytest.raises(PlateError, match=says) as raised:
-        companions(inbox / "BR1.zarr")
+        find_companions(inbox / "BR1.zarr")
     assert raised.value.plate == "BR1" and raised.value.path == inbox / "barcode_platemap.csv"
 
 
-def test_a_plate_with_a_broad_map_is_taken_in_and_only_its_own_map_changes_it(tiny: Path, tmp_path: Path) -> None:
+def test_a_plate_with_a_broad_map_is_ingested_and_only_its_own_map_changes_its_signature(
+    tiny: Path, tmp_path: Path
+) -> None:
     inbox = tiny.parent
     (inbox / "tiny.csv").unlink()
     (inbox / "tiny.labels.csv").unlink(missing_ok=True)
@@ -91,15 +93,15 @@ def test_a_plate_with_a_broad_map_is_taken_in_and_only_its_own_map_changes_it(ti
     _file(inbox / "external_metadata.tsv", "broad_sample\tpert_iname\nBRD-1\tquinine\n")
     done = ingest_plate(tiny, tmp_path / "plates")
     wells = done.wells_frame.sort("Metadata_Well")
-    told = dict(zip(wells["Metadata_Well"], wells["Metadata_Compound"], strict=True))
-    assert told["A01"] == "quinine" and told["A02"] == "DMSO"
+    compounds = dict(zip(wells["Metadata_Well"], wells["Metadata_Compound"], strict=True))
+    assert compounds["A01"] == "quinine" and compounds["A02"] == "DMSO"
 
-    signature = source_signature(tiny)
+    signature = compute_signature(tiny)
     table.write_text(TABLE + "tiny,M-1\nother,M-2\n")
     _file(inbox / "external_metadata.tsv", "broad_sample\tpert_iname\nBRD-1\tquinine\nBRD-9\tz\n")
-    assert source_signature(tiny) == signature
+    assert compute_signature(tiny) == signature
     path.write_text(header + rows.replace("5", "6.5"))
-    assert source_signature(tiny) != signature
+    assert compute_signature(tiny) != signature
 
 
 def test_one_plates_wrong_map_name_does_not_hide_the_others(tiny: Path) -> None:
@@ -107,6 +109,6 @@ def test_one_plates_wrong_map_name_does_not_hide_the_others(tiny: Path) -> None:
     (inbox / "other.zarr").mkdir()
     _file(inbox / "barcode_platemap.csv", TABLE + "other,../../x\n")
     found = list_inbox(inbox)
-    look, other = found[tiny], found[inbox / "other.zarr"]
-    assert look is not None and look.problem is None
+    snapshot, other = found[tiny], found[inbox / "other.zarr"]
+    assert snapshot is not None and snapshot.problem is None
     assert other is not None and "no usable plate map name" in (other.problem or "")

@@ -1,4 +1,4 @@
-"""Exports of microscopes taken in: every pixel, what is kept of the metadata, and what is said of what is wrong."""
+"""Ingestion of microscope exports: every pixel, the metadata that is kept, and the problems that are reported."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import HCS, Image
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.plates import IngestConfig, ingest_plate, known_plate, load_plate, open_plate, read_field
+from gradcamo_assets.plates import IngestConfig, ingest_plate, load_plate, open_plate, read_field, read_plate_record
 from gradcamo_assets.plates.formats import PROJECTION, read_export
 from gradcamo_assets.plates.omezarr_writer import create_field
-from gradcamo_assets.plates.sources import true_stack
+from gradcamo_assets.plates.sources import select_true_stack
 from gradcamo_assets_tests.plates.formats.exports import (
     Pixels,
     some_pixels,
@@ -59,13 +59,13 @@ def test_every_pixel_of_an_export_arrives(format: str, tmp_path: Path) -> None:
     row = done.plate_frame.row(0, named=True)
     assert row["format"].split()[0] in format and [row[f"size_{axis}"] for axis in "zyx"] == [3, 24, 40]
     assert done.fields_frame["repeated_slices"].to_list() == [[0, 0]] * 4
-    # The same plate, read by its own metadata rather than by our record.
+    # The same plate, read by its own metadata rather than by its record.
     written = open_plate(plate.path)
     assert (written.channels, written.voxel_size) == (plate.channels, plate.voxel_size)
     assert [field.path for field in written.fields] == [field.path for field in plate.fields]
 
 
-def test_what_is_written_is_valid_and_opens_elsewhere(tmp_path: Path) -> None:
+def test_a_converted_plate_is_valid_and_opens_in_other_readers(tmp_path: Path) -> None:
     pixels = some_pixels(wells=("B02", "B11", "C02"), shape=(2, 3, 24, 40))
     ingest_plate(write_metaxpress(tmp_path / "p", pixels, ["DNA", "AGP"]), tmp_path / "plates")
     root = zarr.open_group(tmp_path / "plates" / "p.zarr", mode="r")
@@ -90,7 +90,7 @@ def test_what_is_written_is_valid_and_opens_elsewhere(tmp_path: Path) -> None:
 def test_channels_and_acquisition_are_kept(tmp_path: Path) -> None:
     write_metaxpress(tmp_path / "p", some_pixels(shape=(2, 3, 16, 16)), ["DNA", "AGP"], z_step=1.5, pixel=0.325)
     ingest_plate(tmp_path / "p", tmp_path / "plates")
-    record = known_plate(tmp_path / "plates", "p")
+    record = read_plate_record(tmp_path / "plates", "p")
     assert record is not None and record["channels"] == ["DNA", "AGP"] and record["voxel_size"] == [1.5, 0.325, 0.325]
     assert record["acquisition"]["objective"] == "40X"
 
@@ -105,7 +105,7 @@ def test_missing_planes_and_damaged_files_are_bad_fields(tmp_path: Path) -> None
     done = ingest_plate(tmp_path / "p", tmp_path / "plates")
     reasons = {(row["Metadata_Well"], row["Metadata_Site"]): row["qc_flag"] for row in done.fields_frame.to_dicts()}
     assert "AGP at z 2 of 3" in reasons["B02", 1]
-    assert "not all in the file" in reasons["B03", 2]
+    assert "are incomplete" in reasons["B03", 2]
     assert reasons["B02", 2] is None and reasons["B03", 1] is None
     assert reasons["C07", 1] is not None
     assert any("Cy5" in problem for problem in done.problems)
@@ -142,7 +142,7 @@ def test_a_channel_of_one_plane_makes_no_stack(tmp_path: Path, projection: bool)
     assert any(problem.startswith("no true z-stack: AGP repeats one plane") for problem in done.problems)
 
 
-def test_one_field_that_repeats_a_plane_is_warned_of(tmp_path: Path) -> None:
+def test_a_field_that_repeats_a_plane_has_a_warning(tmp_path: Path) -> None:
     pixels = some_pixels(shape=(2, 3, 16, 16))
     pixels["C11", 2][0, 2] = pixels["C11", 2][0, 1]
     done = ingest_plate(write_metaxpress(tmp_path / "p", pixels, ["DNA", "AGP"]), tmp_path / "plates")
@@ -153,9 +153,9 @@ def test_one_field_that_repeats_a_plane_is_warned_of(tmp_path: Path) -> None:
 def test_the_real_imagexpress_export_is_no_stack(tmp_path: Path, shared: Callable[[str], Path]) -> None:
     source = shared("imagexpress_9987") / "resources/ImageXpress_exported/9987_Plate_3434"
     done = ingest_plate(source, tmp_path / "plates")
-    told = " | ".join(done.problems)
-    assert "no true z-stack: FITC and Texas Red repeat one plane in all 2 slices" in told
-    assert "Cy5, but there is no file of it" in told and "3 ZSteps" in told
+    problems = " | ".join(done.problems)
+    assert "no true z-stack: FITC and Texas Red repeat one plane in all 2 slices" in problems
+    assert "Cy5, but it has no files" in problems and "3 ZSteps" in problems
     assert done.plate.channels == ("DAPI", "FITC", "Texas Red") and len(done.plate.fields) == 4
     assert done.plate.voxel_size[1:] == (1.3672, 1.3672)
     image = read_field(done.plate, done.plate.fields[0])
@@ -172,7 +172,7 @@ def test_an_ome_zarr_plate_by_reference_is_read_where_it_lies(tiny: Path, tmp_pa
     np.testing.assert_array_equal(
         read_field(done.plate, done.plate.fields[0]), read_field(copied.plate, copied.plate.fields[0])
     )
-    # Copied later, referred to again: never both.
+    # Switching between copy and reference leaves only one of them.
     assert ingest_plate(tiny, plates).plate.path == plates / "tiny.zarr"
     assert ingest_plate(tiny, plates, IngestConfig(ome_zarr="reference")).plate.path == tiny
     assert not (plates / "tiny.zarr").exists()
@@ -197,7 +197,7 @@ def test_illumination_is_stored_and_applied_on_demand(tmp_path: Path) -> None:
 
 def test_only_projections_are_two_dimensional(tmp_path: Path) -> None:
     export = read_export(write_metaxpress(tmp_path / "p", some_pixels(shape=(2, 3, 16, 16)), projection=True))
-    flat, notes = true_stack(replace(export, planes=export.planes.filter(pl.col("z") == PROJECTION)))
+    flat, notes = select_true_stack(replace(export, planes=export.planes.filter(pl.col("z") == PROJECTION)))
     assert flat.planes["z"].unique().to_list() == [0] and "only projections" in notes[0]
 
 
@@ -236,14 +236,14 @@ def test_a_channel_without_light_does_not_make_a_plate_flat(tmp_path: Path) -> N
     assert done.plate_frame["size_z"].item() == 3 and not done.source_problems
 
 
-def test_one_field_of_another_size_does_not_rule_the_plate(tmp_path: Path) -> None:
+def test_one_field_of_another_size_does_not_set_the_plate_size(tmp_path: Path) -> None:
     pixels = some_pixels(wells=("B02", "B03", "B04"), sites=1, shape=(2, 2, 16, 16))
     pixels["B02", 1] = some_pixels(shape=(2, 2, 20, 16))["B02", 1]
     done = ingest_plate(write_metaxpress(tmp_path / "p", pixels), tmp_path / "plates")
     assert [field.well for field in done.plate.fields] == ["B03", "B04"]
 
 
-def test_a_share_that_fails_is_no_bad_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_failure_does_not_mark_a_bad_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_metaxpress(tmp_path / "p", some_pixels(shape=(2, 2, 16, 16)))
     opened = tifffile.TiffFile
 
@@ -256,7 +256,7 @@ def test_a_share_that_fails_is_no_bad_field(tmp_path: Path, monkeypatch: pytest.
         patch.setattr(tifffile, "TiffFile", fails)
         with pytest.raises(OSError, match="Input/output"):
             ingest_plate(source, tmp_path / "plates")
-    assert known_plate(tmp_path / "plates", "p") is None
+    assert read_plate_record(tmp_path / "plates", "p") is None
     assert len(ingest_plate(source, tmp_path / "plates").plate.fields) == 4
 
 

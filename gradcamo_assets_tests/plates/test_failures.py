@@ -1,4 +1,4 @@
-"""What is kept of attempts that failed: counted by plate and signature, through errors and kills."""
+"""Failed attempts are counted by plate and signature, through errors and kills."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.plates import ingest_plate, known_plates
-from gradcamo_assets.plates.failures import attempt, forget_failures, read_failures
+from gradcamo_assets.plates import ingest_plate, list_known_plates
+from gradcamo_assets.plates.failures import forget_failures, read_failures, recorded_attempt
 
 NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)
 
@@ -20,7 +20,7 @@ def fail(plates: Path, night: int = 0, signature: str = "1", error: BaseExceptio
     error = error or PlateError("no fields", "Export it again.", plate="a")
     with (
         pytest.raises(type(error)),
-        attempt(plates, "a", signature, NIGHT + timedelta(days=night)),
+        recorded_attempt(plates, "a", signature, NIGHT + timedelta(days=night)),
     ):
         raise error
 
@@ -36,41 +36,41 @@ def test_failures_of_one_signature_add_up_and_success_forgets_them(tmp_path: Pat
     fail(tmp_path, 4)
     assert read_failures(tmp_path)["a"].next_try(then).given_up
     fail(tmp_path, 5, signature="2")
-    assert len(read_failures(tmp_path)["a"].attempts) == 1, "a changed plate starts anew"
-    with attempt(tmp_path, "a", "2"):
+    assert len(read_failures(tmp_path)["a"].attempts) == 1, "a changed plate starts again"
+    with recorded_attempt(tmp_path, "a", "2"):
         assert len(read_failures(tmp_path)["a"].attempts) == 2, "an attempt counts from its beginning"
     assert read_failures(tmp_path) == {}
 
 
-def test_an_attempt_beside_another_is_refused_and_does_not_count(tmp_path: Path) -> None:
-    def beside() -> None:
-        with attempt(tmp_path, "a", "1"):
+def test_a_concurrent_attempt_is_rejected_and_does_not_count(tmp_path: Path) -> None:
+    def attempt_concurrently() -> None:
+        with recorded_attempt(tmp_path, "a", "1"):
             pass
 
-    with attempt(tmp_path, "a", "1", NIGHT), ThreadPoolExecutor() as other:
+    with recorded_attempt(tmp_path, "a", "1", NIGHT), ThreadPoolExecutor() as other:
         before = read_failures(tmp_path)
         with pytest.raises(PlateError, match="another run is ingesting it"):
-            other.submit(beside).result()
+            other.submit(attempt_concurrently).result()
         assert read_failures(tmp_path) == before and before["a"].last.at == NIGHT
 
 
-def test_what_is_kept_names_no_place_outside_the_home(tmp_path: Path) -> None:
-    where = tmp_path / "inbox" / "a.zarr"
-    fail(tmp_path / "plates", error=PlateError("no fields", "Export it again.", path=where))
+def test_recorded_reasons_name_no_path_above_the_home(tmp_path: Path) -> None:
+    source = tmp_path / "inbox" / "a.zarr"
+    fail(tmp_path / "plates", error=PlateError("no fields", "Export it again.", path=source))
     assert read_failures(tmp_path / "plates")["a"].last.reason == "file inbox/a.zarr: no fields. Export it again."
 
 
-def test_any_error_is_kept_by_type_and_message_and_a_kill_too(tmp_path: Path) -> None:
+def test_any_error_is_recorded_with_type_and_message_and_a_kill_too(tmp_path: Path) -> None:
     fail(tmp_path, error=ZeroDivisionError("by\nzero"))
     assert read_failures(tmp_path)["a"].last.reason == "ZeroDivisionError: by zero"
     fail(tmp_path, error=KeyboardInterrupt())
     found = read_failures(tmp_path)["a"]
     assert len(found.attempts) == 2 and found.last.reason is None
-    assert "ended without a word" in str(found.last)
+    assert "stopped without an error message" in str(found.last)
     assert found.next_try(NIGHT).at == NIGHT + timedelta(hours=1), "it counts as a failure"
 
 
-def test_forgotten_failures_leave_a_trace_that_keeps_requests_apart(tmp_path: Path) -> None:
+def test_forgotten_failures_are_counted_so_that_run_keys_differ(tmp_path: Path) -> None:
     fail(tmp_path)
     forget_failures(tmp_path, "a")
     found = read_failures(tmp_path)["a"]
@@ -87,9 +87,9 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
     assert len(read_failures(tmp_path)["a"].attempts) == 1
 
 
-def test_failures_are_no_records_of_plates(tmp_path: Path, tiny: Path) -> None:
+def test_failure_files_are_not_plate_records(tmp_path: Path, tiny: Path) -> None:
     fail(tmp_path)
     ingest_plate(tiny, tmp_path)
-    assert set(known_plates(tmp_path)) == {"tiny"} and set(read_failures(tmp_path)) == {"a"}
+    assert set(list_known_plates(tmp_path)) == {"tiny"} and set(read_failures(tmp_path)) == {"a"}
     with pytest.raises(PlateError):
         forget_failures(tmp_path, "../a")

@@ -1,4 +1,4 @@
-"""Illumination against a plate whose light is known."""
+"""Illumination estimates on a plate with known illumination."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _light(size: int) -> np.ndarray:
 
 
 def _plate(size: int = 128, fields: int = 40) -> list[np.ndarray]:
-    """(2, 3, size, size) each: cells at random places on an even background, lit unevenly in the first channel."""
+    """(2, 3, size, size) each: cells at random positions on an even background, lit unevenly in the first channel."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(fields):
@@ -29,16 +29,16 @@ def _plate(size: int = 128, fields: int = 40) -> list[np.ndarray]:
     return images
 
 
-def _shade(image: np.ndarray) -> np.ndarray:
+def _thumbnail(image: np.ndarray) -> np.ndarray:
     meter = FieldMeter("")
     for stack in image:
         meter.add(stack)
-    return meter.shade
+    return meter.thumbnail
 
 
-def test_the_light_is_found_and_taken_out() -> None:
+def test_illumination_is_estimated_and_corrected() -> None:
     images = _plate()
-    light = estimate_illumination([_shade(image) for image in images], OFFSET)
+    light = estimate_illumination([_thumbnail(image) for image in images], OFFSET)
     assert light is not None and light.shape == (2, 32, 32)
     truth = _light(128).reshape(32, 4, 32, 4).mean((1, 3))
     assert np.abs(light[0] - truth).max() < 0.08 and np.abs(light[1] - 1).max() < 0.05
@@ -49,7 +49,7 @@ def test_the_light_is_found_and_taken_out() -> None:
     assert before > 0.4 and after < 0.15
 
 
-def test_few_fields_tell_nothing() -> None:
+def test_few_fields_give_no_estimate() -> None:
     assert estimate_illumination([np.ones((1, 8, 8), np.float32)] * 7) is None
 
 

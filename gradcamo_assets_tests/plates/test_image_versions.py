@@ -1,4 +1,4 @@
-"""What pixels a field has is known by content: whoever wrote them, whenever, and even while they are replaced."""
+"""Image versions depend on pixels alone: not on the writer or times, and also while a plate is replaced."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from gradcamo_assets.plates import (
     IngestConfig,
     field_version,
     ingest_plate,
-    known_plate,
-    known_plates,
+    is_current,
+    list_known_plates,
     load_plate,
     read_field,
-    staging,
-    still_current,
+    read_plate_record,
 )
 from gradcamo_assets.plates.omezarr import image_version
-from gradcamo_assets.storage import move
 from gradcamo_assets_tests.plates.formats.exports import some_pixels, write_metaxpress, write_operetta
 from gradcamo_assets_tests.plates.test_hcs import foreign_plate
 
@@ -36,7 +34,7 @@ PIXELS = FEW.flatmap(lambda shape: arrays.arrays(np.uint16, shape, elements=st.i
 
 
 @given(PIXELS, PIXELS)
-def test_versions_are_equal_where_all_pixels_are(one: np.ndarray, other: np.ndarray) -> None:
+def test_versions_are_equal_if_all_pixels_are(one: np.ndarray, other: np.ndarray) -> None:
     same = one.shape == other.shape and bool((one == other).all())
     assert (image_version(one) == image_version(other)) == same
     assert image_version(one.astype(">u2")) == image_version(np.asfortranarray(one)) == image_version(one)
@@ -66,7 +64,7 @@ def test_a_field_that_changed_has_another_version_and_a_bad_one_none(tiny: Path,
     plates = tmp_path / "plates"
     before = ingest_plate(tiny, plates).plate
     again = ingest_plate(tiny, plates).plate
-    assert again == before and still_current(plates, before), "nothing changed"
+    assert again == before and is_current(plates, before), "nothing changed"
     changed, bad = before.fields[0], before.fields[-1]
     import zarr
 
@@ -74,14 +72,14 @@ def test_a_field_that_changed_has_another_version_and_a_bad_one_none(tiny: Path,
     array[1, 2, 3, 4] = int(array[1, 2, 3, 4]) + 1
     shutil.rmtree(tiny / bad.path / "0" / "c")
     after = ingest_plate(tiny, plates)
-    assert not still_current(plates, before) and still_current(plates, after.plate)
+    assert not is_current(plates, before) and is_current(plates, after.plate)
     differ = {f for f in before.fields if before.image_versions[f] != after.plate.image_versions.get(f)}
     assert differ == {changed, bad}
     (flagged,) = after.fields_frame.drop_nulls("qc_flag").select("path", "image_version").rows()
     assert flagged == (bad.path, None)
 
 
-def test_the_version_that_is_read_follows_the_light_and_the_names_of_channels(tmp_path: Path) -> None:
+def test_field_versions_depend_on_illumination_and_channel_names(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     light = np.linspace(0.5, 1.5, 64)
     pixels = {
@@ -99,7 +97,7 @@ def test_the_version_that_is_read_follows_the_light_and_the_names_of_channels(tm
     assert len(set(plain.values()) | set(corrected.values())) == 20
     for path in plates.rglob("*"):
         os.utime(path, (0, 0))
-    assert (versions(False), versions(True)) == (plain, corrected), "times tell nothing"
+    assert (versions(False), versions(True)) == (plain, corrected), "times do not count"
     stored = plates / "p.illumination.npy"
     np.save(stored, np.load(stored)[:, ::-1])
     assert versions(False) == plain and not set(versions(True).values()) & set(corrected.values())
@@ -110,18 +108,18 @@ def test_the_version_that_is_read_follows_the_light_and_the_names_of_channels(tm
     assert not set(versions(False).values()) & set(plain.values())
 
 
-def test_pixels_that_vanish_while_they_are_read_are_no_zeros(tiny: Path, tmp_path: Path) -> None:
+def test_missing_chunks_are_an_error_not_zeros(tiny: Path, tmp_path: Path) -> None:
     plate = ingest_plate(tiny, tmp_path / "plates").plate
     field = plate.fields[0]
     assert read_field(plate, field).any()
     shutil.rmtree(plate.path / field.path / "0" / "c")
-    with pytest.raises(PlateError, match="not those that were taken in") as raised:
+    with pytest.raises(PlateError, match="differ from those that were ingested") as raised:
         read_field(plate, field)
     assert (raised.value.well, raised.value.site) == (field.well, field.site)
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_who_reads_while_a_plate_is_replaced_never_takes_one_for_the_other(
+def test_reading_while_a_plate_is_replaced_never_mixes_old_and_new_pixels(
     changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = some_pixels(wells=("B02",), sites=1, shape=(2, 3, 24, 40))
@@ -132,46 +130,48 @@ def test_who_reads_while_a_plate_is_replaced_never_takes_one_for_the_other(
         write_metaxpress(source, {key: image[:, :, ::-1] for key, image in pixels.items()})
     seen = []
 
-    def look() -> None:
+    def read_again() -> None:
         try:
             np.testing.assert_array_equal(read_field(plate, plate.fields[0]), pixels["B02", 1])
             seen.append(True)
         except PlateError:
             seen.append(False)
 
-    def followed_by_a_look(change: Callable[..., object]) -> Callable[..., object]:
+    def followed_by_a_read(change: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **options: object) -> object:
             result = change(*args, **options)
-            look()
+            read_again()
             return result
 
         return call
 
     with monkeypatch.context() as patch:
         for name in ("rename", "replace", "unlink"):
-            patch.setattr(Path, name, followed_by_a_look(getattr(Path, name)))
+            patch.setattr(Path, name, followed_by_a_read(getattr(Path, name)))
         ingest_plate(source, plates)
     assert True in seen and False in seen
-    look()
-    assert seen[-1] == still_current(plates, plate) == (not changed)
+    read_again()
+    assert seen[-1] == is_current(plates, plate) == (not changed)
 
 
-def test_a_plate_whose_record_is_gone_for_an_instant_is_not_current(
+def test_a_plate_is_not_current_while_its_record_is_replaced(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plates = tmp_path / "plates"
     plate = ingest_plate(tiny, plates).plate
-    asked = []
+    replace = Path.replace
+    answers = []
 
-    def moved(source: Path, target: Path) -> None:
-        asked.append(still_current(plates, plate))
-        move(source, target)
+    def replace_and_check(path: Path, target: Path) -> Path:
+        if plates in (path.parent, target.parent):
+            answers.append(is_current(plates, plate))
+        return replace(path, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(staging, "move", moved)
+        patch.setattr(Path, "replace", replace_and_check)
         ingest_plate(tiny, plates)
-    assert asked and not any(asked)
-    assert still_current(plates, plate), "it has the same pixels"
+    assert answers and not any(answers)
+    assert is_current(plates, plate), "it has the same pixels"
 
 
 def test_a_record_of_an_earlier_release_is_refused_with_the_remedy(tiny: Path, tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_a_record_of_an_earlier_release_is_refused_with_the_remedy(tiny: Path, t
     ingest_plate(tiny, plates)
     record = plates / "tiny.json"
     record.write_text(record.read_text().replace('"image_version"', '"no_such"'))
-    for ask in (known_plate, load_plate):
+    for ask in (read_plate_record, load_plate):
         with pytest.raises(PlateError, match=r"earlier release.* into a new home"):
             ask(plates, "tiny")
     shutil.rmtree(plates / "known")
     with pytest.raises(PlateError, match=r"earlier release.* into a new home"):
-        known_plates(plates)
+        list_known_plates(plates)

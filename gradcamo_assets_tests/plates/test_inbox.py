@@ -1,4 +1,4 @@
-"""How the inbox is looked at: what is a plate, whether it is complete, and what is not walked again."""
+"""Listing the inbox: what counts as a plate, when it is complete, and which plates are not scanned again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.plates import InboxConfig, inbox, ingest_plate, known_plates, list_inbox, plate_states
-from gradcamo_assets.plates.companions import source_signature
+from gradcamo_assets.plates import InboxConfig, inbox, ingest_plate, list_inbox, list_known_plates, plate_states
+from gradcamo_assets.plates.companions import compute_signature
 from gradcamo_assets.plates.inbox import Depth
 
 DEFAULT = InboxConfig()
@@ -20,13 +20,13 @@ DEFAULT = InboxConfig()
 def state_in(
     folder: Path, known: dict | None = None, settings: InboxConfig = DEFAULT, days: int = 1, depth: Depth = "new"
 ) -> dict:
-    """State and reason by name of what really lies in a folder, as it will be seen some days from now."""
+    """State and reason by name of the plates in a folder, as decided some days from now."""
     later = datetime.now(UTC) + timedelta(days=days)
     found = list_inbox(folder, settings, known, depth)
     return {s.name: (s.state, s.reason) for s in plate_states(found, known or {}, {}, {}, later, settings)}
 
 
-def test_a_missing_inbox_is_no_empty_one(tmp_path: Path) -> None:
+def test_a_missing_inbox_does_not_count_as_empty(tmp_path: Path) -> None:
     assert list_inbox(tmp_path) == {}
     with pytest.raises(PlateError, match="cannot be listed"):
         list_inbox(tmp_path / "gone")
@@ -37,7 +37,7 @@ def test_plates_are_found_by_ending_by_metadata_or_by_their_format(tiny: Path, m
     for name in ("notes", ".tmp.zarr", "Platemaps", "metadata", "old", "export"):
         (folder / name).mkdir()
     (folder / "old" / ".zattrs").write_text('{"plate": {}}')
-    monkeypatch.setattr(inbox, "format_of", lambda path: "MetaXpress" if path.name == "export" else None)
+    monkeypatch.setattr(inbox, "detect_format", lambda path: "MetaXpress" if path.name == "export" else None)
     found = state_in(folder)
     assert {name: state for name, (state, _) in found.items()} == {
         "export": "ready", "notes": "unreadable", "old": "ready", "tiny": "ready",
@@ -46,7 +46,7 @@ def test_plates_are_found_by_ending_by_metadata_or_by_their_format(tiny: Path, m
     assert state_in(folder)["bare"][0] == "ready"
 
 
-def test_only_one_plate_is_looked_at_on_request(tiny: Path) -> None:
+def test_only_the_requested_plate_is_checked(tiny: Path) -> None:
     shutil.copytree(tiny, tiny.with_name("other.zarr"))
     shutil.copytree(tiny, tiny.with_name("tiny.ome.zarr"))
     assert sorted(path.name for path in list_inbox(tiny.parent, only="tiny")) == ["tiny.ome.zarr", "tiny.zarr"]
@@ -84,63 +84,63 @@ def test_a_marker_alone_decides(tiny: Path) -> None:
         marker.unlink()
 
 
-def test_each_depth_sees_what_it_looks_at(tiny: Path, tmp_path: Path) -> None:
+def test_each_depth_detects_its_kind_of_change(tiny: Path, tmp_path: Path) -> None:
     plates, folder = tmp_path / "plates", tiny.parent
     shutil.copytree(folder, tmp_path / "as it was")
     ingest_plate(tiny, plates)
-    known = known_plates(plates)
+    known = list_known_plates(plates)
 
     def states() -> list[str]:
         return [state_in(folder, known, depth=depth)["tiny"][0] for depth in ("new", "names", "contents")]
 
-    def put_back() -> None:
+    def restore() -> None:
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "as it was", folder, copy_function=shutil.copyfile)
-        assert states() == ["known"] * 3, "whatever its times"
+        assert states() == ["known"] * 3, "with other modification times"
 
-    put_back()
+    restore()
     chunk = next(path for path in (tiny / "A" / "01" / "0" / "0" / "c").rglob("*") if path.is_file())
     chunk.write_bytes(chunk.read_bytes()[::-1])
     assert states() == ["known", "known", "changed"], "pixels of the same size"
-    put_back()
+    restore()
     chunk.write_bytes(b"x")
     assert states() == ["known", "changed", "changed"], "another size"
-    put_back()
+    restore()
     (tiny / "A" / "01" / "note.txt").write_text("x")
     assert states() == ["known", "changed", "changed"], "another file"
-    put_back()
+    restore()
     tiny.with_name("tiny.csv").write_text("well\n")
     assert states() == ["known", "changed", "changed"], "another plate map"
 
 
-def test_a_sample_of_many_files_is_looked_into_and_all_of_their_metadata(tmp_path: Path) -> None:
+def test_signatures_cover_samples_of_many_files_and_all_metadata(tmp_path: Path) -> None:
     plate = tmp_path / "p"
     (plate / "TimePoint_1").mkdir(parents=True)
     for number in range(1000):
         (plate / "TimePoint_1" / f"{number:04}.tif").write_bytes(b"x" * 20_000)
     (plate / "p.HTD").write_bytes(b"x" * 2000)
-    whole = source_signature(plate)
+    whole = compute_signature(plate)
     seen = []
     for number in range(0, 1000, 25):
         file = plate / "TimePoint_1" / f"{number:04}.tif"
         for content in (b"y" + b"x" * 19_999, b"x" * 19_999 + b"y"):
             file.write_bytes(content)
-            seen.append(source_signature(plate) != whole)
+            seen.append(compute_signature(plate) != whole)
         file.write_bytes(b"x" * 20_000)
     assert 0.2 <= sum(seen) / len(seen) < 1
     for file in plate.rglob("*.tif"):
         file.write_bytes(b"y" * 20_000)
-    assert source_signature(plate) != whole, "exported again, of the same sizes"
+    assert compute_signature(plate) != whole, "exported again, of the same sizes"
     for file in plate.rglob("*.tif"):
         file.write_bytes(b"x" * 20_000)
-    assert source_signature(plate) == whole
+    assert compute_signature(plate) == whole
     (plate / "p.HTD").write_bytes(b"x" * 1000 + b"y" + b"x" * 999)
-    assert source_signature(plate) != whole
+    assert compute_signature(plate) != whole
 
 
-def test_a_folder_beside_a_known_plate_of_its_name_is_told_apart(tiny: Path, tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_known_plate_is_checked(tiny: Path, tmp_path: Path) -> None:
     ingest_plate(tiny, tmp_path / "plates")
-    known = known_plates(tmp_path / "plates")
+    known = list_known_plates(tmp_path / "plates")
     other = tiny.with_name("tiny")
     other.mkdir()
     assert state_in(tiny.parent, known)["tiny"][0] == "known"
@@ -149,14 +149,14 @@ def test_a_folder_beside_a_known_plate_of_its_name_is_told_apart(tiny: Path, tmp
     assert state_in(tiny.parent, known)["tiny"][0] == "unreadable", "now both are"
 
 
-def test_one_plate_out_of_reach_does_not_hide_the_others(tiny: Path) -> None:
+def test_one_unreadable_plate_does_not_hide_the_others(tiny: Path) -> None:
     tiny.with_name("linked.zarr").symlink_to(tiny)
     found = state_in(tiny.parent)
     assert found["tiny"][0] == "ready"
     assert found["linked"][0] == "unreadable" and "symbolic link" in found["linked"][1]
 
 
-def test_files_that_vanish_under_the_look_mean_copying(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_vanish_during_the_check_mean_copying(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.scandir
 
     def scandir(folder: str | Path = ".") -> object:
@@ -165,7 +165,7 @@ def test_files_that_vanish_under_the_look_mean_copying(tiny: Path, monkeypatch: 
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert state_in(tiny.parent)["tiny"] == ("copying", "it is changing at this moment")
+    assert state_in(tiny.parent)["tiny"] == ("copying", "its files changed during the check")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root can list any folder")

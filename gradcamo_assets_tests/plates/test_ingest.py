@@ -1,4 +1,4 @@
-"""Plates taken in, good and bad."""
+"""Ingestion of good and bad plates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gradcamo_assets.errors import PlateError, PlateMapError
 from gradcamo_assets.plates import (
     ingest,
     ingest_plate,
-    known_plate,
-    known_plates,
+    list_known_plates,
     load_plate,
     open_plate,
     read_field,
+    read_plate_record,
 )
 from gradcamo_assets.plates.image_quality import FieldMeter
 from gradcamo_assets.plates.platemap import read_plate_map
@@ -53,7 +53,7 @@ def test_a_good_plate_is_copied_and_recorded(tiny: Path, tmp_path: Path) -> None
     assert kept["Metadata_Compound"].to_list() == [t.compound for t in TINY.layout]
 
 
-def test_bad_fields_stay_out_and_the_rest_goes_on(tiny: Path, tmp_path: Path) -> None:
+def test_bad_fields_are_left_out_and_the_others_ingested(tiny: Path, tmp_path: Path) -> None:
     shutil.rmtree(tiny / "A" / "01" / "0" / "0")  # a missing array
     chunk = _chunk(tiny / "A" / "02" / "1")
     chunk.write_bytes(chunk.read_bytes()[:40])  # a truncated chunk
@@ -65,8 +65,8 @@ def test_bad_fields_stay_out_and_the_rest_goes_on(tiny: Path, tmp_path: Path) ->
     assert "array cannot be read" in flagged["A/01/0"] and "pixels cannot be read" in flagged["A/02/1"]
     assert flagged["B/01/0"] == "empty"
     assert done.fields_frame.height == 8 and len(load_plate(tmp_path / "plates", "tiny").fields) == 5
-    told = " | ".join(done.problems)
-    assert all(words in told for words in ("A/01/0", "lacks wells A02, A03, B01", "H12"))
+    problems = " | ".join(done.problems)
+    assert all(words in problems for words in ("A/01/0", "lacks wells A02, A03, B01", "H12"))
 
 
 def test_nothing_readable_is_an_error_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_nothing_readable_is_an_error_and_leaves_nothing(tiny: Path, tmp_path: P
         shutil.rmtree(array)
     with pytest.raises(PlateError, match="none of its 8"):
         ingest_plate(tiny, tmp_path / "plates")
-    assert known_plate(tmp_path / "plates", "tiny") is None and not list((tmp_path / "plates").glob("*"))
+    assert read_plate_record(tmp_path / "plates", "tiny") is None and not list((tmp_path / "plates").glob("*"))
 
 
 def test_links_are_refused(tiny: Path, tmp_path: Path) -> None:
@@ -99,14 +99,14 @@ def test_a_wrong_plate_map_stops_before_anything_is_written(tiny: Path, tmp_path
 def test_a_plate_that_changes_while_copied_is_not_recorded(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def arrives_late(*measured: object) -> object:
+    def add_file_then_measure(*arguments: object) -> object:
         (tiny / "late").write_text("x")
-        return FieldMeter(*measured)  # type: ignore[arg-type]
+        return FieldMeter(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ingest, "FieldMeter", arrives_late)
+    monkeypatch.setattr(ingest, "FieldMeter", add_file_then_measure)
     with pytest.raises(PlateError, match="changed while"):
         ingest_plate(tiny, tmp_path / "plates")
-    assert known_plates(tmp_path / "plates") == {}
+    assert list_known_plates(tmp_path / "plates") == {}
     assert [path.name for path in (tmp_path / "plates").iterdir()] == [".locks"]
 
 
@@ -125,7 +125,7 @@ def test_ingesting_again_replaces(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_a_foreign_2d_plate_is_taken_in(tmp_path: Path, version: str) -> None:
+def test_a_foreign_2d_plate_is_ingested(tmp_path: Path, version: str) -> None:
     rng = np.random.default_rng(0)
     images = {f"A/{i}/0": rng.integers(90, 900, (2, 32, 32)).astype(np.uint16) for i in (1, 2)}
     done = ingest_plate(foreign_plate(tmp_path / "P.ome.zarr", images, "cyx", version), tmp_path / "plates")
@@ -141,12 +141,12 @@ def test_channels_of_one_name_are_refused(tmp_path: Path) -> None:
         ingest_plate(path, tmp_path / "plates")
 
 
-def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text("{")
     with pytest.raises(PlateError, match="unreadable record"):
-        known_plate(tmp_path, "p")
+        read_plate_record(tmp_path, "p")
     (tmp_path / "p.json").write_text(json.dumps({"name": "other"}))
     with pytest.raises(PlateError, match="other"):
-        known_plate(tmp_path, "p")
+        read_plate_record(tmp_path, "p")
     with pytest.raises(PlateError, match="not been ingested"):
         load_plate(tmp_path, "q")

@@ -1,4 +1,4 @@
-"""Image quality against brute force."""
+"""Image quality compared with brute-force calculations."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _sample(image: np.ndarray, name: str = "A01_s1") -> np.ndarray:
     return meter.sample
 
 
-def test_plate_statistics_are_those_of_all_pixels() -> None:
+def test_plate_statistics_match_those_of_all_pixels() -> None:
     rng = np.random.default_rng(3)
     fields = [rng.normal([[[[500]]], [[[9000]]]], 100, (2, 4, 64, 64)).astype(np.uint16) for _ in range(4)]
     center, scale = center_and_scale([_sample(field, str(index)) for index, field in enumerate(fields)])
@@ -122,10 +122,10 @@ def test_fields_that_differ_a_little_are_not_warned_of() -> None:
 
 @given(st.integers(2, 600), st.integers(2, 600), st.integers(1, 4))
 @settings(max_examples=20, deadline=None)
-def test_the_small_image_has_the_mean_of_the_large_one(height: int, width: int, depth: int) -> None:
+def test_the_thumbnail_has_the_mean_of_the_plane(height: int, width: int, depth: int) -> None:
     y, x = np.mgrid[:height, :width]
     plane = (1000 + y / height * 500 + x / width * 300).astype(np.uint16)
     meter = FieldMeter("")
     meter.add(np.broadcast_to(plane, (depth, height, width)))
-    assert meter.shade.shape == (1, min(32, height), min(32, width))
-    assert meter.shade.mean() == pytest.approx(plane.mean(), rel=0.02)
+    assert meter.thumbnail.shape == (1, min(32, height), min(32, width))
+    assert meter.thumbnail.mean() == pytest.approx(plane.mean(), rel=0.02)

@@ -1,4 +1,4 @@
-"""Ingestions that are killed, that meet, or that are refused."""
+"""Ingestions that are killed, run concurrently, or fail."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.plates import ingest_plate, known_plate, known_plates, load_plate, sources
-from gradcamo_assets.plates.staging import Staging, ingesting, staged
+from gradcamo_assets.plates import ingest_plate, list_known_plates, load_plate, read_plate_record, sources
+from gradcamo_assets.plates.staging import Staging, ingestion_progress, open_staging
 from gradcamo_assets.synthetic import write_synthetic_plate
 from gradcamo_assets_tests.plates.conftest import TINY
 from gradcamo_assets_tests.plates.formats.exports import write_metaxpress
@@ -27,12 +27,12 @@ from gradcamo_assets_tests.plates.formats.exports import write_metaxpress
 KILLS = 20
 
 
-def _contents(plates: Path, but: tuple[str, ...] = ()) -> dict[str, str]:
+def _contents(plates: Path, excluded: tuple[str, ...] = ()) -> dict[str, str]:
     """SHA-256 of every file below a folder."""
     return {
         str(path.relative_to(plates)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(plates.rglob("*"))
-        if path.is_file() and path.name not in but
+        if path.is_file() and path.name not in excluded
     }
 
 
@@ -50,9 +50,9 @@ def _export(folder: Path) -> Path:
 def test_a_killed_ingestion_is_completed_by_the_next(kind: str, tiny: Path, tmp_path: Path) -> None:
     source = _export(tmp_path / "inbox" / "killed") if kind == "export" else tiny
     calm, plates = tmp_path / "calm", tmp_path / "plates"
-    begun = time.perf_counter()
+    start = time.perf_counter()
     ingest_plate(source, calm)
-    undisturbed = time.perf_counter() - begun
+    undisturbed = time.perf_counter() - start
     spawn = multiprocessing.get_context("forkserver")
     spawn.set_forkserver_preload(["gradcamo_assets.plates", "ngio", "zarr", "tifffile", "scipy.ndimage"])
     dice = random.Random(7)
@@ -66,8 +66,8 @@ def test_a_killed_ingestion_is_completed_by_the_next(kind: str, tiny: Path, tmp_
             os.kill(process.pid, signal.SIGKILL)
             killed += 1
         process.join()
-        # Whatever is known is whole.
-        if known_plate(plates, source.name.removesuffix(".zarr")) is not None:
+        # A plate that is known is complete.
+        if read_plate_record(plates, source.name.removesuffix(".zarr")) is not None:
             assert load_plate(plates, source.name.removesuffix(".zarr")).fields
     assert killed >= KILLS // 4
     ingest_plate(source, plates)
@@ -76,65 +76,66 @@ def test_a_killed_ingestion_is_completed_by_the_next(kind: str, tiny: Path, tmp_
 
 def test_finished_fields_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, plates = _export(tmp_path / "inbox" / "resumed"), tmp_path / "plates"
-    taken: list[str] = []
-    take = sources.ExportSource.take
+    stored: list[str] = []
+    store_field = sources.ExportSource.store_field
 
     def full_disk(self: sources.ExportSource, field: sources.Field, *rest: object) -> None:
-        if len(taken) == 5:
+        if len(stored) == 5:
             raise OSError(28, "No space left on device")
-        taken.append(field.path)
-        take(self, field, *rest)  # type: ignore[arg-type]
+        stored.append(field.path)
+        store_field(self, field, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sources.ExportSource, "take", full_disk)
+    monkeypatch.setattr(sources.ExportSource, "store_field", full_disk)
     with pytest.raises(OSError, match="No space"):
         ingest_plate(source, plates)
-    assert known_plate(plates, "resumed") is None
-    first, taken[:] = list(taken), [""] * 6
+    assert read_plate_record(plates, "resumed") is None
+    first, stored[:] = list(stored), [""] * 6
     ingest_plate(source, plates)
-    assert len(first) == 5 and not set(first) & set(taken[6:]) and len(taken[6:]) == 7
+    assert len(first) == 5 and not set(first) & set(stored[6:]) and len(stored[6:]) == 7
     assert [path.name for path in plates.iterdir() if path.name.startswith(".")] == [".locks"]
 
 
-def test_a_changed_source_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_source_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plates = tmp_path / "plates"
-    with pytest.raises(OSError), staged(plates, "p", {"signature": "old"}) as staging:
+    with pytest.raises(OSError), open_staging(plates, "p", {"signature": "old"}) as staging:
         staging.finish("A01_s1", {"row": 1}, {"sample": np.ones(2)})
         raise OSError
-    with pytest.raises(OSError), staged(plates, "p", {"signature": "old"}) as staging:
+    with pytest.raises(OSError), open_staging(plates, "p", {"signature": "old"}) as staging:
         row, arrays = staging.finished("A01_s1") or ({}, {})
         assert row == {"row": 1} and arrays["sample"].tolist() == [1, 1]
         raise OSError
-    with pytest.raises(OSError), staged(plates, "p", {"signature": "new"}) as staging:
+    with pytest.raises(OSError), open_staging(plates, "p", {"signature": "new"}) as staging:
         assert staging.finished("A01_s1") is None
         raise OSError
 
 
-def test_one_ingestion_of_a_plate_at_a_time_and_whoever_asks_is_in_nobodys_way(tmp_path: Path) -> None:
-    def beside() -> None:
-        with staged(tmp_path, "p", {}):
+def test_one_ingestion_at_a_time_and_progress_queries_do_not_block_it(tmp_path: Path) -> None:
+    def ingest_concurrently() -> None:
+        with open_staging(tmp_path, "p", {}):
             pass
 
-    assert ingesting(tmp_path, "p") is None
+    assert ingestion_progress(tmp_path, "p") is None
     with ThreadPoolExecutor() as other:
-        with staged(tmp_path, "p", {"fields": 7}) as staging:
+        with open_staging(tmp_path, "p", {"fields": 7}) as staging:
             with pytest.raises(PlateError, match="another run"):
-                other.submit(beside).result()
+                other.submit(ingest_concurrently).result()
             assert staging.folder.is_dir()
             staging.finish("A01_s1", {}, {"sample": np.ones(2)})
-            assert ingesting(tmp_path, "p") == (1, 7)
-        assert ingesting(tmp_path, "p") is None
-        assert {answer.result() for answer in [other.submit(ingesting, tmp_path, "p") for _ in range(500)]} == {None}
-        asking = [other.submit(ingesting, tmp_path, "p") for _ in range(500)]
+            assert ingestion_progress(tmp_path, "p") == (1, 7)
+        assert ingestion_progress(tmp_path, "p") is None
+        queries = [other.submit(ingestion_progress, tmp_path, "p") for _ in range(500)]
+        assert {query.result() for query in queries} == {None}
+        queries = [other.submit(ingestion_progress, tmp_path, "p") for _ in range(500)]
         for _ in range(10):
-            beside()  # It would raise.
-        assert all(answer.exception() is None for answer in asking)
+            ingest_concurrently()  # Raises if a query blocks it.
+        assert all(query.exception() is None for query in queries)
 
 
 class Killed(BaseException):
-    """Not an exception that anything catches."""
+    """Stands for a kill: no handler catches it."""
 
 
-def test_a_publication_that_dies_at_any_step_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publication_killed_at_any_step_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = write_synthetic_plate(tmp_path / "inbox", replace(TINY, wells=1, sites=1))
     calm = tmp_path / "calm"
     ingest_plate(tiny, tmp_path / "before")
@@ -170,14 +171,14 @@ def test_a_publication_that_dies_at_any_step_is_completed(tmp_path: Path, monkey
                 break
             except Killed:
                 deaths += 1
-        if known_plates(plates):
-            assert known_plate(plates, "tiny") is not None, "what is known has a record"
+        if list_known_plates(plates):
+            assert read_plate_record(plates, "tiny") is not None, "a known plate has a record"
         ingest_plate(tiny, plates)
         assert _contents(plates) == _contents(calm)
     assert 6 <= deaths < 19
 
 
-def test_a_kill_while_a_staging_area_is_removed_leaves_nothing_to_be_believed(
+def test_a_kill_during_removal_of_the_staging_area_leaves_nothing_reusable(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plates = tmp_path / "plates"

@@ -1,4 +1,4 @@
-"""Synthetic plates: what they promise to whoever trains or tests on them."""
+"""Properties of synthetic plates on which training and tests rely."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradcamo_assets.synthetic.render import signature
 CONFIG = SyntheticPlate(shape=(8, 128, 128), cells=6, seed=3)
 
 
-def test_a_field_depends_on_its_place_alone() -> None:
+def test_a_field_depends_on_well_site_and_seed_alone() -> None:
     alone = render_field(CONFIG, 7, 2)
     again = render_field(replace(CONFIG, wells=12, sites=5), 7, 2)
     np.testing.assert_array_equal(alone.cells, again.cells)
@@ -37,10 +37,10 @@ def test_masks_are_true(shortcut: str) -> None:
     inside = field.nuclei > 0
     np.testing.assert_array_equal(field.nuclei[inside], field.cells[inside])
     for label in labels:
-        own = field.cells == label
-        pieces, count = ndimage.label(own)
-        assert np.bincount(pieces.ravel())[1:].max() > 0.95 * own.sum(), f"cell {label} is in {count} pieces"
-        width = own.any(axis=0).any(axis=0).sum()
+        inside_cell = field.cells == label
+        pieces, count = ndimage.label(inside_cell)
+        assert np.bincount(pieces.ravel())[1:].max() > 0.95 * inside_cell.sum(), f"cell {label} is in {count} pieces"
+        width = inside_cell.any(axis=0).any(axis=0).sum()
         assert width <= 48
     dna = field.image[0].astype(float)
     assert np.median(dna[inside]) > 3 * np.median(dna[field.cells == 0])
@@ -55,23 +55,23 @@ def test_classes_are_balanced_and_spread_over_the_plate() -> None:
         assert all(len(lines) >= 2 for lines in of_class)
 
 
-def test_a_signature_moves_with_dose_and_keeps_its_total() -> None:
-    looks = [signature(level, CONFIG.stains) for level in np.linspace(0, 1, 7)]
-    assert all(a.size < b.size for a, b in pairwise(looks))
-    assert all(sum(look.balance.values()) == pytest.approx(1) for look in looks)
-    centre = [np.dot(list(look.balance.values()), range(4)) for look in looks]
+def test_a_signature_moves_with_dose_and_keeps_its_sum() -> None:
+    signatures = [signature(level, CONFIG.stains) for level in np.linspace(0, 1, 7)]
+    assert all(a.size < b.size for a, b in pairwise(signatures))
+    assert all(sum(one.balance.values()) == pytest.approx(1) for one in signatures)
+    centre = [np.dot(list(one.balance.values()), range(4)) for one in signatures]
     assert all(a < b for a, b in pairwise(centre))
 
 
 def _granularity(field: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Local contrast of every channel in a region; debris is too rare to count."""
+    """Local contrast of every channel in a region; debris is too rare to matter."""
     image = field.astype(float)
     detail = image - ndimage.gaussian_filter(image, (0, 0, 4, 4))
     return np.array([np.ptp(np.percentile(channel[where], (2, 98))) for channel in detail])
 
 
 @pytest.mark.parametrize("shortcut", ["none", "background", "neighbour"])
-def test_the_class_shows_where_it_was_planted_and_nowhere_else(shortcut: str) -> None:
+def test_the_class_shows_only_where_it_was_painted(shortcut: str) -> None:
     config = replace(CONFIG, shortcut=shortcut, doses=1, cells=8, shape=(8, 160, 160))
     wells = [next(i for i, t in enumerate(config.layout) if t.level == level) for level in (0.0, 1.0)]
     seen = []
@@ -82,7 +82,7 @@ def test_the_class_shows_where_it_was_planted_and_nowhere_else(shortcut: str) ->
         regions = {
             "target": (field.cells > 0) & ~bystander & (field.nuclei == 0),
             "neighbour": bystander & (field.nuclei == 0),
-            # Out of reach of the filter that measures contrast.
+            # Far enough from cells for the filter that measures contrast.
             "background": np.broadcast_to(
                 ndimage.distance_transform_edt((field.cells == 0).all(axis=0)) > 14, field.cells.shape
             ),
@@ -91,28 +91,28 @@ def test_the_class_shows_where_it_was_planted_and_nowhere_else(shortcut: str) ->
     er, mito = 1, 4
     low, high = ({name: contrast[er] / contrast[mito] for name, contrast in field.items()} for field in seen)
     ratio = {name: low[name] / high[name] for name in low}
-    planted = {"none": "target"}.get(shortcut, shortcut)
-    assert ratio.pop(planted) > 2
+    painted = {"none": "target"}.get(shortcut, shortcut)
+    assert ratio.pop(painted) > 2
     assert all(0.4 < other < 1.8 for other in ratio.values()), ratio
 
 
-def test_twins_differ_in_the_background_alone_and_their_cells_carry_the_class() -> None:
+def test_background_shift_changes_the_background_alone_and_cells_show_the_class() -> None:
     shared = {"labels": "cell", "cells": 8, "shape": (10, 128, 128), "doses": 1}
-    honest, told, twin = (
+    no_shortcut, own_glow, other_glow = (
         render_field(replace(CONFIG, **shared, **more), 0, 1)
         for more in ({}, *({"shortcut": "background", "background_shift": shift} for shift in (0, 1)))
     )
-    assert told.table.equals(twin.table) and told.table.equals(honest.table)
-    depth = ndimage.distance_transform_edt(told.cells > 0, sampling=(2.5, 1, 1))
-    away = ndimage.distance_transform_edt(told.cells == 0, sampling=(2.5, 1, 1))
-    same = told.image == twin.image
+    assert own_glow.table.equals(other_glow.table) and own_glow.table.equals(no_shortcut.table)
+    depth = ndimage.distance_transform_edt(own_glow.cells > 0, sampling=(2.5, 1, 1))
+    away = ndimage.distance_transform_edt(own_glow.cells == 0, sampling=(2.5, 1, 1))
+    same = own_glow.image == other_glow.image
     assert same[:, depth > 6].all() and same[1:, away > 6].mean() < 0.5
-    # Cells are painted as on a plate without a shortcut, so that their class can be read there.
+    # Cells look as on a plate without a shortcut, so they show their class.
     inside = depth > 6
-    for label in told.table["label"]:
-        own = inside & (told.cells == label) & (told.nuclei == 0)
-        if own.sum() > 200:
-            contrasts = [_granularity(field.image, own) for field in (told, honest)]
+    for label in own_glow.table["label"]:
+        in_cell = inside & (own_glow.cells == label) & (own_glow.nuclei == 0)
+        if in_cell.sum() > 200:
+            contrasts = [_granularity(field.image, in_cell) for field in (own_glow, no_shortcut)]
             np.testing.assert_allclose(*contrasts, rtol=0.35)
 
 
@@ -145,21 +145,21 @@ def test_pooled_cells_have_treatments_of_their_own() -> None:
         {"doses": 0},
     ],
 )
-def test_impossible_plates_are_refused(wrong: dict) -> None:
+def test_invalid_plates_are_rejected(wrong: dict) -> None:
     with pytest.raises(PlateError):
         SyntheticPlate(**wrong)
 
 
-def test_a_written_plate_holds_what_was_drawn(pristine: Path, tmp_path: Path) -> None:
+def test_a_written_plate_equals_the_rendered_fields(pristine: Path, tmp_path: Path) -> None:
     config = SyntheticPlate(name="p", wells=2, sites=1, shape=(3, 64, 64), doses=1, cells=2, labels="cell", seed=9)
     path = write_synthetic_plate(tmp_path, config)
     assert path == tmp_path / "p.zarr"
-    drawn = render_field(config, 1, 1)
+    rendered = render_field(config, 1, 1)
     row, column = config.well_names[1][0], config.well_names[1][1:]
     stored = ngio.open_ome_zarr_container(str(path / row / column / "0"), mode="r")
-    np.testing.assert_array_equal(stored.get_image().get_as_numpy(), drawn.image)
-    np.testing.assert_array_equal(stored.get_label("cells").get_as_numpy(), drawn.cells)
-    np.testing.assert_array_equal(stored.get_label("nuclei").get_as_numpy(), drawn.nuclei)
+    np.testing.assert_array_equal(stored.get_image().get_as_numpy(), rendered.image)
+    np.testing.assert_array_equal(stored.get_label("cells").get_as_numpy(), rendered.cells)
+    np.testing.assert_array_equal(stored.get_label("nuclei").get_as_numpy(), rendered.nuclei)
     plate_map = pl.read_csv(tmp_path / "p.csv")
     assert plate_map["Metadata_Compound"].to_list() == ["pooled"] * 2
     assert pl.read_csv(tmp_path / "p.labels.csv").height >= 2

@@ -1,4 +1,4 @@
-"""Doses, units, kinds of treatment and ranks, against arithmetic done another way."""
+"""Doses, units, perturbation types and ranks, compared with decimal arithmetic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gradcamo_assets.errors import PlateMapError
 from gradcamo_assets.plates.platemap import read_plate_map
-from gradcamo_assets.plates.treatments import unit_name, with_ranks
+from gradcamo_assets.plates.treatments import add_dose_ranks, normalise_unit
 
 UNITS = {
     "pM": ["pM", "pm", "pmol/L", "picomolar", "pmol / l"],
@@ -42,16 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("unit", "spelling"), [(unit, text) for unit, texts in UNITS.items() for text in texts])
 def test_spellings_of_units(unit: str, spelling: str) -> None:
-    assert unit_name(spelling) == unit
+    assert normalise_unit(spelling) == unit
 
 
 @pytest.mark.parametrize("text", ["", "x", "cells", "mmol", "g", "mg", "ug/well", "U/mL", "MOI", "l", "%%", "mM/L"])
-def test_what_is_no_unit(text: str) -> None:
-    assert unit_name(text) is None
+def test_unknown_units(text: str) -> None:
+    assert normalise_unit(text) is None
 
 
 @given(data=st.data(), dose=st.integers(1, 999), power=st.integers(-4, 3), unit=st.sampled_from(sorted(UNITS)))
-def test_all_spellings_of_a_well_a_dose_and_a_unit_are_one(
+def test_all_spellings_of_a_well_dose_and_unit_are_equal(
     folder: Path, data: st.DataObject, dose: int, power: int, unit: str
 ) -> None:
     value = Decimal(dose).scaleb(power)
@@ -67,7 +67,7 @@ DOSE = st.tuples(st.integers(1, 9999), st.integers(-4, 2), st.sampled_from(sorte
 
 
 @given(st.lists(DOSE, min_size=1, max_size=20))
-def test_mixed_molar_doses_are_micromolar_and_ranked_by_what_they_are(
+def test_mixed_molar_doses_become_micromolar_and_are_ranked_by_value(
     folder: Path, doses: list[tuple[int, int, str]]
 ) -> None:
     values = [Decimal(digits).scaleb(power) for digits, power, _ in doses]
@@ -112,7 +112,7 @@ def test_doses_that_differ_by_rounding_share_a_rank(
 ) -> None:
     table = [(name, unit, None if dose is None else dose * noise) for name, unit, dose, noise in rows]
     schema = {"Metadata_Compound": pl.String, "Metadata_Dose_Unit": pl.String, "Metadata_Dose": pl.Float64}
-    ranks = with_ranks(pl.DataFrame(table, schema=schema, orient="row"))["Metadata_Dose_Rank"].to_list()
+    ranks = add_dose_ranks(pl.DataFrame(table, schema=schema, orient="row"))["Metadata_Dose_Rank"].to_list()
     for (name, unit, dose), rank in zip(table, ranks, strict=True):
         mates = {round(other, 9) for n, u, other in table if (n, u) == (name, unit) and other}
         assert rank == (None if dose is None else 0 if dose == 0 else sum(mate <= round(dose, 9) for mate in mates))
@@ -136,7 +136,7 @@ def test_doses_that_differ_by_rounding_share_a_rank(
         ("vehiclease", "", "", "", "trt"),
     ],
 )  # fmt: skip
-def test_kinds_of_treatment(
+def test_perturbation_types(
     folder: Path, compound: str, pert_type: str, control_type: str, solvent: str, kind: str
 ) -> None:
     header = "well;compound;dose;pert_type;control_type;solvent"
@@ -147,5 +147,5 @@ def test_kinds_of_treatment(
 
 
 def test_a_wrong_treatment_names_its_well(folder: Path) -> None:
-    with pytest.raises(PlateMapError, match=r"well A02.*'x' is no unit"):
+    with pytest.raises(PlateMapError, match=r"well A02.*unknown unit 'x'"):
         _map(folder, [("A1", "a", "1", "uM"), ("A2", "a", "1", "x")])

@@ -49,9 +49,9 @@ def test_nuclei_agree_with_a_loop(cells, seed):
             share, owner = min(shares)
             owners.setdefault(owner, []).append((share, nucleus))
     for row in table.iter_rows(named=True):
-        mine = owners.get(row["label"], [])
-        assert row["n_nuclei"] == len(mine)
-        assert row["nucleus_label"] == (min(mine)[1] if mine else None)
+        nuclei_of_cell = owners.get(row["label"], [])
+        assert row["n_nuclei"] == len(nuclei_of_cell)
+        assert row["nucleus_label"] == (min(nuclei_of_cell)[1] if nuclei_of_cell else None)
 
 
 @given(LABELS, st.integers(0, 2**31))
@@ -61,15 +61,15 @@ def test_matching_agrees_with_a_loop(predicted, seed):
     table = match_labels(predicted, truth)
     assert table["label"].to_list() == np.unique(predicted[predicted > 0]).tolist()
     for row in table.iter_rows(named=True):
-        mine = predicted == row["label"]
-        shared = {t: int((mine & (truth == t)).sum()) for t in (1, 2, 3)}
+        inside = predicted == row["label"]
+        shared = {t: int((inside & (truth == t)).sum()) for t in (1, 2, 3)}
         best = max(shared, key=lambda t: (shared[t], -t))
         if shared[best] == 0:
             assert (row["true_label"], row["overlap"], row["iou"]) == (None, 0.0, 0.0)
         else:
             assert row["true_label"] == best
-            assert row["overlap"] == shared[best] / mine.sum()
-            assert row["iou"] == shared[best] / (mine | (truth == best)).sum()
+            assert row["overlap"] == shared[best] / inside.sum()
+            assert row["iou"] == shared[best] / (inside | (truth == best)).sum()
 
 
 def test_empty_masks_give_empty_tables_of_the_same_schema():
@@ -84,9 +84,9 @@ def test_thousands_of_cells_take_seconds_at_most():
     cells = np.kron(np.arange(1, 4097, dtype=np.uint32).reshape(64, 64), np.ones((8, 8), np.uint32))[None].repeat(
         4, axis=0
     )
-    started = time.perf_counter()
+    start = time.perf_counter()
     assert len(cell_table(cells, cells)) == len(match_labels(cells, cells)) == 4096
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - start < 10
 
 
 @given(LABELS, st.integers(0, 2**31))
@@ -95,19 +95,23 @@ def test_intensities_slices_and_nuclear_shares_agree_with_a_loop(cells, seed):
     rng = np.random.default_rng(seed)
     nuclei, image = rng.integers(0, 3, cells.shape), rng.integers(0, 60000, (2, *cells.shape)).astype(np.uint16)
     for row in cell_table(cells, nuclei.astype(np.uint32), image=image).iter_rows(named=True):
-        mine = cells == row["label"]
-        np.testing.assert_allclose(row["mean_intensity"], [channel[mine].mean() for channel in image])
-        assert row["n_slices"] == mine.any((1, 2)).sum()
+        inside = cells == row["label"]
+        np.testing.assert_allclose(row["mean_intensity"], [channel[inside].mean() for channel in image])
+        assert row["n_slices"] == inside.any((1, 2)).sum()
         sizes = {
-            n: [(mine & (nuclei == n)).sum(), [((cells == c) & (nuclei == n)).sum() for c in range(1, 6)]]
+            n: [(inside & (nuclei == n)).sum(), [((cells == c) & (nuclei == n)).sum() for c in range(1, 6)]]
             for n in (1, 2)
         }
-        owned = [n for n, (here, of) in sizes.items() if here == max(of) > 0 and of.index(max(of)) == row["label"] - 1]
-        assert row["nucleus_share"] == sum(sizes[n][0] for n in owned) / mine.sum()
+        owned = [
+            n
+            for n, (shared, by_cell) in sizes.items()
+            if shared == max(by_cell) > 0 and by_cell.index(shared) == row["label"] - 1
+        ]
+        assert row["nucleus_share"] == sum(sizes[n][0] for n in owned) / inside.sum()
         assert row["qc_warning"] == {0: "no nucleus", 1: None, 2: "2 nuclei"}[len(owned)]
 
 
-def test_confidence_stands_beside_its_cell():
+def test_confidence_joins_its_cell():
     cells = np.array([[[1, 1, 0, 3, 3]]], np.uint32)
     row = {"label": 3, "cell_probability": 0.9, "flow_error": 0.1, "stitch_breaks": 2}
     table = cell_table(cells, cells, confidence=pl.DataFrame([row], schema=CONFIDENCE_SCHEMA))

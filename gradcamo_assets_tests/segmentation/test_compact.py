@@ -10,13 +10,13 @@ from gradcamo_assets.cells import match_labels
 from gradcamo_assets.errors import SegmentationError
 from gradcamo_assets.segmentation import Segmenter, SegmenterConfig
 from gradcamo_assets.segmentation.compact_network import INPUTS, CompactNetwork, load_network
-from gradcamo_assets.segmentation.engines import SHIPPED
+from gradcamo_assets.segmentation.engines import SHIPPED_WEIGHTS
 from segmentation_training.train import REQUIRED
 
 
-@pytest.mark.parametrize("which", sorted(INPUTS))
-def test_shipped_weights_load_and_give_what_cellpose_expects(which):
-    network = load_network(which, SHIPPED / f"{which}.safetensors")
+@pytest.mark.parametrize("kind", sorted(INPUTS))
+def test_shipped_weights_load_and_give_outputs_for_cellpose(kind):
+    network = load_network(kind, SHIPPED_WEIGHTS / f"{kind}.safetensors")
     with torch.inference_mode():
         output, style = network(torch.rand(2, 3, 64, 48))
     assert output.shape == (2, 3, 64, 48)
@@ -25,30 +25,34 @@ def test_shipped_weights_load_and_give_what_cellpose_expects(which):
 
 
 def test_the_shipped_weights_are_small():
-    assert sum((SHIPPED / f"{which}.safetensors").stat().st_size for which in INPUTS) < 2_000_000
+    assert sum((SHIPPED_WEIGHTS / f"{kind}.safetensors").stat().st_size for kind in INPUTS) < 2_000_000
 
 
-def test_folding_the_normalisation_changes_nothing():
+def test_folding_batch_norm_keeps_the_outputs():
     torch.manual_seed(0)
     network = CompactNetwork(2).train()
     with torch.no_grad():
         network(torch.rand(4, 2, 32, 32))
         x = torch.rand(2, 2, 32, 32)
         want = network.eval()(x)[0]
-        torch.testing.assert_close(network.fused()(x)[0], want, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(network.fold_batch_norm()(x)[0], want, atol=1e-4, rtol=1e-4)
 
 
-def test_weights_that_are_absent_damaged_or_of_another_network_are_refused(tmp_path):
+def test_missing_damaged_and_mismatched_weights_are_rejected(tmp_path):
     (tmp_path / "cells.safetensors").write_bytes(b"no weights")
-    for path in (tmp_path / "cells.safetensors", tmp_path / "absent.safetensors", SHIPPED / "nuclei.safetensors"):
-        with pytest.raises(SegmentationError, match="do not load"):
+    for path in (
+        tmp_path / "cells.safetensors",
+        tmp_path / "absent.safetensors",
+        SHIPPED_WEIGHTS / "nuclei.safetensors",
+    ):
+        with pytest.raises(SegmentationError, match="cannot be loaded"):
             load_network("cells", path)
 
 
-@pytest.mark.parametrize("which", sorted(INPUTS))
-def test_the_shipped_weights_reached_what_training_demands(which):
-    report = json.loads((SHIPPED / f"{which}.json").read_text())
-    assert report["ap50"]["all"] >= REQUIRED[which]
+@pytest.mark.parametrize("kind", sorted(INPUTS))
+def test_the_shipped_weights_reached_the_required_precision(kind):
+    report = json.loads((SHIPPED_WEIGHTS / f"{kind}.json").read_text())
+    assert report["ap50"]["all"] >= REQUIRED[kind]
     assert report["loss_every_100_steps"][-1] < report["loss_every_100_steps"][0]
 
 
@@ -65,13 +69,13 @@ def test_the_order_of_channels_does_not_matter(slices):
     image, channels, _ = slices
     want = Segmenter().segment(image, channels)
     order = [3, 1, 4, 0, 2]
-    made = Segmenter().segment(image[order], [channels[k] for k in order])
-    np.testing.assert_array_equal(made.cells, want.cells)
-    np.testing.assert_array_equal(made.nuclei, want.nuclei)
+    reordered = Segmenter().segment(image[order], [channels[k] for k in order])
+    np.testing.assert_array_equal(reordered.cells, want.cells)
+    np.testing.assert_array_equal(reordered.nuclei, want.nuclei)
 
 
 def test_with_the_nucleus_stain_alone_a_cell_is_its_nucleus(slices):
     image, _, truth = slices
     masks = Segmenter(SegmenterConfig(cytoplasm=("DNA",))).segment(image[:1], ["DNA"])
-    for made in (masks.nuclei, masks.cells):
-        assert (match_labels(truth, made)["iou"] > 0.5).mean() > 0.85
+    for labels in (masks.nuclei, masks.cells):
+        assert (match_labels(truth, labels)["iou"] > 0.5).mean() > 0.85

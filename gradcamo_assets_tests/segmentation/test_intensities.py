@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from gradcamo_assets.errors import SegmentationError
-from gradcamo_assets.segmentation.intensities import combined, find_channels
+from gradcamo_assets.segmentation.intensities import combine_stains, find_channels
 
 
 def normalised(stack: np.ndarray) -> np.ndarray:
-    return combined([stack])
+    return combine_stains([stack])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_channels_are_found(channels, nucleus, cytoplasm, want):
         (["DNA", "DNA"], "DNA", None),
     ],
 )
-def test_channels_that_cannot_be_told_are_refused(channels, nucleus, cytoplasm):
+def test_ambiguous_and_missing_channels_are_rejected(channels, nucleus, cytoplasm):
     with pytest.raises(SegmentationError, match="Set nucleus"):
         find_channels(channels, nucleus, cytoplasm)
 
@@ -51,26 +51,26 @@ def test_normalising_ignores_scale_and_offset():
     assert np.percentile(normalised(stack), 99.7) == pytest.approx(1, abs=0.02)
 
 
-def test_noise_is_not_blown_up_and_constants_are_zero():
+def test_noise_is_not_amplified_and_constants_are_zero():
     noise = normalised(np.random.default_rng(0).normal(500, 20, (3, 64, 64)).round().astype(np.uint16))
     assert noise.std() < 0.12
     assert not normalised(np.full((3, 8, 8), 77, np.uint16)).any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_refused(bad):
+def test_nan_and_infinity_are_rejected(bad):
     stack = np.ones((1, 4, 4), np.float32)
     stack[0, 1, 1] = bad
-    with pytest.raises(SegmentationError, match="no numbers"):
+    with pytest.raises(SegmentationError, match="NaN or infinity"):
         normalised(stack)
 
 
-def test_one_bad_stain_of_four_does_not_show():
+def test_one_bad_stain_of_four_has_no_effect():
     rng = np.random.default_rng(0)
     disk = np.hypot(*np.mgrid[-32:32, -32:32])[None] < 14
     good = [1000 * disk + rng.normal(100, 10, disk.shape) for _ in range(3)]
     grains = rng.gamma(0.3, 3000, disk.shape)
-    image = combined([*good, grains])
+    image = combine_stains([*good, grains])
     assert np.corrcoef(image.ravel(), disk.ravel())[0, 1] > 0.98
 
 
@@ -78,7 +78,7 @@ def test_one_bad_stain_of_four_does_not_show():
 def test_stains_combine_to_their_median_in_any_order(stains):
     rng = np.random.default_rng(stains)
     stacks = [rng.gamma(2, 50 * 4**k, (3, 40, 50)).astype(np.uint16) for k in range(stains)]
-    image = combined(stacks)
-    np.testing.assert_allclose(image, np.median([combined([stack]) for stack in stacks], axis=0), atol=1e-6)
+    image = combine_stains(stacks)
+    np.testing.assert_allclose(image, np.median([combine_stains([stack]) for stack in stacks], axis=0), atol=1e-6)
     for _ in range(4):
-        np.testing.assert_array_equal(combined([stacks[k] for k in rng.permutation(stains)]), image)
+        np.testing.assert_array_equal(combine_stains([stacks[k] for k in rng.permutation(stains)]), image)

@@ -10,7 +10,7 @@ from gradcamo_assets.cells import cell_table, match_labels
 from gradcamo_assets.errors import GradcamoError, SegmentationError
 from gradcamo_assets.segmentation import Segmenter, SegmenterConfig
 from gradcamo_assets.segmentation.compact_network import load_network
-from gradcamo_assets.segmentation.engines import SHIPPED
+from gradcamo_assets.segmentation.engines import SHIPPED_WEIGHTS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -22,7 +22,7 @@ def segmenter() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def field():
-    """One field of a synthetic plate, made by code that shares nothing with the training images."""
+    """One field of a synthetic plate, whose code shares nothing with that of the training images."""
     from gradcamo_assets.synthetic import SyntheticPlate, render_field
 
     return render_field(SyntheticPlate(seed=11), 0, 1)
@@ -55,7 +55,7 @@ def test_one_slice_is_plain_2d(segmenter, field):
     assert average_precision(masks.cells, field.cells[middle : middle + 1]) >= 0.6
 
 
-def test_empty_slices_above_and_below_change_nothing_but_the_depth(segmenter, field):
+def test_empty_slices_above_and_below_stay_empty(segmenter, field):
     image = field.image[:, 4:8]
     dark = np.repeat(image.min(axis=(1, 2, 3), keepdims=True), 2, axis=1) + np.zeros_like(image[:, :2])
     padded = np.concatenate([dark, image, dark], axis=1).astype(np.uint16)
@@ -74,10 +74,10 @@ def test_constant_and_noisy_fields_are_empty(segmenter, shape):
     assert not segmenter.segment(noise, ["DNA", "ER"]).cells.any()
 
 
-def test_batches_of_slices_and_tiles_give_what_whole_stacks_give(segmenter, field, monkeypatch):
+def test_batches_of_slices_give_the_masks_of_whole_stacks(segmenter, field, monkeypatch):
     image = field.image[:, 4:8]
     whole = segmenter.segment(image, STAINS[: len(image)])
-    monkeypatch.setattr("gradcamo_assets.segmentation.segment._PIXELS", image.shape[2] * image.shape[3])
+    monkeypatch.setattr("gradcamo_assets.segmentation.segment._MAX_BATCH_PIXELS", image.shape[2] * image.shape[3])
     batched = segmenter.segment(image, STAINS[: len(image)])
     np.testing.assert_array_equal(whole.cells, batched.cells)
     np.testing.assert_array_equal(whole.nuclei, batched.nuclei)
@@ -110,7 +110,7 @@ def test_every_cell_has_its_confidence(masks):
 
 
 @pytest.mark.parametrize("cytoplasm", [None, ()])
-def test_cells_are_found_by_their_nuclei_where_nothing_else_is_stained(cytoplasm):
+def test_cells_are_found_from_nuclei_alone(cytoplasm):
     segmenter = Segmenter(SegmenterConfig(cytoplasm=cytoplasm))
     masks = segmenter.segment(one_cell()[:1], ["DNA"])
     assert masks.nuclei.max() == 1
@@ -120,12 +120,12 @@ def test_cells_are_found_by_their_nuclei_where_nothing_else_is_stained(cytoplasm
 
 @pytest.mark.parametrize("settings", [{"nucleus": "DAPI"}, {"cytoplasm": ("AGP",)}])
 def test_a_missing_channel_is_named(settings):
-    with pytest.raises(SegmentationError, match=r"no single channel '(DAPI|AGP)'"):
+    with pytest.raises(SegmentationError, match=r"not exactly one channel '(DAPI|AGP)'"):
         Segmenter(SegmenterConfig(**settings)).segment(one_cell(), ["DNA", "ER"])
 
 
-def test_three_dimensions_at_once(field):
-    """On balls: flows of three planes, the step in z twice the pixel."""
+def test_two_touching_balls_are_separated_in_3d(field):
+    """The z step is twice the pixel size."""
     segmenter = Segmenter(SegmenterConfig(mode="3d"))
     z, y, x = np.ogrid[:14, :64, :110]
     distance = np.minimum(*(np.hypot(np.hypot(2 * (z - 6.5), y - 32), x - at) for at in (32, 66)))
@@ -138,37 +138,37 @@ def test_three_dimensions_at_once(field):
     assert (masks.confidence["flow_error"] < 0.6).all()
 
 
-def test_blocks_of_a_field_give_what_the_whole_gives(field, monkeypatch):
+def test_blocks_of_a_field_give_the_masks_of_the_whole_field(field, monkeypatch):
     segmenter = Segmenter(SegmenterConfig(mode="3d"))
     image, stains = field.image[:, :, :, :64], STAINS[: len(field.image)]
     whole = segmenter.segment(image, stains, (1.0, 0.5, 0.5))
-    monkeypatch.setattr("gradcamo_assets.segmentation.segment._VOXELS", 125 * 125 * 24)
+    monkeypatch.setattr("gradcamo_assets.segmentation.segment._MAX_BLOCK_VOXELS", 125 * 125 * 24)
     monkeypatch.setattr("gradcamo_assets.segmentation.segment._HALO", 1.0)
-    pieces = segmenter.segment(image, stains, (1.0, 0.5, 0.5))
-    assert average_precision(pieces.cells, whole.cells) >= 0.85
-    assert average_precision(pieces.nuclei, whole.nuclei) >= 0.85
-    assert pieces.confidence["label"].to_list() == list(range(1, int(pieces.cells.max()) + 1))
+    in_blocks = segmenter.segment(image, stains, (1.0, 0.5, 0.5))
+    assert average_precision(in_blocks.cells, whole.cells) >= 0.85
+    assert average_precision(in_blocks.nuclei, whole.nuclei) >= 0.85
+    assert in_blocks.confidence["label"].to_list() == list(range(1, int(in_blocks.cells.max()) + 1))
 
 
-def test_stacks_are_segmented_as_one_where_their_slices_are_near(segmenter):
-    """By default: five slices, a known voxel size, and six slices or more to the width of a cell."""
-    assert segmenter._is_whole(5, known=True, step=1 / 6)
-    assert not segmenter._is_whole(4, known=True, step=1 / 6)
-    assert not segmenter._is_whole(5, known=False, step=1 / 6)
-    assert not segmenter._is_whole(5, known=True, step=1 / 5)
-    assert not Segmenter(SegmenterConfig(mode="stitch"))._is_whole(5, known=True, step=1 / 30)
-    assert Segmenter(SegmenterConfig(mode="3d"))._is_whole(5, known=False, step=1)
-    assert not Segmenter(SegmenterConfig(mode="3d"))._is_whole(1, known=True, step=1 / 30)
+def test_stacks_with_close_slices_are_segmented_in_3d(segmenter):
+    """Mode auto needs five slices, a known voxel size, and at least six slices in the width of a cell."""
+    assert segmenter._is_3d(5, is_known=True, z_step=1 / 6)
+    assert not segmenter._is_3d(4, is_known=True, z_step=1 / 6)
+    assert not segmenter._is_3d(5, is_known=False, z_step=1 / 6)
+    assert not segmenter._is_3d(5, is_known=True, z_step=1 / 5)
+    assert not Segmenter(SegmenterConfig(mode="stitch"))._is_3d(5, is_known=True, z_step=1 / 30)
+    assert Segmenter(SegmenterConfig(mode="3d"))._is_3d(5, is_known=False, z_step=1)
+    assert not Segmenter(SegmenterConfig(mode="3d"))._is_3d(1, is_known=True, z_step=1 / 30)
 
 
-def test_three_dimensions_of_few_slices_are_refused_and_of_one_are_two(segmenter):
-    deep = Segmenter(SegmenterConfig(mode="3d"))
-    with pytest.raises(SegmentationError, match="too few"):
-        deep.segment(one_cell(4), ["DNA", "ER"])
+def test_mode_3d_rejects_few_slices_and_segments_one_slice_in_2d(segmenter):
+    segmenter_3d = Segmenter(SegmenterConfig(mode="3d"))
+    with pytest.raises(SegmentationError, match="needs 5 slices"):
+        segmenter_3d.segment(one_cell(4), ["DNA", "ER"])
     np.testing.assert_array_equal(
-        deep.segment(one_cell(1), ["DNA", "ER"]).cells, segmenter.segment(one_cell(1), ["DNA", "ER"]).cells
+        segmenter_3d.segment(one_cell(1), ["DNA", "ER"]).cells, segmenter.segment(one_cell(1), ["DNA", "ER"]).cells
     )
-    empty = deep.segment(np.full((2, 6, 40, 40), 7, np.uint16), ["DNA", "ER"])
+    empty = segmenter_3d.segment(np.full((2, 6, 40, 40), 7, np.uint16), ["DNA", "ER"])
     assert not empty.cells.any()
     assert len(empty.confidence) == 0
 
@@ -182,7 +182,7 @@ def test_anisotropy_follows_the_voxel_size(segmenter, voxel, anisotropy):
 
 
 def shipped_network(kind: str) -> torch.nn.Module:
-    return load_network(kind, SHIPPED / f"{kind}.safetensors")
+    return load_network(kind, SHIPPED_WEIGHTS / f"{kind}.safetensors")
 
 
 def another_network(kind: str) -> torch.nn.Module:
@@ -197,33 +197,33 @@ def no_network(kind: str) -> torch.nn.Module:
 
 
 def test_a_users_registered_network(segmenter, field):
-    """The shipped network by import path finds what it finds as 'compact'."""
-    mine = Segmenter(SegmenterConfig(network=f"{__name__}:shipped_network"))
+    """The shipped network, given by its import path, finds the same cells as 'compact'."""
+    registered = Segmenter(SegmenterConfig(network=f"{__name__}:shipped_network"))
     image, names = field.image[:, 4:6], STAINS[: len(field.image)]
-    found, want = (each.segment(image, names, (1.0, 0.5, 0.5)) for each in (mine, segmenter))
+    found, want = (each.segment(image, names, (1.0, 0.5, 0.5)) for each in (registered, segmenter))
     assert average_precision(found.cells, want.cells) > 0.8
     assert average_precision(found.nuclei, want.nuclei) > 0.8
     other = Segmenter(SegmenterConfig(network=f"{__name__}:another_network"))
     assert not other.segment(image, names, (1.0, 0.5, 0.5)).cells.any()
-    assert mine.version["network"] == f"{__name__}:shipped_network"
-    assert mine.version["weights"].keys() == {"cells", "nuclei"}
-    assert mine.version["weights"] == Segmenter(mine.config).version["weights"] != other.version["weights"]
+    assert registered.version["network"] == f"{__name__}:shipped_network"
+    assert registered.version["weights"].keys() == {"cells", "nuclei"}
+    assert registered.version["weights"] == Segmenter(registered.config).version["weights"] != other.version["weights"]
 
 
-def test_registered_networks_that_are_absent_or_answer_otherwise_are_refused():
+def test_missing_registered_networks_and_wrong_outputs_are_rejected():
     for name in ("no_module_of_this_name:f", f"{__name__}:absent"):
         with pytest.raises(SegmentationError, match="cannot be imported"):
             Segmenter(SegmenterConfig(network=name))
-    with pytest.raises(SegmentationError, match="contract"):
+    with pytest.raises(SegmentationError, match="wrong output"):
         Segmenter(SegmenterConfig(network=f"{__name__}:no_network")).segment(one_cell(), ["DNA", "ER"])
 
 
-def test_values_that_are_no_numbers_are_refused(segmenter):
-    with pytest.raises(SegmentationError, match="no numbers"):
+def test_nan_is_rejected(segmenter):
+    with pytest.raises(SegmentationError, match="NaN or infinity"):
         segmenter.segment(np.full((2, 1, 32, 32), np.nan), ["DNA", "ER"])
 
 
-def test_shapes_and_channels_that_do_not_fit_are_refused(segmenter):
+def test_wrong_shapes_and_channels_are_rejected(segmenter):
     for shape, channels, message in (
         ((2, 32, 32), ["DNA", "ER"], "shape"),
         ((2, 1, 32, 32), ["DNA"], "shape"),
@@ -251,7 +251,7 @@ def test_shapes_and_channels_that_do_not_fit_are_refused(segmenter):
         {"min_volume": -1},
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings):
+def test_invalid_settings_are_rejected(settings):
     with pytest.raises(GradcamoError, match=next(iter(settings))):
         SegmenterConfig(**settings)
 
@@ -266,8 +266,8 @@ def test_large_weights_are_never_downloaded(network, monkeypatch, tmp_path):
         Segmenter(SegmenterConfig(network=network))
 
 
-def test_a_folder_of_weights_must_hold_both_and_a_file_must_be_cellposes(tmp_path):
-    with pytest.raises(SegmentationError, match="weights are missing"):
+def test_a_folder_needs_both_weights_and_a_file_must_be_of_cellpose(tmp_path):
+    with pytest.raises(SegmentationError, match="weights file is missing"):
         Segmenter(SegmenterConfig(network=str(tmp_path)))
     (tmp_path / "mine").write_bytes(b"no weights")
     with pytest.raises(SegmentationError, match="cannot load"):
@@ -293,7 +293,7 @@ def test_real_fields_of_a_screen(segmenter):
     """Counts by eye: about 15 and 50 nuclei."""
     folder = DATA / "jump_rab30_mini" / "jump_rab30_mini" / "images.zarr" / "images"
     if not folder.exists():
-        pytest.skip(f"the real images are not here: {folder}")
+        pytest.skip(f"real images not found: {folder}")
     import zarr
 
     images = zarr.open_array(folder, mode="r")[:]
@@ -307,7 +307,7 @@ def test_real_fields_of_a_screen(segmenter):
 def test_a_real_stack(segmenter):
     path = DATA / "plantseg_rgb3d" / "tests" / "resources" / "rgb_3D.tif"
     if not path.exists():
-        pytest.skip(f"the real stack is not here: {path}")
+        pytest.skip(f"real stack not found: {path}")
     import tifffile
 
     stack = tifffile.imread(path).transpose(1, 0, 2, 3)

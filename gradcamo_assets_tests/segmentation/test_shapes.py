@@ -1,4 +1,4 @@
-"""Shapes and distances against formulas, scikit-image and loops over all voxels."""
+"""Shapes and distances compared with formulas, scikit-image and loops over all voxels."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def ellipsoid(radii: tuple[float, float, float], voxel: tuple[float, float, floa
     return (sum((g / r) ** 2 for g, r in zip(grid, radii, strict=True)) <= 1).astype(np.uint32)
 
 
-def only(cells: np.ndarray, voxel: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> dict:
+def measure_single_cell(cells: np.ndarray, voxel: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> dict:
     return cell_table(cells, np.zeros_like(cells), voxel).row(0, named=True)
 
 
 @pytest.mark.parametrize("voxel", [(1.0, 1.0, 1.0), (2.0, 0.5, 0.5), (3.0, 0.3, 0.3)])
 @pytest.mark.parametrize("radii", [(10.0, 10.0, 10.0), (6.0, 10.0, 10.0), (6.0, 9.0, 13.0)])
 @pytest.mark.parametrize("at", [0.0, 0.37])
-def test_ellipsoids_are_as_round_as_knud_thomsens_formula_says(radii, voxel, at):
-    """Its error is 1.2% at most; a sphere has 1."""
+def test_sphericity_of_ellipsoids_follows_knud_thomsens_formula(radii, voxel, at):
+    """The error of the formula is at most 1.2%; a sphere has 1."""
     a, b, c = radii
     surface = 4 * np.pi * (((a * b) ** 1.6075 + (a * c) ** 1.6075 + (b * c) ** 1.6075) / 3) ** (1 / 1.6075)
     expected = np.pi ** (1 / 3) * (8 * np.pi * a * b * c) ** (2 / 3) / surface
-    assert only(ellipsoid(radii, voxel, at), voxel)["sphericity"] == pytest.approx(expected, rel=0.05)
+    assert measure_single_cell(ellipsoid(radii, voxel, at), voxel)["sphericity"] == pytest.approx(expected, rel=0.05)
 
 
-def test_lumps_are_less_round_and_less_solid_than_balls():
+def test_two_joined_balls_are_less_spherical_and_less_solid_than_one():
     ball = ellipsoid((8.0, 8.0, 8.0), (1.0, 1.0, 1.0))
     pair = np.concatenate([ball, ball], axis=2)
-    one, two = only(ball), only(pair)
-    # Twice the volume and the surface of one; the hull is a ball and a cylinder as long as the centres are apart.
+    one, two = measure_single_cell(ball), measure_single_cell(pair)
+    # Twice the volume and surface of one ball. The hull is a ball and a cylinder as long as the distance of centres.
     assert two["sphericity"] == pytest.approx(2 ** (-1 / 3), rel=0.07)
     assert two["solidity"] == pytest.approx(one["solidity"] * (8 / 3) / (4 / 3 + 19 / 8), rel=0.05)
 
@@ -60,20 +60,22 @@ def test_flat_cells_are_measured_as_scikit_image_does():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_solidity_agrees_with_scikit_images_hull(seed):
-    """On lumps of balls; the hull of voxels counts voxels there, here it is a volume."""
+    """On joined balls; scikit-image counts the voxels of the hull, which here is a volume."""
     rng = np.random.default_rng(seed)
     cells = np.zeros((24, 40, 40), np.uint32)
     grid = np.indices(cells.shape)
     for centre in rng.uniform(9, (15, 31, 31), (3, 3)):
         cells[((grid - centre[:, None, None, None]) ** 2).sum(0) < rng.uniform(5, 9) ** 2] = 1
-    assert only(cells)["solidity"] == pytest.approx((cells > 0).sum() / convex_hull_image(cells).sum(), abs=0.03)
+    assert measure_single_cell(cells)["solidity"] == pytest.approx(
+        (cells > 0).sum() / convex_hull_image(cells).sum(), abs=0.03
+    )
 
 
 @given(st.tuples(*[st.integers(1, 9)] * 3))
 @settings(max_examples=30, deadline=None)
 def test_boxes_are_solid(size):
     cells = np.pad(np.ones(size, np.uint32), 1)
-    row = only(cells)
+    row = measure_single_cell(cells)
     assert row["solidity"] == pytest.approx(1.0)
     assert row["n_slices"] == size[0]
 
@@ -83,12 +85,12 @@ def test_boxes_are_solid(size):
 def test_the_nearest_neighbour_agrees_with_a_loop_over_pairs_of_voxels(cells, voxel):
     table = cell_table(cells, np.zeros_like(cells), voxel)
     for row in table.iter_rows(named=True):
-        mine, others = np.argwhere(cells == row["label"]), np.argwhere((cells > 0) & (cells != row["label"]))
+        voxels, others = np.argwhere(cells == row["label"]), np.argwhere((cells > 0) & (cells != row["label"]))
         if not len(others):
             assert row["nearest_neighbour_um"] is None
             continue
-        faces = (np.abs(mine[:, None] - others).sum(-1) == 1).any()
-        expected = 0.0 if faces else cdist(mine * voxel, others * voxel).min()
+        faces = (np.abs(voxels[:, None] - others).sum(-1) == 1).any()
+        expected = 0.0 if faces else cdist(voxels * voxel, others * voxel).min()
         assert row["nearest_neighbour_um"] == pytest.approx(expected)
 
 
@@ -102,5 +104,5 @@ def test_the_nearest_neighbour_of_scattered_balls():
     table = cell_table(cells, np.zeros_like(cells), tuple(voxel))
     assert (table["nearest_neighbour_um"] > 0).any()
     for label, gap in table.filter(pl.col("nearest_neighbour_um") > 0).select("label", "nearest_neighbour_um").rows():
-        mine, others = np.argwhere(cells == label), np.argwhere((cells > 0) & (cells != label))
-        assert gap == pytest.approx(cdist(mine * voxel, others * voxel).min())
+        voxels, others = np.argwhere(cells == label), np.argwhere((cells > 0) & (cells != label))
+        assert gap == pytest.approx(cdist(voxels * voxel, others * voxel).min())

@@ -22,7 +22,7 @@ def some_masks(shape: tuple[int, int, int] = (3, 20, 30)) -> Masks:
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 30), (1, 7, 5)])
-def test_what_is_written_is_read(tmp_path, shape):
+def test_masks_are_read_back(tmp_path, shape):
     masks = some_masks(shape)
     write_masks(tmp_path / "1", masks, SIZE, PROVENANCE)
     back = read_masks(tmp_path / "1")
@@ -32,7 +32,7 @@ def test_what_is_written_is_read(tmp_path, shape):
     assert stored_version(tmp_path / "1") == PROVENANCE.version
 
 
-def test_confidence_stands_beside_the_labels_and_is_read_back(tmp_path):
+def test_confidence_is_stored_with_the_labels_and_read_back(tmp_path):
     confidence = pl.DataFrame([[1, 0.9, 0.1, 0], [7, 0.5, None, 3]], schema=CONFIDENCE_SCHEMA, orient="row")
     masks = some_masks()
     write_masks(tmp_path / "1", Masks(masks.cells, masks.nuclei, confidence), SIZE, PROVENANCE)
@@ -43,13 +43,13 @@ def test_confidence_stands_beside_the_labels_and_is_read_back(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("about", [None, {}, {"colors": [{"label-value": 1, "rgba": [0, 0, 0, 0]}]}])
-def test_masks_without_confidence_are_read_with_an_empty_frame(tmp_path, about):
+@pytest.mark.parametrize("image_label", [None, {}, {"colors": [{"label-value": 1, "rgba": [0, 0, 0, 0]}]}])
+def test_masks_without_confidence_are_read_with_an_empty_frame(tmp_path, image_label):
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
     path = tmp_path / "1" / "labels" / "cells" / "zarr.json"
     content = json.loads(path.read_text())
-    content["attributes"]["ome"]["image-label"] = about
-    if about is None:
+    content["attributes"]["ome"]["image-label"] = image_label
+    if image_label is None:
         del content["attributes"]["ome"]["image-label"]
     path.write_text(json.dumps(content))
     confidence = read_masks(tmp_path / "1").confidence
@@ -57,7 +57,7 @@ def test_masks_without_confidence_are_read_with_an_empty_frame(tmp_path, about):
     assert dict(confidence.schema) == CONFIDENCE_SCHEMA
 
 
-def test_confidence_that_is_no_table_is_told(tmp_path):
+def test_damaged_confidence_is_reported(tmp_path):
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
     path = tmp_path / "1" / "labels" / "cells" / "zarr.json"
     path.write_text(path.read_text().replace('"image-label": {}', '"image-label": {"properties": [3]}'))
@@ -65,7 +65,7 @@ def test_confidence_that_is_no_table_is_told(tmp_path):
         read_masks(tmp_path / "1")
 
 
-def test_what_stands_there_never_changes(tmp_path):
+def test_existing_masks_never_change(tmp_path):
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
     write_masks(tmp_path / "1", some_masks((1, 4, 4)), SIZE, PROVENANCE)
     assert read_masks(tmp_path / "1").cells.shape == (3, 20, 30)
@@ -98,7 +98,7 @@ def test_the_images_open_as_labels_in_ngio(tmp_path):
 
 
 def test_the_metadata_follow_the_specification(tmp_path):
-    """The label group's list and each image's axes and transformations, as NGFF 0.5 words them."""
+    """The label group's list and each image's axes and transformations, as NGFF 0.5 defines them."""
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)
     group = json.loads((tmp_path / "1" / "labels" / "zarr.json").read_text())
     assert group["attributes"]["ome"] == {"version": "0.5", "labels": ["cells", "nuclei"]}
@@ -127,10 +127,10 @@ def test_the_labels_validate_as_ngff_and_open_in_the_reader_that_napari_uses(tmp
             assert node.metadata["properties"][3]["cell_probability"] == 0.9
 
 
-def test_refusals_name_the_folder(tmp_path):
+def test_errors_name_the_folder(tmp_path):
     with pytest.raises(SegmentationError, match="missing"):
         read_masks(tmp_path / "missing")
     masks = some_masks()
-    with pytest.raises(SegmentationError, match="one field"):
+    with pytest.raises(SegmentationError, match="expected equal shapes"):
         write_masks(tmp_path / "1", Masks(masks.cells, masks.nuclei[:2]), SIZE, PROVENANCE)
     assert not (tmp_path / "1").exists()

@@ -40,7 +40,7 @@ def test_images_differ_in_size_kind_and_number_of_stains():
     assert np.percentile(widths, 99) > 45
 
 
-def test_where_nothing_fills_the_cells_a_cell_is_its_nucleus():
+def test_without_a_cytoplasm_stain_a_cell_is_its_nucleus():
     drawn = [seed for seed in range(99) if np.random.default_rng([seed, 1]).random() < 0.05]
     samples = [_sample(seed) for seed in drawn[:3]]
     alone = [s for s in samples if np.array_equal(s.inputs["cells"][0], s.inputs["cells"][1])]
@@ -52,7 +52,7 @@ def test_where_nothing_fills_the_cells_a_cell_is_its_nucleus():
             np.testing.assert_array_equal(sample.targets[which][2] > 0, labels > 0)
 
 
-def test_the_loss_is_cellposes():
+def test_the_loss_equals_that_of_cellpose():
     from cellpose.train import _loss_fn_seg
 
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_the_loss_is_cellposes():
 
 
 def test_augmented_flows_and_masks_stay_together():
-    """Flows point inward however an image was turned and scaled: following them a few pixels stays inside."""
+    """Flows point inward after rotation and scaling: following them for a few pixels stays inside."""
     y, x = np.mgrid[:192, :192].astype(np.float32)
     length = np.hypot(70 - y, 110 - x) + 1e-6
     inside = length < 50
@@ -81,7 +81,7 @@ def test_augmented_flows_and_masks_stay_together():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_benchmarks_average_precision_is_cellposes(seed):
+def test_the_benchmarks_average_precision_equals_that_of_cellpose(seed):
     from cellpose.metrics import average_precision as theirs
 
     from benchmarks.segmentation import average_precision
@@ -94,7 +94,7 @@ def test_the_benchmarks_average_precision_is_cellposes(seed):
     assert average_precision(np.zeros_like(truth), truth) == 0
 
 
-def test_the_hard_fields_are_the_ones_that_were_fixed():
+def test_the_hard_fields_never_change():
     import zlib
 
     from benchmarks.segmentation_fields import hard_field

@@ -1,4 +1,4 @@
-"""Volumes: against Cellpose's own run in three planes, and labels at another size against scipy."""
+"""Volumes compared with Cellpose's run_3D, and resized labels compared with scipy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from scipy import ndimage as ndi
 from torch import nn
 
-from gradcamo_assets.segmentation.volumes import at_size, volume_objects
+from gradcamo_assets.segmentation.volumes import resize_labels, segment_volume
 
 
-class EachPixelAlone(nn.Module):
-    """Answers each pixel from nothing but itself, so that tiles and rims cannot matter."""
+class PixelwiseNetwork(nn.Module):
+    """Computes each pixel from itself alone, so that tiles and margins do not matter."""
 
     def __init__(self):
         super().__init__()
@@ -23,27 +23,27 @@ class EachPixelAlone(nn.Module):
         return self.mix(x), x.new_zeros(len(x), 256)
 
 
-def test_answers_in_three_planes_are_added_as_cellpose_does():
+def test_predictions_in_three_planes_are_summed_as_by_cellpose():
     from cellpose.core import run_3D
 
     stack = np.random.default_rng(0).random((3, 7, 30, 41), np.float32)
-    network = EachPixelAlone()
+    network = PixelwiseNetwork()
     want, _ = run_3D(network, np.ascontiguousarray(stack.transpose(1, 2, 3, 0)), bsize=64, batch_size=4)
     with torch.inference_mode():
-        _, flows, logits = volume_objects(network, stack, stack.shape[1:], 1, 100.0)
+        _, flows, logits = segment_volume(network, stack, stack.shape[1:], 1, 100.0)
     length = np.maximum(np.sqrt((want[..., :3] ** 2).sum(-1)), 5)
     np.testing.assert_allclose(flows, (want[..., :3] / length[..., None]).transpose(3, 0, 1, 2), atol=1e-5)
     np.testing.assert_allclose(logits, want[..., 3] / 3, atol=1e-5)
 
 
-def test_labels_at_another_size_are_those_of_the_nearest_voxel():
+def test_resized_labels_are_those_of_the_nearest_voxel():
     labels = np.random.default_rng(1).integers(0, 9, (5, 8, 6))
     for size in ((5, 8, 6), (10, 16, 18), (3, 4, 5), (1, 1, 1)):
-        made = at_size(labels, size)
-        assert made.shape == size
+        resized = resize_labels(labels, size)
+        assert resized.shape == size
         grid = np.meshgrid(
             *[((np.arange(n) + 0.5) * old / n - 0.5) for n, old in zip(size, labels.shape, strict=True)], indexing="ij"
         )
-        # A hair upwards, so that a tie goes the way it does there.
+        # A tiny shift, so that ties are resolved equally.
         want = ndi.map_coordinates(labels, [part + 1e-6 for part in grid], order=0, mode="nearest")
-        np.testing.assert_array_equal(made, want)
+        np.testing.assert_array_equal(resized, want)

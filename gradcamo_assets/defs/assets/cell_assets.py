@@ -17,10 +17,10 @@ from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.unfinished_runs import announced
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.plates import Field, Plate, known_plate, read_field, read_label, read_label_table
+from gradcamo_assets.plates import Field, Plate, read_field, read_label, read_label_table, read_plate_record
 from gradcamo_assets.provenance import Provenance, digest
 from gradcamo_assets.segmentation import read_masks
-from gradcamo_assets.segmentation.cell_quality import field_verdict, judged, over_split
+from gradcamo_assets.segmentation.cell_quality import add_quality_flags, judge_fields, over_split_share
 from gradcamo_assets.tables import lake_table
 
 _CODE = "1"
@@ -88,12 +88,12 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
 
     outcome = for_each_field(context, fields, tabulate)
     frames = outcome.done
-    table = judged(pl.concat(frames.values(), how="vertical_relaxed"), qc, plate.channels)
+    table = add_quality_flags(pl.concat(frames.values(), how="vertical_relaxed"), qc, plate.channels)
     usual = number(table["volume_voxels"].median())
     counts = [len(frame) for frame in frames.values()]
-    split = [over_split(frame, usual) for frame in frames.values()]
+    split = [over_split_share(frame, usual) for frame in frames.values()]
     filled = [segmented[well]["foreground_share"] for well in frames]
-    verdicts = dict(zip(frames, field_verdict(counts, filled, split, qc), strict=True))
+    verdicts = dict(zip(frames, judge_fields(counts, filled, split, qc), strict=True))
     unusable = {well: verdict.unusable for well, verdict in verdicts.items() if verdict.unusable}
     warnings = {well: verdict.warning for well, verdict in verdicts.items() if verdict.warning}
     reason = pl.format("unusable masks: {}", pl.col("Metadata_Well").replace_strict(unusable, default=None))
@@ -152,7 +152,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     settings = platform.settings
     config = settings.crops
     plate, fields, segmented, _ = _segmented(platform, plate_name, site)
-    record = known_plate(home.plates, plate_name) or {}
+    record = read_plate_record(home.plates, plate_name) or {}
     center, scale = ([float(record["statistics"][name][key]) for name in plate.channels] for key in ("center", "scale"))
     made_from = lake.version_of("cell_versions", plate=plate_name, site=site)
     if made_from is None:

@@ -15,8 +15,8 @@ from gradcamo_assets.defs.partitions import PLATES, SITES
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.home import Home
-from gradcamo_assets.plates import Ingested, ingest_plate
-from gradcamo_assets.plates.failures import attempt
+from gradcamo_assets.plates import IngestedPlate, ingest_plate
+from gradcamo_assets.plates.failures import recorded_attempt
 from gradcamo_assets.report import illumination_maps, to_markdown
 from gradcamo_assets.tables.schema import tables_filed_by
 
@@ -65,7 +65,7 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
     home, lake = platform.home, platform.lake
     source, signature = source_of(home, name)
     config = platform.settings.plates
-    with attempt(home.plates, name, signature):
+    with recorded_attempt(home.plates, name, signature):
         found = ingest_plate(source, home.plates, config, _progress(context, name))
         # A plate is in once its rows are: an attempt that ends before that is made again.
         lake.write("plates", found.plate_frame, plate=name)
@@ -150,7 +150,7 @@ def _listing(fields: pl.DataFrame, reason: str) -> str:
     return bullets(f"{path}: {text}" for path, text in fields.select("path", reason).iter_rows())
 
 
-def _channels(found: Ingested) -> str:
+def _channels(found: IngestedPlate) -> str:
     """What was measured a channel: the median over fields."""
     columns = ("channel_focus", "channel_saturation", "background", "signal_to_noise")
     lines = ["| channel | focus | saturation | background | signal to noise |", "| --- | --- | --- | --- | --- |"]
@@ -160,7 +160,7 @@ def _channels(found: Ingested) -> str:
     return "\n".join(lines)
 
 
-def _illumination(found: Ingested) -> dg.MetadataValue:
+def _illumination(found: IngestedPlate) -> dg.MetadataValue:
     assert found.illumination is not None
     figure = illumination_maps(found.illumination, found.plate.channels)
     return dg.MetadataValue.md(to_markdown(figure, f"Illumination of plate {found.plate.name}, by channel"))

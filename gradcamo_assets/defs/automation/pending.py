@@ -19,10 +19,10 @@ from gradcamo_assets.defs.settings import read_settings
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.home import Home
 from gradcamo_assets.networks.bundle import read_config
-from gradcamo_assets.plates import PlateState, known_plates, list_inbox, plate_states
+from gradcamo_assets.plates import PlateState, list_inbox, list_known_plates, plate_states
 from gradcamo_assets.plates.failures import Failures, read_failures
-from gradcamo_assets.plates.inbox import Depth, Look, plate_names
-from gradcamo_assets.plates.staging import ingesting
+from gradcamo_assets.plates.inbox import Depth, FolderSnapshot, plate_names
+from gradcamo_assets.plates.staging import ingestion_progress
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.tables import Lake, lake_table
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
@@ -37,7 +37,7 @@ _STAGES = ("image", "mask", "cell", "crop")
 class Inbox:
     """What lies in the inbox (``list_inbox``), what is to become of it, and the attempts that failed."""
 
-    found: dict[Path, Look | None]
+    found: dict[Path, FolderSnapshot | None]
     states: list[PlateState]
     failures: dict[str, Failures]
 
@@ -58,7 +58,7 @@ def read_inbox(
     """The state of every plate in the inbox. Known plates cost nothing by themselves, but for what ``depth`` says.
 
     Args:
-        before: ``Look.token`` at the previous look, and since when it has been that, by name.
+        before: ``FolderSnapshot.token`` at the previous look, and since when it has been that, by name.
         depth: how closely known plates are looked at.
         only: a plate's name, to look at all of it and at no other.
 
@@ -66,12 +66,12 @@ def read_inbox(
         PlateError: where the inbox cannot be listed.
     """
     settings = read_settings(home).inbox
-    known, failures = known_plates(home.plates), read_failures(home.plates)
+    known, failures = list_known_plates(home.plates), read_failures(home.plates)
     # A plate that is known, but whose last attempt did not come to its end, is looked at like a new one.
     done = {name: signature for name, signature in known.items() if only is None and name not in failures}
     found = list_inbox(home.inbox, settings, done, depth, only=only)
     names = {name for name in plate_names(found).values() if isinstance(name, str)} - done.keys()
-    busy = {name: progress for name in names if (progress := ingesting(home.plates, name)) is not None}
+    busy = {name: progress for name in names if (progress := ingestion_progress(home.plates, name)) is not None}
     return Inbox(found, plate_states(found, known, failures, before or {}, now, settings, busy), failures)
 
 

@@ -1,4 +1,4 @@
-"""Exports of microscopes: what planes there are, and how one plane is read. Nothing here writes."""
+"""Readers of microscope exports: detect the format, list the planes, and read single planes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates.formats import loaddata, metaxpress, operetta, pattern, uzh
-from gradcamo_assets.plates.formats.configuration import Configuration, configuration_of
-from gradcamo_assets.plates.formats.planes import PLANES, PROJECTION, Export
+from gradcamo_assets.plates.formats.configuration import Configuration, read_configuration
+from gradcamo_assets.plates.formats.planes import PLANE_SCHEMA, PROJECTION, Export
 from gradcamo_assets.plates.formats.untrusted import plane_shape, read_plane
-from gradcamo_assets.plates.omezarr import name_of
+from gradcamo_assets.plates.omezarr import plate_name_of
 
-__all__ = ["PLANES", "PROJECTION", "Export", "format_of", "plane_shape", "read_export", "read_plane"]
+__all__ = ["PLANE_SCHEMA", "PROJECTION", "Export", "detect_format", "plane_shape", "read_export", "read_plane"]
 
-# By what each is recognised, in this order: what a vendor wrote comes before a table that somebody added; a pattern is
-# asked for, not recognised.
+# File patterns that identify each format, in order of precedence. Vendor files come before a LoadData table, which a
+# user may have added. A pattern is never detected: the configuration must give it.
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[Path], Export]]] = {
     "Operetta": (operetta.INDEX, operetta.read),
     "MetaXpress": (("*.[hH][tT][dD]", "TimePoint_1/*.[hH][tT][dD]"), metaxpress.read),
@@ -27,15 +27,15 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Path], Export]]] = {
 }
 
 
-def format_of(folder: Path) -> str | None:
-    """The format of a plate folder, told from a few names and never by a walk, or None where it is none we read.
+def detect_format(folder: Path) -> str | None:
+    """Detect the format of a plate folder from a few file names, without listing the folder; None if unknown.
 
-    A configuration beside the folder that asks for a format or gives a pattern decides. A damaged one does not hide a
-    plate, nor does a damaged table: ``read_export`` says what is wrong with it.
+    A configuration beside the folder that names a format or a pattern decides. A damaged configuration or table does
+    not hide the plate: ``read_export`` reports the damage.
     """
     configuration, damaged = Configuration(), False
     try:
-        configuration = configuration_of(folder)
+        configuration = read_configuration(folder)
     except PlateError as error:
         damaged = error.path is not None
     if not folder.is_dir():
@@ -44,29 +44,30 @@ def format_of(folder: Path) -> str | None:
         return configuration.format
     if configuration.pattern is not None:
         return "Pattern"
-    for name, (marks, _) in _READERS.items():
-        if any(any(folder.glob(mark)) for mark in marks) or (name == "LoadData" and loaddata.has_table(folder)):
+    for name, (patterns, _) in _READERS.items():
+        if any(any(folder.glob(glob)) for glob in patterns) or (name == "LoadData" and loaddata.has_table(folder)):
             return name
     return "Pattern" if damaged else None
 
 
 def read_export(folder: Path) -> Export:
-    """What the export of a microscope holds: metadata and names, and of pixels at most a header or three.
+    """Read the metadata and file names of a microscope export, and at most a few image headers.
 
     Raises:
-        PlateError: no format we read, damaged or hostile metadata, several plates or time points, nothing usable; it
-            names the plate.
+        PlateError: unknown format, damaged or malicious metadata, several plates or time points, or no usable plane.
+            The error names the plate.
     """
-    name = name_of(folder)
+    name = plate_name_of(folder)
     try:
-        wanted = configuration_of(folder).format
-        if wanted not in (None, *_READERS):
-            raise PlateError(f"there is no format {wanted!r}", f"Known are {', '.join(_READERS)}.")
-        if (format := format_of(folder)) is None:
-            problem = "it is no export of a microscope that is read here"
-            raise PlateError(problem, "Give a pattern (see plates/readers).")
+        requested = read_configuration(folder).format
+        if requested not in (None, *_READERS):
+            raise PlateError(f"unknown format {requested!r}", f"Use one of {', '.join(_READERS)}.")
+        if (format := detect_format(folder)) is None:
+            problem = "it is not an export of a supported microscope"
+            raise PlateError(problem, "Give a pattern (see gradcamo_assets/plates/README.md).")
         return _READERS[format][1](folder)
     except OSError as error:
-        raise PlateError(f"it cannot be read: {error}", "Check the folder.", plate=name, path=folder) from error
+        remedy = "Check the folder and its permissions."
+        raise PlateError(f"it cannot be read: {error}", remedy, plate=name, path=folder) from error
     except PlateError as error:
         raise error.at(plate=name, path=error.path or folder) from error

@@ -1,4 +1,4 @@
-"""``<plate>.toml`` beside a plate's folder: what an export does not say of itself, written by a person."""
+"""Read ``<plate>.toml`` beside a plate's folder: what a user adds to the metadata of an export."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.plates.omezarr import name_of
+from gradcamo_assets.plates.omezarr import plate_name_of
 
 CONFIGURATION_ENDING = ".toml"
 _Length = Annotated[float, Field(gt=0, lt=1e6)]
 
 
 class Configuration(BaseModel):
-    """Each is None or empty where the file does not give it.
+    """Settings of one plate; None or empty if the file does not set them.
 
     Attributes:
-        pattern: regular expression on a file's path below the folder, with '/' separators.
-        voxel_size: (z, y, x) in micrometres, instead of the export's.
-        channels: the export's channel name to the one wanted; their order does not change.
-        format: which reader to take.
-        wells: of the plate, for exports that number wells through (ScanR).
+        pattern: regular expression for the path of a file below the folder, with '/' separators.
+        voxel_size: (z, y, x) in micrometres; replaces that of the export.
+        channels: new names by the export's channel names; the order of channels stays.
+        format: the reader to use.
+        wells: number of wells of the plate, for exports that number wells consecutively (ScanR).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,21 +35,21 @@ class Configuration(BaseModel):
     wells: Literal[24, 48, 96, 384] | None = None
 
 
-def configuration_of(folder: Path) -> Configuration:
-    """The configuration beside the plate ``folder``, or one that says nothing.
+def read_configuration(folder: Path) -> Configuration:
+    """Read the configuration beside the plate ``folder``; all settings are empty without a file.
 
     Raises:
-        PlateError: no TOML, an unknown key, a value of the wrong kind.
+        PlateError: not valid TOML, an unknown setting, or a value of the wrong type.
     """
-    path = folder.with_name(name_of(folder) + CONFIGURATION_ENDING)
+    path = folder.with_name(plate_name_of(folder) + CONFIGURATION_ENDING)
     try:
         return Configuration(**tomllib.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Configuration()
     except ValidationError as error:
-        wrong = error.errors()[0]
-        key = str(wrong["loc"][0])
-        known = f"Known are {', '.join(Configuration.model_fields)}."
+        first = error.errors()[0]
+        key = str(first["loc"][0])
         if key not in Configuration.model_fields:
-            raise PlateError(f"there is no setting {key!r}", known, path=path) from error
-        raise PlateError(f"{key} is {str(wrong['input'])[:200]!r}", f"{wrong['msg']}.", path=path) from error
+            remedy = f"Use one of {', '.join(Configuration.model_fields)}."
+            raise PlateError(f"unknown setting {key!r}", remedy, path=path) from error
+        raise PlateError(f"{key} is {str(first['input'])[:200]!r}", f"{first['msg']}.", path=path) from error
     except (ValueError, OSError, RecursionError) as error:
-        raise PlateError(f"it is no TOML: {error}", "Correct it.", path=path) from error
+        raise PlateError(f"it is not valid TOML: {error}", "Correct its syntax.", path=path) from error

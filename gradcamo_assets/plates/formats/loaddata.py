@@ -1,4 +1,4 @@
-"""CellProfiler's LoadData table: one row a field (and z), one pair of ``FileName_``/``PathName_`` columns a channel."""
+"""Read CellProfiler LoadData tables: a row a field (and z), and ``FileName_`` and ``PathName_`` columns a channel."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 import polars as pl
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.plates.formats.planes import MAX_PLANES, Export, finish, well_at
-from gradcamo_assets.plates.omezarr import name_of
+from gradcamo_assets.plates.formats.planes import MAX_PLANES, Export, build_export, well_from_indices
+from gradcamo_assets.plates.omezarr import plate_name_of
 
-_MAX_COLUMNS, _MAX_HEADER, _MAX_PATH = 10_000, 2**20, 4096
+_MAX_COLUMNS, _MAX_HEADER_BYTES, _MAX_PATH_BYTES = 10_000, 2**20, 4096
 _SITE = ("Site", "Field", "FieldID", "FieldIndex")
 _Z = ("PlaneZ", "Z", "PlaneID", "ZIndex", "ZSlice")
 _TIME = ("T", "Time", "Timepoint", "TimepointID", "TimePoint")
-_REMEDY = "Write it as CellProfiler's LoadData wants it."
+_REMEDY = "Write it in the format of CellProfiler's LoadData module."
 
 
 def has_table(folder: Path) -> bool:
     """Whether a CSV in the folder has a column ``FileName_<channel>``."""
     try:
-        return bool(_tables(folder))
+        return bool(_find_tables(folder))
     except PlateError:
         return True
     except OSError:
@@ -29,13 +29,13 @@ def has_table(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Export:
-    """Read the first such table by name; others are named among the problems.
+    """Read the first LoadData table in the folder, by name; ``problems`` mentions any others.
 
-    Channels are the columns that name TIFF files (illumination functions are none), less a leading ``Orig``. Paths may
-    be those of another machine: the longest end of a path that lies in the folder is taken.
+    Channels are the columns that name TIFF files (not illumination functions), without a leading ``Orig``. Paths may
+    come from another machine: the longest suffix that exists inside the folder is used.
     """
-    if not (tables := _tables(folder)):
-        raise PlateError("there is no CSV with a column FileName_<channel>", _REMEDY, path=folder)
+    if not (tables := _find_tables(folder)):
+        raise PlateError("there is no CSV file with a column FileName_<channel>", _REMEDY, path=folder)
     path, *others = tables
     try:
         table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
@@ -43,60 +43,62 @@ def read(folder: Path) -> Export:
         raise PlateError(f"the table cannot be read: {str(error)[:200]}", _REMEDY, path=path) from error
     table = table.select(pl.all().str.strip_chars())
     if "Metadata_Plate" in table.columns and table["Metadata_Plate"].n_unique() > 1:
-        table = table.filter(pl.col("Metadata_Plate").is_in([folder.name, name_of(folder)]))
+        table = table.filter(pl.col("Metadata_Plate").is_in([folder.name, plate_name_of(folder)]))
         if table.is_empty():
-            problem = "its Metadata_Plate names several plates, none like the folder"
-            raise PlateError(problem, "Name the folder like one.", path=path)
+            problem = "its Metadata_Plate names several plates, none of them like the folder"
+            raise PlateError(problem, "Name the folder like one of the plates.", path=path)
     image = pl.selectors.starts_with("FileName_")
     tiffs = table.select(image.str.contains(r"(?i)\.tiff?$").any()).transpose(include_header=True)
     channels = [str(name).removeprefix("FileName_") for name, is_tiff in tiffs.iter_rows() if is_tiff]
     if not 0 < (count := len(channels) * table.height) <= MAX_PLANES:
         raise PlateError(f"it names {count} TIFF files", f"There must be 1 to {MAX_PLANES}.", path=path)
-    site, z, time = (_first(table, names) for names in (_SITE, _Z, _TIME))
+    site, z, time = (_first_column(table, names) for names in (_SITE, _Z, _TIME))
     if time is not None and table[time].n_unique() > 1:
-        raise PlateError(f"it has {table[time].n_unique()} time points", "Keep one time point a plate.", path=path)
+        problem = f"it has {table[time].n_unique()} time points, expected 1"
+        raise PlateError(problem, "Keep one time point of the plate.", path=path)
     table = table.with_columns(
-        _wells(table, path).alias("well"),
+        _well_column(table, path).alias("well"),
         (pl.col(site) if site else pl.lit("1")).fill_null("1").alias("site"),
         (pl.col(z) if z else pl.lit("0")).cast(pl.Float64, strict=False).alias("z"),
     )
     if z and not table["z"].is_finite().fill_null(False).all():
-        raise PlateError(f"{z} holds what is no number", "Give every row its z.", path=path)
-    parts = [_channel(table, folder, name).with_columns(channel=pl.lit(i)) for i, name in enumerate(channels)]
-    problems = [f"{path.name} was read, {', '.join(other.name for other in others)} not"] if others else []
+        raise PlateError(f"{z} contains values that are not numbers", "Give a number for every row.", path=path)
+    parts = [_channel_rows(table, folder, name).with_columns(channel=pl.lit(i)) for i, name in enumerate(channels)]
+    problems = [f"{path.name} was read, {', '.join(other.name for other in others)} ignored"] if others else []
     labels = [name.removeprefix("Orig") or name for name in channels]
-    return finish(folder, pl.concat(parts), labels, format="LoadData", source=path.name, problems=problems)
+    return build_export(folder, pl.concat(parts), labels, format="LoadData", source=path.name, problems=problems)
 
 
-def _tables(folder: Path) -> list[Path]:
-    found = []
+def _find_tables(folder: Path) -> list[Path]:
+    tables = []
     for path in sorted(folder.glob("*.[cC][sS][vV]"))[:20]:
         if path.is_symlink() or not path.is_file():
             continue
         with path.open("rb") as file:
-            header = file.readline(_MAX_HEADER).decode("utf-8-sig", "replace")
+            header = file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig", "replace")
         if re.search('(^|,) *"?FileName_', header):
-            if header.count(",") >= _MAX_COLUMNS or len(header) >= _MAX_HEADER:
-                raise PlateError(f"it has more than {_MAX_COLUMNS} columns", "Leave out those of features.", path=path)
-            found.append(path)
-    return found
+            if header.count(",") >= _MAX_COLUMNS or len(header) >= _MAX_HEADER_BYTES:
+                raise PlateError(f"it has more than {_MAX_COLUMNS} columns", "Remove feature columns.", path=path)
+            tables.append(path)
+    return tables
 
 
-def _first(table: pl.DataFrame, names: tuple[str, ...]) -> str | None:
+def _first_column(table: pl.DataFrame, names: tuple[str, ...]) -> str | None:
     return next((f"Metadata_{name}" for name in names if f"Metadata_{name}" in table.columns), None)
 
 
-def _wells(table: pl.DataFrame, path: Path) -> pl.Series:
+def _well_column(table: pl.DataFrame, path: Path) -> pl.Series:
     if "Metadata_Well" in table.columns:
         return table["Metadata_Well"].fill_null("")
-    row, column = "Metadata_Row", _first(table, ("Col", "Column"))
+    row, column = "Metadata_Row", _first_column(table, ("Col", "Column"))
     if row not in table.columns or column is None:
         raise PlateError("it has neither Metadata_Well nor Metadata_Row and Metadata_Col", _REMEDY, path=path)
-    return pl.Series([well_at(row, column) for row, column in table.select(row, column).iter_rows()], dtype=pl.String)
+    wells = [well_from_indices(row, column) for row, column in table.select(row, column).iter_rows()]
+    return pl.Series(wells, dtype=pl.String)
 
 
-def _channel(table: pl.DataFrame, folder: Path, channel: str) -> pl.DataFrame:
-    """The rows of one channel: the planes' places, files and pages."""
+def _channel_rows(table: pl.DataFrame, folder: Path, channel: str) -> pl.DataFrame:
+    """The planes of one channel: well, site, z, page and file."""
     file, path = f"FileName_{channel}", f"PathName_{channel}"
     page = next((f"{kind}_{channel}" for kind in ("Frame", "Series") if f"{kind}_{channel}" in table.columns), None)
     files = table.select(
@@ -105,20 +107,21 @@ def _channel(table: pl.DataFrame, folder: Path, channel: str) -> pl.DataFrame:
         (pl.col(page) if page else pl.lit("0")).fill_null("0").cast(pl.Int32, strict=False).alias("page"),
     )  # fmt: skip
     if files["page"].null_count() or files["page"].min() < 0:  # type: ignore[operator]
-        raise PlateError(f"{page} holds what is no page", "Give page numbers from 0.")
-    if (files["path"].str.len_bytes() > _MAX_PATH).any():
-        raise PlateError(f"{path} holds a path of more than {_MAX_PATH} characters", _REMEDY)
-    firsts = files.drop_nulls("name").unique("path", keep="first").select("path", "name")
-    places = {path: _inside(folder, path, name) for path, name in firsts.iter_rows()}
-    place = pl.col("path").replace_strict(places, default="", return_dtype=pl.String)
-    return files.select("well", "site", "z", "page", (place + pl.col("name")).alias("file"))
+        raise PlateError(f"{page} contains values that are not page numbers", "Give page numbers from 0.")
+    if (files["path"].str.len_bytes() > _MAX_PATH_BYTES).any():
+        raise PlateError(f"{path} contains a path of more than {_MAX_PATH_BYTES} bytes", _REMEDY)
+    examples = files.drop_nulls("name").unique("path", keep="first").select("path", "name")
+    local_folders = {path: _find_local_folder(folder, path, name) for path, name in examples.iter_rows()}
+    local_folder = pl.col("path").replace_strict(local_folders, default="", return_dtype=pl.String)
+    return files.select("well", "site", "z", "page", (local_folder + pl.col("name")).alias("file"))
 
 
-def _inside(folder: Path, path: str, name: str) -> str:
-    """The longest end of a foreign path that is a folder in ours, and holds the file if any does; ends with '/'."""
+def _find_local_folder(folder: Path, path: str, name: str) -> str:
+    """The longest suffix of a foreign path that exists inside ``folder``, if possible with the file; ends with '/'."""
     parts = [part for part in re.split(r"[/\\]", path.replace("\0", "")) if part not in ("", ".")]
     while ".." in parts:
         parts = parts[parts.index("..") + 1 :]
-    ends = ["/".join([*parts[start:], ""]) for start in range(max(0, len(parts) - 50), len(parts) + 1)]
-    usable = [end for end in ends if (folder / end).is_dir()]
-    return next((end for end in usable if "\0" not in name and (folder / end / name).is_file()), usable[0])
+    suffixes = ["/".join([*parts[start:], ""]) for start in range(max(0, len(parts) - 50), len(parts) + 1)]
+    existing = [suffix for suffix in suffixes if (folder / suffix).is_dir()]
+    with_file = (suffix for suffix in existing if "\0" not in name and (folder / suffix / name).is_file())
+    return next(with_file, existing[0])

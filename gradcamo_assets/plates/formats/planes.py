@@ -1,6 +1,6 @@
-"""What a vendor's export holds, its planes as a table before any pixel is read; and how readers come to a checked one.
+"""The export of a microscope as a table of planes, and the checks that every reader's result passes.
 
-Names and numbers are checked here, files looked for, and what is missing is named.
+Names, numbers and files are checked before any pixel is read, and missing planes are listed.
 """
 
 from __future__ import annotations
@@ -16,38 +16,40 @@ import polars as pl
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.names import natural_key, well_name
-from gradcamo_assets.plates.formats.configuration import configuration_of
-from gradcamo_assets.plates.omezarr import name_of
+from gradcamo_assets.plates.formats.configuration import read_configuration
+from gradcamo_assets.plates.omezarr import plate_name_of
 
 PROJECTION = -1
-"""The ``z`` of a plane that projects the whole stack."""
-PLANES = {
+"""The ``z`` of a projection of the whole stack."""
+PLANE_SCHEMA = {
     **{"well": pl.String, "site": pl.Int32, "channel": pl.Int32, "z": pl.Int32},
     **{"file": pl.String, "page": pl.Int32},
 }
-ROWS = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl.Int32, "file": pl.String}
-"""What readers find of a plane, in so far as they do not build the table themselves; see ``finish``."""
+ROW_SCHEMA = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl.Int32, "file": pl.String}
+"""Columns that readers pass to ``build_export``."""
 MAX_PLANES = 10_000_000
 _FIELD, _PLANE = ["well", "site"], ["well", "site", "channel", "z"]
-_OUTSIDE = r"^/|(^|/)[A-Za-z]:|//|(^|/)\.\.?(/|$)|[\x00-\x1f\x7f\\]|^$"
+_UNSAFE_PATH = r"^/|(^|/)[A-Za-z]:|//|(^|/)\.\.?(/|$)|[\x00-\x1f\x7f\\]|^$"
 _MICRONS = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "nm": 1e-3}
-_AGAIN = "Copy the plate again, or export it again."
+_REMEDY = "Copy the plate again, or export it again."
 
 
 @dataclass(frozen=True)
 class Export:
-    """One plate of TIFF planes.
+    """One exported plate of TIFF planes.
 
     Attributes:
-        path: the folder; ``file`` in ``planes`` is relative to it, and lies inside it.
-        format: for people, for example ``MetaXpress``.
-        channels: names in order; those for which there is no file at all are left out (and named in ``problems``).
+        path: the plate folder; ``file`` in ``planes`` is relative to it and lies inside it.
+        format: format name for users, for example ``MetaXpress``.
+        channels: channel names in order. Channels without any file are left out and listed in ``problems``.
         voxel_size: (z, y, x) in micrometres, 1.0 where the export gives none.
-        planes: columns as in ``PLANES``, sorted by the first four, which together are unique. ``site`` from 1,
-            ``channel`` an index into ``channels``, ``z`` from 0 or ``PROJECTION``, ``page`` from 0.
-        incomplete: what fields (well, site) lack that the plate's other fields have, or that its metadata promise.
-        problems: what a person should know about the plate, without a full stop.
-        acquisition: what the export says of instrument and objective.
+        planes: columns as in ``PLANE_SCHEMA``, sorted by well, site, channel and z, which together are unique. ``site``
+            counts from 1; ``channel`` is an index into ``channels``; ``z`` counts from 0 or is ``PROJECTION``; ``page``
+            counts from 0.
+        incomplete: fields (well, site) that lack planes which other fields have or the metadata list, and what they
+            lack.
+        problems: what a user should know about the plate, without a full stop.
+        acquisition: metadata of instrument and objective.
     """
 
     name: str
@@ -61,8 +63,8 @@ class Export:
     acquisition: Mapping[str, str | float] = field(default_factory=dict)
 
 
-def micrometres(value: object, unit: str = "um", *, signed: bool = False) -> float | None:
-    """A length (``signed``: a position) in micrometres, or None where it is none: no number, not positive, no unit."""
+def to_micrometres(value: object, unit: str = "um", *, signed: bool = False) -> float | None:
+    """Convert a length (``signed``: a position) to micrometres; None if it is not a positive number of a known unit."""
     try:
         length = float(str(value)) * _MICRONS[unit.strip()]
     except (ValueError, KeyError):
@@ -70,154 +72,195 @@ def micrometres(value: object, unit: str = "um", *, signed: bool = False) -> flo
     return length if abs(length) < 1e6 and (signed or length > 0) else None
 
 
-def whole_number(text: object, what: str, low: int, high: int) -> int:
-    """An integer between two bounds, from text; PlateError where it is none."""
+def parse_integer(text: object, what: str, low: int, high: int) -> int:
+    """Parse an integer between two bounds; ``what`` names it in the error.
+
+    Raises:
+        PlateError: not an integer from ``low`` to ``high``.
+    """
     plain = str(text).strip()
     if re.fullmatch("[0-9]{1,9}", plain) and low <= int(plain) <= high:
         return int(plain)
-    raise PlateError(f"{what} is {plain[:60]!r}, no number from {low} to {high}", _AGAIN)
+    raise PlateError(f"{what} is {plain[:60]!r}, expected an integer from {low} to {high}", _REMEDY)
 
 
-def well_at(row: object, column: object) -> str:
-    """The name of a well by its numbers, from 1: (2, 3) is B03; a row may be letters already. PlateError for others."""
+def well_from_indices(row: object, column: object) -> str:
+    """The well name for a row and column counted from 1: (2, 3) is B03. The row may also be given in letters.
+
+    Raises:
+        PlateError: not a valid row or column.
+    """
     text = str(row).strip()
     if not re.fullmatch("[A-Za-z]{1,2}", text):
-        index = whole_number(text, "the row of a well", 1, 32) - 1
+        index = parse_integer(text, "the row of a well", 1, 32) - 1
         text = ("A" if index >= 26 else "") + chr(ord("A") + index % 26)
-    return well_name(f"{text}{whole_number(column, 'the column of a well', 1, 48)}")
+    return well_name(f"{text}{parse_integer(column, 'the column of a well', 1, 48)}")
 
 
-def finish(
+def build_export(
     folder: Path, rows: pl.DataFrame, channels: Sequence[str], *, format: str, source: str, noun: str = "channel",
     voxel_size: Sequence[float | None] = (None, None, None), promised: Iterable[tuple[str, int]] = (),
     problems: Sequence[str] = (), acquisition: Mapping[str, object] = {},
 ) -> Export:  # fmt: skip
-    """Check what a reader found and complete it by the plate's configuration.
+    """Check the planes that a reader found, and apply the plate's configuration.
 
     Args:
-        rows: one a plane that the metadata name: ``well`` and ``site`` as text, ``channel`` an index into ``channels``,
-            ``z`` any numbers that rise (null: a projection), ``file`` below the folder (null: known to be missing),
-            ``page`` (left out: 0).
-        source: where the planes are named, for sentences: ``the HTD``; ``noun`` is its word for a channel.
-        voxel_size: (z, y, x), each None where it is not known.
-        promised: further fields that should be there.
+        rows: one row for each plane listed in the metadata: ``well`` and ``site`` as text, ``channel`` as an index into
+            ``channels``, ``z`` as any increasing numbers (null for a projection), ``file`` relative to the folder (null
+            if known to be missing), and optionally ``page`` (default 0).
+        source: what lists the planes, for messages, for example ``the HTD``.
+        noun: the word for a channel in messages.
+        voxel_size: (z, y, x) in micrometres, None where unknown.
+        promised: further fields (well, site) that the metadata list.
 
     Raises:
-        PlateError: names that are none, files outside the folder or behind links, two files for one plane, no plane.
+        PlateError: invalid names, files outside the folder or behind links, two files for one plane, or no plane.
     """
-    name, configuration = name_of(folder), configuration_of(folder)
+    name, configuration = plate_name_of(folder), read_configuration(folder)
     if not 0 < rows.height <= MAX_PLANES:
-        raise PlateError(f"{source} names {rows.height} planes", f"There must be 1 to {MAX_PLANES}.")
-    labels = _labels(channels, configuration.channels)
+        raise PlateError(f"{source} lists {rows.height} planes", f"There must be 1 to {MAX_PLANES}.")
+    labels = _channel_labels(channels, configuration.channels)
     wells = {well: well_name(well) for well in rows["well"].unique()}
     if "page" not in rows.columns:
         rows = rows.with_columns(page=pl.lit(0))
     rows = rows.with_columns(
         pl.col("well").replace_strict(wells, return_dtype=pl.String),
-        pl.col("site").replace_strict(_sites(rows["site"].unique().to_list()), return_dtype=pl.Int32),
+        pl.col("site").replace_strict(_site_numbers(rows["site"].unique().to_list()), return_dtype=pl.Int32),
         (pl.col("z").cast(pl.Float64).rank("dense").cast(pl.Int32) - 1).fill_null(PROJECTION),
         pl.col("channel", "page").cast(pl.Int32),
-    ).select(list(PLANES))
-    planes = rows.join(_files_there(folder, rows["file"].drop_nulls().unique()), on="file", how="semi").sort(_PLANE)
+    ).select(list(PLANE_SCHEMA))
+    existing_files = _existing_files(folder, rows["file"].drop_nulls().unique())
+    planes = rows.join(existing_files, on="file", how="semi").sort(_PLANE)
     if planes.is_empty():
         first = ", ".join(rows["file"].drop_nulls()[:1])
-        raise PlateError(f"none of the {rows.height} planes that {source} names has a file ({first})", _AGAIN)
-    if (twice := planes.filter(pl.struct(_PLANE).is_duplicated())).height:
-        (well, site, *_, one, page), (*_, two, other) = twice.rows()[:2]
-        problem = f"both {one} (page {page}) and {two} (page {other}) are the same plane"
-        raise PlateError(problem, "Leave one of them.", well=well, site=site)
+        raise PlateError(f"none of the {rows.height} planes that {source} lists has a file ({first})", _REMEDY)
+    if (duplicates := planes.filter(pl.struct(_PLANE).is_duplicated())).height:
+        first_plane, second_plane = duplicates.rows(named=True)[:2]
+        first, second = (f"{plane['file']} (page {plane['page']})" for plane in (first_plane, second_plane))
+        raise PlateError(
+            f"both {first} and {second} are the same plane",
+            "Remove one of them.",
+            well=first_plane["well"],
+            site=first_plane["site"],
+        )
 
     used = planes["channel"].unique().sort().to_list()
     absent = [label for index, label in enumerate(labels) if index not in used]
-    notes = [*problems, *(f"{source} names {noun} {label}, but there is no file of it" for label in absent)]
+    notes = [*problems, *(f"{source} lists {noun} {label}, but it has no files" for label in absent)]
     names = tuple(labels[index] for index in used)
-    new = pl.col("channel").replace_strict(used, range(len(used)), return_dtype=pl.Int32)
-    planes, rows = planes.with_columns(new), rows.filter(pl.col("channel").is_in(used)).with_columns(new)
-    flat = planes["z"].n_unique() == 1
+    renumbered = pl.col("channel").replace_strict(used, range(len(used)), return_dtype=pl.Int32)
+    planes = planes.with_columns(renumbered)
+    rows = rows.filter(pl.col("channel").is_in(used)).with_columns(renumbered)
+    is_flat = planes["z"].n_unique() == 1
     sizes = zip("zyx", voxel_size, strict=True)
-    unknown = [axis for axis, size in sizes if size is None and not (axis == "z" and flat)]
-    if unknown and configuration.voxel_size is None:
-        told = f"the voxel size along {', '.join(unknown)} is not known and taken as 1 um"
-        notes.append(f"{told}; give voxel_size = [z, y, x] in {name}.toml beside the plate")
+    unknown_axes = [axis for axis, size in sizes if size is None and not (axis == "z" and is_flat)]
+    if unknown_axes and configuration.voxel_size is None:
+        problem = f"the voxel size along {', '.join(unknown_axes)} is not known and assumed to be 1 um"
+        notes.append(f"{problem}; give voxel_size = [z, y, x] in {name}.toml beside the plate")
     z, y, x = configuration.voxel_size or (size or 1.0 for size in voxel_size)
-    incomplete = _incomplete(rows, planes, names, promised, source)
-    facts = {key: fact for key, value in acquisition.items() if (fact := _fact(value)) != ""}
+    clean_acquisition = {key: _clean_metadata(value) for key, value in acquisition.items()}
     return Export(
-        name, folder, format, names, (float(z), float(y), float(x)), planes, incomplete, tuple(notes), facts
-    )  # fmt: skip
+        name=name,
+        path=folder,
+        format=format,
+        channels=names,
+        voxel_size=(float(z), float(y), float(x)),
+        planes=planes,
+        incomplete=_describe_incomplete_fields(rows, planes, names, promised, source),
+        problems=tuple(notes),
+        acquisition={key: value for key, value in clean_acquisition.items() if value != ""},
+    )
 
 
-def _sites(names: list[str]) -> dict[str, int]:
-    """The vendor's numbers where all are whole and from 1, otherwise the names' natural order, from 1."""
+def _site_numbers(names: list[str]) -> dict[str, int]:
+    """The export's site numbers if all are integers from 1, else 1, 2, ... in natural order of the names."""
     if all(re.fullmatch("[0-9]{1,9}", name) and int(name) for name in names):
         return {name: int(name) for name in names}
     return {name: site for site, name in enumerate(sorted(names, key=natural_key), start=1)}
 
 
-def _labels(channels: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+def _channel_labels(channels: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
     if unknown := [name for name in renamed if name not in channels]:
-        raise PlateError(f"there is no channel {unknown[0]!r} to rename", f"There are {', '.join(channels)}.")
+        problem = f"the configuration renames channel {unknown[0]!r}, which does not exist"
+        raise PlateError(problem, f"The channels are {', '.join(channels)}.")
     labels: list[str] = []
     for index, channel in enumerate(channels):
         label = renamed.get(channel, channel).strip() or f"channel_{index}"
         if not label.isprintable() or len(label) > 100:
-            raise PlateError(f"{label[:100]!r} is no usable channel name", "Give it at most 100 printable characters.")
+            raise PlateError(f"{label[:100]!r} is not a valid channel name", "Use at most 100 printable characters.")
         labels.append(label if label not in labels else f"{label} ({index + 1})")
     return labels
 
 
-def _files_there(folder: Path, files: pl.Series) -> pl.DataFrame:
-    """Those of the files that are there, as a column ``file``; each folder is listed once."""
-    outside = files.filter(files.str.contains(_OUTSIDE) | (files.str.len_bytes() > 1000))
+def _existing_files(folder: Path, files: pl.Series) -> pl.DataFrame:
+    """The existing files of the folders in which ``files`` lie, as a column ``file``. Each folder is listed once."""
+    outside = files.filter(files.str.contains(_UNSAFE_PATH) | (files.str.len_bytes() > 1000))
     if outside.len():
-        raise PlateError(f"{outside[0][:200]!r} is no path of a file inside the plate's folder", _AGAIN)
-    there: list[str] = []
+        raise PlateError(f"{outside[0][:200]!r} is not a path inside the plate's folder", _REMEDY)
+    existing: list[str] = []
     links: list[str] = []
     for parent in files.str.extract("^(.*/)", 1).fill_null("").unique().sort():
-        places = [folder.joinpath(*parent.split("/")[:depth]) for depth in range(1, parent.count("/") + 1)]
-        if link := next((place for place in places if place.is_symlink()), None):
-            raise PlateError(f"{link.relative_to(folder)} is a link", "Copy what it points to.", path=link)
+        folders = [folder.joinpath(*parent.split("/")[:depth]) for depth in range(1, parent.count("/") + 1)]
+        if link := next((path for path in folders if path.is_symlink()), None):
+            problem = f"{link.relative_to(folder)} is a symbolic link"
+            raise PlateError(problem, "Copy the folder that it points to.", path=link)
         if (folder / parent).is_dir():
             with os.scandir(folder / parent) as entries:
                 for entry in entries:
-                    (links if entry.is_symlink() else there).append(parent + entry.name)
+                    (links if entry.is_symlink() else existing).append(parent + entry.name)
     if (linked := files.filter(files.is_in(links))).len():
-        raise PlateError(f"{linked[0]} is a link", "Copy the file that it points to.", path=folder / linked[0])
-    return pl.DataFrame({"file": there}, schema={"file": pl.String})
+        problem = f"{linked[0]} is a symbolic link"
+        raise PlateError(problem, "Copy the file that it points to.", path=folder / linked[0])
+    return pl.DataFrame({"file": existing}, schema={"file": pl.String})
 
 
-def _incomplete(
+def _describe_incomplete_fields(
     rows: pl.DataFrame, planes: pl.DataFrame, names: Sequence[str], promised: Iterable[tuple[str, int]], source: str
 ) -> dict[tuple[str, int], str]:
-    """What each field lacks of the planes that any field has or should have."""
-    fields = rows.select(_FIELD).vstack(pl.DataFrame(list(promised), rows.select(_FIELD).schema, orient="row")).unique()
+    """What each incomplete field lacks, compared with the planes of all fields and the fields listed."""
+    listed = rows.select(_FIELD)
+    fields = listed.vstack(pl.DataFrame(list(promised), listed.schema, orient="row")).unique()
     expected = rows.select("channel", "z").unique()
     missing = fields.join(expected, how="cross").join(planes, on=_PLANE, how="anti").sort(_PLANE)
     stacks = dict(expected.group_by("channel").agg(pl.col("z").sort()).iter_rows())
-    n_fields = dict(fields.group_by("well").len().iter_rows())
-    lost = missing.group_by("well", "channel").len()
-    whole = {(well, channel) for well, channel, n in lost.iter_rows() if n == n_fields[well] * len(stacks[channel])}
-    reasons: dict[tuple[str, int], list[str]] = {}
+    field_counts = dict(fields.group_by("well").len().iter_rows())
+    missing_in_well = {
+        (well, channel)
+        for well, channel, count in missing.group_by("well", "channel").len().iter_rows()
+        if count == field_counts[well] * len(stacks[channel])
+    }
+    lacks: dict[tuple[str, int], list[str]] = {}
     for well, site, channel, zs in missing.group_by(_PLANE[:3], maintain_order=True).agg("z").iter_rows():
-        of_well = f"{names[channel]} in the whole well" if (well, channel) in whole else None
-        reasons.setdefault((well, site), []).append(of_well or _lack(names[channel], zs, stacks[channel]))
-    empty = set(missing.group_by(_FIELD).len().filter(pl.col("len") == expected.height).select(_FIELD).iter_rows())
-    absent = f"{source} names it, but there is no file of it"
-    return {field: absent if field in empty else f"lacks {', '.join(lacks)}" for field, lacks in reasons.items()}
+        if (well, channel) in missing_in_well:
+            text = f"{names[channel]} in the whole well"
+        else:
+            text = _describe_missing_planes(names[channel], zs, stacks[channel])
+        lacks.setdefault((well, site), []).append(text)
+    counts = missing.group_by(_FIELD).len()
+    empty = set(counts.filter(pl.col("len") == expected.height).select(_FIELD).iter_rows())
+    return {
+        field: f"{source} lists it, but it has no files" if field in empty else f"lacks {', '.join(texts)}"
+        for field, texts in lacks.items()
+    }
 
 
-def _lack(name: str, missing: list[int], stack: list[int]) -> str:
-    """``AGP at z 2 and 3 of 5``, z from 1."""
+def _describe_missing_planes(name: str, missing: list[int], stack: list[int]) -> str:
+    """For example ``AGP at z 2 and 3 of 5``, with z from 1."""
     if missing == stack:
-        return name + " at all z" * (len(stack) > 1)
-    *some, last = [str(z + 1) for z in missing if z != PROJECTION] or [""]
-    levels = " and ".join([", ".join(some)] * bool(some) + [last])
-    places = [f"at z {levels} of {max(stack) + 1}"] * bool(last) + ["as projection"] * (PROJECTION in missing)
-    return f"{name} {' and '.join(places)}"
+        return f"{name} at all z" if len(stack) > 1 else name
+    parts = []
+    levels = [str(z + 1) for z in missing if z != PROJECTION]
+    if levels:
+        *first, last = levels
+        listed = f"{', '.join(first)} and {last}" if first else last
+        parts.append(f"at z {listed} of {max(stack) + 1}")
+    if PROJECTION in missing:
+        parts.append("as projection")
+    return f"{name} {' and '.join(parts)}"
 
 
-def _fact(value: object) -> str | float:
-    """A finite number as it is, all else as printable text of at most 500 characters."""
+def _clean_metadata(value: object) -> str | float:
+    """Keep finite numbers; turn anything else into printable text of at most 500 characters."""
     if isinstance(value, int | float) and math.isfinite(value):
         return value
     return "".join(c if c.isprintable() else " " for c in str("" if value is None else value))[:500].strip()

@@ -37,7 +37,7 @@ def write_metaxpress(
     time_point: bool = True, projection: bool = False, guid: bool = False, waves: Sequence[str] = (),
     wells: Sequence[str] = (), htd: str = "",
 ) -> Path:  # fmt: skip
-    """``waves``: further ones in the HTD, without files; ``wells``: further ones; ``htd``: lines that come last."""
+    """``waves`` and ``wells``: further ones in the HTD, without files; ``htd``: additional last lines."""
     base = folder / "TimePoint_1" if time_point else folder
     base.mkdir(parents=True, exist_ok=True)
     depth = next(iter(pixels.values())).shape[1]
@@ -86,7 +86,7 @@ def write_operetta(
     folder: Path, pixels: Pixels, channels: Sequence[str] = CHANNELS, *, version: str = "V6", z_step: float = 2.0,
     pixel: float = 0.65, index: str = "Images/Index.xml", states: Mapping[str, str] | None = None,
 ) -> Path:  # fmt: skip
-    """``states``: of images, by URL, where not Ok."""
+    """``states``: states of images other than Ok, by URL."""
     path = folder / index
     path.parent.mkdir(parents=True, exist_ok=True)
     images: list[str] = []
@@ -132,7 +132,7 @@ def write_loaddata(
     folder: Path, pixels: Pixels, channels: Sequence[str] = CHANNELS, *, path: str = "/cluster/batch/plate/images",
     name: str = "load_data.csv",
 ) -> Path:  # fmt: skip
-    """Files lie in ``images/``; ``path`` is what the table says of that."""
+    """Files lie in ``images/``; ``path`` is their folder in the table."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for (well, site), stack in pixels.items():
@@ -152,7 +152,7 @@ def write_pattern(
     folder: Path, pixels: Pixels, channels: Sequence[str] = CHANNELS, *, pages: str = "",
     voxel_size: str = "[2.0, 0.65, 0.65]",
 ) -> Path:  # fmt: skip
-    """A folder a well; ``pages``: what a file holds: one plane, ``Z``, or as ``OME`` all channels and z."""
+    """One folder a well. ``pages``: empty for one plane a file, ``Z`` for one stack, ``OME`` for all channels and z."""
     groups = {"": r"_(?P<channel>w\d)_z(?P<z>\d+)", "Z": r"_(?P<channel>w\d)", "OME": ""}[pages]
     for (well, site), stack in pixels.items():
         (folder / well).mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def write_cellvoyager(
     pixel: float = 0.65,
     projection: bool = False,
 ) -> Path:
-    """CellVoyager, or CQ3K; the latter with maximum projections on demand."""
+    """CellVoyager or CQ3K, the latter optionally with maximum projections."""
     folder.mkdir(parents=True, exist_ok=True)
     records: list[str] = []
     for (well, site), stack in pixels.items():
@@ -239,7 +239,7 @@ def write_scanr(
     pixel: float = 0.65,
     columns: int = 12,
 ) -> Path:
-    """``columns`` of the plate, which ScanR does not write: 12 for 96 wells."""
+    """``columns``: of the plate, which ScanR does not record; 12 for 96 wells."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     images: list[str] = []
     for (well, site), stack in pixels.items():

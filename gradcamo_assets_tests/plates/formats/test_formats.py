@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gradcamo_assets.plates.formats import (
-    PLANES,
+    PLANE_SCHEMA,
     PROJECTION,
     Export,
-    format_of,
+    detect_format,
     plane_shape,
     read_export,
     read_plane,
@@ -57,8 +57,8 @@ CASES: dict[str, tuple[Callable[[Path], Path], Pixels, str, tuple[str, ...]]] = 
 
 
 def assert_holds(export: Export, pixels: Pixels) -> None:
-    """The export's planes are exactly those of the arrays (and their projections, where it has any)."""
-    assert dict(export.planes.schema) == PLANES
+    """The export's planes are exactly those of the arrays (and their projections, if it has any)."""
+    assert dict(export.planes.schema) == PLANE_SCHEMA
     assert export.planes.equals(export.planes.sort("well", "site", "channel", "z"))
     expected = {(*field, c, z) for field, stack in pixels.items() for c, z in np.ndindex(stack.shape[:2])}
     assert {row[:4] for row in export.planes.iter_rows() if row[3] != PROJECTION} == expected
@@ -73,7 +73,7 @@ def assert_holds(export: Export, pixels: Pixels) -> None:
 def test_a_plate_is_read_as_it_was_written(case: str, tmp_path: Path) -> None:
     write, pixels, format, channels = CASES[case]
     folder = write(tmp_path / "p1")
-    assert (format_of(folder) or "").startswith(format.replace("CQ3K", "CellVoyager"))
+    assert (detect_format(folder) or "").startswith(format.replace("CQ3K", "CellVoyager"))
     export = read_export(folder)
     assert (export.name, export.path, export.format, export.channels) == ("p1", folder, format, channels)
     assert_holds(export, pixels)

@@ -1,4 +1,4 @@
-"""Exports that are damaged or made to harm are refused, with a reason, and before any pixel is decoded."""
+"""Damaged and malicious exports are rejected with a reason, before any pixel is decoded."""
 
 from __future__ import annotations
 
@@ -126,44 +126,44 @@ PLATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "Index.xml, external DTD": (operetta("?>", '?><!DOCTYPE x SYSTEM "http://localhost/x.dtd">'), "DTD or entities"),
     "Index.xml, truncated": (operetta("</Images></EvaluationInputData>", "<Ima"), "XML is damaged"),
     "Index.xml, 200,000 levels deep": (nested, "XML is damaged"),
-    "Index.xml, no XML": (operetta("<?xml", "?xml"), "no XML"),
-    "Index.xml, URL upwards": (operetta("<URL>", "<URL>../../"), "no path of a file inside"),
-    "Index.xml, URL absolute": (operetta("<URL>", "<URL>/etc/"), "no path of a file inside"),
-    "Index.xml, URL of a drive": (operetta("<URL>", "<URL>C:"), "no path of a file inside"),
-    "Index.xml, backslashes": (operetta("<URL>", "<URL>..\\..\\"), "no path of a file inside"),
-    "Index.xml, control characters": (operetta("<URL>r", "<URL>r&#9;"), "no path of a file inside"),
+    "Index.xml, no XML": (operetta("<?xml", "?xml"), "not XML"),
+    "Index.xml, URL upwards": (operetta("<URL>", "<URL>../../"), "not a path inside"),
+    "Index.xml, URL absolute": (operetta("<URL>", "<URL>/etc/"), "not a path inside"),
+    "Index.xml, URL of a drive": (operetta("<URL>", "<URL>C:"), "not a path inside"),
+    "Index.xml, backslashes": (operetta("<URL>", "<URL>..\\..\\"), "not a path inside"),
+    "Index.xml, control characters": (operetta("<URL>r", "<URL>r&#9;"), "not a path inside"),
     "Index.xml, row out of range": (operetta("</URL><Row>2<", "</URL><Row>33<"), "row of a well"),
     "Index.xml, column out of range": (operetta("<Col>2</Col><Field", "<Col>99</Col><Field"), "column of a well"),
     "Index.xml, no column": (operetta("<Col>2</Col><Field", "<Field"), "has no Col"),
     "Index.xml, plane is no number": (operetta("<PlaneID>2", "<PlaneID>1e99"), "PlaneID"),
     "Index.xml, two time points": (operetta("<TimepointID>0", "<TimepointID>1"), "2 time points"),
     "Index.xml, one plane twice": (twice, "are the same plane"),
-    "Index.xml, channel name of a megabyte": (operetta(">DNA<", f">{'x' * 2**20}<"), "no usable channel name"),
-    "Index.xml, control in a channel": (operetta(">DNA<", ">D&#10;A<"), "no usable channel name"),
+    "Index.xml, channel name of a megabyte": (operetta(">DNA<", f">{'x' * 2**20}<"), "not a valid channel name"),
+    "Index.xml, control in a channel": (operetta(">DNA<", ">D&#10;A<"), "not a valid channel name"),
     "Index.xml, plane of 10^12": (operetta("<PlaneID>1<", "<PlaneID>999999999999<"), "PlaneID"),
-    "a file is a link": (linked_file, "is a link"),
-    "a folder is a link": (linked_folder, "is a link"),
+    "a file is a link": (linked_file, "is a symbolic link"),
+    "a folder is a link": (linked_folder, "is a symbolic link"),
     "HTD, absurd XWells": (htd('"XWells", 12', '"XWells", 999999999999'), "XWells in the HTD"),
     "HTD, XWells is no number": (htd('"XWells", 12', '"XWells", -3'), "XWells in the HTD"),
     "HTD, absurd YSites": (htd('"YSites", 1', '"YSites", 100000000'), "YSites in the HTD"),
     "HTD, absurd wavelengths": (htd('"NWavelengths", 2', '"NWavelengths", 2000000000'), "NWavelengths"),
-    "HTD is none": (htd('"HTSInfoFile"', '"Something"'), "no HTD"),
+    "HTD is none": (htd('"HTSInfoFile"', '"Something"'), "not an HTD"),
     "HTD, field of a megabyte": (htd('"test"', f'"{"x" * 500_000}"'), "HTD is damaged"),
     "several time points": (two_time_points, "2 time points"),
     "MetaSeries, external entity": (hostile_description(f"{ENTITY}&e;"), "not well-formed"),
-    "LoadData, file upwards": (loaddata("B02-1-0-0", "../../B02-1-0-0"), "no path of a file inside"),
-    "LoadData, absolute file": (loaddata("B02-1-0-0", "/etc/B02-1-0-0"), "no path of a file inside"),
-    "LoadData, path of 10,000 characters": (loaddata("/cluster", "/a" * 5000), "more than 4096 characters"),
+    "LoadData, file upwards": (loaddata("B02-1-0-0", "../../B02-1-0-0"), "not a path inside"),
+    "LoadData, absolute file": (loaddata("B02-1-0-0", "/etc/B02-1-0-0"), "not a path inside"),
+    "LoadData, path of 10,000 characters": (loaddata("/cluster", "/a" * 5000), "more than 4096 bytes"),
     "LoadData, 100,000 columns": (wide_table, "columns"),
     "LoadData, well upwards": (loaddata(",B02,", ",../B02,"), "is no well"),
     "LoadData, no well": (loaddata("Metadata_Well", "Metadata_Whale"), "neither Metadata_Well"),
-    "LoadData, z is no number": (loaddata("B02,1,1,", "B02,1,inf,"), "no number"),
+    "LoadData, z is no number": (loaddata("B02,1,1,", "B02,1,inf,"), "not numbers"),
     "mlf, external entity": (mlf("?>", f"?>{ENTITY}"), "DTD or entities"),
     "mlf, billion laughs": (mlf("?>", f"?>{LAUGHS}"), "DTD or entities"),
     "mrf, external entity": (mrf("?>", f"?>{ENTITY}"), "DTD or entities"),
     "mlf, file upwards": (mlf(">p_B02", ">../../p_B02"), "outside the plate's folder"),
     "mlf, row 0": (mlf("bts:Row='2'", "bts:Row='0'"), "a record's Row"),
-    "mlf, unknown channel": (mlf("bts:Ch='2'", "bts:Ch='7'"), "no channel 7"),
+    "mlf, unknown channel": (mlf("bts:Ch='2'", "bts:Ch='7'"), "unknown channel 7"),
     "mlf, column 0": (mlf("bts:Column='2'", "bts:Column='0'"), "cannot be read"),
     "mlf, two time points": (mlf("bts:TimePoint='1'", "bts:TimePoint='2'"), "time points"),
     "ScanR, billion laughs": (scanr("?>", f"?>{LAUGHS}"), "DTD or entities"),
@@ -173,20 +173,20 @@ PLATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "HCS.ai, folder upwards": (hcs_ai(",images,", ",../../..,"), "outside the plate's folder"),
     "pattern, no groups": (pattern("pattern = '.*'"), "groups are []"),
     "pattern, unknown group": (pattern("pattern = '(?P<well>...).*(?P<time>.)'"), "groups are"),
-    "pattern, broken": (pattern("pattern = '(?P<well>['"), "no regular expression"),
+    "pattern, broken": (pattern("pattern = '(?P<well>['"), "not a valid regular expression"),
     "pattern, too long": (pattern(f"pattern = '(?P<well>{'a' * 2000})'"), "more than 1000 characters"),
     "pattern, no match": (pattern("pattern = '(?P<well>...)'"), "matches none of 6"),
     "pattern, well is none": (pattern("pattern = '(?P<well>B0).*'"), "is no well"),
-    "configuration, unknown key": (pattern("patern = 'x'"), "no setting 'patern'. Known are pattern, voxel_size"),
-    "configuration, no TOML": (pattern("pattern ="), "no TOML"),
-    "configuration, unknown format": (pattern("format = 'CZI'"), "no format 'CZI'. Known are Operetta"),
+    "configuration, unknown key": (pattern("patern = 'x'"), "unknown setting 'patern'. Use one of pattern, voxel_size"),
+    "configuration, no TOML": (pattern("pattern ="), "not valid TOML"),
+    "configuration, unknown format": (pattern("format = 'CZI'"), "unknown format 'CZI'. Use one of Operetta"),
     "configuration, voxel size of nothing": (pattern("voxel_size = [0, 1, 1]"), "voxel_size"),
     "configuration, unknown channel": (
         pattern("pattern = '(?P<well>...)/.*(?P<channel>w.).*(?P<z>\\d).tif'\nchannels = {w9 = 'DNA'}"),
-        "no channel 'w9'",
+        "renames channel 'w9', which does not exist",
     ),
     "OME-XML claims more planes": (huge_ome, "18 planes, the file has 6 pages"),
-    "nothing to read": (lambda folder: folder.mkdir(), "no export"),
+    "nothing to read": (lambda folder: folder.mkdir(), "not an export"),
 }  # fmt: skip
 
 
@@ -262,9 +262,9 @@ def circular(path: Path) -> None:
 
 
 TIFFS: dict[str, tuple[Callable[[Path], object], int, str]] = {
-    "not there": (lambda path: None, 0, "no such file"),
-    "empty": (lambda path: path.touch(), 0, "no TIFF"),
-    "text": (lambda path: path.write_text("II*"), 0, "no TIFF"),
+    "not there": (lambda path: None, 0, "does not exist"),
+    "empty": (lambda path: path.touch(), 0, "not a TIFF"),
+    "text": (lambda path: path.write_text("II*"), 0, "not a TIFF"),
     "truncated": (lambda path: path.write_bytes(image(path).read_bytes()[:-100]), 0, ""),
     "data cut off": (lambda path: path.write_bytes(image(path).read_bytes()[:3000]), 0, "truncated"),
     "page missing": (image, 1, "no page 1"),
@@ -274,7 +274,7 @@ TIFFS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "decompression bomb": (bomb, 0, "claims 536870912 bytes"),
     "tiles of 2^32 pixels": (wide_tiles, 0, "tiles"),
     "byte count beyond the file": (more_than_there_is, 0, "truncated"),
-    "fewer bytes than pixels": (too_few_bytes, 0, "claims 8192 bytes and holds 10"),
+    "fewer bytes than pixels": (too_few_bytes, 0, "claims 8192 bytes but stores 10"),
     "offset beyond the file": (beyond, 0, "truncated"),
 }
 
@@ -307,7 +307,7 @@ def test_values_that_counts_cannot_hold_are_refused(values: np.ndarray, reason: 
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.float32, np.float64])
-def test_values_that_counts_can_hold_survive(dtype: type, tmp_path: Path) -> None:
+def test_values_that_counts_can_hold_are_kept(dtype: type, tmp_path: Path) -> None:
     values = np.array([[0, 3], [100, 127]])
     tifffile.imwrite(tmp_path / "p.tif", values.astype(dtype))
     np.testing.assert_array_equal(read_plane(tmp_path / "p.tif"), values)
@@ -316,7 +316,7 @@ def test_values_that_counts_can_hold_survive(dtype: type, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "options", [{"compression": c} for c in ("zlib", "lzw", "zstd", "packbits")] + [{"tile": (32, 32)}]
 )
-def test_what_microscopes_write_is_read(options: dict[str, object], tmp_path: Path) -> None:
+def test_compression_and_tiles_of_microscopes_are_read(options: dict[str, object], tmp_path: Path) -> None:
     path = image(tmp_path / "p.tif", **options)
     np.testing.assert_array_equal(read_plane(path), np.arange(64 * 64).reshape(64, 64))
 

@@ -1,4 +1,4 @@
-"""What is missing is named, what people configure is used, and a plate is told from a few names."""
+"""Missing planes are reported, the configuration is applied, and formats are detected from a few names."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import pytest
 import tifffile
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.plates.formats import PROJECTION, format_of, read_export, read_plane
-from gradcamo_assets.plates.formats.planes import finish
+from gradcamo_assets.plates.formats import PROJECTION, detect_format, read_export, read_plane
+from gradcamo_assets.plates.formats.planes import build_export
 from gradcamo_assets_tests.plates.formats import exports
 from gradcamo_assets_tests.plates.formats.exports import some_pixels
 
 STACK = some_pixels()
 
 
-def without(folder: Path, *names: str) -> Path:
+def remove_files(folder: Path, *names: str) -> Path:
     for name in names:
-        (gone := list(folder.rglob(name))) or pytest.fail(f"no {name}")
-        for path in gone:
+        (paths := list(folder.rglob(name))) or pytest.fail(f"no {name}")
+        for path in paths:
             path.unlink()
     return folder
 
 
 def test_the_real_plate(shared: Callable[[str], Path]) -> None:
     folder = shared("imagexpress_9987") / "resources" / "ImageXpress_exported" / "9987_Plate_3434"
-    assert format_of(folder) == "MetaXpress"
+    assert detect_format(folder) == "MetaXpress"
     export = read_export(folder)
     assert export.channels == ("DAPI", "FITC", "Texas Red")
     assert export.voxel_size == (3.0, 1.3672, 1.3672)
@@ -38,8 +38,8 @@ def test_the_real_plate(shared: Callable[[str], Path]) -> None:
     assert export.planes.height == len(list(folder.rglob("*.TIF"))) == 36
     assert set(export.planes["z"]) == {PROJECTION, 0, 1}
     assert export.problems == (
-        "the HTD names 3 ZSteps, there are 2",
-        "the HTD names wavelength Cy5, but there is no file of it",
+        "the HTD lists 3 ZSteps, the export has 2",
+        "the HTD lists wavelength Cy5, but it has no files",
     )
     assert dict(export.incomplete) == {}
     assert export.acquisition["objective"] == "40X Plan Apo Lambda"
@@ -49,13 +49,13 @@ def test_the_real_plate(shared: Callable[[str], Path]) -> None:
         np.testing.assert_array_equal(read_plane(folder / row["file"], row["page"]), tifffile.imread(path))
 
 
-def test_missing_planes_are_named(tmp_path: Path) -> None:
+def test_missing_planes_are_described(tmp_path: Path) -> None:
     folder = exports.write_operetta(tmp_path / "p1", some_pixels(sites=3, shape=(3, 5, 4, 4)), ["DNA", "ER", "AGP"])
-    without(folder, "r02c02f01p02-ch3*", "r02c02f01p03-ch3*", "r02c02f01p*-ch1*", "r03c11*-ch2*", "r02c02f02*")
+    remove_files(folder, "r02c02f01p02-ch3*", "r02c02f01p03-ch3*", "r02c02f01p*-ch1*", "r03c11*-ch2*", "r02c02f02*")
     export = read_export(folder)
     assert dict(export.incomplete) == {
         ("B02", 1): "lacks DNA at all z, AGP at z 2 and 3 of 5",
-        ("B02", 2): "Index.xml names it, but there is no file of it",
+        ("B02", 2): "Index.xml lists it, but it has no files",
         ("C11", 1): "lacks ER in the whole well",
         ("C11", 2): "lacks ER in the whole well",
         ("C11", 3): "lacks ER in the whole well",
@@ -63,16 +63,16 @@ def test_missing_planes_are_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_projection_and_a_flat_plate(tmp_path: Path) -> None:
-    folder = without(exports.write_metaxpress(tmp_path / "p1", STACK, projection=True), "ZStep_0/*B02_s1_w1.tif")
+    folder = remove_files(exports.write_metaxpress(tmp_path / "p1", STACK, projection=True), "ZStep_0/*B02_s1_w1.tif")
     assert dict(read_export(folder).incomplete) == {("B02", 1): "lacks DNA as projection"}
     flat = exports.write_metaxpress(tmp_path / "p2", some_pixels(shape=(2, 1, 4, 4)), time_point=False)
-    assert dict(read_export(without(flat, "*C11_s2_w2.tif")).incomplete) == {("C11", 2): "lacks ER"}
+    assert dict(read_export(remove_files(flat, "*C11_s2_w2.tif")).incomplete) == {("C11", 2): "lacks ER"}
 
 
-def test_what_the_htd_promises(tmp_path: Path) -> None:
+def test_wells_and_wavelengths_of_the_htd_without_files(tmp_path: Path) -> None:
     export = read_export(exports.write_metaxpress(tmp_path / "p1", STACK, waves=["Cy5"], wells=["D05"]))
     assert export.channels == ("DNA", "ER")
-    assert export.problems == ("the HTD names wavelength Cy5, but there is no file of it",)
+    assert export.problems == ("the HTD lists wavelength Cy5, but it has no files",)
     assert set(export.incomplete) == {("D05", 1), ("D05", 2)}
 
 
@@ -80,9 +80,9 @@ def test_bad_states_and_absent_channels_of_an_operetta(tmp_path: Path) -> None:
     bad = {"r02c02f01p02-ch1sk1fk1fl1.tiff": "Error"}
     export = read_export(exports.write_operetta(tmp_path / "p1", STACK, states=bad))
     assert dict(export.incomplete) == {("B02", 1): "lacks DNA at z 2 of 3"}
-    export = read_export(without(exports.write_operetta(tmp_path / "p2", STACK), "*-ch1sk*"))
+    export = read_export(remove_files(exports.write_operetta(tmp_path / "p2", STACK), "*-ch1sk*"))
     assert export.channels == ("ER",) and set(export.planes["channel"]) == {0}
-    assert export.problems == ("Index.xml names channel DNA, but there is no file of it",)
+    assert export.problems == ("Index.xml lists channel DNA, but it has no files",)
 
 
 def test_the_configuration_overrides_any_reader(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_the_configuration_overrides_any_reader(tmp_path: Path) -> None:
     assert (export.name, export.channels, export.voxel_size) == ("p_1", ("DNA", "RNA"), (5.0, 0.5, 0.25))
 
 
-def test_a_format_can_be_asked_for(tmp_path: Path) -> None:
+def test_the_configuration_can_set_the_format(tmp_path: Path) -> None:
     folder = exports.write_loaddata(exports.write_operetta(tmp_path / "p1", STACK), STACK)
-    assert format_of(folder) == "Operetta"
+    assert detect_format(folder) == "Operetta"
     (tmp_path / "p1.toml").write_text('format = "LoadData"')
     assert read_export(folder).format == "LoadData"
 
@@ -106,7 +106,7 @@ def test_a_scanr_plate_of_384_wells(tmp_path: Path) -> None:
     assert set(read_export(folder).planes["well"]) == {"C02"}
 
 
-def test_an_unknown_voxel_size_is_said(tmp_path: Path) -> None:
+def test_an_unknown_voxel_size_is_reported(tmp_path: Path) -> None:
     export = read_export(exports.write_loaddata(tmp_path / "p1", STACK))
     assert export.voxel_size == (1.0, 1.0, 1.0)
     assert "voxel size along z, y, x is not known" in export.problems[0] and "p1.toml" in export.problems[0]
@@ -119,31 +119,31 @@ def test_loaddata_of_a_whole_batch(tmp_path: Path) -> None:
     pl.concat([table, other]).write_csv(folder / "load_data.csv")
     table.write_csv(folder / "load_data_again.csv")
     export = read_export(folder)
-    assert export.planes.height == 24 and "load_data.csv was read, load_data_again.csv not" in export.problems
+    assert export.planes.height == 24 and "load_data.csv was read, load_data_again.csv ignored" in export.problems
 
 
-def test_loaddata_takes_the_longest_end_of_a_path_that_exists(tmp_path: Path) -> None:
+def test_loaddata_uses_the_longest_suffix_of_a_path_that_exists(tmp_path: Path) -> None:
     folder = exports.write_loaddata(tmp_path / "p", STACK, path="/old/../home/a/images/images")
     (folder / "images" / "images").mkdir()
-    assert read_export(folder).planes["file"][0] == "images/B02-1-0-0.tiff", "the longer end has no such file"
+    assert read_export(folder).planes["file"][0] == "images/B02-1-0-0.tiff", "the longer suffix lacks the file"
 
 
 @pytest.mark.parametrize(
     ("names", "sites"), [(["1", "3"], [1, 3]), (["0", "2", "10"], [1, 2, 3]), (["a9", "a10"], [1, 2])]
 )
-def test_sites_keep_the_vendors_numbers_where_they_can(names: list[str], sites: list[int], tmp_path: Path) -> None:
+def test_valid_site_numbers_of_the_export_are_kept(names: list[str], sites: list[int], tmp_path: Path) -> None:
     (tmp_path / "x.tif").touch()
     rows = pl.DataFrame({"well": "a1", "site": names, "channel": 0, "z": 0, "file": "x.tif", "page": range(len(names))})
-    export = finish(tmp_path, rows, ["DNA"], format="f", source="s")
+    export = build_export(tmp_path, rows, ["DNA"], format="f", source="s")
     assert export.planes["site"].to_list() == sites and set(export.planes["well"]) == {"A01"}
 
 
-def test_channels_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_equal_channel_names_are_numbered(tmp_path: Path) -> None:
     export = read_export(exports.write_metaxpress(tmp_path / "p1", STACK, ["DNA", "DNA"]))
     assert export.channels == ("DNA", "DNA (2)")
 
 
-def test_two_files_for_one_plane_are_both_named(tmp_path: Path) -> None:
+def test_two_files_for_one_plane_are_both_reported(tmp_path: Path) -> None:
     folder = exports.write_metaxpress(tmp_path / "p1", some_pixels(shape=(2, 1, 4, 4)), time_point=False)
     (folder / "plate_A1_B02_s1_w1.tif").rename(folder / "other_B02_s1_w2.tif")
     with pytest.raises(
@@ -156,31 +156,31 @@ def test_two_files_for_one_plane_are_both_named(tmp_path: Path) -> None:
 def test_no_format(tmp_path: Path) -> None:
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
     (tmp_path / "image.tif").touch()
-    assert format_of(tmp_path) is None
-    assert format_of(tmp_path / "nothing") is None
-    assert format_of(tmp_path / "notes.csv") is None
+    assert detect_format(tmp_path) is None
+    assert detect_format(tmp_path / "nothing") is None
+    assert detect_format(tmp_path / "notes.csv") is None
 
 
-def test_what_is_damaged_is_still_a_plate(tmp_path: Path) -> None:
+def test_a_damaged_configuration_does_not_hide_a_plate(tmp_path: Path) -> None:
     (tmp_path / "p1").mkdir()
     (tmp_path / "p1.toml").write_text("patern = 'x'")
-    assert format_of(tmp_path / "p1") == "Pattern"
-    with pytest.raises(PlateError, match="no setting 'patern'"):
+    assert detect_format(tmp_path / "p1") == "Pattern"
+    with pytest.raises(PlateError, match="unknown setting 'patern'"):
         read_export(tmp_path / "p1")
 
 
-def test_a_name_that_is_none_does_not_hide_a_plate(tmp_path: Path) -> None:
+def test_an_invalid_name_does_not_hide_a_plate(tmp_path: Path) -> None:
     folder = exports.write_operetta(tmp_path / "plate(1)", STACK)
-    assert format_of(folder) == "Operetta"
+    assert detect_format(folder) == "Operetta"
     with pytest.raises(PlateError, match="no usable plate name"):
         read_export(folder)
 
 
-def test_a_format_is_told_from_a_root_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_is_detected_without_a_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = exports.write_metaxpress(tmp_path / "p1", STACK)
     listed: list[str] = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
     monkeypatch.setattr(os, "walk", lambda *_: pytest.fail("a walk"))
-    assert format_of(folder) == "MetaXpress"
+    assert detect_format(folder) == "MetaXpress"
     assert len(listed) <= 2
