@@ -225,12 +225,12 @@ def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> b
     """A GIF of validation cells on one map of all epochs, made once a version; None for one not trained here."""
     from gradcamo_assets.profiles.umap import umap_embedding
     from gradcamo_assets.profiles.well_profiles import stack_vectors
-    from gradcamo_assets.training.mlflow_runs import EPOCHS
+    from gradcamo_assets.training.mlflow_runs import EPOCH_EMBEDDINGS
 
     path = platform.home.reports / "_training" / f"{slug(champion.name, 'model name')}-v{champion.version}.gif"
     if path.exists() and not again:
         return path.read_bytes()
-    logged = platform.registry.file(champion, EPOCHS)
+    logged = platform.registry.read_artifact(champion, EPOCH_EMBEDDINGS)
     cells = pl.read_parquet(logged) if logged else pl.DataFrame()
     if cells.is_empty():
         return None
