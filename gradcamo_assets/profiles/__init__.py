@@ -1,12 +1,12 @@
-"""What embeddings are worth as profiles: sphering, aggregation to wells, UMAP, replicability, probes, stains.
+"""Turn embeddings into profiles and assess them: well aggregation, sphering, UMAP, replicability, probes, stains.
 
-Polars frames and arrays in and out. Pictures of the results belong in ``report``, tables on disk in ``tables``.
+All functions take and return Polars frames and arrays. ``report`` draws the results, ``tables`` stores them.
 """
 
 from gradcamo_assets.profiles.export import export_profiles, wide_profiles
 from gradcamo_assets.profiles.fitted import fitted_digest, load_fitted, save_fitted
-from gradcamo_assets.profiles.populations import POPULATIONS, population
-from gradcamo_assets.profiles.probes import confounder_audit
+from gradcamo_assets.profiles.populations import POPULATIONS, select_population
+from gradcamo_assets.profiles.probes import audit_confounders
 from gradcamo_assets.profiles.replicability import replicate_map
 from gradcamo_assets.profiles.sphered_profiles import ProfilesConfig, sphered_profiles
 from gradcamo_assets.profiles.sphering import Sphering, fit_sphering
@@ -15,7 +15,7 @@ from gradcamo_assets.profiles.umap import CellMap
 from gradcamo_assets.profiles.well_profiles import well_profiles
 
 __all__ = [
-    "POPULATIONS", "CellMap", "ProfilesConfig", "Sphering", "confounder_audit", "correlation_table", "export_profiles",
-    "fit_sphering", "fitted_digest", "load_fitted", "population", "replicate_map", "save_fitted", "sphered_profiles",
-    "stain_correlation", "well_profiles", "wide_profiles",
+    "POPULATIONS", "CellMap", "ProfilesConfig", "Sphering", "audit_confounders", "correlation_table", "export_profiles",
+    "fit_sphering", "fitted_digest", "load_fitted", "replicate_map", "save_fitted", "select_population",
+    "sphered_profiles", "stain_correlation", "well_profiles", "wide_profiles",
 ]  # fmt: skip

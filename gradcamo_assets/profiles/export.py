@@ -1,7 +1,7 @@
-"""Profiles as other tools take them: wide tables for pycytominer and copairs, and AnnData.
+"""Export profiles as wide tables for pycytominer and copairs, and as AnnData.
 
-Metadata columns begin with ``Metadata_``; all others are features. These are named ``Cells_Embedding_0001`` and so on,
-since pycytominer takes for features what begins with ``Cells_`` (``infer_cp_features``).
+Metadata columns start with ``Metadata_``; all other columns are features. Features are named ``Cells_Embedding_0001``
+and so on, because pycytominer identifies features by the prefix ``Cells_`` (``infer_cp_features``).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 import polars as pl
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.profiles.well_profiles import MODEL, vectors
+from gradcamo_assets.profiles.well_profiles import MODEL, stack_vectors
 from gradcamo_assets.storage import new_folder, remove
 
-_RENAMED = {
+_METADATA_NAMES = {
     "model_name": "Metadata_Model",
     "model_version": "Metadata_Model_Version",
     "model_run": "Metadata_Model_Run",
@@ -25,40 +25,48 @@ _RENAMED = {
 
 
 def wide_profiles(profiles: pl.DataFrame) -> pl.DataFrame:
-    """One ``Metadata_`` column a key, one Float32 column a feature. Text that is NULL is empty: copairs takes no NULL.
+    """Return one ``Metadata_`` column per key and one Float32 column per feature.
+
+    NULL texts become empty texts, because copairs does not accept NULL.
 
     Args:
-        profiles: of one model version, as from ``sphered_profiles``.
+        profiles: result of ``sphered_profiles`` for one model version.
     """
-    metadata = profiles.drop("profile").rename(_RENAMED, strict=False)
+    metadata = profiles.drop("profile").rename(_METADATA_NAMES, strict=False)
     metadata = metadata.select(pl.selectors.starts_with("Metadata_")).with_columns(pl.selectors.string().fill_null(""))
-    x = vectors(profiles["profile"])
-    names = [f"Cells_Embedding_{number:04d}" for number in range(1, x.shape[1] + 1)]
-    return pl.concat([metadata, pl.DataFrame(x, names).cast(pl.Float32)], how="horizontal")
+    features = stack_vectors(profiles["profile"])
+    names = [f"Cells_Embedding_{number:04d}" for number in range(1, features.shape[1] + 1)]
+    return pl.concat([metadata, pl.DataFrame(features, names).cast(pl.Float32)], how="horizontal")
 
 
 def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ...] = ("parquet",)) -> list[Path]:
-    """Write a plate's profiles, a file a population and format, in the place of what was in ``folder`` before.
+    """Write a plate's profiles, one file per population and format; previous content of the folder is replaced.
 
     Args:
-        profiles: of one plate and model version, as from ``sphered_profiles``; not empty.
-        folder: gets ``<population>.parquet`` and ``<population>.h5ad``.
+        profiles: result of ``sphered_profiles`` for one plate and model version; not empty.
+        folder: destination of ``<population>.parquet`` and ``<population>.h5ad``.
 
     Raises:
-        GradcamoError: where AnnData is asked for and not installed, or there are profiles of several model versions.
+        GradcamoError: if AnnData is requested but not installed, or the profiles belong to several model versions.
     """
     if profiles.select(MODEL).n_unique() > 1:
-        raise GradcamoError("profiles of several model versions do not go into one file", "Export one at a time.")
+        versions = profiles.select(MODEL).n_unique()
+        raise GradcamoError(
+            f"an export holds one model version, got profiles of several model versions ({versions})",
+            "Export one model version at a time.",
+            path=folder,
+        )
     names = []
     with new_folder(folder) as temporary:
         for (population,), part in profiles.group_by(["population"], maintain_order=True):
             wide = wide_profiles(part)
-            for ending in formats:
-                names.append(f"{population}.{ending}")
-                if ending == "parquet":
-                    wide.write_parquet(temporary / names[-1])
+            for file_format in formats:
+                name = f"{population}.{file_format}"
+                if file_format == "parquet":
+                    wide.write_parquet(temporary / name)
                 else:
-                    _write_h5ad(wide, temporary / names[-1])
+                    _write_h5ad(wide, temporary / name)
+                names.append(name)
         remove(folder)
     return [folder / name for name in names]
 
@@ -68,11 +76,12 @@ def _write_h5ad(wide: pl.DataFrame, path: Path) -> None:
         from anndata import AnnData
     except ImportError as error:
         raise GradcamoError(
-            "AnnData is not installed", "Install it: pip install 'gradcamo-assets[anndata]', or leave out 'h5ad'."
+            "AnnData is not installed, but formats contains h5ad",
+            "Install it with pip install 'gradcamo-assets[anndata]', or remove h5ad from formats.",
         ) from error
     metadata = wide.select(pl.selectors.starts_with("Metadata_"))
     features = wide.drop(metadata.columns)
-    obs = metadata.to_pandas().set_axis([f"{n}" for n in range(len(wide))])
+    obs = metadata.to_pandas().set_axis([str(row) for row in range(len(wide))])
     table = AnnData(features.to_numpy(), obs=obs)
     table.var_names = features.columns
     table.write_h5ad(path)

@@ -1,6 +1,6 @@
-"""What was fitted once a model version and is kept: arrays and notes in a safetensors file, named by their digest.
+"""Save and load parameters that are fitted once per model version: arrays and notes in a safetensors file.
 
-Nothing in such a file is executed when it is read.
+Reading such a file executes no code.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from gradcamo_assets.storage import replaced_file
 
 
 def fitted_digest(arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> str:
-    """First 16 hex digits of the SHA-256 of all of it: equal digests, equal content."""
-    found = hashlib.sha256(json.dumps(dict(notes), sort_keys=True).encode())
+    """Return the first 16 hex digits of the SHA-256 of arrays and notes."""
+    content = hashlib.sha256(json.dumps(dict(notes), sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
-        found.update(f"{name}{array.dtype.str}{array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:16]
+        content.update(f"{name}{array.dtype.str}{array.shape}".encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()[:16]
 
 
 def save_fitted(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
-    """Write both with their digest, whole or not at all."""
+    """Write arrays and notes with their digest, atomically."""
     from safetensors.numpy import save_file
 
     content = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -35,21 +35,23 @@ def save_fitted(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str
 
 
 def load_fitted(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and notes that ``save_fitted`` wrote.
+    """Read the arrays and notes that ``save_fitted`` wrote.
 
     Raises:
-        StoreError: where the file cannot be read, or is not what its digest says.
+        StoreError: if the file cannot be read or its content does not match its digest.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:
             notes = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, file is not a dict
         if notes.pop("digest", None) != fitted_digest(arrays, notes):
-            raise ValueError("its content is not what its digest says")
+            raise ValueError("its content does not match its digest")
     except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(
-            f"what was fitted cannot be read ({error})", "Delete the file; it is made anew.", path=path
+            f"the fitted parameters cannot be read ({error})",
+            "Delete the file; they are then fitted again.",
+            path=path,
         ) from error
     return arrays, notes

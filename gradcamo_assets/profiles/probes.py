@@ -1,4 +1,4 @@
-"""Linear probes and silhouettes: what else than the treatment is in an embedding (site, well position, plate)?"""
+"""Probe embeddings for confounders such as site, well position and plate, with linear classifiers and silhouettes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from gradcamo_assets.profiles.well_profiles import MODEL, TREATMENT, vectors
+from gradcamo_assets.profiles.well_profiles import MODEL, TREATMENT, stack_vectors
 
 _MAX_COMPONENTS = 64
 _SCHEMA = {
@@ -25,24 +25,25 @@ TARGETS = {
 }
 
 
-def confounder_audit(cells: pl.DataFrame, seed: int = 0, most: int = 3000) -> pl.DataFrame:
-    """How well ``TARGETS`` are predicted from an embedding, and how far their groups lie apart in it.
+def audit_confounders(cells: pl.DataFrame, seed: int = 0, max_cells: int = 3000) -> pl.DataFrame:
+    """Measure how well ``TARGETS`` are predicted from an embedding, and how well it separates their groups.
 
-    The probe is a logistic regression on the (standardised) leading 64 principal components, class-balanced and
-    cross-validated over wells: no well is both learned from and predicted, so a class needs two wells to count, and
-    a target with fewer than two such classes gets no row. The silhouette (Rousseeuw 1987) is the cells' mean on these
-    components. Baselines are the representations ``cell_count`` (cells in the field): an embedding that does no better
-    has learned density; and ``background``, where it is given.
+    The probe is a class-balanced logistic regression on the leading 64 principal components of the standardised
+    embedding, cross-validated over wells: training and test folds share no well. Therefore a class needs two wells, and
+    a target needs two such classes to get a row. The silhouette (Rousseeuw 1987) is the mean over cells on the same
+    components. Two representations are baselines: ``cell_count`` (cells in the field), because an embedding that is not
+    better has learned cell density; and ``background``, if given.
 
     Args:
-        cells: as from ``population``, with or without ``background`` (list of floats: the embedding of the crop with
-            its cells taken out; NULL: not made) and ``split``.
-        most: cells a population at most, drawn at random.
+        cells: result of ``select_population``, with or without ``background`` (list of floats: the embedding of the
+            crop without its cells; NULL: not computed) and ``split``.
+        seed: of the sample, the folds and the components.
+        max_cells: size of the random sample per population.
 
     Returns:
-        ``model_name``, ``model_version``, ``population``, ``Metadata_Plate`` (NULL: of several plates), ``target``,
+        ``model_name``, ``model_version``, ``population``, ``Metadata_Plate`` (NULL: several plates), ``target``,
         ``representation``, ``score`` (balanced accuracy), ``chance`` (1 / classes), ``silhouette`` (-1 to 1), ``n``
-        (cells), ``trained_share`` (cells of split ``train``; NULL without a split).
+        (cells), ``trained_share`` (share of cells in split ``train``; NULL without a split).
     """
     groups = [*MODEL, "population"]
     schema = {name: cells.schema[name] for name in groups}
@@ -53,7 +54,7 @@ def confounder_audit(cells: pl.DataFrame, seed: int = 0, most: int = 3000) -> pl
     )
     rows = []
     for group, part in cells.group_by(groups, maintain_order=True):
-        sample = part.sample(min(most, part.height), seed=seed)
+        sample = part.sample(min(max_cells, part.height), seed=seed)
         plate = part["Metadata_Plate"][0] if part["Metadata_Plate"].n_unique() == 1 else None
         for target in TARGETS:
             rows += [(*group, plate, target, *result) for result in _probe(sample, target, seed)]
@@ -61,7 +62,7 @@ def confounder_audit(cells: pl.DataFrame, seed: int = 0, most: int = 3000) -> pl
 
 
 def _probe(cells: pl.DataFrame, target: str, seed: int) -> Iterator[tuple[object, ...]]:
-    """The columns from ``representation`` on for each representation; nothing where the target cannot be tested."""
+    """Yield the columns from ``representation`` on, per representation; nothing if the target cannot be tested."""
     cells = cells.drop_nulls(target).filter(pl.col("well").n_unique().over(target) >= 2)
     representations = {"embedding": cells, "cell_count": cells}
     if "background" in cells.columns:
@@ -70,16 +71,16 @@ def _probe(cells: pl.DataFrame, target: str, seed: int) -> Iterator[tuple[object
         if name == "cell_count":
             x = np.log1p(rows["cells_in_field"].to_numpy())[:, None]
         else:
-            x = vectors(rows[name]) if len(rows) else np.empty((0, 1))
-        found = _separation(x, rows[target].rank("dense").to_numpy(), rows["well"].to_numpy(), seed)
-        if found:
-            yield name, *found, len(rows), rows["trained"].mean()
+            x = stack_vectors(rows[name]) if len(rows) else np.empty((0, 1))
+        result = _separation(x, rows[target].rank("dense").to_numpy(), rows["well"].to_numpy(), seed)
+        if result:
+            yield name, *result, len(rows), rows["trained"].mean()
 
 
 def _separation(
     x: np.ndarray, classes: np.ndarray, wells: np.ndarray, seed: int
 ) -> tuple[float, float, float | None] | None:
-    """Balanced accuracy, chance and silhouette; None where there are too few classes of two wells."""
+    """Return balanced accuracy, chance and silhouette; None for fewer than two classes or a class with one well."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score, silhouette_score
@@ -87,18 +88,20 @@ def _separation(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    wells_a_class = [len(np.unique(wells[classes == one])) for one in np.unique(classes)]
-    if len(wells_a_class) < 2 or min(wells_a_class) < 2:
+    wells_per_class = [len(np.unique(wells[classes == label])) for label in np.unique(classes)]
+    if len(wells_per_class) < 2 or min(wells_per_class) < 2:
         return None
-    folds = StratifiedGroupKFold(min(5, *wells_a_class), shuffle=True, random_state=seed)
+    folds = StratifiedGroupKFold(min(5, *wells_per_class), shuffle=True, random_state=seed)
     splits = list(folds.split(classes, classes, wells))
     if any(len(np.unique(classes[train])) < 2 for train, _ in splits):
         return None
     components = PCA(min(_MAX_COMPONENTS, x.shape[1], *(len(train) for train, _ in splits)), random_state=seed)
-    space = make_pipeline(StandardScaler(), components)
-    probe = make_pipeline(space, LogisticRegression(class_weight="balanced", max_iter=300))
-    with np.errstate(invalid="ignore"):  # a representation without any spread is at chance, not an error
+    projection = make_pipeline(StandardScaler(), components)
+    probe = make_pipeline(projection, LogisticRegression(class_weight="balanced", max_iter=300))
+    with np.errstate(invalid="ignore"):  # A constant representation scores chance and is not an error.
         predicted = cross_val_predict(probe, x, classes, cv=splits)
         score = float(balanced_accuracy_score(classes, predicted))
-        silhouette = float(silhouette_score(space.fit_transform(x), classes)) if len(x) > len(wells_a_class) else None
-    return score, 1 / len(wells_a_class), silhouette
+        silhouette = None
+        if len(x) > len(wells_per_class):
+            silhouette = float(silhouette_score(projection.fit_transform(x), classes))
+    return score, 1 / len(wells_per_class), silhouette

@@ -1,4 +1,4 @@
-"""Sphered profiles of every population of cells, as ``[profiles]`` of ``gradcamo.toml`` wants them."""
+"""Sphere the well profiles of every population of cells, following ``[profiles]`` of ``gradcamo.toml``."""
 
 from __future__ import annotations
 
@@ -11,36 +11,47 @@ import polars as pl
 
 from gradcamo_assets.profiles.populations import POPULATIONS, Population
 from gradcamo_assets.profiles.sphering import Sphering, fit_sphering
-from gradcamo_assets.profiles.well_profiles import vectors
+from gradcamo_assets.profiles.well_profiles import stack_vectors
 from gradcamo_assets.settings import Amount, section, setting
 
 SCREEN = "_screen"
-"""Stands for all plates; no plate can have this name."""
+"""Scope of all plates; no plate can have this name."""
 Scope = tuple[str, str]
 """A population, and a plate or ``SCREEN``."""
 
 
 @section
 class ProfilesConfig:
-    """How profiles are made: section ``[profiles]`` of ``gradcamo.toml``."""
+    """Settings of profiles: section ``[profiles]`` of ``gradcamo.toml``."""
 
     populations: tuple[Population, ...] = setting(
         ("all", "on_target", "matched"), "; ".join(f"{name}: {text}" for name, text in POPULATIONS.items())
     )
-    fit_on: Literal["controls", "all"] = setting("controls", "Sphering is fitted on the controls, or on all wells.")
+    fit_on: Literal["controls", "all"] = setting("controls", "Wells on which sphering is fitted.")
     scope: Literal["plate", "screen"] = setting(
-        "plate", "Of each plate by itself, or over the screen: once a version has scored all plates, then kept."
+        "plate", "Fit sphering per plate, or once for the whole screen when all its plates are scored."
     )
-    regularisation: Amount = setting(1e-2, "Of the sphering, relative to the widest variance; little stretches noise.")
-    formats: tuple[Literal["parquet", "h5ad"], ...] = setting(("parquet",), "Exports; none: no exports.")
-    audit_cells: int = setting(1000, "Cells a plate and population that confounders are probed on.", ge=1)
-    background: bool = setting(True, "Embed these crops without their cells too, as a baseline: a forward pass each.")
+    regularisation: Amount = setting(
+        1e-2, "Regularisation of sphering, relative to the largest variance; small values amplify noise."
+    )
+    formats: tuple[Literal["parquet", "h5ad"], ...] = setting(
+        ("parquet",), "File formats of the exports; empty: no exports."
+    )
+    audit_cells: int = setting(1000, "Number of cells per plate and population in the confounder audit.", ge=1)
+    background: bool = setting(
+        True, "Also embed the audited crops without their cells, as a baseline: one more forward pass per crop."
+    )
 
 
 @dataclass(frozen=True)
 class SpheredProfiles:
-    """``table``: the profiles, with the digest of their sphering in ``sphering`` (NULL: not sphered). ``fitted``: the
-    maps that were fitted for it. ``notes``: a sentence for each scope that has no sphering."""
+    """Sphered profiles and the spherings fitted for them.
+
+    Attributes:
+        table: the profiles, with the digest of their sphering in ``sphering`` (NULL: not sphered).
+        fitted: spherings that were fitted in this call, by population and scope.
+        notes: one sentence for each scope without a sphering.
+    """
 
     table: pl.DataFrame
     fitted: dict[Scope, Sphering] = field(default_factory=dict)
@@ -50,30 +61,32 @@ class SpheredProfiles:
 def sphered_profiles(
     profiles: pl.DataFrame, config: ProfilesConfig, known: Mapping[str, Sphering] | None = None
 ) -> SpheredProfiles:
-    """Sphere the profiles of one model version, each population by itself.
+    """Sphere the profiles of one model version, separately for each population.
 
-    A scope in which fewer than two wells can be fitted on keeps its profiles as they are.
+    Profiles of a scope with fewer than two wells to fit on remain unchanged.
 
     Args:
-        profiles: as from ``well_profiles``.
-        known: spherings of the screen by population, which are applied; what is not known is fitted on ``profiles``.
+        profiles: result of ``well_profiles``.
+        known: saved spherings of the screen by population. A missing one is fitted on ``profiles``.
     """
     known, parts, fitted, notes = known or {}, [], {}, []
     scope = pl.lit(SCREEN) if config.scope == "screen" else pl.col("Metadata_Plate")
     groups = profiles.group_by(["population", scope.alias("scope")], maintain_order=True)
-    for (population, place), wells in groups:
+    for (population, scope_name), wells in groups:
         sphering = known.get(str(population)) if config.scope == "screen" else None
         if sphering is None:
-            base = wells if config.fit_on == "all" else wells.filter(Metadata_pert_type="negcon")
-            if len(base) >= 2:
-                names = base.select(pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")).to_series()
-                sphering = fit_sphering(vectors(base["profile"]), config.regularisation, names.to_list())
-                fitted[str(population), str(place)] = sphering
+            fit_wells = wells if config.fit_on == "all" else wells.filter(Metadata_pert_type="negcon")
+            if len(fit_wells) >= 2:
+                names = fit_wells.select(pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")).to_series()
+                sphering = fit_sphering(stack_vectors(fit_wells["profile"]), config.regularisation, names.to_list())
+                fitted[str(population), str(scope_name)] = sphering
         if sphering is None:
-            where = "the screen" if place == SCREEN else f"plate {place}"
-            notes.append(f"Profiles of {population} cells on {where} are not sphered: fewer than two wells to fit on.")
+            where = "the screen" if scope_name == SCREEN else f"plate {scope_name}"
+            notes.append(
+                f"Profiles of population {population} on {where} are not sphered: fewer than two wells to fit on."
+            )
         else:
-            values = sphering(vectors(wells["profile"])).astype(np.float32)
+            values = sphering(stack_vectors(wells["profile"])).astype(np.float32)
             wells = wells.with_columns(pl.Series("profile", values).arr.to_list())
         parts.append(wells.with_columns(sphering=pl.lit(sphering.digest if sphering else None, pl.String)))
     table = pl.concat(parts) if parts else profiles.with_columns(sphering=pl.lit(None, pl.String))

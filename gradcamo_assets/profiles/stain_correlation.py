@@ -1,4 +1,4 @@
-"""How alike two stains are inside a cell: Pearson's correlation over the voxels of its mask."""
+"""Compute Pearson's correlation between stains over the voxels of a cell."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import polars as pl
 
 
 def stain_correlation(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pearson's correlation between the stains of one cell, (C, C) float64.
+    """Return Pearson's correlation between the stains of one cell, (C, C) float64.
 
-    NaN for a stain that is the same everywhere in the cell, and for a cell of one voxel.
+    It is NaN for a stain that is constant in the cell, and for a cell of one voxel.
 
     Args:
-        image: (C, Z, Y, X), raw or standardised: a stain's offset and scale change nothing. mask: (Z, Y, X) bool.
+        image: (C, Z, Y, X), raw or standardised; the result does not depend on a stain's offset and scale.
+        mask: (Z, Y, X) bool.
     """
     values = image[:, mask].astype(np.float64)
     if values.shape[1] < 2:
@@ -25,10 +26,14 @@ def stain_correlation(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def correlation_table(correlations: np.ndarray, channels: Sequence[str]) -> pl.DataFrame:
-    """Each pair of stains once: ``channel_a``, ``channel_b``, quartiles over the cells, ``n_cells``.
+    """Summarise correlations over cells, one row per pair of stains.
 
     Args:
-        correlations: (N, C, C), a cell each; NaN is left out. channels: C names.
+        correlations: (N, C, C), one matrix per cell; NaN is ignored.
+        channels: C names.
+
+    Returns:
+        ``channel_a``, ``channel_b``, ``median_correlation``, ``q25_correlation``, ``q75_correlation``, ``n_cells``.
     """
     rows = []
     for a, b in combinations(range(len(channels)), 2):
@@ -36,6 +41,6 @@ def correlation_table(correlations: np.ndarray, channels: Sequence[str]) -> pl.D
         values = values[np.isfinite(values)]
         quartiles = np.quantile(values, [0.5, 0.25, 0.75]).tolist() if len(values) else [None] * 3
         rows.append((channels[a], channels[b], *quartiles, len(values)))
-    quartiles_of = {f"{name}_correlation": pl.Float64() for name in ("median", "q25", "q75")}
-    schema = {"channel_a": pl.String(), "channel_b": pl.String(), **quartiles_of, "n_cells": pl.Int64()}
+    quartile_columns = {f"{name}_correlation": pl.Float64() for name in ("median", "q25", "q75")}
+    schema = {"channel_a": pl.String(), "channel_b": pl.String(), **quartile_columns, "n_cells": pl.Int64()}
     return pl.DataFrame(rows, schema, orient="row")

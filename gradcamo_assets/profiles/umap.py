@@ -1,4 +1,4 @@
-"""The map of a model version: UMAP to two dimensions, fitted once and kept; later cells are placed on it."""
+"""Map embeddings to two dimensions with UMAP, fitted once per model version; later cells are placed on that map."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _NEIGHBOURS = 5
 
 
 def umap_embedding(matrix: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Two coordinates a row, (n, 2) float32, finite, the same for the same seed.
+    """Return two finite coordinates per row, (n, 2) float32, reproducible with the seed.
 
-    Fewer than five rows have no neighbourhoods worth the name: they get their two principal components, as do rows
-    of one dimension, and rows that are all the same.
+    Fewer than five rows have no meaningful neighbourhoods. They get their first two principal components instead, as do
+    rows of one dimension and equal rows.
 
     Args:
         matrix: (n, d), finite.
@@ -24,10 +24,11 @@ def umap_embedding(matrix: np.ndarray, seed: int = 0) -> np.ndarray:
 
     x = np.asarray(matrix, np.float64)
     components = np.zeros((len(x), 2), np.float32)
-    if kept := min(2, *x.shape):
-        with np.errstate(invalid="ignore", divide="ignore"):  # equal rows explain nothing of no variance
-            components[:, :kept] = PCA(kept, random_state=seed).fit_transform(x)
-    if len(x) < 5 or kept < 2 or not components.any():
+    n_components = min(2, *x.shape)
+    if n_components:
+        with np.errstate(invalid="ignore", divide="ignore"):  # Equal rows have no variance to explain.
+            components[:, :n_components] = PCA(n_components, random_state=seed).fit_transform(x)
+    if len(x) < 5 or n_components < 2 or not components.any():
         return components
     from umap import UMAP
 
@@ -37,10 +38,10 @@ def umap_embedding(matrix: np.ndarray, seed: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class CellMap:
-    """The cells a map was fitted on: ``vectors`` (n, d) and ``coordinates`` (n, 2), both float32.
+    """A map, defined by the cells it was fitted on: ``vectors`` (n, d) and ``coordinates`` (n, 2), both float32.
 
-    That is all of it. UMAP's own object is a pickle; made again from the vectors, rounding alone moves its points by a
-    twentieth of the map; and its ``transform`` places a cell differently in different company.
+    UMAP's own object is not kept, for three reasons: it is stored as a pickle; refitting it moves points by a twentieth
+    of the map through rounding alone; and the position that ``transform`` gives a cell depends on the other cells.
     """
 
     vectors: np.ndarray
@@ -48,22 +49,24 @@ class CellMap:
 
     @classmethod
     def fit(cls, vectors: np.ndarray, seed: int = 0) -> CellMap:
-        """UMAP of some cells' vectors, (n, d) with n at least 1."""
+        """Fit a map on vectors (n, d) with n at least 1."""
         return cls(np.asarray(vectors, np.float32), umap_embedding(vectors, seed))
 
     def place(self, vectors: np.ndarray) -> np.ndarray:
-        """Where cells (m, d) lie on the map, (m, 2) float32: the mean of their 5 nearest fitted cells, weighted by the
-        inverse of the distance. A fitted cell lies where it was, and no cell's place depends on the others asked for.
+        """Return the coordinates (m, 2) float32 of cells (m, d) on the map.
+
+        A cell gets the mean coordinates of its 5 nearest fitted cells, weighted by inverse distance. A fitted cell
+        keeps its coordinates. No result depends on the other cells in the call.
 
         Raises:
-            GradcamoError: where the vectors have another length than those it was fitted on.
+            GradcamoError: if the vectors have another length than the fitted ones.
         """
         from sklearn.neighbors import KNeighborsRegressor
 
         if np.shape(vectors)[1:] != self.vectors.shape[1:]:
             raise GradcamoError(
-                f"vectors of shape {np.shape(vectors)} meet a map of {self.vectors.shape[1]} dimensions",
-                "Place cells on the map of their own model version.",
+                f"expected vectors of {self.vectors.shape[1]} dimensions, got shape {np.shape(vectors)}",
+                "Use the map of the same model version.",
             )
         nearest = KNeighborsRegressor(min(_NEIGHBOURS, len(self.vectors)), weights="distance")
         placed = nearest.fit(self.vectors, self.coordinates).predict(np.asarray(vectors, np.float32))
@@ -71,5 +74,5 @@ class CellMap:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What ``save_fitted`` keeps of it."""
+        """The arrays for ``save_fitted``."""
         return {"vectors": self.vectors, "coordinates": self.coordinates}

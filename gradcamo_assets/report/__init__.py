@@ -1,6 +1,7 @@
-"""Every picture: functions that take frames and arrays and return matplotlib figures, and the report they go into.
+"""Draw all figures and write the HTML report.
 
-Nothing is computed here but what drawing needs, nothing is read, and nothing is shown: there is no pyplot and no state.
+The functions take frames and arrays and return matplotlib figures. They read no files, and do not use pyplot or any
+other global state.
 """
 
 from gradcamo_assets.report.cell_pictures import crops_by_dose, crops_with_maps, pipeline_on_one_cell

@@ -1,4 +1,4 @@
-"""Pictures of single cells: their stains, their masks, and where the model looked."""
+"""Draw single cells: stains, masks and Grad-CAM maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradcamo_assets.report.style import COLOURS, GREY, empty_figure, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_CELLS = 9
+_MAX_CELLS = 9
 _CROP_PIXELS = 64
 _OUTLINES = [(1, "white", "solid"), (2, "#56B4E9", "dashed")]
 
@@ -22,64 +22,65 @@ _OUTLINES = [(1, "white", "solid"), (2, "#56B4E9", "dashed")]
 def crops_with_maps(
     images: np.ndarray, labels: np.ndarray, cams: np.ndarray, titles: Sequence[str], across: int = 2
 ) -> Figure:
-    """A pair of panels a cell: its channels, and its Grad-CAM map on grey, with the cells' outlines.
+    """Draw two panels per cell: its channels, and its Grad-CAM map on a grey image, both with outlines.
 
-    Shown is the slice in which the target is largest. Intensities are scaled alike in all crops, each map by its own
-    maximum over the whole crop. The target's outline is solid, the neighbours' are dashed.
+    The slice with the largest target area is shown. Intensities have one scale for all crops; each map is scaled by its
+    maximum over the whole crop. The target's outline is solid, those of neighbours are dashed.
 
     Args:
         images: (N, C, Z, Y, X), raw intensities. The first 9 cells are drawn.
         labels: (N, Z, Y, X); 0 background, 1 target, 2 neighbour.
         cams: (N, z, y, x), non-negative, at the layer's resolution.
-        titles: one a cell, such as class, score and ``looks_at``; a line break is kept.
-        across: cells a row.
+        titles: one per cell, for example class, score and ``looks_at``; line breaks are kept.
+        across: cells per row.
     """
-    count = min(len(images), _MOST_CELLS)
+    count = min(len(images), _MAX_CELLS)
     if not count:
         return empty_figure("No cells to show")
-    pairs, rows = min(count, across), -(-count // across)
-    figure = new_figure(3.5 * pairs, 2.05 * rows + 0.35)
-    grid = figure.subplots(rows, 2 * pairs, squeeze=False)
+    columns, rows = min(count, across), -(-count // across)
+    figure = new_figure(3.5 * columns, 2.05 * rows + 0.35)
+    grid = figure.subplots(rows, 2 * columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
-    frame, step = _frame(labels)
+    image_options, step = _image_options(labels)
     limits = intensity_limits(binned(images[:count], step, step))
-    for cell, (plain, mapped) in enumerate(grid.reshape(-1, 2)[:count]):
+    for cell, (image_axes, map_axes) in enumerate(grid.reshape(-1, 2)[:count]):
         z = _largest_slice(labels[cell])
         picture = composite(binned(images[cell, :, z], step, step), limits)
-        plain.imshow(picture, **frame)
-        shown, peak = _draw_map(mapped, picture, cams[cell], labels[cell], frame)
-        for axes in (plain, mapped):
+        image_axes.imshow(picture, **image_options)
+        drawn_map, peak = _draw_map(map_axes, picture, cams[cell], labels[cell], image_options)
+        for axes in (image_axes, map_axes):
             _draw_outlines(axes, labels[cell, z])
-        plain.set_title(titles[cell], fontsize=8, loc="left")
-        mapped.set_title(f"slice {z + 1} of {labels.shape[1]}" if peak else "empty map", fontsize=8, loc="right")
-    bar = figure.colorbar(shown, ax=list(grid.ravel()), location="bottom", shrink=0.5, aspect=40, pad=0.02)
+        image_axes.set_title(titles[cell], fontsize=8, loc="left")
+        map_axes.set_title(f"slice {z + 1} of {labels.shape[1]}" if peak else "empty map", fontsize=8, loc="right")
+    bar = figure.colorbar(drawn_map, ax=list(grid.ravel()), location="bottom", shrink=0.5, aspect=40, pad=0.02)
     bar.set_label("Grad-CAM, share of the map's maximum   (target solid, neighbours dashed)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
 
 
 def pipeline_on_one_cell(image: np.ndarray, labels: np.ndarray, cam: np.ndarray, score: Mapping[str, Any]) -> Figure:
-    """From a crop to its score, in four pictures and a bar a region.
+    """Draw the steps from a crop to its score: four images and one bar per region.
 
     Args:
-        image: (C, Z, Y, X), raw intensities. labels, cam: of one cell, as in ``crops_with_maps``.
+        image: (C, Z, Y, X), raw intensities.
+        labels, cam: of one cell, see ``crops_with_maps``.
         score: ``gradcamo``, ``neighbour_share`` and ``background_share`` of the map, ``mask_fraction`` and
-            ``gradcamo_max``; None is left out.
+            ``gradcamo_max``. Values of None are not drawn.
     """
     from matplotlib.colors import to_rgb
 
     figure = new_figure(10, 2.5)
     *panels, bars = figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 1.3])
-    frame, step = _frame(labels[None])
+    image_options, step = _image_options(labels[None])
     z = _largest_slice(labels)
     pixels = binned(image[:, z], step, step)
     picture = composite(pixels, intensity_limits(pixels[None]))
-    crop, masks, mapped, overlap = panels
-    crop.imshow(picture, **frame)
-    masks.imshow(np.array([[0.15] * 3, to_rgb(COLOURS[1]), to_rgb(COLOURS[4])])[labels[z]], **frame)
-    _draw_map(mapped, picture, cam, labels, frame)
-    _draw_map(overlap, picture, cam, labels, frame, only_target=True)
+    crop, masks, map_axes, overlap = panels
+    crop.imshow(picture, **image_options)
+    masks.imshow(np.array([[0.15] * 3, to_rgb(COLOURS[1]), to_rgb(COLOURS[4])])[labels[z]], **image_options)
+    _draw_map(map_axes, picture, cam, labels, image_options)
+    _draw_map(overlap, picture, cam, labels, image_options, only_target=True)
     names = ("1 crop", "2 mask and neighbours", "3 Grad-CAM map", "4 the map inside the mask")
     for axes, name in zip(panels, names, strict=True):
         _draw_outlines(axes, labels[z])
@@ -97,29 +98,31 @@ def pipeline_on_one_cell(image: np.ndarray, labels: np.ndarray, cam: np.ndarray,
     bars.set_yticks(range(3), [name for name, _ in regions], fontsize=8)
     bars.set(xlim=(0, 1.18), ylim=(2.5, -0.6), xticks=[0, 0.5, 1])
     bars.tick_params(axis="x", labelsize=8)
-    bars.set_title("5 shares of the map", fontsize=9)
+    bars.set_title("5 share of the map by region", fontsize=9)
     bars.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 
 def crops_by_dose(images: np.ndarray, labels: np.ndarray, channels: Sequence[str], titles: Sequence[str]) -> Figure:
-    """One cell a column, such as a typical one of each dose, and one stain a row, on one grey scale a stain.
+    """Draw one cell per column, such as a typical cell of each dose, and one stain per row, with one scale per stain.
 
     Args:
-        images: (N, C, Z, Y, X), raw intensities. labels: (N, Z, Y, X), as in ``crops_with_maps``.
-        channels: C names. titles: one a cell.
+        images: (N, C, Z, Y, X), raw intensities.
+        labels: (N, Z, Y, X), see ``crops_with_maps``.
+        channels: C names.
+        titles: one per cell.
     """
     if not len(images):
         return empty_figure("No cells to show")
     figure = new_figure(1.35 * len(images) + 0.3, 1.35 * len(channels) + 0.3)
     grid = figure.subplots(len(channels), len(images), squeeze=False)
-    frame, step = _frame(labels)
+    image_options, step = _image_options(labels)
     slices = [_largest_slice(cell) for cell in labels]
     pixels = binned(np.stack([image[:, z] for image, z in zip(images, slices, strict=True)]), step, step)
     limits = intensity_limits(pixels)
     for (channel, cell), axes in np.ndenumerate(grid):
         low, high = limits[channel]
-        axes.imshow(pixels[cell, channel], cmap="gray", vmin=low, vmax=max(high, low + 1e-9), **frame)
+        axes.imshow(pixels[cell, channel], cmap="gray", vmin=low, vmax=max(high, low + 1e-9), **image_options)
         _draw_outlines(axes, labels[cell, slices[cell]])
         axes.set(xticks=[], yticks=[])
         if channel == 0:
@@ -129,15 +132,15 @@ def crops_by_dose(images: np.ndarray, labels: np.ndarray, channels: Sequence[str
     return figure
 
 
-def _frame(labels: np.ndarray) -> tuple[dict[str, Any], int]:
-    """How crops (N, Z, Y, X) are drawn, and the block of pixels that becomes one."""
+def _image_options(labels: np.ndarray) -> tuple[dict[str, Any], int]:
+    """Return the options of ``imshow`` for crops (N, Z, Y, X), and the edge of the pixel blocks to average."""
     height, width = labels.shape[-2:]
     step = max(1, max(height, width) // _CROP_PIXELS)
     return {"extent": (-0.5, width - 0.5, height - 0.5, -0.5), "interpolation": "nearest"}, step
 
 
 def _largest_slice(labels: np.ndarray) -> int:
-    """The slice of a crop's labels (Z, Y, X) in which the target is largest."""
+    """Return the index of the slice with the largest target area in labels (Z, Y, X)."""
     return int((labels == 1).sum(axis=(1, 2)).argmax())
 
 
@@ -146,21 +149,22 @@ def _draw_map(
     picture: np.ndarray,
     cam: np.ndarray,
     labels: np.ndarray,
-    frame: dict[str, Any],
+    image_options: dict[str, Any],
     only_target: bool = False,
 ) -> tuple[Any, float]:
-    """The map in the target's largest slice, over the picture in grey; the drawn heat and the map's maximum."""
+    """Draw the map over a grey picture in the slice with the largest target; return the drawn map and its maximum."""
     z = _largest_slice(labels)
     heat = upsampled(cam, labels.shape)
     peak = float(heat.max())
     share = heat[z] / (peak or 1)
-    seen = (labels[z] == 1 if only_target else np.ones_like(labels[z])) * (peak > 0)
-    axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=1, **frame)
-    return axes.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=(0.15 + 0.6 * share) * seen, **frame), peak
+    visible = (labels[z] == 1 if only_target else np.ones_like(labels[z])) * (peak > 0)
+    alpha = (0.15 + 0.6 * share) * visible
+    axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=1, **image_options)
+    return axes.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=alpha, **image_options), peak
 
 
 def _draw_outlines(axes: Any, labels: np.ndarray) -> None:
-    """Target and neighbours of a slice (Y, X)."""
+    """Outline target and neighbours in the labels of a slice (Y, X)."""
     from matplotlib.patheffects import withStroke
 
     for region, colour, style in _OUTLINES:
@@ -171,6 +175,6 @@ def _draw_outlines(axes: Any, labels: np.ndarray) -> None:
 
 
 def upsampled(cam: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map (z, y, x) on the crop's grid (Z, Y, X), linear with align_corners=False, as scored."""
+    """Upsample a map (z, y, x) to the crop's grid (Z, Y, X), linearly with align_corners=False, as in scoring."""
     factors = np.divide(shape, cam.shape)
     return ndimage.zoom(np.asarray(cam, np.float64), factors, order=1, mode="nearest", grid_mode=True)

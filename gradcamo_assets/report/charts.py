@@ -1,4 +1,4 @@
-"""Pictures of numbers: scores by dose, site and well, embeddings, and how a training went."""
+"""Draw charts of scores by dose, site and well, and of embeddings."""
 
 from __future__ import annotations
 
@@ -16,43 +16,49 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TREATMENT = ["Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit"]
-_MOST_ROWS, _MOST_POINTS, _MOST_DRAWN = 40, 200, 3000
+_MAX_ROWS, _MAX_POINTS_PER_ROW, _MAX_POINTS = 40, 200, 3000
 _PLATE_FORMATS = [(2, 3), (4, 6), (8, 12), (16, 24), (32, 48)]
 
 
 def score_distributions(
     scores: pl.DataFrame, value: str = "gradcamo", label: str = "Grad-CAMO", threshold: float | None = 0.5
 ) -> Figure:
-    """Boxes (median, quartiles, whiskers to 1.5 interquartile ranges) with cells as points, by treatment and by site.
+    """Draw box plots (median, quartiles, whiskers to 1.5 interquartile ranges) by treatment and by site.
+
+    Cells are points; at most 200 per box are drawn.
 
     Args:
-        scores: one row a cell: ``Metadata_Compound``, ``Metadata_Dose``, ``Metadata_Dose_Unit``, ``Metadata_Site`` and
-            the ``value`` column; rows without a value are left out.
-        threshold: a line is drawn there, unless None.
+        scores: one row per cell: ``Metadata_Compound``, ``Metadata_Dose``, ``Metadata_Dose_Unit``, ``Metadata_Site``
+            and the ``value`` column. Rows without a value are ignored.
+        value: column of the scores.
+        label: of the axis.
+        threshold: position of a line; None for no line.
     """
     scores = scores.drop_nulls(value)
     if scores.is_empty():
         return empty_figure("No scores to show")
-    panels = [
+    groups_by_panel = [
         scores.sort(pl.col("Metadata_Dose") != 0, *_TREATMENT[:2]).partition_by(_TREATMENT),
         scores.sort("Metadata_Site").partition_by("Metadata_Site"),
     ]
-    shown = min(max(map(len, panels)), _MOST_ROWS)
-    figure = new_figure(7, 0.32 * shown + 1.4)
+    n_rows = min(max(map(len, groups_by_panel)), _MAX_ROWS)
+    figure = new_figure(7, 0.32 * n_rows + 1.4)
     for number, axes in enumerate(figure.subplots(1, 2, sharex=True)):
         keys = ["Metadata_Site"] if number else _TREATMENT
         rng = np.random.default_rng(0)
-        groups = [group[value].to_numpy() for group in panels[number][:_MOST_ROWS]]
-        for row, values in enumerate(groups):
-            points = values if len(values) <= _MOST_POINTS else rng.choice(values, _MOST_POINTS, replace=False)
+        groups = groups_by_panel[number]
+        values_by_row = [group[value].to_numpy() for group in groups[:_MAX_ROWS]]
+        for row, points in enumerate(values_by_row):
+            if len(points) > _MAX_POINTS_PER_ROW:
+                points = rng.choice(points, _MAX_POINTS_PER_ROW, replace=False)
             heights = row + rng.uniform(-0.25, 0.25, len(points))
             axes.scatter(points, heights, s=6, color=COLOURS[number], alpha=0.35, linewidths=0)
         axes.boxplot(
-            groups, positions=range(len(groups)), orientation="horizontal", widths=0.6,
+            values_by_row, positions=range(len(values_by_row)), orientation="horizontal", widths=0.6,
             showfliers=False, medianprops={"color": "black", "linewidth": 2},
         )  # fmt: skip
-        _name_rows(axes, [_name(group.select(keys).row(0, named=True), len(group)) for group in panels[number]])
-        axes.set_ylim(shown - 0.5, -0.5)  # boxes of the same height in both panels
+        _name_rows(axes, [_name(group.select(keys).row(0, named=True), len(group)) for group in groups])
+        axes.set_ylim(n_rows - 0.5, -0.5)  # Boxes have the same height in both panels.
         axes.set(xlabel=label)
         if threshold is not None:
             axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
@@ -60,17 +66,17 @@ def score_distributions(
 
 
 def on_target_intervals(table: pl.DataFrame) -> Figure:
-    """The share of cells on target, a row each, with its confidence interval where there is one.
+    """Draw the share of cells on target, one line per row of the table, with its confidence interval if known.
 
     Args:
         table: rows of a ``qc_by_*`` table: ``on_target_fraction``, ``ci_low``, ``ci_high`` (may be NULL), ``n_cells``,
-            and, to name the row, any of ``Metadata_Compound`` with dose and unit, ``Metadata_Well``, ``Metadata_Site``.
+            and, as names, any of ``Metadata_Compound`` with dose and unit, ``Metadata_Well``, ``Metadata_Site``.
     """
     table = table.drop_nulls("on_target_fraction")
     if table.is_empty():
         return empty_figure("No scores to show")
     names = [_name(row, row["n_cells"]) for row in table.iter_rows(named=True)]
-    table = table.head(_MOST_ROWS)
+    table = table.head(_MAX_ROWS)
     share, low, high = (
         table[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
         for column in ("on_target_fraction", "ci_low", "ci_high")
@@ -80,7 +86,7 @@ def on_target_intervals(table: pl.DataFrame) -> Figure:
     axes = figure.subplots()
     axes.hlines(rows, low, high, color=COLOURS[0], linewidth=2)
     for fill, label, dots in (
-        (COLOURS[0], "with 95% interval over wells", np.isfinite(low)),
+        (COLOURS[0], "with 95% confidence interval over wells", np.isfinite(low)),
         ("white", "too few wells for an interval", np.isnan(low)),
     ):
         if dots.any():
@@ -94,50 +100,52 @@ def on_target_intervals(table: pl.DataFrame) -> Figure:
 
 
 def _name(row: dict[str, Any], cells: int) -> str:
-    """``aspirin 0.3 uM, site 2 (n=40)``; a control, whose dose is 0, goes by its compound alone."""
+    """Return a name such as ``aspirin 0.3 uM, site 2 (n=40)``; a control, with dose 0, has its compound only."""
     well, site = row.get("Metadata_Well"), row.get("Metadata_Site")
-    return f"{', '.join(filter(None, [treatment_name(row), well, site and f'site {site}'])) or 'cells'} (n={cells})"
+    names = [treatment_name(row), well, f"site {site}" if site else None]
+    return f"{', '.join(filter(None, names)) or 'cells'} (n={cells})"
 
 
 def _name_rows(axes: Any, names: list[str]) -> None:
-    """Labels from top to bottom; says so where there are more than fit."""
-    shown = min(len(names), _MOST_ROWS)
-    axes.set_yticks(range(shown), names[:shown], fontsize=8)
-    axes.set_ylim(shown - 0.5, -0.5)
-    if len(names) > shown:
-        axes.set_title(f"first {shown} of {len(names)}", fontsize=8)
+    """Label the rows from top to bottom; a title gives the number of rows if some are missing."""
+    n_rows = min(len(names), _MAX_ROWS)
+    axes.set_yticks(range(n_rows), names[:n_rows], fontsize=8)
+    axes.set_ylim(n_rows - 0.5, -0.5)
+    if len(names) > n_rows:
+        axes.set_title(f"first {n_rows} of {len(names)}", fontsize=8)
 
 
 def plate_heat_map(
     wells: pl.DataFrame, value: str, label: str, limits: tuple[float, float] | None = (0.0, 1.0)
 ) -> Figure:
-    """Colour by well on the smallest plate format that holds all wells; wells without a value stay grey.
+    """Draw a heat map of wells on the smallest plate format that holds them; wells without a value are grey.
 
     Args:
-        wells: ``Metadata_Well`` and the ``value`` column, one row a well.
+        wells: ``Metadata_Well`` and the ``value`` column, one row per well.
+        value: column of the values.
         label: name and unit of the value.
-        limits: the colour scale's ends; None for those of the data.
+        limits: ends of the colour scale; None for the range of the data.
 
     Raises:
-        PlateError: for a name that is no well.
+        PlateError: for an invalid well name.
     """
     from matplotlib import colormaps
 
     if wells.is_empty():
         return empty_figure("No wells to show")
-    (rows, columns), letters, places = plate_grid(wells["Metadata_Well"])
+    (rows, columns), letters, positions = plate_grid(wells["Metadata_Well"])
     grid = np.full((rows, columns), np.nan)
-    grid[*places.T] = wells[value].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    grid[*positions.T] = wells[value].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
     figure = new_figure(7, 7 * 0.82 * rows / columns + 0.6)
     axes = figure.subplots()
     low, high = limits or (None, None)
     picture = axes.imshow(grid, cmap=colormaps["viridis"].with_extremes(bad="#E4E4E4"), vmin=low, vmax=high)
     if rows <= 8:
-        for (row, column), amount in np.ndenumerate(grid):
-            if np.isfinite(amount):
-                text = f"{amount:.2f}" if abs(amount) < 10 else f"{amount:.3g}"
-                colour = "w" if amount < np.dot(picture.get_clim(), (0.4, 0.6)) else "k"
+        for (row, column), number in np.ndenumerate(grid):
+            if np.isfinite(number):
+                text = f"{number:.2f}" if abs(number) < 10 else f"{number:.3g}"
+                colour = "w" if number < np.dot(picture.get_clim(), (0.4, 0.6)) else "k"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     step = 1 if rows <= 16 else 2
     axes.set_yticks(range(0, rows, step), letters[::step], fontsize=8)
@@ -151,23 +159,27 @@ def plate_heat_map(
 
 
 def plate_grid(wells: Iterable[str]) -> tuple[tuple[int, int], list[str], np.ndarray]:
-    """The smallest plate format that holds all wells: its size, the letters of its rows, and each well's place (N, 2).
+    """Find the smallest plate format that holds all wells.
+
+    Returns:
+        Its (rows, columns), the letters of its rows, and each well's row and column (N, 2), 0-based.
 
     Raises:
-        PlateError: for a name that is no well.
+        PlateError: for an invalid well name.
     """
     names = [well_name(name) for name in wells]
-    places = np.array([(row_index(name[:-2]), int(name[-2:]) - 1) for name in names])
-    size = next(size for size in _PLATE_FORMATS if (places < size).all())
-    return size, [*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase)][: size[0]], places
+    positions = np.array([(row_index(name[:-2]), int(name[-2:]) - 1) for name in names])
+    size = next(size for size in _PLATE_FORMATS if (positions < size).all())
+    letters = [*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase)]
+    return size, letters[: size[0]], positions
 
 
 def umap_scatter(table: pl.DataFrame) -> Figure:
-    """Two panels: colour for the dose and a marker for the site, and colour for Grad-CAMO.
+    """Draw cells on the UMAP in two panels: by dose (colour) and site (marker), and by Grad-CAMO (colour).
 
     Args:
         table: ``umap_x``, ``umap_y``, ``Metadata_Dose``, ``Metadata_Dose_Unit``, ``Metadata_Site`` and ``gradcamo``
-            (a row without a score is drawn hollow).
+            (a cell without a score is drawn hollow).
     """
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
@@ -186,7 +198,7 @@ def umap_scatter(table: pl.DataFrame) -> Figure:
     markers = {site: MARKERS[number % 8] for number, site in enumerate(np.unique(sites))}
     handles = []
     for number, (dose, unit) in enumerate(order):
-        # Without the palest end of the scale, which is hard to see on white.
+        # Skip the palest end of the scale, which is hard to see on white.
         shade = colormaps["viridis"]((number - 1) / (len(order) - 1) * 0.95) if number else GREY
         for site, marker in markers.items():
             dots = (rank == number) & (sites == site)
@@ -199,9 +211,11 @@ def umap_scatter(table: pl.DataFrame) -> Figure:
     by_dose.set_title("Dose and site" if len(markers) > 1 else "Dose", fontsize=10)
 
     score = table["gradcamo"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    known = np.isfinite(score)
-    by_score.scatter(x[~known], y[~known], s=size, facecolors="none", edgecolors=GREY, linewidths=0.6)
-    points = by_score.scatter(x[known], y[known], s=size, c=score[known], cmap="cividis", vmin=0, vmax=1, linewidths=0)
+    has_score = np.isfinite(score)
+    by_score.scatter(x[~has_score], y[~has_score], s=size, facecolors="none", edgecolors=GREY, linewidths=0.6)
+    points = by_score.scatter(
+        x[has_score], y[has_score], s=size, c=score[has_score], cmap="cividis", vmin=0, vmax=1, linewidths=0
+    )
     figure.colorbar(points, ax=by_score, label="Grad-CAMO")
     by_score.set_title("Score", fontsize=10)
     for axes in (by_dose, by_score):
@@ -211,11 +225,11 @@ def umap_scatter(table: pl.DataFrame) -> Figure:
 
 
 def score_against_ceiling(scores: pl.DataFrame) -> Figure:
-    """How much of what the maps allow is reached: each cell's score over its ceiling, and the median in bins of it.
+    """Draw each cell's score over its ceiling, the highest score its map allows, with medians in bins of the ceiling.
 
     Args:
-        scores: ``gradcamo``, ``gradcamo_max``, ``mask_fraction`` and ``looks_at``, one row a cell; rows without the
-            first two are left out. A sample of 3000 is drawn.
+        scores: ``gradcamo``, ``gradcamo_max``, ``mask_fraction`` and ``looks_at``, one row per cell; rows without the
+            first two are ignored. At most 3000 cells are drawn.
     """
     scores = scores.drop_nulls(["gradcamo", "gradcamo_max"])
     if scores.is_empty():
@@ -223,13 +237,13 @@ def score_against_ceiling(scores: pl.DataFrame) -> Figure:
     figure = new_figure(7, 4.6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="ceiling")
-    drawn = scores.sample(min(_MOST_DRAWN, len(scores)), seed=0)
+    drawn = scores.sample(min(_MAX_POINTS, len(scores)), seed=0)
     for number, region in enumerate(("target", "neighbour", "background", "none")):
         part = drawn.filter(looks_at=region)
         if len(part):
             axes.scatter(
                 part["gradcamo_max"], part["gradcamo"], s=12, color=COLOURS[number], marker=MARKERS[number], alpha=0.5,
-                linewidths=0, label=f"looks at {region}" if number < 3 else "looks nowhere in particular",
+                linewidths=0, label=f"looks at {region}" if number < 3 else "looks at no particular region",
             )  # fmt: skip
     bins = (
         scores.with_columns(pl.col("gradcamo_max").rank("ordinal").mul(8).floordiv(len(scores) + 1).alias("bin"))
@@ -238,10 +252,15 @@ def score_against_ceiling(scores: pl.DataFrame) -> Figure:
         .sort("gradcamo_max")
     )
     axes.plot(
-        bins["gradcamo_max"], bins["gradcamo"], color="black", marker="o", markersize=4, label="median, in eighths"
+        bins["gradcamo_max"],
+        bins["gradcamo"],
+        color="black",
+        marker="o",
+        markersize=4,
+        label="median per eighth of the cells",
     )
     axes.plot(bins["gradcamo_max"], bins["mask_fraction"], color="black", linestyle=":", label="chance")
-    axes.axhline(0.5, color=GREY, linewidth=0.8, label="on target above")
+    axes.axhline(0.5, color=GREY, linewidth=0.8, label="on-target threshold")
     low = max(0.0, float(scores["gradcamo_max"].quantile(0.005) or 0) - 0.05)
     axes.set(xlim=(low, 1.03), ylim=(-0.02, 1.02), xlabel="Highest score the map allows (ceiling)", ylabel="Grad-CAMO")
     figure.legend(loc="outside right center", fontsize=8, frameon=False)

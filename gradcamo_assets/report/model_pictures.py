@@ -1,4 +1,4 @@
-"""Pictures of model versions: their training, what they confuse, how far their confidence holds, how they compare."""
+"""Draw model versions: training curves, confusion, calibration, and comparisons."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from gradcamo_assets.report.style import COLOURS, GREY, MARKERS, empty_figure, n
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_NAMED, _MOST_COUNTED = 40, 12
+_MAX_CLASSES_NAMED, _MAX_CLASSES_COUNTED = 40, 12
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Share of the cells of each true class by predicted class, with the counts where they can be read.
+    """Draw the share of each true class's cells by predicted class; counts are printed for up to 12 classes.
 
     Args:
-        counts: (K, K), true class by predicted class. classes: K names.
+        counts: (K, K), true class by predicted class.
+        classes: K names.
     """
     if not counts.sum():
         return empty_figure("No cells to show")
@@ -29,11 +30,11 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="cividis", vmin=0, vmax=1)
-    if len(classes) <= _MOST_COUNTED:
+    if len(classes) <= _MAX_CLASSES_COUNTED:
         for (row, column), count in np.ndenumerate(counts):
             colour = "w" if share[row, column] < 0.5 else "k"
             axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
-    if len(classes) <= _MOST_NAMED:
+    if len(classes) <= _MAX_CLASSES_NAMED:
         axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
         axes.set_yticks(range(len(classes)), classes, fontsize=8)
     axes.set(xlabel="Predicted class", ylabel="True class")
@@ -42,7 +43,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def reliability(bins: pl.DataFrame) -> Figure:
-    """Accuracy against confidence, a point a bin, its area the cells it holds.
+    """Draw accuracy over confidence, one point per bin; the area of a point shows the number of cells.
 
     Args:
         bins: ``confidence``, ``accuracy``, ``cells``.
@@ -51,24 +52,24 @@ def reliability(bins: pl.DataFrame) -> Figure:
         return empty_figure("No cells to show")
     figure = new_figure(4.2, 3.8)
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
     axes.plot(bins["confidence"], bins["accuracy"], color=COLOURS[0], linewidth=1)
     size = 20 + 180 * bins["cells"].to_numpy() / bins["cells"].sum()
-    axes.scatter(bins["confidence"], bins["accuracy"], s=size, color=COLOURS[0], zorder=3, label="bins of confidence")
+    axes.scatter(bins["confidence"], bins["accuracy"], s=size, color=COLOURS[0], zorder=3, label="confidence bins")
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="Mean confidence", ylabel="Accuracy")
     axes.legend(fontsize=8, frameon=False)
     return figure
 
 
 def training_curves(history: pl.DataFrame) -> Figure:
-    """One panel a metric, one line a split.
+    """Draw one panel per metric, with one line per split.
 
     Args:
-        history: ``epoch`` and columns named ``<split>_<metric>``, such as ``val_loss``; nulls are left out.
+        history: ``epoch`` and columns named ``<split>_<metric>``, such as ``val_loss``; nulls are skipped.
     """
     numeric = history.select(pl.selectors.numeric())
-    lines = [name.split("_", 1) for name in numeric.columns if "_" in name and numeric[name].count()]
-    metrics = list(dict.fromkeys(metric for _, metric in lines))
+    split_metrics = [name.split("_", 1) for name in numeric.columns if "_" in name and numeric[name].count()]
+    metrics = list(dict.fromkeys(metric for _, metric in split_metrics))
     if not metrics:
         return empty_figure("No training history to show")
     columns = min(len(metrics), 3)
@@ -77,7 +78,8 @@ def training_curves(history: pl.DataFrame) -> Figure:
     for axes in panels[len(metrics) :]:
         axes.set_axis_off()
     for axes, metric in zip(panels, metrics, strict=False):
-        for number, split in enumerate(split for split, of in lines if of == metric):
+        splits = [split for split, its_metric in split_metrics if its_metric == metric]
+        for number, split in enumerate(splits):
             points = history.select("epoch", f"{split}_{metric}").drop_nulls().sort("epoch")
             style = {"color": COLOURS[number % 7], "marker": MARKERS[number % 8], "markersize": 3}
             axes.plot(*points.get_columns(), label=split, **style)
@@ -87,11 +89,11 @@ def training_curves(history: pl.DataFrame) -> Figure:
 
 
 def accuracy_against_score(points: pl.DataFrame, x: str = "on_target_fraction", y: str = "accuracy") -> Figure:
-    """A point a row, with its 95% intervals where there are any: right and looking at the cell is up and to the right.
+    """Draw one point per row with its 95% intervals; accurate versions that look at the cell are at the top right.
 
     Args:
         points: ``name``, the columns ``x`` and ``y``, each with ``<column>_low`` and ``<column>_high`` (may be NULL),
-            and ``part``, which gives the marker.
+            and ``part``, which determines the marker.
     """
     points = points.drop_nulls([x, y])
     if points.is_empty():
@@ -102,10 +104,10 @@ def accuracy_against_score(points: pl.DataFrame, x: str = "on_target_fraction", 
     for row in points.iter_rows(named=True):
         colour = COLOURS[names.index(row["name"]) % len(COLOURS)]
         axes.errorbar(
-            row[x], row[y], xerr=_reach(row, x), yerr=_reach(row, y), fmt=MARKERS[parts.index(row["part"]) % 8],
+            row[x], row[y], xerr=_error_bar(row, x), yerr=_error_bar(row, y), fmt=MARKERS[parts.index(row["part"]) % 8],
             color=colour, capsize=3, label=f"{row['name']}, {row['part']}",
         )  # fmt: skip
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=_named(x), ylabel=_named(y))
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=_axis_label(x), ylabel=_axis_label(y))
     axes.grid(color="#DDDDDD")
     axes.set_axisbelow(True)
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
@@ -113,24 +115,26 @@ def accuracy_against_score(points: pl.DataFrame, x: str = "on_target_fraction", 
 
 
 def paired_differences(pairs: pl.DataFrame) -> Figure:
-    """What other versions do that the champion does not, on the same cells: a panel a measure, a row a version.
+    """Draw the differences of other versions from the champion on the same cells: one panel per measure.
 
     Args:
         pairs: ``name``, ``n_cells``, ``measure``, ``difference``, ``low``, ``high`` (may be NULL).
     """
     pairs = pairs.drop_nulls("difference")
     if pairs.is_empty():
-        return empty_figure("No two versions were judged on the same cells")
+        return empty_figure("No two versions were evaluated on the same cells")
     measures = pairs["measure"].unique(maintain_order=True).to_list()
     names = pairs["name"].unique(maintain_order=True).to_list()
     panels = new_figure(7, 0.35 * len(names) + 1.3).subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axes, measure in zip(panels, measures, strict=True):
         axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
         for row in pairs.filter(measure=measure).iter_rows(named=True):
-            reach = _reach({"d": row["difference"], "d_low": row["low"], "d_high": row["high"]}, "d")
-            axes.errorbar(row["difference"], names.index(row["name"]), xerr=reach, fmt="o", color=COLOURS[0], capsize=3)
-        axes.set_title(_named(measure), fontsize=9)
-        axes.set_xlabel("less the champion's", fontsize=8)
+            error_bar = _error_bar({"d": row["difference"], "d_low": row["low"], "d_high": row["high"]}, "d")
+            axes.errorbar(
+                row["difference"], names.index(row["name"]), xerr=error_bar, fmt="o", color=COLOURS[0], capsize=3
+            )
+        axes.set_title(_axis_label(measure), fontsize=9)
+        axes.set_xlabel("difference from champion", fontsize=8)
         axes.locator_params(axis="x", nbins=5)
     panels[0].set_yticks(range(len(names)), names, fontsize=8)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
@@ -138,7 +142,7 @@ def paired_differences(pairs: pl.DataFrame) -> Figure:
 
 
 def layer_scores(layers: pl.DataFrame) -> Figure:
-    """What each layer's maps say of the same cells, a row a layer from the image to the head.
+    """Draw the scores of the same cells at several layers, one row per layer from the image to the head.
 
     Args:
         layers: ``layer``, ``on_target_fraction`` with ``_low`` and ``_high`` (may be NULL), ``median_gradcamo``,
@@ -156,11 +160,11 @@ def layer_scores(layers: pl.DataFrame) -> Figure:
     axes.hlines(rows, chance, ceiling, color="#CCCCCC", linewidth=6, label="from chance to ceiling")
     axes.scatter(score, rows, marker="|", s=160, color="black", label="median score", zorder=3)
     for number, name in enumerate(("on_target_fraction", "median_adjusted")):
-        for place, row in enumerate(layers.iter_rows(named=True)):
+        for position, row in enumerate(layers.iter_rows(named=True)):
             if row[name] is not None:
                 axes.errorbar(
-                    row[name], place + 0.18 * (2 * number - 1), xerr=_reach(row, name), fmt=MARKERS[number],
-                    color=COLOURS[number], capsize=3, label=None if place else _named(name),
+                    row[name], position + 0.18 * (2 * number - 1), xerr=_error_bar(row, name), fmt=MARKERS[number],
+                    color=COLOURS[number], capsize=3, label=None if position else _axis_label(name),
                 )  # fmt: skip
     axes.set_yticks(rows, layers["layer"].to_list(), fontsize=8)
     axes.set(xlim=(min(-0.02, *axes.get_xlim()), 1.02), ylim=(len(layers) - 0.5, -0.5))
@@ -168,13 +172,13 @@ def layer_scores(layers: pl.DataFrame) -> Figure:
     return figure
 
 
-def _reach(row: dict[str, Any], column: str) -> np.ndarray | None:
-    """Lengths of an error bar, (2, 1); None without an interval."""
+def _error_bar(row: dict[str, Any], column: str) -> np.ndarray | None:
+    """Return the lengths of an error bar, (2, 1); None without an interval."""
     low, middle, high = (row.get(name) for name in (f"{column}_low", column, f"{column}_high"))
     return None if low is None or high is None else np.clip([[middle - low], [high - middle]], 0, None)
 
 
-def _named(column: str) -> str:
+def _axis_label(column: str) -> str:
     return {
         "on_target_fraction": "Share of cells on target",
         "median_adjusted": "Median adjusted score",
@@ -184,13 +188,13 @@ def _named(column: str) -> str:
 
 
 def map_by_epoch(cells: pl.DataFrame) -> list[Figure]:
-    """One picture an epoch of training, on the same axes: how classes come apart on the map.
+    """Draw validation cells on the map after every epoch of training, on the same axes.
 
     Args:
         cells: ``epoch``, ``treatment_class``, ``umap_x``, ``umap_y``.
     """
     names, figures = cells["treatment_class"].unique().sort().to_list(), []
-    corners = cells.select(pl.min("umap_x", "umap_y").name.suffix("_0"), pl.max("umap_x", "umap_y")).row(0)
+    limits = cells.select(pl.min("umap_x", "umap_y").name.suffix("_0"), pl.max("umap_x", "umap_y")).row(0)
     for (epoch,), rows in cells.group_by("epoch", maintain_order=True):
         figure = new_figure(4.2, 4.4)
         axes = figure.subplots()
@@ -200,13 +204,13 @@ def map_by_epoch(cells: pl.DataFrame) -> list[Figure]:
                 part["umap_x"], part["umap_y"], s=14, color=COLOURS[number % len(COLOURS)],
                 marker=MARKERS[number % len(MARKERS)], linewidths=0, alpha=0.8, label=name,
             )  # fmt: skip
-        axes.set(xlim=_wider(corners[0], corners[2]), ylim=_wider(corners[1], corners[3]), xticks=[], yticks=[])
+        axes.set(xlim=_with_margin(limits[0], limits[2]), ylim=_with_margin(limits[1], limits[3]), xticks=[], yticks=[])
         axes.set_title(f"Validation cells after epoch {epoch}", fontsize=9)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7, frameon=False)
         figures.append(figure)
     return figures
 
 
-def _wider(low: float, high: float) -> tuple[float, float]:
+def _with_margin(low: float, high: float) -> tuple[float, float]:
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin

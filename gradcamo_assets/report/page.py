@@ -1,6 +1,7 @@
-"""The QC report, one HTML page on its own: verdict, plate, pictures, tables. Its words are made in ``verdict``.
+"""Write the QC report as one self-contained HTML page: verdict, plate, pictures and tables.
 
-The page is ``report.html`` with the script ``report.js``; the page's own policy lets nothing else run or be fetched.
+The page is made from ``report.html`` and ``report.js``. Its content security policy forbids any other script or
+request.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from gradcamo_assets.report.wording import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_ROWS = 400
-_NOTHING = "\N{EN DASH}"
+MAX_ROWS = 400
+_NO_VALUE = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report; ``alt`` says in words what is seen."""
+    """A figure of the report; ``alt`` describes it in words."""
 
     title: str
     caption: str
@@ -40,7 +41,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Listing:
-    """A table of the report; ``notes`` say what its columns mean."""
+    """A table of the report; ``notes`` explain its columns."""
 
     title: str
     caption: str
@@ -57,41 +58,44 @@ def qc_report_html(
     wells: pl.DataFrame | None = None,
     made: str = "",
 ) -> str:
-    """A self-contained page: verdict first, then the plate, pictures and tables. All text is escaped.
+    """Return a self-contained page: verdict first, then the plate, pictures and tables. All text is escaped.
 
     Args:
-        plate, model: what was judged, and by which model version.
+        plate, model: names of the plate and the model version.
         tables: the first 400 rows are shown; a single row is shown as a list.
-        wells: one row a well: ``Metadata_Well``, ``on_target_fraction``, ``n_cells``, ``Metadata_Compound`` with dose
-            and unit, ``trained`` (whether the model learned from it) and ``reason`` (why to drop it, or NULL).
-        made: when and by what, a few words.
+        wells: one row per well: ``Metadata_Well``, ``on_target_fraction``, ``n_cells``, ``Metadata_Compound`` with dose
+            and unit, ``trained`` (whether it is a training well) and ``reason`` (why to drop it, or NULL).
+        made: a short note on when and by what the scores were made.
 
     Raises:
-        PlateError: for a name that is no well.
+        PlateError: for an invalid well name.
     """
     from jinja2 import Environment
 
-    here = Path(__file__)
-    script = here.with_name("report.js").read_text(encoding="utf-8")
+    this_file = Path(__file__)
+    script = this_file.with_name("report.js").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True)
-    environment.filters |= {"shown": _shown, "named": lambda name: name.removeprefix("Metadata_").replace("_", " ")}
+    environment.filters |= {
+        "format_value": _format_value,
+        "column_name": lambda name: name.removeprefix("Metadata_").replace("_", " "),
+    }
     columns, grid = _grid(wells) if wells is not None and len(wells) else (0, [])
     images = []
     for picture in pictures:
         uri, width, height = to_data_uri(picture.figure)
-        about = {"title": picture.title, "caption": picture.caption, "alt": picture.alt}
-        images.append({**about, "uri": uri, "width": width, "height": height})
-    return environment.from_string(here.with_name("report.html").read_text(encoding="utf-8")).render(
+        texts = {"title": picture.title, "caption": picture.caption, "alt": picture.alt}
+        images.append({**texts, "uri": uri, "width": width, "height": height})
+    return environment.from_string(this_file.with_name("report.html").read_text(encoding="utf-8")).render(
         plate=plate, model=model, verdict=verdict, pictures=images, tables=tables, grid=grid, columns=columns,
-        made=made, most=MOST_ROWS, scale=", ".join(_colour(share)[0] for share in np.linspace(0, 1, 6)),
+        made=made, max_rows=MAX_ROWS, scale=", ".join(_colours(share)[0] for share in np.linspace(0, 1, 6)),
         script=script, digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
 
 
-def _shown(value: Any, name: str = "") -> str:
-    """A value as a table shows it: to three decimals, but for doses, which may be smaller."""
+def _format_value(value: Any, name: str = "") -> str:
+    """Format a value for a table: three decimals, or six significant digits for doses, which may be smaller."""
     if value is None or value != value:
-        return _NOTHING
+        return _NO_VALUE
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
     if isinstance(value, float):
@@ -100,30 +104,37 @@ def _shown(value: Any, name: str = "") -> str:
 
 
 def _grid(wells: pl.DataFrame) -> tuple[int, list[tuple[str, list[dict[str, Any] | None]]]]:
-    """The number of columns, and by row letter what each well shows, None where the plate has no such well."""
-    shape, letters, places = plate_grid(wells["Metadata_Well"])
+    """Return the number of columns, and the cells of each row by its letter; None for a position without a well."""
+    shape, letters, positions = plate_grid(wells["Metadata_Well"])
     rows: list[tuple[str, list[dict[str, Any] | None]]] = [(letter, [None] * shape[1]) for letter in letters]
-    for (row, column), well in zip(places, wells.iter_rows(named=True), strict=True):
-        rows[row][1][column] = _well(well)
+    for (row, column), well in zip(positions, wells.iter_rows(named=True), strict=True):
+        rows[row][1][column] = _well_cell(well)
     return shape[1], rows
 
 
-def _well(well: Mapping[str, Any]) -> dict[str, Any]:
+def _well_cell(well: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the text, label and colours of a well in the plate map."""
     share = well["on_target_fraction"]
-    named = ", ".join(filter(None, [well["Metadata_Well"], treatment_name(well)]))
+    name = ", ".join(filter(None, [well["Metadata_Well"], treatment_name(well)]))
     if share is not None:
-        back, front = _colour(share)
-        text, short = f"{share:.0%} of {well['n_cells']} cells on target", f"{100 * share:.0f}"
+        background, foreground = _colours(share)
+        text, label = f"{share:.0%} of {well['n_cells']} cells on target", f"{100 * share:.0f}"
     else:
-        back, front = "#eeeeee", "#000000"
-        text, short = ("the model was trained on it", "t") if well["trained"] else ("no cell has a score", "")
+        background, foreground = "#eeeeee", "#000000"
+        text, label = ("the model was trained on this well", "t") if well["trained"] else ("no cell has a score", "")
     if well["reason"]:
-        text, short = f"{text}; drop it: {well['reason']}", f"{short}x"
-    return {"text": f"{named}: {text}", "short": short, "drop": bool(well["reason"]), "back": back, "front": front}
+        text, label = f"{text}; drop it: {well['reason']}", f"{label}x"
+    return {
+        "text": f"{name}: {text}",
+        "label": label,
+        "drop": bool(well["reason"]),
+        "background": background,
+        "foreground": foreground,
+    }
 
 
-def _colour(share: float) -> tuple[str, str]:
-    """A colour of the scale, and black or white on it: the better of the two has a contrast of 4.58 or more.
+def _colours(share: float) -> tuple[str, str]:
+    """Return a colour of the scale, and black or white text with the higher contrast, which is at least 4.58.
 
     Relative luminance: https://www.w3.org/TR/WCAG22/#dfn-relative-luminance
     """

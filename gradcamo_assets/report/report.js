@@ -1,19 +1,19 @@
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => {
-  const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
-  const down = head.getAttribute("aria-sort") === "ascending", numbers = head.classList.contains("n");
+  const header = button.parentElement, table = header.closest("table"), body = table.tBodies[0];
+  const descending = header.getAttribute("aria-sort") === "ascending", isNumeric = header.classList.contains("n");
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const compare = numbers ? (a, b) => parseFloat(a) - parseFloat(b)
+  header.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  const compare = isNumeric ? (a, b) => parseFloat(a) - parseFloat(b)
     : (a, b) => a.localeCompare(b, "en", {numeric: true});
-  const rows = [...body.rows].map(row => [row.cells[head.cellIndex].textContent.trim(), row]);
-  rows.sort(([a], [b]) => (a === "–") - (b === "–") || (down ? compare(b, a) : compare(a, b)));
+  const rows = [...body.rows].map(row => [row.cells[header.cellIndex].textContent.trim(), row]);
+  rows.sort(([a], [b]) => (a === "–") - (b === "–") || (descending ? compare(b, a) : compare(a, b)));
   body.append(...rows.map(([, row]) => row));
 });
 const plate = document.querySelector(".plate");
 if (plate) {
-  const said = document.getElementById("well"), wells = [...plate.querySelectorAll("td[title]")];
+  const details = document.getElementById("well"), wells = [...plate.querySelectorAll("td[title]")];
   const step = {ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0]};
-  const show = event => { if (event.target.title) said.textContent = event.target.title; };
+  const show = event => { if (event.target.title) details.textContent = event.target.title; };
   if (wells.length) wells[0].tabIndex = 0;
   plate.addEventListener("pointermove", show);
   plate.addEventListener("focusin", show);

@@ -1,4 +1,4 @@
-"""How alike the stains of a plate are, as a picture."""
+"""Draw the correlation between the stains of a plate."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _COLUMNS = ["channel_a", "channel_b", "median_correlation", "q25_correlation", "
 
 
 def channel_correlations(table: pl.DataFrame) -> Figure:
-    """A square a pair of stains: the median over cells of Pearson's correlation, and its quartiles.
+    """Draw Pearson's correlation for every pair of stains: its median over cells, and its quartiles.
 
     Args:
-        table: ``channel_a``, ``channel_b``, ``median_correlation``, ``q25_correlation``, ``q75_correlation``, each pair
-            once; a pair without a value stays grey.
+        table: ``channel_a``, ``channel_b``, ``median_correlation``, ``q25_correlation``, ``q75_correlation``, one row
+            per pair; a pair without a value is grey.
     """
     from matplotlib import colormaps
 
     if table.is_empty():
-        return empty_figure("One stain has nothing to be compared with")
+        return empty_figure("There is only one stain, so there are no pairs to compare")
     names = list(dict.fromkeys([*table["channel_a"], *table["channel_b"]]))
     grid = np.where(np.eye(len(names)), 1.0, np.nan)
     figure = new_figure(1.1 * len(names) + 1.3, 0.8 * len(names) + 0.5)
@@ -41,6 +41,6 @@ def channel_correlations(table: pl.DataFrame) -> Figure:
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.tick_params(length=0)
-    axes.set_title("below the diagonal the median over cells, above it the quartiles", fontsize=8)
+    axes.set_title("below the diagonal: median over cells; above: quartiles", fontsize=8)
     figure.colorbar(picture, ax=axes, label="Pearson's correlation")
     return figure

@@ -1,4 +1,4 @@
-"""What all pictures share: colours that colour-blind readers can tell apart, names of treatments, the empty page."""
+"""Define what all figures share: a colour-blind safe palette, treatment names, and the empty figure."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette without its yellow, which vanishes on white.
+# Okabe and Ito's palette without yellow, which is hard to see on white.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
 MARKERS = "osD^vP*X"
 GREY = "#6E6E6E"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure with a constrained layout, sizes in inches."""
+    """Create a figure with a constrained layout; sizes are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def empty_figure(message: str) -> Figure:
-    """A figure that says in words why there is nothing to see."""
+    """Create a figure with a message in place of a chart."""
     figure = new_figure(7, 1.2)
     figure.text(0.5, 0.5, message, ha="center", va="center", color=GREY)
     return figure
 
 
 def treatment_name(row: Mapping[str, Any]) -> str | None:
-    """``aspirin 0.3 uM`` of a row's ``Metadata_Compound``, dose and unit; a control goes by its compound alone."""
+    """Return a name such as ``aspirin 0.3 uM``; a control, with dose 0, has its compound only."""
     compound, dose = row.get("Metadata_Compound"), row.get("Metadata_Dose")
-    return f"{compound} {dose:g} {row.get('Metadata_Dose_Unit') or ''}".strip() if compound and dose else compound
+    if not compound or not dose:
+        return compound
+    return f"{compound} {dose:g} {row.get('Metadata_Dose_Unit') or ''}".strip()

@@ -1,4 +1,4 @@
-"""What a report says first: the answers of the QC database's questions about one plate, in sentences."""
+"""Write the sentences at the top of a report: the answers to the QC database's questions about one plate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import polars as pl
 
 from gradcamo_assets.report.style import treatment_name
 
-_REGIONS = {"target": "the cell", "neighbour": "its neighbours", "background": "the background"}
-_INSTEAD = {"neighbour": ": neighbours draw the most", "background": ": the background draws the most", "none": ""}
-_MOST_NAMED = 12
+_REGIONS = {"target": "the cell", "neighbour": "neighbouring cells", "background": "the background"}
+_MAX_NAMES = 12
 
 
 @dataclass(frozen=True)
@@ -25,137 +24,158 @@ class Verdict:
 
 
 def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapping[str, Any] | None) -> Verdict:
-    """The verdict on a plate by one model version.
+    """Write the verdict on a plate by one model version.
 
     Args:
         scores: cells the model was not trained on: ``looks_at``, ``gradcamo_adjusted``, ``on_target``.
-        views: rows of this plate and version of ``trusted_doses``, ``wells_to_drop``, ``site_effect``, ``model_gain``,
-            ``plate_drift`` and ``audit_by_plate``; a view that is missing or empty has nothing to say.
+        views: rows of this plate and version from ``trusted_doses``, ``wells_to_drop``, ``site_effect``,
+            ``model_gain``, ``plate_drift`` and ``audit_by_plate``, by view. A view may be missing or empty.
         model: the version's row: ``architecture``, ``train_plates``, ``train_wells``, ``created_at``, ``metrics``,
             ``swap``, ``regulariser``, ``regulariser_weight``.
     """
     looks = scores["looks_at"].drop_nulls()
     if not len(looks):
-        return Verdict("The model has no score for a held-out cell of this plate", "", [])
-    share = {where: (looks == where).sum() / len(looks) for where in (*_REGIONS, "none")}
-    on_target = scores["on_target"].sum() / max(1, scores["on_target"].count())
-    most = max((where for where in share if where != "target"), key=lambda where: share[where])
+        return Verdict("No held-out cell of this plate has a score", "", [])
+    shares = {region: int((looks == region).sum()) / len(looks) for region in (*_REGIONS, "none")}
+    on_target = int(scores["on_target"].sum()) / max(1, scores["on_target"].count())
     rows = {name: frame.to_dicts() for name, frame in views.items()}
-    favoured = on_target >= 0.5 or share["target"] >= 0.5
-    survives = next((row.get("survives_swap") for row in rows.get("audit_by_plate", [])), None)
-    if favoured and survives is not None and survives <= 0.5:
-        headline = f"Most maps favour the cell, but only {survives:.0%} of the answers survive other surroundings"
-    elif favoured and survives is None and _rewarded(model):
-        headline = "Most maps favour the cell, as they were trained to, and no swap test says whether the answers do"
-    elif on_target >= 0.5:
-        headline = "Most profiles describe their cell: more than half of the model's map lies on it"
-    elif share["target"] >= 0.5:
-        headline = "Most maps favour the cell, but few lie mainly on it: profiles tell of its surroundings too"
-    else:
-        headline = "Most profiles do not look at the cell they describe" + _INSTEAD[most]
-    unscored = len(scores) - len(looks)
-    shares = (
-        f"Of {len(looks)} profiles of held-out cells {share['target']:.0%} look at their own cell, "
-        f"{share['neighbour']:.0%} at neighbouring cells, {share['background']:.0%} at the background and "
-        f"{share['none']:.0%} nowhere in particular; {on_target:.0%} have more than half of their map on the cell "
-        f"(on target). The median adjusted score is "
-        f"{_number(scores['gradcamo_adjusted'].median())}: 0 is chance, 1 the best the maps allow."
-        + f" {unscored} more have no score."
-        * (unscored > 0)
-    )
+    maps_favour_cell = on_target >= 0.5 or shares["target"] >= 0.5
+    survival = next((row.get("survives_swap") for row in rows.get("audit_by_plate", [])), None)
     answers = [
         ("Which doses can be trusted?", _doses(rows.get("trusted_doses", []))),
         ("Which wells should be dropped?", _wells(rows.get("wells_to_drop", []))),
         ("Does the site matter?", _sites(rows.get("site_effect", []))),
-        ("What does the model rest on?", _audit(rows.get("audit_by_plate", []))),
-        ("Do its answers come from the cell?", _swap_test(rows.get("audit_by_plate", []), favoured)),
-        ("Has the new model helped?", _gain(rows.get("model_gain", []))),
-        ("Is the plate like earlier ones?", _drift(rows.get("plate_drift", []))),
+        ("What do the predictions depend on?", _audit(rows.get("audit_by_plate", []))),
+        ("Do the predictions come from the cell?", _swap_test(rows.get("audit_by_plate", []), maps_favour_cell)),
+        ("Is the new model better?", _gain(rows.get("model_gain", []))),
+        ("Is the plate like earlier plates?", _drift(rows.get("plate_drift", []))),
         ("How was the model trained?", _training(model)),
     ]
-    return Verdict(headline, shares, [(question, answer) for question, answer in answers if answer])
+    return Verdict(
+        headline=_headline(shares, on_target, survival, _is_penalised(model)),
+        shares=_describe_shares(scores, shares, on_target),
+        answers=[(question, answer) for question, answer in answers if answer],
+    )
+
+
+def _headline(shares: Mapping[str, float], on_target: float, survival: float | None, is_penalised: bool) -> str:
+    if on_target >= 0.5 or shares["target"] >= 0.5:
+        if survival is not None and survival <= 0.5:
+            return f"Most maps favour the cell, but only {survival:.0%} of the predictions survive the swap test"
+        if survival is None and is_penalised:
+            return "Most maps favour the cell, but training rewarded this, and no swap test confirms it"
+        if on_target >= 0.5:
+            return "Most profiles describe their cell: more than half of the model's map lies on it"
+        return "Most maps favour the cell, but few lie mainly on it: profiles also describe its surroundings"
+    headline = "Most maps do not look at their cell"
+    region = max((region for region in shares if region != "target"), key=lambda region: shares[region])
+    if region in _REGIONS:
+        headline += f"; the most frequent alternative is {_REGIONS[region]}"
+    return headline
+
+
+def _describe_shares(scores: pl.DataFrame, shares: Mapping[str, float], on_target: float) -> str:
+    scored = scores["looks_at"].count()
+    text = (
+        f"Of the maps of {scored} held-out cells, {shares['target']:.0%} look at their own cell, "
+        f"{shares['neighbour']:.0%} at neighbouring cells, {shares['background']:.0%} at the background and "
+        f"{shares['none']:.0%} at no particular region. {on_target:.0%} lie more than half on the cell (on target). "
+        f"The median adjusted score is {_number(scores['gradcamo_adjusted'].median())}: 0 is chance, 1 the best the "
+        "maps allow."
+    )
+    if unscored := len(scores) - scored:
+        text += f" Cells without a score: {unscored}."
+    return text
 
 
 def _doses(rows: list[dict[str, Any]]) -> str:
-    """Treatments by what is said of them; the controls' verdict counts like any other."""
-    kinds = ("trusted", "undecided", "fails the swap", "trained for", "not trusted", "too few wells")
-    named: dict[str, list[str]] = {kind: [] for kind in kinds}
+    """List treatments by their verdict; controls are included."""
+    verdicts = ("trusted", "undecided", "fails the swap", "trained for", "not trusted", "too few wells")
+    names: dict[str, list[str]] = {kind: [] for kind in verdicts}
     for row in rows:
         share = "" if row["on_target_fraction"] is None else f" ({row['on_target_fraction']:.0%})"
-        named[row["verdict"]].append(f"{treatment_name(row) or 'untreated'}{share}")
-    parts = [f"{kind.capitalize()}: {_list(names)}." for kind, names in named.items() if names]
-    if parts and not named["trusted"]:
-        parts.insert(0, "None for sure.")
-    meaning = (
-        "In brackets the share of cells on target; a dose is trusted where its 95% interval over wells lies above 50%, "
-        "and the plate does not fail the swap test, which a score that was trained for must have passed."
+        names[row["verdict"]].append(f"{treatment_name(row) or 'untreated'}{share}")
+    parts = [f"{kind.capitalize()}: {_join(treatments)}." for kind, treatments in names.items() if treatments]
+    if not parts:
+        return ""
+    if not names["trusted"]:
+        parts.insert(0, "No dose is trusted.")
+    explanation = (
+        "In brackets: share of cells on target. A dose is trusted if the 95% confidence interval over its wells lies "
+        "above 50% and the plate does not fail the swap test. If training rewarded the score, the plate must also have "
+        "passed that test."
     )
-    return " ".join([*parts, meaning] if parts else [])
+    return " ".join([*parts, explanation])
 
 
 def _wells(rows: list[dict[str, Any]]) -> str:
-    reasons = dict.fromkeys(row["reason"] for row in rows)
-    named = [f"{_list(row['Metadata_Well'] for row in rows if row['reason'] == why)} ({why})" for why in reasons]
-    return f"{'; '.join(named)}." if named else "None: no well stands out, none is at chance."
+    wells: dict[str, list[str]] = {}
+    for row in rows:
+        wells.setdefault(row["reason"], []).append(row["Metadata_Well"])
+    if not wells:
+        return "None: no well is an outlier or at chance."
+    return f"{'; '.join(f'{_join(names)} ({reason})' for reason, names in wells.items())}."
 
 
 def _sites(rows: list[dict[str, Any]]) -> str:
     if len(rows) < 2:
-        return "There is one site only." if rows else ""
-    differ = [row for row in rows if row["verdict"] in ("higher", "lower")]
-    named = [f"site {row['Metadata_Site']} is {row['verdict']} ({row['difference']:+.2f})" for row in differ]
-    if not named:
-        return f"No: none of the {len(rows)} sites differs clearly from the others of the same wells."
-    return f"Yes: {_list(named)} than the other sites of the same wells, in adjusted score."
+        return "The plate has only one site." if rows else ""
+    differing = [row for row in rows if row["verdict"] in ("higher", "lower")]
+    if not differing:
+        return f"No: none of the {len(rows)} sites differs clearly from the other sites of the same wells."
+    names = _join(f"site {row['Metadata_Site']} is {row['verdict']} ({row['difference']:+.2f})" for row in differing)
+    return f"Yes: {names} in adjusted score than the other sites of the same wells."
 
 
 def _audit(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     (row,) = rows
-    drops = {what: row[f"logit_drop_{region}"] for region, what in _REGIONS.items()}
-    known = {what: drop for what, drop in drops.items() if drop is not None}
-    if not known:
+    drops = {name: row[f"logit_drop_{region}"] for region, name in _REGIONS.items()}
+    drops = {name: drop for name, drop in drops.items() if drop is not None}
+    if not drops:
         return ""
-    first = max(known, key=lambda what: known[what])
-    falls = ", ".join(f"{_number(drop)} for {what}" for what, drop in known.items())
-    text = f"Mostly {first}. " if known[first] > 0 else "No one region. "
+    largest = max(drops, key=lambda name: drops[name])
+    text = f"Mostly on {largest}. " if drops[largest] > 0 else "On no single region. "
     text += (
-        f"Put other background in a region's place and the logit falls by: {falls} (medians of {row['n_cells']} cells)."
+        "When other background replaces a region, the model's output for its predicted class (logit) falls by "
+        f"{', '.join(f'{_number(drop)} for {name}' for name, drop in drops.items())} "
+        f"(medians over {row['n_cells']} cells)."
     )
     if (agreement := row["score_effect_correlation"]) is not None:
-        text += f" Score and measured effect agree with a rank correlation of {agreement:.2f}."
+        text += f" The rank correlation between score and measured effect is {agreement:.2f}."
     return text
 
 
-def _swap_test(rows: list[dict[str, Any]], favoured: bool) -> str:
+def _swap_test(rows: list[dict[str, Any]], maps_favour_cell: bool) -> str:
     if not rows or rows[0].get("survives_swap") is None:
         return ""
     (row,) = rows
-    stays = row["survives_swap"] > 0.5
-    meaning = {
-        (True, True): "Its maps lie on the cell, and most of its answers stay with it.",
-        (True, False): "Its maps lie on the cell, but its answers hang on what surrounds it.",
-        (False, True): "Most of its answers stay with the cell, though its maps do not lie on it.",
-        (False, False): "Its maps do not lie on the cell, and its answers hang on what surrounds it.",
-    }[favoured, stays]
-    return (
-        f"{meaning} Of {row['n_cells']} audited cells {row['survives_swap']:.0%} survive the swap: their class stays "
-        "in other cells' surroundings, more probable there than with another cell in their place. "
-        f"{row['trusted']:.0%} do and have a map that looks at the cell (trusted)."
-        + " Where a well has one treatment, its neighbours show it too, and may be what the model reads."
-        * (not stays)
+    survives = row["survives_swap"] > 0.5
+    finding = {
+        (True, True): "Yes. The maps lie on the cell, and most predictions stay with it.",
+        (True, False): "No. The maps lie on the cell, but most predictions depend on its surroundings.",
+        (False, True): "Mostly. Most predictions stay with the cell, although the maps do not lie on it.",
+        (False, False): "No. The maps do not lie on the cell, and most predictions depend on its surroundings.",
+    }[maps_favour_cell, survives]
+    text = (
+        f"{finding} Of {row['n_cells']} audited cells, {row['survives_swap']:.0%} survive the swap: they keep their "
+        "class in other cells' surroundings, and it is more probable for them than for another cell in their place. "
+        f"{row['trusted']:.0%} survive and have a map that looks at the cell (trusted)."
     )
+    if not survives:
+        text += " If each well has one treatment, neighbours show it too, and the model may read it from them."
+    return text
 
 
 def _gain(rows: list[dict[str, Any]]) -> str:
     if not rows:
-        return "It is the first champion that has scored this plate."
+        return "This is the first champion model that has scored this plate."
     (row,) = rows
     return (
-        f"{row['verdict'].capitalize()}: {row['on_target_before']:.0%} of {row['n_cells']} cells were on target by "
-        f"version {row['previous_version']}, {row['on_target_now']:.0%} are now; the mean adjusted score went from "
-        f"{_number(row['adjusted_before'])} to {_number(row['adjusted_now'])}."
+        f"{row['verdict'].capitalize()}: of {row['n_cells']} cells, {row['on_target_before']:.0%} were on target with "
+        f"version {row['previous_version']} and {row['on_target_now']:.0%} are now. The mean adjusted score changed "
+        f"from {_number(row['adjusted_before'])} to {_number(row['adjusted_now'])}."
     )
 
 
@@ -164,11 +184,14 @@ def _drift(rows: list[dict[str, Any]]) -> str:
         return ""
     (row,) = rows
     if row["verdict"] == "too few earlier plates":
-        return f"Too early to say: {_count(row['earlier_plates'], 'earlier plate')}, and it takes eight."
+        return f"Unknown: {_count(row['earlier_plates'], 'earlier plate')} so far, eight are needed."
     names = {"on_target": "share on target", "adjusted": "adjusted score", "control": "adjusted score of controls"}
-    far = [f"{text} ({row[f'{name}_deviation']:+.1f})" for name, text in names.items() if row[f"{name}_deviation"]]
-    said = "No: it differs" if row["verdict"] == "differs" else "Yes"
-    return f"{said}. Robust deviations from {row['earlier_plates']} earlier plates: {', '.join(far) or 'none'}."
+    deviations = [f"{text} {row[f'{name}_deviation']:+.1f}" for name, text in names.items() if row[f"{name}_deviation"]]
+    answer = "No, it differs." if row["verdict"] == "differs" else "Yes."
+    return (
+        f"{answer} Difference from {row['earlier_plates']} earlier plates, in robust standard deviations: "
+        f"{', '.join(deviations) or 'none'}."
+    )
 
 
 def _training(model: Mapping[str, Any] | None) -> str:
@@ -177,37 +200,40 @@ def _training(model: Mapping[str, Any] | None) -> str:
     plates, metrics = model["train_plates"] or [], model["metrics"] or {}
     text = f"{model['architecture'] or 'An encoder'}"
     if plates:
-        text += f", on {_count(len(model['train_wells'] or []), 'well')} of {_list(plates, 3)}"
+        text += f", trained on {_count(len(model['train_wells'] or []), 'well')} of {_join(plates, 3)}"
     if model["created_at"]:
         text += f", registered {model['created_at']:%Y-%m-%d}"
-    parts = {"test_accuracy": "wells held out", "unseen_accuracy": "plates not trained on"}
-    known = [f"{metrics[name]:.0%} of the cells of {of}" for name, of in parts.items() if metrics.get(name) is not None]
-    text += f". It tells the class of {' and '.join(known)}." if known else "."
-    return f"{text} {_cure(model)}"
+    parts = {"test_accuracy": "in held-out wells", "unseen_accuracy": "on plates outside the training"}
+    accuracies = [
+        f"{metrics[name]:.0%} of the cells {cells}" for name, cells in parts.items() if metrics.get(name) is not None
+    ]
+    text += f". It predicts the class of {' and '.join(accuracies)} correctly." if accuracies else "."
+    return f"{text} {_swap_and_penalty(model)}"
 
 
-def _rewarded(model: Mapping[str, Any] | None) -> bool:
-    """Whether training asked for maps on the cell, so that they are no evidence by themselves."""
+def _is_penalised(model: Mapping[str, Any] | None) -> bool:
+    """Tell whether training penalised maps outside the cell, so that maps alone are no evidence."""
     return model is not None and model.get("regulariser") not in (None, "none")
 
 
-def _cure(model: Mapping[str, Any]) -> str:
+def _swap_and_penalty(model: Mapping[str, Any]) -> str:
     if model.get("swap") is None:
-        return "Whether surroundings were swapped in training, or maps on the cell rewarded, is not known."
-    text = "No surroundings were swapped."
+        return "It is not known whether training swapped surroundings or penalised maps outside the cell."
+    text = "Training did not swap surroundings."
     if model["swap"]:
-        text = f"{model['swap']:.0%} of its crops had the surroundings of another crop."
-    if not _rewarded(model):
-        return f"{text} Maps beside the cell were not penalised."
+        text = f"Training gave {model['swap']:.0%} of the crops the surroundings of another crop."
+    if not _is_penalised(model):
+        return f"{text} Maps outside the cell were not penalised."
     return (
-        f"{text} Maps beside the cell were penalised ({model['regulariser']}, weight {model['regulariser_weight']:g}). "
-        "Its maps were rewarded for lying on the cell: the score alone is no evidence; read the swap test."
+        f"{text} Maps outside the cell were penalised ({model['regulariser']}, weight "
+        f"{model['regulariser_weight']:g}), so a high score alone is no evidence; see the swap test."
     )
 
 
-def _list(names: Iterable[str], most: int = _MOST_NAMED) -> str:
+def _join(names: Iterable[str], max_names: int = _MAX_NAMES) -> str:
     names = list(names)
-    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
+    hidden = len(names) - max_names
+    return ", ".join(names[:max_names]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""How encoders come to be: splits by well, training, and the model registry with its record of promotions.
+"""Split wells, train encoders, and keep them in a model registry with a record of every promotion.
 
-Nothing here schedules anything; that is orchestration's.
+Scheduling is left to ``defs``.
 """

@@ -1,7 +1,4 @@
-"""Model versions side by side on cells that none of them learned from: accuracy beside where they look.
-
-Here: which rows of which version, and numbers with intervals over wells. Not here: pictures, and who asks.
-"""
+"""Compare model versions on held-out cells: accuracy and Grad-CAMO, with confidence intervals over wells."""
 
 from __future__ import annotations
 
@@ -25,15 +22,15 @@ MEASURES = {
     "on_target_fraction": pl.col("on_target").cast(pl.Float64),
     "gradcamo_adjusted": pl.col("gradcamo_adjusted"),
 }
-"""What is compared, each a mean over cells."""
-_SIDE: dict[str, type[pl.DataType]] = {
+"""The compared measures; each is a mean over cells."""
+_SUMMARY_SCHEMA: dict[str, type[pl.DataType]] = {
     "model_version": pl.Int64,
     "part": pl.String,
     "n_cells": pl.Int64,
     "n_wells": pl.Int64,
     **{f"{measure}{end}": pl.Float64 for measure in MEASURES for end in ("", "_low", "_high")},
 }
-_PAIRED: dict[str, type[pl.DataType]] = {
+_DIFFERENCE_SCHEMA: dict[str, type[pl.DataType]] = {
     "model_version": pl.Int64,
     "measure": pl.String,
     "n_cells": pl.Int64,
@@ -43,71 +40,78 @@ _PAIRED: dict[str, type[pl.DataType]] = {
 
 
 def held_out_cells(lake: Lake, registry: ModelRegistry, version: ModelVersion) -> pl.DataFrame:
-    """Cells of test wells and unseen plates as a version sees them, a row a cell.
+    """Return a version's results on test wells and unseen plates, one row per cell.
 
-    They are its rows in the lake; or, of a version that was never champion, what was logged with it.
+    They come from the scores in the lake. A version that was never champion has no scores there; its results come from
+    the table logged with its training.
     """
-    scored = lake.scan("scores", model_run=version.run_id)
-    found = scored.filter(pl.col("split").is_in(["test", "unseen"])).select(_COLUMNS).collect()
-    logged = registry.file(version, CELLS) if found.is_empty() else None
+    scores = lake.scan("scores", model_run=version.run_id)
+    held_out = scores.filter(pl.col("split").is_in(["test", "unseen"])).select(_COLUMNS).collect()
+    logged = registry.read_artifact(version, CELLS) if held_out.is_empty() else None
     if logged is None:
-        return found
-    return pl.concat([found, pl.read_parquet(io.BytesIO(logged))], how="diagonal_relaxed").select(_COLUMNS)
+        return held_out
+    return pl.concat([held_out, pl.read_parquet(io.BytesIO(logged))], how="diagonal_relaxed").select(_COLUMNS)
 
 
-def side_by_side(cells: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
-    """A row a version and part (``test``, ``unseen``): each measure with the ends of its 95% interval.
+def summarise_versions(cells: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
+    """Return one row per version and part (``test``, ``unseen``): each measure with its 95% confidence interval.
 
     Args:
-        cells: ``held_out_cells`` by version.
+        cells: result of ``held_out_cells`` by version number.
     """
     rows = []
-    for version, found in sorted(cells.items()):
-        for (part,), group in sorted(found.group_by("split")):
-            row = {"model_version": version, "part": part, "n_cells": len(group), "n_wells": _wells(group)}
+    for version, version_cells in sorted(cells.items()):
+        for (part,), group in sorted(version_cells.group_by("split")):
+            row = {"model_version": version, "part": part, "n_cells": len(group), "n_wells": _count_wells(group)}
             for measure, value in MEASURES.items():
-                mean, low, high = mean_by_wells(group.with_columns(value=value))
+                mean, low, high = mean_with_interval(group.with_columns(value=value))
                 row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
             rows.append(row)
-    return pl.DataFrame(rows, _SIDE)
+    return pl.DataFrame(rows, _SUMMARY_SCHEMA)
 
 
-def paired_with(cells: Mapping[int, pl.DataFrame], champion: int) -> pl.DataFrame:
-    """What each other version does more than the champion on the very same cells, cut out by the same masks.
+def differences_from_champion(cells: Mapping[int, pl.DataFrame], champion: int) -> pl.DataFrame:
+    """Compare every other version with the champion on the cells that both have, with equal masks.
+
+    Args:
+        cells: result of ``held_out_cells`` by version number.
 
     Returns:
-        A row a version and measure: ``n_cells``, ``n_wells``, ``difference`` (mean over cells of its value less the
-        champion's) and the ends of its 95% interval, ``low`` and ``high``. A version without a common cell has no row.
+        One row per version and measure: ``n_cells``, ``n_wells``, ``difference`` (mean over cells of the version's
+        value minus the champion's) and its 95% confidence interval, ``low`` and ``high``. A version without a common
+        cell has no row.
     """
     keys = ["Metadata_CellID", "mask_version"]
     rows = []
-    for version, found in sorted(cells.items()):
+    for version, version_cells in sorted(cells.items()):
         if version == champion:
             continue
         for measure, value in MEASURES.items():
-            mine = found.select(*keys, *_WELL, theirs=value)
-            pairs = mine.join(cells[champion].select(*keys, own=value), on=keys, nulls_equal=True)
-            pairs = pairs.with_columns(value=pl.col("theirs") - pl.col("own")).drop_nulls("value")
+            champion_values = cells[champion].select(*keys, champion_value=value)
+            version_values = version_cells.select(*keys, *_WELL, version_value=value)
+            pairs = version_values.join(champion_values, on=keys, nulls_equal=True)
+            pairs = pairs.with_columns(value=pl.col("version_value") - pl.col("champion_value")).drop_nulls("value")
             if len(pairs):
-                mean, low, high = mean_by_wells(pairs)
+                mean, low, high = mean_with_interval(pairs)
                 rows.append(
                     {
                         "model_version": version,
                         "measure": measure,
                         "n_cells": len(pairs),
-                        "n_wells": _wells(pairs),
+                        "n_wells": _count_wells(pairs),
                         "difference": mean,
                         "low": low,
                         "high": high,
                     }
                 )
-    return pl.DataFrame(rows, _PAIRED)
+    return pl.DataFrame(rows, _DIFFERENCE_SCHEMA)
 
 
-def mean_by_wells(cells: pl.DataFrame) -> tuple[float | None, float | None, float | None]:
-    """Mean of ``value`` over cells, and its 95% interval over wells (None below three); cells without one are left out.
+def mean_with_interval(cells: pl.DataFrame) -> tuple[float | None, float | None, float | None]:
+    """Return the mean of ``value`` over cells and its 95% confidence interval over wells.
 
-    Equal wells draw equal samples, in whatever order they come.
+    Cells without a value are ignored. The interval is None for fewer than three wells. The result does not depend on
+    the order of the rows.
     """
     wells = cells.drop_nulls("value").group_by(_WELL).agg(pl.col("value").sum(), n=pl.len()).sort(_WELL)
     if wells.is_empty():
@@ -117,5 +121,5 @@ def mean_by_wells(cells: pl.DataFrame) -> tuple[float | None, float | None, floa
     return float(total.sum() / n.sum()), low, high
 
 
-def _wells(cells: pl.DataFrame) -> int:
+def _count_wells(cells: pl.DataFrame) -> int:
     return cells.select(_WELL).n_unique()

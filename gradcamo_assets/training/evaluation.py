@@ -1,7 +1,4 @@
-"""What a trained encoder is worth on cells it never saw: a row a cell from one pass, and the numbers made of the rows.
-
-Here: judging cells, and what a version was made from. Not here: pictures, MLflow, comparing versions.
-"""
+"""Evaluate a trained encoder on held-out cells, and record the versions of code and data behind it."""
 
 from __future__ import annotations
 
@@ -29,21 +26,22 @@ from gradcamo_assets.scoring.scorer import ON_TARGET_THRESHOLD
 METRICS = {
     "accuracy": "share of cells whose class was predicted",
     "balanced_accuracy": "mean over classes of the share of their cells whose class was predicted",
-    "ece": "expected calibration error: mean distance of confidence and accuracy over ten bins of confidence",
+    "ece": "expected calibration error: mean distance between confidence and accuracy over ten bins of confidence",
     "median_gradcamo": "median share of the map inside the cell",
-    "median_adjusted": "the same, 0 for chance and 1 for the best this map's resolution allows",
+    "median_adjusted": "median adjusted score: 0 is chance, 1 the best the map's resolution allows",
     "on_target_fraction": "share of cells with more than half of their map inside",
     "looks_at_target": "share of cells whose map looks at the cell; likewise _neighbour, _background and _none",
-    "crops": "cells judged",
-    "audited": "cells of a sample of test cells, each put into the surroundings of three cells of other treatments",
-    "accuracy_audited": "balanced accuracy on this sample as it is",
-    "accuracy_swapped": "balanced accuracy on the same cells in these surroundings",
-    "survives_swap": "share of them whose class stays there, more probable than with another cell in their place",
-    "trusted": "share of them that survive so and whose map looks at the cell",
+    "crops": "number of evaluated cells",
+    "audited": "number of test cells in the swap test, each in the surroundings of three cells of other treatments",
+    "accuracy_audited": "balanced accuracy on these cells without a change",
+    "accuracy_swapped": "balanced accuracy on these cells in other surroundings",
+    "survives_swap": "share of these cells that keep their class in other surroundings, with a higher probability than "
+    "another cell in their place",
+    "trusted": "share of these cells that survive the swap and whose map looks at the cell",
 }
-"""The metrics of a version in MLflow, each behind the part it was measured on: ``val_``, ``test_`` (wells held out) and
-``unseen_`` (plates that are not in the split; absent where there are none). Beside them ``seconds`` and
-``seconds_per_crop`` of training, ``peak_memory_mb`` of the process, ``peak_gpu_memory_mb`` on a GPU."""
+"""Metrics of a version in MLflow. Each name is prefixed with the part it was measured on: ``val_``, ``test_`` (held-out
+wells) or ``unseen_`` (plates outside the split; absent if there are none). MLflow also has ``seconds`` and
+``seconds_per_crop`` of training, ``peak_memory_mb`` of the process and, on a GPU, ``peak_gpu_memory_mb``."""
 
 _BINS = 10
 _FLOATS = ("probability", "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted")
@@ -55,54 +53,60 @@ _SCHEMA: dict[str, type[pl.DataType]] = {
 }
 
 
-def judge(
+def evaluate_cells(
     model: nn.Module, layers: Sequence[str], dataset: CropDataset, classes: Sequence[str], batch_size: int = 16
 ) -> dict[str, pl.DataFrame]:
     """Predict and score every cell of a dataset in one pass, on the GPU if there is one.
 
     Args:
-        model: in eval mode. layers: dotted names of the layers to explain. classes: name of each logit.
+        model: in eval mode.
+        layers: dotted names of the layers to explain.
+        classes: name of each logit.
 
     Returns:
-        By layer, a row a cell in the dataset's order: ``Metadata_CellID``, plate, well, ``true_class``,
+        By layer, one row per cell in the dataset's order: ``Metadata_CellID``, plate, well, ``true_class``,
         ``predicted_class``, ``probability``, ``gradcamo``, ``mask_fraction``, ``gradcamo_max``, ``gradcamo_adjusted``,
         ``looks_at``, ``on_target``.
     """
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     columns: dict[str, dict[str, list]] = {layer: {name: [] for name in _SCHEMA} for layer in layers}
     for *crops, targets in DataLoader(dataset, batch_size):
-        images, labels = as_taken(model, *crops)
+        images, labels = to_model_input(model, *crops)
         result = gradcamo(model, images, labels == TARGET, layer=layers, neighbour_masks=labels == NEIGHBOUR)
         for layer in layers:
-            found = (result.layers[layer] if len(layers) > 1 else result).columns()
-            found["true_class"] = [classes[index] for index in targets.tolist()]
-            found["predicted_class"] = [classes[index] for index in found["predicted_class"]]
+            batch = (result.layers[layer] if len(layers) > 1 else result).columns()
+            batch["true_class"] = [classes[index] for index in targets.tolist()]
+            batch["predicted_class"] = [classes[index] for index in batch["predicted_class"]]
             for name, values in columns[layer].items():
-                values += found[name]
-    ids, path = dataset.cell_ids, pl.col("Metadata_CellID").str.split("/")
+                values += batch[name]
+    cell_ids, id_parts = dataset.cell_ids, pl.col("Metadata_CellID").str.split("/")
+    schema: dict[str, type[pl.DataType]] = {"Metadata_CellID": pl.String, **_SCHEMA}
     return {
-        layer: pl.DataFrame({"Metadata_CellID": ids, **values}, {"Metadata_CellID": pl.String, **_SCHEMA}).with_columns(
-            Metadata_Plate=path.list.get(0),
-            Metadata_Well=path.list.get(1),
+        layer: pl.DataFrame({"Metadata_CellID": cell_ids, **values}, schema).with_columns(
+            Metadata_Plate=id_parts.list.get(0),
+            Metadata_Well=id_parts.list.get(1),
             on_target=pl.col("gradcamo") > ON_TARGET_THRESHOLD,
         )
         for layer, values in columns.items()
     }
 
 
-def as_taken(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Crops (B, C, 1, Y, X) and their labels without z, where the network takes planes; else as they are."""
+def to_model_input(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop the z axis of images (B, C, 1, Y, X) and labels (B, 1, Y, X) for a 2D network; leave others unchanged."""
     return (images.squeeze(2), labels.squeeze(1)) if is_planar(model) else (images, labels)
 
 
-def measured(cells: pl.DataFrame, part: str) -> dict[str, float]:
-    """``METRICS`` of judged cells, each name behind ``part`` and an underscore; what is unknown is left out."""
+def compute_metrics(cells: pl.DataFrame, part: str) -> dict[str, float]:
+    """Compute ``METRICS`` of evaluated cells, each name prefixed with ``part`` and an underscore.
+
+    Metrics without a value are left out.
+    """
     if cells.is_empty():
         return {}
     hit = pl.col("predicted_class") == pl.col("true_class")
     looks = pl.col("looks_at").filter(pl.col("gradcamo").is_not_null())
-    bins = calibration(cells)
-    numbers = cells.select(
+    bins = calibration_bins(cells)
+    metrics = cells.select(
         accuracy=hit.mean(),
         median_gradcamo=pl.col("gradcamo").median(),
         median_adjusted=pl.col("gradcamo_adjusted").median(),
@@ -110,27 +114,27 @@ def measured(cells: pl.DataFrame, part: str) -> dict[str, float]:
         **{f"looks_at_{region}": (looks == region).mean() for region in ("target", "neighbour", "background", "none")},
         crops=pl.len(),
     ).row(0, named=True)
-    numbers["balanced_accuracy"] = balanced_accuracy(cells)
-    numbers["ece"] = (bins["cells"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / len(cells)
-    return {f"{part}_{name}": float(value) for name, value in numbers.items() if value is not None}
+    metrics["balanced_accuracy"] = balanced_accuracy(cells)
+    metrics["ece"] = (bins["cells"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / len(cells)
+    return {f"{part}_{name}": float(value) for name, value in metrics.items() if value is not None}
 
 
 def balanced_accuracy(cells: pl.DataFrame, predicted: str = "predicted_class") -> float:
-    """Mean over the true classes of the share of their cells with that class in the column ``predicted``."""
+    """Return the mean recall over the true classes; ``predicted`` names the column of predictions."""
     hit = pl.col(predicted) == pl.col("true_class")
     return float(cells.group_by("true_class").agg(hit.mean().alias("recall"))["recall"].to_numpy().mean())
 
 
-def calibration(cells: pl.DataFrame) -> pl.DataFrame:
-    """Confidence against accuracy in bins of equal width (Guo et al., ICML 2017, arXiv 1706.04599).
+def calibration_bins(cells: pl.DataFrame) -> pl.DataFrame:
+    """Compare confidence with accuracy in bins of equal width (Guo et al., ICML 2017, arXiv 1706.04599).
 
     Returns:
-        A row a bin that holds cells: ``low`` < ``probability`` <= ``high``, ``cells``, mean ``confidence`` and
+        One row per bin with cells: ``low`` < ``probability`` <= ``high``, ``cells``, mean ``confidence`` and
         ``accuracy``.
     """
-    place = (pl.col("probability") * _BINS).ceil().clip(1, _BINS)
+    bin_number = (pl.col("probability") * _BINS).ceil().clip(1, _BINS)
     return (
-        cells.group_by(high=place / _BINS)
+        cells.group_by(high=bin_number / _BINS)
         .agg(
             cells=pl.len(),
             confidence=pl.col("probability").mean(),
@@ -141,8 +145,8 @@ def calibration(cells: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def confusion(cells: pl.DataFrame, classes: Sequence[str]) -> np.ndarray:
-    """(K, K) cells of each true class (row) by predicted class (column)."""
+def confusion_counts(cells: pl.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """Count cells by true class (row) and predicted class (column): (K, K)."""
     from sklearn.metrics import confusion_matrix
 
     if cells.is_empty():
@@ -151,40 +155,45 @@ def confusion(cells: pl.DataFrame, classes: Sequence[str]) -> np.ndarray:
 
 
 def best_median_worst(cells: pl.DataFrame, each: int = 2) -> list[int]:
-    """Rows of the cells with the highest, the middle and the lowest ``gradcamo_adjusted``, in this order."""
+    """Return the row numbers of the cells with the highest, median and lowest ``gradcamo_adjusted``, in this order.
+
+    Args:
+        each: number of cells in each of the three groups.
+    """
     rows = cells.with_row_index().drop_nulls("gradcamo_adjusted").sort("gradcamo_adjusted", descending=True)["index"]
     middle = max(0, (len(rows) - each) // 2)
     return list(dict.fromkeys([*rows[:each], *rows[middle : middle + each], *rows[-each:]]))
 
 
-def unseen_cells(cells: pl.DataFrame, split: pl.DataFrame, most: int = 5000) -> pl.DataFrame:
-    """Cells of plates that are not in the split, of classes that are, the same ones every time.
+def unseen_cells(cells: pl.DataFrame, split: pl.DataFrame, max_cells: int = 5000) -> pl.DataFrame:
+    """Select cells of plates outside the split whose class occurs in the split. The selection is reproducible.
 
-    A plate that shares fewer than two classes with the split is left out: its accuracy would say little.
+    A plate that shares fewer than two classes with the split is left out, because its accuracy means little.
 
     Args:
         cells: kept cells of all plates with ``Metadata_CellID``, ``Metadata_Plate``, ``Metadata_Well``,
             ``treatment_class``.
-        split: ``Metadata_Plate``, ``Metadata_Well``, ``split``. most: larger numbers are sampled down to it.
+        split: ``Metadata_Plate``, ``Metadata_Well``, ``split``.
+        max_cells: a larger number is sampled down to it.
     """
-    inside = cells.join(split, on=["Metadata_Plate", "Metadata_Well"], how="semi")
-    classes = inside["treatment_class"].drop_nulls().unique().implode()
+    split_cells = cells.join(split, on=["Metadata_Plate", "Metadata_Well"], how="semi")
+    classes = split_cells["treatment_class"].drop_nulls().unique().implode()
     others = cells.join(split, on="Metadata_Plate", how="anti").filter(pl.col("treatment_class").is_in(classes))
-    return sampled(others.filter(pl.col("treatment_class").n_unique().over("Metadata_Plate") > 1), most)
+    return sample_cells(others.filter(pl.col("treatment_class").n_unique().over("Metadata_Plate") > 1), max_cells)
 
 
-def sampled(cells: pl.DataFrame, most: int) -> pl.DataFrame:
-    """At most so many cells, the same ones every time."""
+def sample_cells(cells: pl.DataFrame, max_cells: int) -> pl.DataFrame:
+    """Return at most ``max_cells`` cells; equal cells give an equal sample."""
     cells = cells.sort("Metadata_CellID")
-    return cells if len(cells) <= most else cells.sample(most, seed=0)
+    return cells if len(cells) <= max_cells else cells.sample(max_cells, seed=0)
 
 
-def made_with() -> dict[str, str]:
-    """Versions of the code as MLflow tags: this package, torch, numpy, and the commit where the package is a clone."""
+def code_versions() -> dict[str, str]:
+    """Return MLflow tags: versions of this package, torch and numpy, and the Git commit if the package is a clone."""
     tags = {"gradcamo-assets": version("gradcamo-assets"), "torch": str(torch.__version__), "numpy": np.__version__}
     git = ["git", "-C", str(Path(gradcamo_assets.__file__).parent)]
     try:
-        # An installed package may lie in the working tree of another project, which does not track it.
+        # The working tree around an installed package may belong to another project, which does not track it.
         subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)
         commit = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         tags["mlflow.source.git.commit"] = subprocess.run(
@@ -196,19 +205,23 @@ def made_with() -> dict[str, str]:
 
 
 def data_versions(parts: Mapping[str, CropDataset], cells: pl.DataFrame) -> dict[str, dict]:
-    """By plate: digests of the crops and masks that were read, and how many crops of each part.
+    """Return, by plate, digests of the crops and masks that were read, and the number of crops in each part.
 
     Args:
-        parts: what was read. cells: ``Metadata_Plate`` and, where known, ``mask_version``.
+        parts: datasets by part.
+        cells: ``Metadata_Plate`` and, where known, ``mask_version``.
     """
-    read: dict[str, set[str]] = {}
+    crop_versions: dict[str, set[str]] = {}
     counts: dict[str, dict[str, int]] = {}
     for part, dataset in parts.items():
         for field, row, _ in dataset.items:
             plate = dataset.fields[field].cell_ids[row].split("/")[0]
-            read.setdefault(plate, set()).add(dataset.fields[field].version)
+            crop_versions.setdefault(plate, set()).add(dataset.fields[field].version)
             counts.setdefault(plate, dict.fromkeys(parts, 0))[part] += 1
-    versions = {plate: {"crop_version": digest(sorted(read[plate])), "crops": counts[plate]} for plate in sorted(read)}
+    versions = {
+        plate: {"crop_version": digest(sorted(plate_versions)), "crops": counts[plate]}
+        for plate, plate_versions in sorted(crop_versions.items())
+    }
     if "mask_version" in cells.columns:
         for plate in versions:
             masks = cells.filter(Metadata_Plate=plate)["mask_version"].drop_nulls().unique().sort()
@@ -217,7 +230,7 @@ def data_versions(parts: Mapping[str, CropDataset], cells: pl.DataFrame) -> dict
 
 
 def peak_memory() -> Mapping[str, float]:
-    """``peak_memory_mb``, the most this process ever held, and ``peak_gpu_memory_mb`` on a GPU; in MiB."""
+    """Return ``peak_memory_mb`` of this process and, on a GPU, ``peak_gpu_memory_mb``, both in MiB."""
     scale = 2**20 if sys.platform == "darwin" else 2**10
     peak = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}
     if torch.cuda.is_available():

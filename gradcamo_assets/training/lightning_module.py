@@ -1,4 +1,4 @@
-"""What an epoch of training is: its draws, its steps, its averages, and what of it goes into a checkpoint."""
+"""Define one training epoch of an encoder in Lightning: augmentation, loss, metrics, checkpoint content."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ from gradcamo_assets.cells.dataset import CropDataset, mixed
 from gradcamo_assets.explain.maps import logits_of
 from gradcamo_assets.networks.encoders import is_planar
 from gradcamo_assets.training.augment import augment
-from gradcamo_assets.training.penalty import penalised
+from gradcamo_assets.training.penalty import logits_and_penalty
 from gradcamo_assets.training.settings import TrainingConfig
-from gradcamo_assets.training.swap_surroundings import swap
+from gradcamo_assets.training.swap_surroundings import swap_surroundings
 
 Report = Callable[[str], None]
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Images, (B, *crop) target masks and (B,) classes."""
-WATCHED = 300
-"""Validation cells, the first ones, whose embedding is kept at every epoch."""
-_AUGMENT = ("flip", "rotate", "shift_z", "gain", "offset", "noise")
+"""Images (B, C, *crop), target masks (B, *crop) and classes (B,)."""
+TRACKED_CELLS = 300
+"""Number of validation cells, from the start, whose embedding is kept at every epoch."""
+_AUGMENTATIONS = ("flip", "rotate", "shift_z", "gain", "offset", "noise")
 
 
 class EncoderModule(lightning.LightningModule):
-    """Cross-entropy on treatment classes, and a penalty on maps that lie elsewhere than on the cell.
+    """Train with cross-entropy on treatment classes and an optional penalty on maps outside the cell.
 
     Args:
-        layer: dotted name of the layer whose mean is the embedding and whose maps the penalty is on.
-        lenders: crops that lend their surroundings, beside the batch.
+        layer: dotted name of the layer whose mean is the embedding and whose maps are penalised.
+        steps: number of optimiser steps in the whole training.
+        report: called with one line per epoch.
+        donors: crops whose surroundings can replace those of the batch; see ``swap_pool``.
     """
 
     def __init__(
@@ -47,111 +49,114 @@ class EncoderModule(lightning.LightningModule):
         steps: int,
         report: Report | None = None,
         *,
-        lenders: CropDataset | None = None,
+        donors: CropDataset | None = None,
     ):
         super().__init__()
         self.model, self.config, self.steps, self.report = model, config, steps, report
-        self.layer, self.lenders = layer, lenders
+        self.layer, self.donors = layer, donors
         self.planar = is_planar(model)
         self.curves: dict[str, list[float]] = {}
         self.embeddings: list[Tensor] = []
         self.seconds = 0.0
 
     def on_train_epoch_start(self) -> None:
-        """An epoch's time begins."""
-        self._began = time.perf_counter()
+        """Start the epoch's clock."""
+        self._epoch_start = time.perf_counter()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """(images, labels, classes) as read to swapped and augmented ones: on the device, before any half precision."""
+        """Swap and augment a training batch on the device, before any conversion to half precision."""
         images, labels, classes = batch
         if self.trainer.training:
-            # A step's draws, dropout's too, depend on its number and the process, not on what ran before.
+            # The random numbers of a step, dropout included, depend on its number and the process only. A resumed
+            # training therefore repeats them.
             torch.manual_seed(mixed(self.config.seed, self.global_step, self.global_rank))
-            images, labels = self._changed(images, labels)
+            images, labels = self._swap_and_augment(images, labels)
         masks = labels == TARGET
         return (images.squeeze(2), masks.squeeze(1), classes) if self.planar else (images, masks, classes)
 
-    def _changed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Swapped and augmented ones."""
-        images, labels = self._swapped(images, labels)
-        strengths = {name: getattr(self.config, name) for name in _AUGMENT}
+    def _swap_and_augment(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self._swap(images, labels)
+        strengths = {name: getattr(self.config, name) for name in _AUGMENTATIONS}
         if self.config.regulariser == "none":
             return augment(images, **strengths), labels
-        images = augment(torch.cat([images, (labels == TARGET).to(images)[:, None]], 1), unlit=1, **strengths)
-        return images[:, :-1], (images[:, -1] > 0.5) * TARGET
+        # The penalty needs masks that move with the image.
+        with_mask = torch.cat([images, (labels == TARGET).to(images)[:, None]], 1)
+        augmented = augment(with_mask, mask_channels=1, **strengths)
+        return augmented[:, :-1], (augmented[:, -1] > 0.5) * TARGET
 
-    def _swapped(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _swap(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         config, pool = self.config, None
         if not config.swap:
             return images, labels
-        if self.lenders is not None and config.swap_pool:
-            rows = torch.randint(len(self.lenders), (config.swap_pool,)).tolist()
-            lent, lent_labels, _ = default_collate([self.lenders[row] for row in rows])
-            pool = (lent.to(images.device), lent_labels.to(images.device))
-        return swap(images, labels, share=config.swap, soften=config.swap_soften, pool=pool)
+        if self.donors is not None and config.swap_pool:
+            rows = torch.randint(len(self.donors), (config.swap_pool,)).tolist()
+            donor_images, donor_labels, _ = default_collate([self.donors[row] for row in rows])
+            pool = (donor_images.to(images.device), donor_labels.to(images.device))
+        return swap_surroundings(images, labels, share=config.swap, soften=config.swap_soften, pool=pool)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """One step on images, masks and classes."""
+        """Return the loss of one step on images, masks and classes."""
         images, masks, classes = batch
         config = self.config
         if config.regulariser == "none":
-            return self._loss("train", logits_of(self.model(images)), classes, config.label_smoothing)
-        logits, penalty = penalised(self.model, self.layer, images, masks, classes, config.regulariser_target)
+            return self._classification_loss("train", logits_of(self.model(images)), classes, config.label_smoothing)
+        logits, penalty = logits_and_penalty(self.model, self.layer, images, masks, classes, config.regulariser_target)
         self.log("train_penalty", penalty, on_step=False, on_epoch=True, batch_size=len(classes), sync_dist=True)
-        loss = self._loss("train", logits, classes, config.label_smoothing)
-        # Before it sets in, the penalty is measured only.
+        loss = self._classification_loss("train", logits, classes, config.label_smoothing)
+        # During the warm-up the penalty is logged but not added.
         return loss if self.current_epoch < config.regulariser_after else loss + config.regulariser_weight * penalty
 
     def on_validation_epoch_start(self) -> None:
-        """No cell is watched yet."""
-        self._seen: list[Tensor] = []
+        """Forget the embeddings of the previous epoch."""
+        self._epoch_embeddings: list[Tensor] = []
 
-    def watch(self, embedding: Tensor) -> None:
+    def track(self, embedding: Tensor) -> None:
         """Keep the embeddings (B, K) of the first validation cells."""
-        if sum(map(len, self._seen)) < WATCHED:
-            self._seen.append(embedding.cpu())
+        if sum(map(len, self._epoch_embeddings)) < TRACKED_CELLS:
+            self._epoch_embeddings.append(embedding.cpu())
 
     def on_validation_epoch_end(self) -> None:
-        """Keep what the layer made of the watched cells."""
-        self.embeddings.append(torch.cat(self._seen)[:WATCHED])
+        """Store the embeddings of the tracked cells."""
+        self.embeddings.append(torch.cat(self._epoch_embeddings)[:TRACKED_CELLS])
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Loss and accuracy without swap, augmentation and penalty."""
-        output, embedding = embedded(self.model, self.layer, batch[0])
-        self.watch(embedding)
-        self._loss("val", logits_of(output), batch[2], 0.0)
+        """Log loss and accuracy without swap, augmentation and penalty."""
+        output, embedding = forward_with_embedding(self.model, self.layer, batch[0])
+        self.track(embedding)
+        self._classification_loss("val", logits_of(output), batch[2], 0.0)
 
-    def _loss(self, part: str, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    def _classification_loss(self, part: str, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+        """Compute the cross-entropy; log it with the accuracy."""
         loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
-        hits = (logits.argmax(1) == target).float().mean()
-        values = {f"{part}_loss": loss, f"{part}_accuracy": hits}
+        accuracy = (logits.argmax(1) == target).float().mean()
+        values = {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(target), sync_dist=True, prog_bar=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's averages, report them, and stop where they have not improved for long."""
-        self.seconds += time.perf_counter() - self._began
-        found = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
-        for name, value in found.items():
+        """Store and report the epoch's averages; stop when training is finished."""
+        self.seconds += time.perf_counter() - self._epoch_start
+        averages = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
+        for name, value in averages.items():
             self.curves.setdefault(name, []).append(value)
         done = self.current_epoch + 1
-        self.trainer.should_stop = is_over(self.curves, self.config)
+        self.trainer.should_stop = is_finished(self.curves, self.config)
         if self.report and self.trainer.is_global_zero:
             left = timedelta(seconds=round(self.seconds / done * (self.config.epochs - done)))
-            text = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+            text = ", ".join(f"{name} {value:.3f}" for name, value in averages.items())
             self.report(f"epoch {done} of {self.config.epochs}: {text}, {left} left")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Curves, embeddings and time go with the weights."""
+        """Add curves, embeddings and training time to the checkpoint."""
         checkpoint |= {"curves": self.curves, "seconds": self.seconds, "embeddings": self.embeddings}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The reverse."""
+        """Restore curves, embeddings and training time."""
         self.curves, self.seconds = checkpoint["curves"], checkpoint["seconds"]
         self.embeddings = checkpoint["embeddings"]
 
     def configure_optimizers(self) -> Any:
-        """AdamW under a one-cycle schedule."""
+        """Return AdamW with a one-cycle schedule."""
         optimiser = torch.optim.AdamW(
             self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
@@ -161,12 +166,14 @@ class EncoderModule(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def embedded(model: nn.Module, layer: str, images: Tensor) -> tuple[Any, Tensor]:
-    """What the model returns, and the embedding: a layer's mean over voxels, (B, K) float32, differentiable."""
+def forward_with_embedding(model: nn.Module, layer: str, images: Tensor) -> tuple[Any, Tensor]:
+    """Return the model's output and the embedding: the layer's mean over voxels, (B, K) float32, differentiable."""
     means: list[Tensor] = []
-    hook = model.get_submodule(layer).register_forward_hook(
-        lambda *call: means.append(call[2].flatten(2).mean(2, dtype=torch.float32))
-    )
+
+    def record_mean(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        means.append(output.flatten(2).mean(2, dtype=torch.float32))
+
+    hook = model.get_submodule(layer).register_forward_hook(record_mean)
     try:
         return model(images), means[-1]
     finally:
@@ -174,13 +181,13 @@ def embedded(model: nn.Module, layer: str, images: Tensor) -> tuple[Any, Tensor]
 
 
 def best_epoch(curves: dict[str, list[float]], config: TrainingConfig) -> int:
-    """0-based epoch whose weights are kept."""
+    """Return the 0-based epoch whose weights are kept: the last one, or with ``patience`` the one of lowest loss."""
     if not config.patience:
         return len(curves["train_loss"]) - 1
     return int(np.nan_to_num(curves["val_loss"], nan=np.inf).argmin())
 
 
-def is_over(curves: dict[str, list[float]], config: TrainingConfig) -> bool:
-    """Whether all epochs have run, or too many since the best one."""
+def is_finished(curves: dict[str, list[float]], config: TrainingConfig) -> bool:
+    """Tell whether all epochs have run, or ``patience`` epochs have passed since the best one."""
     done = len(curves["train_loss"])
     return done >= config.epochs or 0 < config.patience <= done - 1 - best_epoch(curves, config)

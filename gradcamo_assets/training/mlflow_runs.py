@@ -1,7 +1,4 @@
-"""A training as an MLflow run: open from its first moment, closed whatever happens, with the evidence it gave.
-
-Here: what is logged to a run. Not here: registered versions and aliases.
-"""
+"""Open an MLflow run for a training, log its evidence, and close the run whatever happens."""
 
 from __future__ import annotations
 
@@ -21,42 +18,42 @@ from gradcamo_assets.settings import section, setting
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EPOCHS = "embeddings_by_epoch.parquet"
-"""Artifact of a training: how the embeddings of validation cells came apart, epoch by epoch."""
-_METRICS_A_CALL = 1000
-"""MLflow takes no more."""
+EPOCH_EMBEDDINGS = "embeddings_by_epoch.parquet"
+"""Artifact of a training: the embeddings of validation cells after every epoch."""
+_METRICS_PER_CALL = 1000
+"""MLflow's limit."""
 
 
 @section
 class Links:
-    """Where the pages are served: section ``[links]`` of ``gradcamo.toml``; by default where ``gradcamo ui`` does."""
+    """Addresses of the web pages: section ``[links]`` of ``gradcamo.toml``; the defaults match ``gradcamo ui``."""
 
-    dagster_url: str = setting("http://127.0.0.1:3000", "Of Dagster's pages.")
-    mlflow_url: str = setting("http://127.0.0.1:5000", "Of MLflow's; it counts where the registry is no server itself.")
+    dagster_url: str = setting("http://127.0.0.1:3000", "Address of Dagster's pages.")
+    mlflow_url: str = setting("http://127.0.0.1:5000", "Address of MLflow's pages, if the registry is not a server.")
 
 
 @contextmanager
 def open_run(
     client: MlflowClient, experiment: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Iterator[str]:
-    """A run, by its identifier. It ends as FINISHED; or as FAILED, with the tag ``error``, where its body raises.
+    """Open a run and yield its identifier. It ends as FINISHED, or as FAILED with the tag ``error`` if the body raises.
 
-    Runs of processes of this machine that are gone are closed as FAILED on the way: a killed process cannot do it.
+    Also close runs of this machine whose process has ended: a killed process cannot do so itself.
     """
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
-    here = {"host": platform.node(), "process": str(os.getpid())}
+    process_tags = {"host": platform.node(), "process": str(os.getpid())}
     for other in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        if other.data.tags.get("host") == here["host"] and _is_gone(other.data.tags.get("process", "")):
-            client.set_tag(other.info.run_id, "error", "its process is gone")
+        if other.data.tags.get("host") == process_tags["host"] and _has_ended(other.data.tags.get("process", "")):
+            client.set_tag(other.info.run_id, "error", "the process of this run has ended")
             client.set_terminated(other.info.run_id, "FAILED")
-    run_id = client.create_run(experiment, tags={**here, **tags}).info.run_id
+    run_id = client.create_run(experiment, tags={**process_tags, **tags}).info.run_id
     try:
         client.log_batch(run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
         yield run_id
     except BaseException as error:
-        with suppress(MlflowException):  # The reason counts, not that it cannot be told.
+        with suppress(MlflowException):  # An unreachable server must not hide the original error.
             client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:5000])
             client.set_terminated(run_id, "FAILED")
         raise
@@ -74,8 +71,9 @@ def log_evidence(
     """Log to an open run.
 
     Args:
-        curves: one value an epoch by metric name; ``curve_`` is set before it. files: artifacts by path.
-        data: what was read, by plate, as JSON.
+        curves: values per epoch by metric name; the logged name has the prefix ``curve_``.
+        files: content of artifacts by path.
+        data: JSON description of the data that was read, by plate.
     """
     from mlflow.entities import Dataset, DatasetInput, Metric
 
@@ -83,8 +81,8 @@ def log_evidence(
     series = {name: [value] for name, value in metrics.items()}
     series |= {f"curve_{name}": list(values) for name, values in curves.items()}
     points = [Metric(name, value, now, step) for name, values in series.items() for step, value in enumerate(values)]
-    for start in range(0, len(points), _METRICS_A_CALL):
-        client.log_batch(run_id, metrics=points[start : start + _METRICS_A_CALL])
+    for start in range(0, len(points), _METRICS_PER_CALL):
+        client.log_batch(run_id, metrics=points[start : start + _METRICS_PER_CALL])
     plates = [
         Dataset(plate, digest(content), "crops", json.dumps({"plate": plate}), profile=json.dumps(content))
         for plate, content in data.items()
@@ -98,8 +96,8 @@ def log_evidence(
         client.log_artifacts(run_id, scratch)
 
 
-def _is_gone(process: str) -> bool:
-    """Whether a process of this machine has ended."""
+def _has_ended(process: str) -> bool:
+    """Tell whether the process with this identifier, on this machine, has ended."""
     if not process.isdigit():
         return False
     try:

@@ -1,9 +1,9 @@
-"""MLflow's store in a folder: a SQLite file, with artifacts beside it whose addresses hold no path.
+"""Keep MLflow's store in a relocatable folder: a SQLite file with artifacts beside it.
 
-By itself MLflow writes the absolute path of a local artifact into its database, so that a copied folder would go on
-writing into the original. Its server writes ``mlflow-artifacts:/...`` instead, below a folder that it is told when it
-starts (https://mlflow.org/docs/latest/self-hosting/architecture/artifact-store). Such addresses are used here, with and
-without a server: below ``artifacts/`` beside the SQLite file.
+By default MLflow writes the absolute path of a local artifact into its database, so a copied folder would write into
+the original. An MLflow server uses addresses ``mlflow-artifacts:/...`` instead, relative to a folder given at its start
+(https://mlflow.org/docs/latest/self-hosting/architecture/artifact-store). This module uses such addresses with and
+without a server; they refer to ``artifacts/`` beside the SQLite file.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ SCHEME, ARTIFACTS = "mlflow-artifacts", "artifacts"
 
 
 def sqlite_uri(file: Path) -> str:
-    """The address of a SQLite file for MLflow, whatever characters its path holds."""
+    """Return MLflow's address of a SQLite file; special characters in its path are escaped."""
     from sqlalchemy import URL
 
-    # With the driver's name: without it MLflow makes a folder by the encoded name, too.
+    # Without the driver's name MLflow also creates a folder with the encoded name.
     return URL.create("sqlite+pysqlite", database=str(file.absolute())).render_as_string()
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of such an address; None for a server or another database."""
+    """Return the SQLite file of an address; None for a server or another database."""
     from sqlalchemy import make_url
 
     return Path(make_url(uri).database or "").absolute() if uri.startswith("sqlite") else None
 
 
 def prepare_store(uri: str) -> None:
-    """Make the SQLite file of an address if it is missing, whole or not at all, and let MLflow find its artifacts."""
+    """Create the SQLite file of an address if it is missing, atomically, and register the resolver of its artifacts."""
     file = sqlite_file(uri)
     if file is None:
         return
@@ -56,17 +56,17 @@ def prepare_store(uri: str) -> None:
     with FileLock(file.with_name(f".{file.name}.lock")):
         if not file.exists():
             with replaced_file(file) as temporary:
-                # By itself MLflow writes the working folder into a new file, as the place of other artifacts.
+                # The second argument replaces MLflow's default artifact location, the working folder.
                 SqlAlchemyStore(sqlite_uri(temporary), f"{SCHEME}:/").engine.dispose()
 
 
 def artifact_repository(
     artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
 ) -> ArtifactRepository:
-    """What MLflow reads and writes ``mlflow-artifacts:/...`` by: a server's interface, or a folder beside SQLite.
+    """Return MLflow's access to ``mlflow-artifacts:/...``: the server's interface, or a folder beside the SQLite file.
 
     Raises:
-        GradcamoError: for an address beside SQLite that names a host or leaves its folder.
+        GradcamoError: if an address in the folder names a host or points outside the folder.
     """
     from mlflow import get_tracking_uri
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -77,6 +77,10 @@ def artifact_repository(
         return MlflowArtifactsRepository(artifact_uri, tracking_uri, registry_uri)
     address = urlsplit(artifact_uri)
     if address.netloc or address.query or address.fragment:
-        raise GradcamoError(f"{artifact_uri!r} is no place beside {file}", "Register the version again.")
+        raise GradcamoError(
+            f"artifact address {artifact_uri!r} must be a path without host, query and fragment",
+            "Register the version again.",
+            path=file,
+        )
     names = [slug(name, "name of an artifact") for name in address.path.split("/") if name]
     return LocalArtifactRepository(file.parent.joinpath(ARTIFACTS, *names).as_uri(), tracking_uri, registry_uri)

@@ -1,7 +1,8 @@
-"""Trained encoders in MLflow's registry, and the record of promotions that MLflow does not keep.
+"""Register, list and fetch trained encoders in MLflow's model registry.
 
-A version holds a bundle of safetensors and JSON (``networks.bundle``); no pickle is written or read. Promotion is an
-alias (https://mlflow.org/docs/latest/ml/model-registry): ``champion`` scores every plate, ``challenger`` waits.
+A version is a bundle of safetensors and JSON (``networks.bundle``); pickle is neither written nor read. Two aliases
+(https://mlflow.org/docs/latest/ml/model-registry) mark versions: ``champion`` scores every plate, and ``challenger`` is
+the latest candidate.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ _EXPERIMENT = "gradcamo"
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered version. ``source`` is where MLflow keeps its bundle.
+    """A registered version; ``source`` is MLflow's address of its bundle.
 
-    Its MLflow run says which model it is: MLflow gives a number anew once a registered model was deleted.
+    The MLflow run identifies the version. The number does not: MLflow starts again at 1 after a registered model is
+    deleted.
     """
 
     name: str
@@ -49,14 +51,14 @@ class ModelVersion:
 
 
 class ModelRegistry:
-    """One registered model name in one MLflow server.
+    """The versions of one registered model in one MLflow server or SQLite file.
+
+    Connection errors are raised: an unreachable registry is never taken for a registry without a champion.
 
     Args:
         folder: local folder for the SQLite store, artifacts and fetched bundles.
         name: the registered model's name.
-        uri: tracking server; ``MLFLOW_TRACKING_URI`` or a SQLite file in ``folder`` by default.
-
-    Connection errors stay errors: an unreachable registry is never read as one without a champion.
+        uri: tracking server; by default ``MLFLOW_TRACKING_URI`` or a SQLite file in ``folder``.
     """
 
     def __init__(self, folder: Path, name: str = "gradcamo-encoder", uri: str | None = None):
@@ -66,18 +68,18 @@ class ModelRegistry:
 
     @property
     def client(self) -> MlflowClient:
-        """A client of this registry."""
+        """Return a client of this registry; a missing SQLite store is created."""
         from mlflow import MlflowClient
 
         prepare_store(self.uri)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
-    def run(
+    def start_run(
         self, parameters: Mapping[str, Any] | None = None, tags: Mapping[str, str] | None = None
     ) -> AbstractContextManager[str]:
-        """An MLflow run, open from here on, for ``register``; see ``training.mlflow_runs``."""
+        """Open an MLflow run for ``register``; see ``training.mlflow_runs.open_run``."""
         client = self.client
-        return open_run(client, self._experiment(client), parameters or {}, tags or {})
+        return open_run(client, self._experiment_id(client), parameters or {}, tags or {})
 
     def register(
         self,
@@ -92,14 +94,16 @@ class ModelRegistry:
         data: Mapping[str, Mapping[str, Any]] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> ModelVersion:
-        """Log a bundle with its evidence and register it as the next version, aliased ``challenger``.
+        """Log a bundle with its evidence and register it as the next version, with the alias ``challenger``.
 
         Args:
-            run_id: an open run of ``run``; by default one is opened for it, with ``parameters`` and ``tags``.
-            curves: one value an epoch by metric name. files: artifacts by path. data: what was read, by plate.
+            run_id: a run opened by ``start_run``; by default a new run with ``parameters`` and ``tags``.
+            curves: values per epoch by metric name.
+            files: content of artifacts by path.
+            data: description of the data that was read, by plate.
         """
         if run_id is None:
-            with self.run(parameters, tags) as run_id:
+            with self.start_run(parameters, tags) as run_id:
                 return self.register(
                     model, config, run_id=run_id, metrics=metrics, curves=curves, files=files, data=data
                 )
@@ -109,7 +113,7 @@ class ModelRegistry:
         with tempfile.TemporaryDirectory() as scratch:
             save_bundle(Path(scratch), model, config)
             bundle = client.create_logged_model(
-                self._experiment(client), name="encoder", source_run_id=run_id, model_type="encoder"
+                self._experiment_id(client), name="encoder", source_run_id=run_id, model_type="encoder"
             )
             client.log_model_artifacts(bundle.model_id, scratch)
             client.finalize_logged_model(bundle.model_id, "READY")
@@ -119,31 +123,33 @@ class ModelRegistry:
         client.set_registered_model_alias(self.name, CHALLENGER, str(version.version))
         return ModelVersion(self.name, int(version.version), run_id, source)
 
-    def file(self, version: ModelVersion, path: str) -> bytes | None:
-        """An artifact that was logged with a version; None where it has none of this name."""
+    def read_artifact(self, version: ModelVersion, path: str) -> bytes | None:
+        """Return the content of an artifact logged with a version; None if there is no such artifact."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        # Not by the client, which remembers for all stores where a run's artifacts lie: copies of one share their runs.
-        place = self.client.get_run(version.run_id).info.artifact_uri
-        artifacts = get_artifact_repository(place, tracking_uri=self.uri)
-        if path not in (found.path for found in artifacts.list_artifacts()):
+        # The client caches artifact locations by run for all stores, but copies of a store share their runs.
+        location = self.client.get_run(version.run_id).info.artifact_uri
+        artifacts = get_artifact_repository(location, tracking_uri=self.uri)
+        if path not in (artifact.path for artifact in artifacts.list_artifacts()):
             return None
         with tempfile.TemporaryDirectory() as scratch:
             return Path(artifacts.download_artifacts(path, scratch)).read_bytes()
 
-    def pages(self, links: Links, run_id: str, version: ModelVersion | None = None) -> dict[str, str]:
-        """Where MLflow shows a run, ``mlflow_run``, and the version that came of it, ``mlflow_version``."""
-        web = (self.uri if self.uri.startswith("http") else links.mlflow_url).rstrip("/")
-        run = {"mlflow_run": f"{web}/#/experiments/{self._experiment(self.client)}/runs/{run_id}"}
-        return run | ({"mlflow_version": f"{web}/#/models/{self.name}/versions/{version.version}"} if version else {})
+    def page_urls(self, links: Links, run_id: str, version: ModelVersion | None = None) -> dict[str, str]:
+        """Return the addresses of MLflow's pages of a run, ``mlflow_run``, and of its version, ``mlflow_version``."""
+        base = (self.uri if self.uri.startswith("http") else links.mlflow_url).rstrip("/")
+        urls = {"mlflow_run": f"{base}/#/experiments/{self._experiment_id(self.client)}/runs/{run_id}"}
+        if version:
+            urls["mlflow_version"] = f"{base}/#/models/{self.name}/versions/{version.version}"
+        return urls
 
-    def _experiment(self, client: MlflowClient) -> str:
-        found = client.get_experiment_by_name(_EXPERIMENT)
-        if found:
-            return found.experiment_id
-        # A local store would otherwise put artifacts below the working folder; a server knows its own place.
-        local = f"{SCHEME}:/{_EXPERIMENT}" if sqlite_file(self.uri) else None
-        return client.create_experiment(_EXPERIMENT, artifact_location=local)
+    def _experiment_id(self, client: MlflowClient) -> str:
+        experiment = client.get_experiment_by_name(_EXPERIMENT)
+        if experiment:
+            return experiment.experiment_id
+        # A local store would put artifacts into the working folder; a server has its own location.
+        location = f"{SCHEME}:/{_EXPERIMENT}" if sqlite_file(self.uri) else None
+        return client.create_experiment(_EXPERIMENT, artifact_location=location)
 
     def _ensure_registered(self, client: MlflowClient) -> None:
         from mlflow.exceptions import MlflowException
@@ -155,34 +161,34 @@ class ModelRegistry:
                 raise
 
     def by_alias(self, alias: str = CHAMPION) -> ModelVersion | None:
-        """The version an alias points at; None where the model or the alias does not exist yet."""
+        """Return the version with an alias; None if the model or the alias does not exist yet."""
         from mlflow.exceptions import MlflowException
 
         try:
-            found = self.client.get_model_version_by_alias(self.name, alias)
+            registered = self.client.get_model_version_by_alias(self.name, alias)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-        return self._version(found)
+        return self._to_version(registered)
 
     def versions(self) -> list[ModelVersion]:
-        """Every registered version, oldest first."""
-        found = self.client.search_model_versions(f"name = '{self.name}'")
-        return sorted(map(self._version, found), key=lambda version: version.version)
+        """Return every registered version, oldest first."""
+        registered = self.client.search_model_versions(f"name = '{self.name}'")
+        return sorted(map(self._to_version, registered), key=lambda version: version.version)
 
-    def _version(self, found: Registered) -> ModelVersion:
-        return ModelVersion(self.name, int(found.version), found.run_id or "", found.source)
+    def _to_version(self, registered: Registered) -> ModelVersion:
+        return ModelVersion(self.name, int(registered.version), registered.run_id or "", registered.source)
 
     def promote(self, version: int, alias: str = CHAMPION) -> None:
-        """Point an alias at a version."""
+        """Set an alias to a version."""
         self.client.set_registered_model_alias(self.name, alias, str(version))
 
     def fetch(self, version: ModelVersion) -> Path:
-        """The folder of a version's bundle, downloaded once.
+        """Return the local folder of a version's bundle; it is downloaded once.
 
         Raises:
-            BundleError: if the artifacts cannot be had or are no bundle.
+            BundleError: if the artifacts cannot be downloaded or are not a valid bundle.
         """
         from mlflow.artifacts import download_artifacts
 
@@ -203,21 +209,25 @@ class ModelRegistry:
             ) from error
         return _bundle_root(folder)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Every registered version, oldest first, under the column names of the ``models`` table; metrics as a dict."""
+    def version_rows(self) -> list[dict[str, Any]]:
+        """Return one row per registered version, oldest first, with the columns of the ``models`` table.
+
+        ``metrics`` is a dict.
+        """
         client = self.client
-        registered = client.search_registered_models(filter_string=f"name = '{self.name}'")
+        models = client.search_registered_models(filter_string=f"name = '{self.name}'")
         aliases: dict[int, list[str]] = {}
-        for model in registered:
+        for model in models:
             for alias, number in model.aliases.items():
                 aliases.setdefault(int(number), []).append(alias)
         rows: list[dict[str, Any]] = []
-        for found in client.search_model_versions(f"name = '{self.name}'") if registered else []:
-            version = self._version(found)
+        for registered in client.search_model_versions(f"name = '{self.name}'") if models else []:
+            version = self._to_version(registered)
+            created_at = datetime.fromtimestamp(registered.creation_timestamp / 1000, UTC).replace(tzinfo=None)
             try:
                 config = read_config(self.fetch(version))
             except BundleError:
-                config = None  # A version with a damaged bundle is still a version: it stands here, unexplained.
+                config = None  # A version with a damaged bundle is listed without the bundle's columns.
             metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
             cure = config.cure if config else None
             train_wells = config.split.get("train", []) if config else []
@@ -233,16 +243,16 @@ class ModelRegistry:
                     "classes": config.classes if config else None,
                     "train_plates": sorted({well.split("/")[0] for well in train_wells}),
                     "train_wells": train_wells,
-                    **{known.name: getattr(cure, known.name, None) for known in fields(Cure)},
-                    "metrics": {k: v for k, v in sorted(metrics.items()) if not k.startswith("curve_")},
+                    **{field.name: getattr(cure, field.name, None) for field in fields(Cure)},
+                    "metrics": {name: metrics[name] for name in sorted(metrics) if not name.startswith("curve_")},
                     "aliases": sorted(aliases.get(version.version, [])),
-                    "created_at": datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).replace(tzinfo=None),
+                    "created_at": created_at,
                 }
             )
         return sorted(rows, key=lambda row: row["model_version"])
 
 
 def _bundle_root(folder: Path) -> Path:
-    """MLflow may nest a download one folder deep."""
-    inner = [path.parent for path in folder.rglob("config.json")]
-    return inner[0] if inner else folder
+    """Return the folder with ``config.json``, which MLflow may put into a subfolder of a download."""
+    roots = [path.parent for path in folder.rglob("config.json")]
+    return roots[0] if roots else folder

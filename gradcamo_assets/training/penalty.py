@@ -1,9 +1,10 @@
-"""What a training can add to its loss so that the encoder looks at the cell.
+"""Penalise Grad-CAM maps outside the cell during training.
 
-The penalty ``gradcamo``: max(0, tau - adjusted Grad-CAMO of the true class), after the outlook of arXiv 2403.17615.
+The penalty ``gradcamo`` is max(0, tau - adjusted Grad-CAMO of the true class), after the outlook of arXiv 2403.17615.
 
-A score that was trained for is no evidence: an encoder may move its map and keep its reasons. Swapping surroundings in
-training (``training.swap_surroundings``) removes the reasons; the swap test (``explain.swap_test``) tests for them.
+A score that training rewards is no evidence by itself: an encoder can move its map onto the cell and still decide by
+the surroundings. Swapping surroundings in training (``training.swap_surroundings``) removes that shortcut; the swap
+test (``explain.swap_test``) detects it.
 """
 
 from __future__ import annotations
@@ -18,38 +19,40 @@ from gradcamo_assets.explain import maps as cam
 from gradcamo_assets.explain.overlap import overlap, project_regions
 
 
-def penalised(
+def logits_and_penalty(
     model: nn.Module, layer: str, images: Tensor, masks: Tensor, classes: Tensor, tau: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Logits (B, classes) of one forward pass, and the penalty, a scalar; both to be differentiated by the weights.
+    """Return the logits (B, classes) of one forward pass and the penalty, a scalar; both are differentiable.
 
-    The penalty is a mean over the crops that have an adjusted score: none of an empty map, an empty mask or a mask that
-    fills the crop. 0 where no crop has.
+    The penalty is the mean over the crops with an adjusted score. Crops with an empty map, an empty mask or a mask that
+    fills the crop have no score. Without any score the penalty is 0.
 
     Args:
-        layer: dotted name of the layer whose map counts.
-        images: (B, C, *crop), 2D or 3D. masks: (B, *crop) bool, the target cells.
-        classes: (B,) int64, the true ones. tau: adjusted score from which the penalty is 0.
+        layer: dotted name of the layer whose maps are penalised.
+        images: (B, C, *crop), 2D or 3D.
+        masks: (B, *crop) bool, the target cells.
+        classes: (B,) int64, the true classes.
+        tau: adjusted score from which the penalty is 0.
 
     Raises:
-        ExplainError: where the layer did not run, or the logits do not depend on it.
+        ExplainError: if the layer did not run or the logits do not depend on it.
     """
     output, activations = cam.captured(model, images, dict([cam.find_layer(model, layer)]))
     logits, values = cam.logits_of(output), next(iter(activations.values()))
     maps = class_maps(model, values, logits, classes)
     grid = maps.shape[1:]
-    adjusted = overlap(maps, project_regions(dilated(masks, grid) > 0, None, grid)).gradcamo_adjusted
-    there = ~torch.isnan(adjusted)
-    penalty = (tau - adjusted[there]).clamp_min(0).sum() / there.sum().clamp_min(1)
+    adjusted = overlap(maps, project_regions(dilate_masks(masks, grid) > 0, None, grid)).gradcamo_adjusted
+    has_score = ~torch.isnan(adjusted)
+    penalty = (tau - adjusted[has_score]).clamp_min(0).sum() / has_score.sum().clamp_min(1)
     return logits, penalty.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def class_maps(model: nn.Module, activations: Tensor, logits: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM maps of the given classes, (B, \\*grid) in float32 or better, differentiable by all that made them.
+    """Return differentiable Grad-CAM maps of the given classes, (B, \\*grid), in float32 or better.
 
-    In closed form where the activations feed global average pooling and one linear layer; else by a backward that is
-    kept in the graph, from the logits to the layer. That one also sees, through batch statistics, how a sample moves
-    the others' logits, which evaluation mode does not.
+    If the activations feed global average pooling and one linear layer, the map has a closed form. Otherwise a backward
+    pass from the logits to the layer is kept in the graph. In training mode that pass includes, through batch
+    statistics, the effect of a sample on the logits of the others; in evaluation mode there is no such effect.
     """
     with torch.autocast(activations.device.type, enabled=False):
         head = cam.pooled_head(model, activations, logits)
@@ -58,8 +61,8 @@ def class_maps(model: nn.Module, activations: Tensor, logits: Tensor, classes: T
         return cam.gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations], graph=True)[0]
 
 
-def dilated(masks: Tensor, grid: Sequence[int]) -> Tensor:
-    """Masks (B, *crop) grown by half a map cell along each axis: no map of that grid can be sharper."""
+def dilate_masks(masks: Tensor, grid: Sequence[int]) -> Tensor:
+    """Grow masks (B, *crop) by half a map cell along each axis, because no map on that grid can be sharper."""
     grown = masks.float()
     for axis, size in enumerate(grid, start=1):
         reach = round(masks.shape[axis] / size / 2)

@@ -1,4 +1,4 @@
-"""The registry as the lake knows it: versions, and every move of the champion alias with its time and reason."""
+"""Record the registry in the lake: its versions, and every move of the champion alias with time and reason."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from gradcamo_assets.tables import Lake
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry, ModelVersion
 
-SEEN_IN_MLFLOW = "moved in MLflow"
+MOVED_IN_MLFLOW = "moved in MLflow"
 
 
 def champion_moves(lake: Lake, model_name: str) -> pl.DataFrame:
-    """Moves of the champion alias of one model, oldest first."""
+    """Return the moves of a model's champion alias, oldest first."""
     return lake.read("promotions").filter(model_name=model_name, alias=CHAMPION).sort("promoted_at")
 
 
-def record_champion(lake: Lake, registry: ModelRegistry, *, by: str, reason: str = SEEN_IN_MLFLOW) -> bool:
-    """Append a row to ``promotions`` if the champion is not the one last recorded. Whether it moved.
+def record_champion(lake: Lake, registry: ModelRegistry, *, by: str, reason: str = MOVED_IN_MLFLOW) -> bool:
+    """Append a row to ``promotions`` if the champion differs from the last recorded one; tell whether it does.
 
-    A champion is another one if its MLflow run is, or its number.
+    Champions differ if their MLflow run or their version number differs.
 
-    Connection errors of the registry pass through, so that an unreachable server is never taken for a move.
+    Connection errors of the registry are raised, so an unreachable server is never recorded as a move.
     """
-    # The sensor and a publishing run may see the same move at the same time; it is one row.
+    # The lock prevents a second row when the sensor and a publishing run see the same move.
     with _lock(lake):
-        return _record(lake, registry, by, reason)
+        return _record_if_moved(lake, registry, by, reason)
 
 
 def promote(lake: Lake, registry: ModelRegistry, version: ModelVersion, *, by: str, reason: str) -> None:
-    """Make a version the champion and record who did it and why.
+    """Make a version the champion and record who promoted it and why.
 
     Raises:
-        BundleError: if its bundle is damaged; the champion stays who it was.
+        BundleError: if its bundle is damaged; the champion does not change.
     """
     load_bundle(registry.fetch(version))
-    # A sensor that saw the move first would record it without its reason.
+    # Without the lock the sensor could record the move first, without its reason.
     with _lock(lake):
-        _record(lake, registry, "unknown", SEEN_IN_MLFLOW)
+        _record_if_moved(lake, registry, "unknown", MOVED_IN_MLFLOW)
         registry.promote(version.version, CHAMPION)
-        _record(lake, registry, by, reason)
+        _record_if_moved(lake, registry, by, reason)
 
 
 def _lock(lake: Lake) -> FileLock:
@@ -52,14 +52,14 @@ def _lock(lake: Lake) -> FileLock:
     return FileLock(lake.root / ".champion.lock")
 
 
-def _record(lake: Lake, registry: ModelRegistry, by: str, reason: str) -> bool:
+def _record_if_moved(lake: Lake, registry: ModelRegistry, by: str, reason: str) -> bool:
     champion = registry.by_alias(CHAMPION)
     now = (champion.run_id, champion.version) if champion else (None, None)
     moves, time = champion_moves(lake, registry.name), datetime.now(UTC).replace(tzinfo=None)
     before: tuple[str | None, int | None] = (None, None)
     if len(moves):
         before = moves["to_run"][-1], moves["to_version"][-1]
-        # Moves are told apart and put in order by their time, wherever the clock has been set since.
+        # The time identifies and orders the moves, so it must increase even if the clock was set back.
         time = max(time, moves["promoted_at"][-1] + timedelta(microseconds=1))
     if before == now:
         return False
@@ -79,21 +79,21 @@ def _record(lake: Lake, registry: ModelRegistry, by: str, reason: str) -> bool:
 
 
 def find_version(registry: ModelRegistry, number: int) -> ModelVersion:
-    """A version by its number.
+    """Return the version with a number.
 
     Raises:
-        BundleError: if there is none.
+        BundleError: if there is no such version.
     """
-    known = {found.version: found for found in registry.versions()}
-    if number not in known:
-        there = ", ".join(map(str, known)) or "none; launch train_model"
-        raise BundleError(f"{registry.name} has no version {number}", f"There are: {there}.")
-    return known[number]
+    versions = {version.version: version for version in registry.versions()}
+    if number not in versions:
+        remedy = f"Choose one of {', '.join(map(str, versions))}." if versions else "Launch train_model first."
+        raise BundleError(f"{registry.name} has no version {number}", remedy)
+    return versions[number]
 
 
 def record_versions(lake: Lake, registry: ModelRegistry) -> int:
-    """Make ``models`` hold the versions that the registry names now, none besides of this model. How many there are."""
-    rows = _frame("models", registry.rows())
+    """Replace this model's rows of ``models`` by the versions now in the registry; return their number."""
+    rows = _frame("models", registry.version_rows())
     others = lake.read("models").filter(pl.col("model_name") != registry.name)
     lake.replace("models", pl.concat([others, rows]))
     return len(rows)

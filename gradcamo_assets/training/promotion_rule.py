@@ -1,4 +1,4 @@
-"""Whether a challenger should become champion: what was logged with both versions, held against each other."""
+"""Decide whether a challenger becomes champion, from the metrics logged with both versions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 class PromotionConfig:
     """When a challenger may become champion: section ``[promotion]`` of ``gradcamo.toml``."""
 
-    accuracy_tolerance: float = setting(0.02, "How much lower its accuracy may be.")
-    adjusted_tolerance: float = setting(0.05, "How much lower its median adjusted Grad-CAMO may be.")
-    least_over_chance: float = setting(0.1, "How far above chance its balanced accuracy must be.")
+    accuracy_tolerance: float = setting(0.02, "How far its accuracy may lie below the champion's.")
+    adjusted_tolerance: float = setting(0.05, "How far its median adjusted Grad-CAMO may lie below the champion's.")
+    least_over_chance: float = setting(0.1, "How far its balanced accuracy must lie above chance.")
     least_from_the_cell: float = setting(
-        0.5, "Share of its accuracy above chance that must be left in other cells' surroundings."
+        0.5, "Share of its accuracy above chance that must remain in other cells' surroundings."
     )
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was logged with a version: metrics, number of classes, the wells it was tested on, how it was cured."""
+    """Evidence logged with a version: metrics, number of classes, test wells, and measures against shortcuts."""
 
     version: int
     metrics: Mapping[str, float]
@@ -34,12 +34,12 @@ class Evidence:
     cure: Cure | None = None
 
     def get(self, metric: str) -> float | None:
-        """A metric; None where it was not logged or is no number."""
+        """Return a metric; None if it was not logged or is not finite."""
         value = self.metrics.get(metric)
         return value if value is not None and math.isfinite(value) else None
 
 
-def evidence(registry: ModelRegistry, version: ModelVersion) -> Evidence:
+def read_evidence(registry: ModelRegistry, version: ModelVersion) -> Evidence:
     """Read a version's evidence from MLflow.
 
     Raises:
@@ -48,12 +48,14 @@ def evidence(registry: ModelRegistry, version: ModelVersion) -> Evidence:
     config = read_config(registry.fetch(version))
     metrics = registry.client.get_run(version.run_id).data.metrics
     wells = frozenset(config.split.get("test", []))
-    return Evidence(version.version, metrics, len(config.classes), wells, config.cure)
+    return Evidence(
+        version=version.version, metrics=metrics, classes=len(config.classes), test_wells=wells, cure=config.cure
+    )
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One question of ``CHECKS``, and its answer in words."""
+class CheckResult:
+    """The result of one of ``CHECKS``, with an explanation."""
 
     name: str
     passed: bool
@@ -62,90 +64,97 @@ class Verdict:
 
 CHECKS = {
     "better_than_chance": "Balanced accuracy on test wells is above chance.",
-    "accuracy_comes_from_the_cell": "Balanced accuracy on test cells stays when they stand in other surroundings.",
+    "accuracy_comes_from_the_cell": "Balanced accuracy on test cells remains in other cells' surroundings.",
     "accuracy_on_test_wells": "Balanced accuracy on test wells is not below the champion's.",
     "accuracy_on_unseen_plates": "Accuracy on unseen plates is not below the champion's, where both have it.",
     "adjusted_gradcamo": "The median adjusted Grad-CAMO on test wells is not below the champion's.",
 }
 
 
-def verdict(challenger: Evidence, champion: Evidence | None, config: PromotionConfig) -> list[Verdict]:
-    """One answer to each of ``CHECKS``; all must pass. What was not measured is no ground to promote.
+def judge_challenger(challenger: Evidence, champion: Evidence | None, config: PromotionConfig) -> list[CheckResult]:
+    """Run all ``CHECKS``; every one must pass for a promotion. A missing metric fails its check.
 
-    Balanced accuracy (mean recall over classes), since half of a plate may be controls.
+    Accuracy on test wells is balanced (mean recall over classes), because half of a plate may be controls.
     """
     accuracy, chance = challenger.get("test_balanced_accuracy"), 1 / challenger.classes if challenger.classes else None
-    least = f"version {challenger.version} has {_number(accuracy)}{_wells(challenger)}; chance is {_number(chance)}"
+    test_wells = f" on {len(challenger.test_wells)} test wells" if challenger.test_wells else ""
     passed = accuracy is not None and chance is not None and accuracy >= chance + config.least_over_chance
-    answers = [Verdict("better_than_chance", passed, f"{least}, asked for is {config.least_over_chance:g} above it.")]
-    answers.append(_from_the_cell(challenger, chance, config.least_from_the_cell))
-    for name, metric, tolerance in (
-        ("accuracy_on_test_wells", "test_balanced_accuracy", config.accuracy_tolerance),
-        ("accuracy_on_unseen_plates", "unseen_accuracy", config.accuracy_tolerance),
-    ):
-        answers.append(_compared(name, metric, tolerance, challenger, champion))
-    adjusted = _compared("adjusted_gradcamo", "test_median_adjusted", config.adjusted_tolerance, challenger, champion)
-    return [*answers, replace(adjusted, text=adjusted.text + _trained_for(challenger, champion))]
+    above_chance = CheckResult(
+        "better_than_chance",
+        passed,
+        f"version {challenger.version} has {_number(accuracy)}{test_wells}; chance is {_number(chance)}, and at least "
+        f"{config.least_over_chance:g} above chance is required.",
+    )
+    test_accuracy = _compare(
+        "accuracy_on_test_wells", "test_balanced_accuracy", config.accuracy_tolerance, challenger, champion
+    )
+    unseen_accuracy = _compare(
+        "accuracy_on_unseen_plates", "unseen_accuracy", config.accuracy_tolerance, challenger, champion
+    )
+    adjusted = _compare("adjusted_gradcamo", "test_median_adjusted", config.adjusted_tolerance, challenger, champion)
+    adjusted = replace(adjusted, text=adjusted.text + _penalty_warning(challenger, champion))
+    from_the_cell = _check_swapped_accuracy(challenger, chance, config.least_from_the_cell)
+    return [above_chance, from_the_cell, test_accuracy, unseen_accuracy, adjusted]
 
 
-def _trained_for(*versions: Evidence | None) -> str:
+def _penalty_warning(*versions: Evidence | None) -> str:
     return "".join(
-        f" Version {one.version} was trained for this score (penalty {one.cure.regulariser}, weight "
-        f"{one.cure.regulariser_weight:g}): its score is no evidence by itself."
-        for one in versions if one and one.cure and one.cure.regulariser != "none"
+        f" Version {version.version} was trained for this score (penalty {version.cure.regulariser}, weight "
+        f"{version.cure.regulariser_weight:g}): its score is no evidence by itself."
+        for version in versions if version and version.cure and version.cure.regulariser != "none"
     )  # fmt: skip
 
 
-def _from_the_cell(challenger: Evidence, chance: float | None, least: float) -> Verdict:
-    """Whether accuracy above chance is left where cells stand in other surroundings, with and without a champion."""
-    name, who = "accuracy_comes_from_the_cell", f"version {challenger.version}"
+def _check_swapped_accuracy(challenger: Evidence, chance: float | None, required_share: float) -> CheckResult:
+    """Check that accuracy above chance remains in other cells' surroundings, with or without a champion."""
+    name, subject = "accuracy_comes_from_the_cell", f"version {challenger.version}"
     intact, swapped = challenger.get("test_accuracy_audited"), challenger.get("test_accuracy_swapped")
     if intact is None or swapped is None or chance is None:
-        missing = f"no test_accuracy_swapped was logged with {who}"
-        return Verdict(name, False, f"{missing}: train it again, or promote by hand.")
-    above, left = intact - chance, swapped - chance
+        return CheckResult(
+            name, False, f"no test_accuracy_swapped was logged with {subject}: train it again, or promote by hand."
+        )
     text = (
-        f"{who} has {_number(intact)} on a sample of test cells and {_number(swapped)} where these stand in other "
+        f"{subject} has {_number(intact)} on a sample of test cells and {_number(swapped)} on the same cells in other "
         f"cells' surroundings; chance is {_number(chance)}"
     )
-    if above <= 0:
-        return Verdict(name, False, f"{text}, so that nothing is above it.")
-    passed = left >= least * above
-    text += f", {max(left, 0) / above:.0%} of what is above it is left, asked for is {least:.0%}"
-    return Verdict(name, passed, text + ("." if passed else ": its answers come from what surrounds the cells."))
-
-
-def _compared(name: str, metric: str, tolerance: float, challenger: Evidence, champion: Evidence | None) -> Verdict:
-    if champion is None:
-        return Verdict(name, True, "there is no champion to compare with.")
-    ours, theirs = challenger.get(metric), champion.get(metric)
-    if name == "accuracy_on_unseen_plates" and (ours is None or theirs is None):
-        without = " and ".join(str(e.version) for e in (challenger, champion) if e.get(metric) is None)
-        return Verdict(name, True, f"not compared: version {without} was tested on no unseen plate.")
-    pair = (
-        f"version {challenger.version} has {_number(ours)}, the champion, version {champion.version}, {_number(theirs)}"
+    above_chance, remaining = intact - chance, swapped - chance
+    if above_chance <= 0:
+        return CheckResult(name, False, f"{text}, so its accuracy is not above chance.")
+    passed = remaining >= required_share * above_chance
+    text += (
+        f"; {max(remaining, 0) / above_chance:.0%} of the accuracy above chance remains, "
+        f"at least {required_share:.0%} is required"
     )
-    if ours is None or theirs is None:
-        without = " and ".join(str(e.version) for e in (challenger, champion) if e.get(metric) is None)
-        remedy = f"no {metric} was logged with version {without}: train it again, or promote by hand"
-        return Verdict(name, False, f"{pair}; {remedy}.")
-    notes = [f"{tolerance:g} less would do"]
+    return CheckResult(name, passed, text + ("." if passed else ": its answers come from the cells' surroundings."))
+
+
+def _compare(name: str, metric: str, tolerance: float, challenger: Evidence, champion: Evidence | None) -> CheckResult:
+    """Check that the challenger's metric is at most ``tolerance`` below the champion's."""
+    if champion is None:
+        return CheckResult(name, True, "there is no champion to compare with.")
+    new, old = challenger.get(metric), champion.get(metric)
+    lacking = " and ".join(str(one.version) for one in (challenger, champion) if one.get(metric) is None)
+    if lacking and name == "accuracy_on_unseen_plates":
+        return CheckResult(name, True, f"not compared: version {lacking} was not tested on unseen plates.")
+    values = (
+        f"version {challenger.version} has {_number(new)}, the champion, version {champion.version}, {_number(old)}"
+    )
+    if new is None or old is None:
+        remedy = f"no {metric} was logged with version {lacking}: train it again, or promote by hand"
+        return CheckResult(name, False, f"{values}; {remedy}.")
+    notes = [f"{tolerance:g} less is allowed"]
     if name != "accuracy_on_unseen_plates":
-        notes.append(_paired(challenger, champion))
+        notes.append(_test_wells_note(challenger, champion))
     if challenger.classes != champion.classes and name != "adjusted_gradcamo":
         notes.append(f"over {challenger.classes} classes against {champion.classes}")
-    return Verdict(name, ours >= theirs - tolerance, f"{pair}; {', '.join(notes)}.")
+    return CheckResult(name, new >= old - tolerance, f"{values}; {', '.join(notes)}.")
 
 
-def _paired(challenger: Evidence, champion: Evidence) -> str:
+def _test_wells_note(challenger: Evidence, champion: Evidence) -> str:
     if challenger.test_wells and challenger.test_wells == champion.test_wells:
         return f"both on the same {len(challenger.test_wells)} test wells"
-    ours, theirs = (len(e.test_wells) or "an unknown number of" for e in (challenger, champion))
-    return f"on {ours} and {theirs} test wells, not the same ones, so chance of the draw is in the difference"
-
-
-def _wells(one: Evidence) -> str:
-    return f" on {len(one.test_wells)} test wells" if one.test_wells else ""
+    new, old = (len(one.test_wells) or "an unknown number of" for one in (challenger, champion))
+    return f"on {new} and {old} test wells, which differ, so part of the difference is due to the choice of wells"
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""An encoder that was trained elsewhere, as the next version: its code by import path, its weights as safetensors."""
+"""Register an encoder that was trained elsewhere: code by import path, weights as safetensors."""
 
 from __future__ import annotations
 
@@ -21,22 +21,30 @@ def register_weights(
     voxel_size: Sequence[float],
     layer: str | None = None,
 ) -> ModelVersion:
-    """Build the network, load its weights, try it on an empty crop and register it as ``challenger``.
+    """Build the network, load its weights, run it on an empty crop and register it as ``challenger``.
 
-    No well is known to have trained it, so that all its scores are of split ``unseen``.
+    Its training wells are unknown, so all its scores belong to the split ``unseen``.
 
     Args:
-        encoder: a name for ``build_encoder``; its module is imported. weights: a safetensors file.
-        classes: treatment class of each logit. channels: stains, in input order.
-        crop_shape: (z, y, x) in voxels; a 2D network takes crops of one plane. voxel_size: (z, y, x) in um.
-        layer: dotted name of the layer to explain; by default the one that the encoder's function names.
+        encoder: a name for ``build_encoder``; its module is imported.
+        weights: a safetensors file.
+        classes: treatment class of each logit.
+        channels: stains, in input order.
+        crop_shape: (z, y, x) in voxels; a 2D network takes crops of one plane.
+        voxel_size: (z, y, x) in micrometres.
+        layer: dotted name of the layer to explain; by default the layer that the encoder's function returns.
 
     Raises:
-        BundleError: if network, weights, layer, classes and crops do not go together.
+        BundleError: if network, weights, layer, classes and crops do not fit together.
     """
     if layer is None:
         _, layer = build_encoder(encoder, len(channels), len(classes))
     config = BundleConfig(
-        encoder, layer, list(classes), list(channels), [int(n) for n in crop_shape], [float(um) for um in voxel_size]
+        encoder=encoder,
+        layer=layer,
+        classes=list(classes),
+        channels=list(channels),
+        crop_shape=[int(size) for size in crop_shape],
+        voxel_size=[float(size) for size in voxel_size],
     )
     return registry.register(with_weights(config, weights), config, tags={"weights": weights.name})

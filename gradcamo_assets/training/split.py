@@ -1,4 +1,4 @@
-"""Which wells an encoder may learn from: parts are disjoint by well, or by plate or layout, every class in training."""
+"""Split wells into training, validation and test: disjoint by well, plate or position, every class in training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 from gradcamo_assets.errors import GradcamoError
 
 PARTS = ("train", "val", "test")
-Apart = Literal["well", "plate", "position"]
+SplitUnit = Literal["well", "plate", "position"]
 _UNITS = {
     "well": ["Metadata_Plate", "Metadata_Well"],
     "plate": ["Metadata_Plate"],
@@ -25,28 +25,30 @@ def split_wells(
     seed: int = 0,
     val_fraction: float = 0.17,
     test_fraction: float = 0.33,
-    apart: Apart = "well",
+    apart: SplitUnit = "well",
 ) -> pl.DataFrame:
     """Assign every well to train, validation or test.
 
-    What is kept apart is dealt class by class, so that classes are in each part in proportion. A class of one well is
-    trained on only, one of two wells has no validation well. Where wells (or plates) hold many classes, as in a pooled
-    screen, they are dealt as one, and none leaves training that is the last of a class there.
+    The units (wells, plates or positions) are assigned class by class, so that each part has the classes in proportion.
+    A class with one well is used for training only; a class with two wells has no validation well. Units with several
+    classes, as in a pooled screen, are assigned together, and the last training unit of a class stays in training.
 
     Args:
         cells: kept cells, with ``Metadata_Plate``, ``Metadata_Well`` and ``treatment_class`` (NULL: not trained on).
-        apart: what no two parts share: a ``well``; a whole ``plate``, so that the test asks about plates not seen; or
-            a ``position``, the same well of every plate, so that no layout effect is learned and tested alike.
+        seed: of the random assignment.
+        val_fraction, test_fraction: share of the units of each class.
+        apart: the unit that no two parts share: a ``well``; a whole ``plate``, to test on unseen plates; or a
+            ``position``, the same well of every plate, so that a layout effect cannot be learned and tested alike.
 
     Returns:
-        ``Metadata_Plate``, ``Metadata_Well``, ``split``, sorted; wells without a class are left out.
+        ``Metadata_Plate``, ``Metadata_Well``, ``split``, sorted. Wells without a class are left out.
 
     Raises:
-        GradcamoError: if fewer than two classes have a training well, there is no such ``apart``, or plates (positions)
-            are too few for any to be held out.
+        GradcamoError: if ``apart`` is unknown, fewer than two classes have a training well, or no plate (position) can
+            be held out.
     """
     if apart not in _UNITS:
-        raise GradcamoError(f"wells cannot be kept apart by {apart!r}", f"Choose one of {', '.join(_UNITS)}.")
+        raise GradcamoError(f"apart must be one of {', '.join(_UNITS)}, got {apart!r}", "Choose one of these.")
     labelled = cells.drop_nulls("treatment_class")
     units = (
         labelled.group_by(_UNITS[apart])
@@ -58,10 +60,10 @@ def split_wells(
         )
         .sort(_UNITS[apart])
     )
-    trained = Counter(units["treatment_class"].explode().to_list() if len(units) else [])
-    if len(trained) < 2:
+    training_units = Counter(units["treatment_class"].explode().to_list() if len(units) else [])
+    if len(training_units) < 2:
         raise GradcamoError(
-            f"cells of {len(trained)} treatment class(es) cannot train an encoder",
+            f"training needs at least 2 treatment classes, the cells have {len(training_units)}",
             "Give the plate a plate map with at least two treatments and materialise its cells again.",
         )
     rng = np.random.default_rng(seed)
@@ -70,28 +72,28 @@ def split_wells(
         n = len(stratum)
         n_test = min(max(1, round(n * test_fraction)), n - 1) if n > 1 else 0
         n_val = max(1, round(n * val_fraction)) if n - n_test > 1 else 0
-        wanted = ["val"] * n_val + ["test"] * n_test
+        held_out_parts = ["val"] * n_val + ["test"] * n_test
         labels, classes = ["train"] * n, stratum["treatment_class"].to_list()
         for index in np.argsort(rng.permutation(n)):
-            if wanted and all(trained[name] > 1 for name in classes[index]):
-                labels[index] = wanted.pop()
-                trained.subtract(classes[index])
+            if held_out_parts and all(training_units[name] > 1 for name in classes[index]):
+                labels[index] = held_out_parts.pop()
+                training_units.subtract(classes[index])
         parts.append(stratum.with_columns(split=pl.Series(labels)))
-    dealt = pl.concat(parts)
-    if apart != "well" and "test" not in dealt["split"]:
+    assigned = pl.concat(parts)
+    if apart != "well" and "test" not in assigned["split"]:
         raise GradcamoError(
-            f"of {len(dealt)} {apart}(s) none can be held out without a class leaving the training",
-            f"Take more plates with the same treatments, or keep wells apart instead of {apart}s.",
+            f"none of the {len(assigned)} {apart}(s) can be held out: each has the last training well of a class",
+            "Use more plates with the same treatments, or set apart to 'well'.",
         )
     wells = labelled.select("Metadata_Plate", "Metadata_Well").unique()
     return (
-        wells.join(dealt, on=_UNITS[apart])
+        wells.join(assigned, on=_UNITS[apart])
         .select("Metadata_Plate", "Metadata_Well", "split")
         .sort("Metadata_Plate", "Metadata_Well")
     )
 
 
 def as_lists(split: pl.DataFrame) -> dict[str, list[str]]:
-    """The split as ``{"train": ["plate/A01", ...], "val": ..., "test": ...}``, as a bundle records it."""
+    """Convert a split to ``{"train": ["plate/A01", ...], "val": ..., "test": ...}``, the form used in a bundle."""
     names = split.with_columns(name=pl.format("{}/{}", "Metadata_Plate", "Metadata_Well"))
     return {part: names.filter(pl.col("split") == part)["name"].sort().to_list() for part in PARTS}

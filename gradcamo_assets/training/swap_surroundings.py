@@ -1,7 +1,7 @@
-"""Swapping surroundings in training: what stands round a cell must not tell its class.
+"""Exchange the surroundings of cells in training, so that they do not predict the class.
 
-Who lends surroundings is drawn without regard to class: were it always another class, surroundings would tell what the
-cell is not. Draws come from torch's default generator, so ``torch.manual_seed`` repeats them.
+Donors are drawn regardless of class: if donors always had another class, surroundings would exclude a class. Random
+numbers come from torch's default generator, so ``torch.manual_seed`` makes them reproducible.
 """
 
 from __future__ import annotations
@@ -13,31 +13,33 @@ from gradcamo_assets.cells import NEIGHBOUR, TARGET
 from gradcamo_assets.explain.surroundings import moved_to
 
 
-def swap(
+def swap_surroundings(
     images: Tensor, labels: Tensor, *, share: float, soften: int = 2, pool: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Crops and labels of which about ``share`` have the surroundings of another crop; the rest stay as they are.
+    """Give about ``share`` of the crops the surroundings of another crop, and return new images and labels.
 
     Args:
-        images: (B, C, Z, Y, X), standardised. labels: (B, Z, Y, X) of ``BACKGROUND``, ``TARGET`` and ``NEIGHBOUR``;
-            a crop without a target is never changed.
-        soften: width of the seam in voxels.
-        pool: (D, C, Z, Y, X) and (D, Z, Y, X), crops of other plates and sites that lend in place of the batch.
+        images: (B, C, Z, Y, X), standardised.
+        labels: (B, Z, Y, X) with ``BACKGROUND``, ``TARGET`` and ``NEIGHBOUR``. A crop without a target never changes.
+        share: probability that a crop changes.
+        soften: width of the blended seam in voxels.
+        pool: donor images (D, C, Z, Y, X) and labels (D, Z, Y, X), for example of other plates; by default the other
+            crops of the batch.
     """
     count = len(images)
-    lent, lent_labels = (images, labels) if pool is None else pool
+    donor_images, donor_labels = (images, labels) if pool is None else pool
     has_target = (labels == TARGET).flatten(1).any(1).cpu()
     rows = torch.nonzero((torch.rand(count) < share) & has_target).flatten()
     if not len(rows) or (pool is None and count == 1):
         return images, labels
     if pool is None:
-        source = (rows + torch.randint(1, count, rows.shape)) % count
+        donors = (rows + torch.randint(1, count, rows.shape)) % count
     else:
-        source = torch.randint(len(lent), rows.shape)
-    own, other, other_labels = images[rows], lent[source], lent_labels[source]
-    target, neighbours = labels[rows] == TARGET, other_labels == NEIGHBOUR
-    made = moved_to(own, target, other, other_labels == TARGET, neighbours, soften)
-    seen = (neighbours & ~target) * NEIGHBOUR + target * TARGET
+        donors = torch.randint(len(donor_images), rows.shape)
+    target = labels[rows] == TARGET
+    donor_target, donor_neighbours = donor_labels[donors] == TARGET, donor_labels[donors] == NEIGHBOUR
+    swapped = moved_to(images[rows], target, donor_images[donors], donor_target, donor_neighbours, soften)
+    swapped_labels = (donor_neighbours & ~target) * NEIGHBOUR + target * TARGET
     images, labels = images.clone(), labels.clone()
-    images[rows], labels[rows] = made, seen.to(labels.dtype)
+    images[rows], labels[rows] = swapped, swapped_labels.to(labels.dtype)
     return images, labels

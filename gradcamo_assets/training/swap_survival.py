@@ -1,4 +1,4 @@
-"""The swap test as evidence of a version: what is left of its accuracy when test cells stand in other surroundings."""
+"""Measure, with the swap test, how much of a version's test accuracy remains in other cells' surroundings."""
 
 from __future__ import annotations
 
@@ -12,53 +12,72 @@ from gradcamo_assets.cells import NEIGHBOUR, TARGET
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.explain.swap_test import respond, swap_test
 from gradcamo_assets.scoring.audit import in_parts
-from gradcamo_assets.training.evaluation import as_taken, balanced_accuracy, sampled
+from gradcamo_assets.training.evaluation import balanced_accuracy, sample_cells, to_model_input
 
-_MOST = 200
+_SAMPLE_SIZE = 200
 
 
-def audited(
-    model: nn.Module, layer: str, dataset: CropDataset, judged: pl.DataFrame, classes: Sequence[str], most: int = _MOST
+def run_swap_test(
+    model: nn.Module,
+    layer: str,
+    dataset: CropDataset,
+    evaluated: pl.DataFrame,
+    classes: Sequence[str],
+    max_cells: int = _SAMPLE_SIZE,
 ) -> pl.DataFrame:
-    """A sample of the cells that ``judge`` found in a dataset, with ``swapped_class`` and ``survives_swap``.
+    """Run the swap test on a sample of evaluated cells, and add ``swapped_class`` and ``survives_swap``.
 
-    ``explain.swap_test`` describes the columns. Cells change places with up to 63 others; groups without another
-    class are left out.
+    ``explain.swap_test`` describes these columns. Cells swap surroundings within groups of up to 64; groups with a
+    single class are left out.
 
     Args:
-        most: cells of the sample, which is the same every time.
+        dataset: the dataset that was evaluated.
+        evaluated: result of ``evaluate_cells`` on it, with all its rows.
+        classes: name of each logit.
+        max_cells: size of the sample, which is reproducible.
     """
-    rows = sampled(judged.with_row_index(), most)
-    empty = rows.clear().with_columns(swapped_class=pl.lit("").cast(pl.String), survives_swap=pl.lit(True))
+    sample = sample_cells(evaluated.with_row_index(), max_cells)
+    empty = sample.clear().with_columns(swapped_class=pl.lit("").cast(pl.String), survives_swap=pl.lit(True))
     tables, device = [empty], next(model.parameters()).device
-    for part in in_parts(len(rows)):
-        cells = rows[part]
+    for rows in in_parts(len(sample)):
+        cells = sample[rows]
         if cells["true_class"].n_unique() < 2:
             continue
         crops, regions, _ = default_collate([dataset[row] for row in cells["index"]])
-        images, labels = as_taken(model, crops.to(device), regions.to(device))
-        intact, treatments = respond(model, images, layer), cells["true_class"].to_list()
-        found = swap_test(model, images, labels == TARGET, labels == NEIGHBOUR, layer, intact, treatments)
+        images, labels = to_model_input(model, crops.to(device), regions.to(device))
+        result = swap_test(
+            model,
+            images,
+            target=labels == TARGET,
+            neighbours=labels == NEIGHBOUR,
+            layer=layer,
+            intact=respond(model, images, layer),
+            treatments=cells["true_class"].to_list(),
+        )
         tables.append(
             cells.with_columns(
-                pl.Series("swapped_class", [classes[int(index)] for index in found["swapped_class"]]),
-                pl.Series("survives_swap", found["survives_swap"] > 0),
+                pl.Series("swapped_class", [classes[int(index)] for index in result["swapped_class"]]),
+                pl.Series("survives_swap", result["survives_swap"] > 0),
             )
         )
     return pl.concat(tables).drop("index")
 
 
-def survived(cells: pl.DataFrame, part: str) -> dict[str, float]:
-    """``METRICS`` of ``audited`` cells, each name behind ``part`` and an underscore; none of no cell."""
+def swap_metrics(cells: pl.DataFrame, part: str) -> dict[str, float]:
+    """Compute the swap test's ``METRICS``, each name prefixed with ``part`` and an underscore; none for no cells.
+
+    Args:
+        cells: result of ``run_swap_test``.
+    """
     if cells.is_empty():
         return {}
     survives = cells["survives_swap"].to_numpy()
-    looks = (cells["looks_at"] == "target").fill_null(False).to_numpy()
-    numbers = {
+    looks_at_target = (cells["looks_at"] == "target").fill_null(False).to_numpy()
+    metrics = {
         "audited": len(cells),
         "accuracy_audited": balanced_accuracy(cells),
         "accuracy_swapped": balanced_accuracy(cells, "swapped_class"),
         "survives_swap": survives.mean(),
-        "trusted": (looks & survives).mean(),
+        "trusted": (looks_at_target & survives).mean(),
     }
-    return {f"{part}_{name}": float(value) for name, value in numbers.items()}
+    return {f"{part}_{name}": float(value) for name, value in metrics.items()}

@@ -1,7 +1,7 @@
-"""Training an encoder with Lightning: to predict the treatment of a crop, or without classes.
+"""Train an encoder with Lightning, on treatment classes or self-supervised.
 
-Classes are balanced by resampling. Every epoch ends in a checkpoint, and its draws follow from the seed and its number
-alone, so that a training that was killed goes on as if it had not been.
+Classes are balanced by resampling. Every epoch ends with a checkpoint, and its random numbers depend on the seed and
+the epoch's number only, so a killed training resumes with the same result.
 """
 
 from __future__ import annotations
@@ -33,26 +33,30 @@ from gradcamo_assets.cells.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.networks.encoders import build_encoder
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.training.lightning_module import EncoderModule, Report, best_epoch, is_over
+from gradcamo_assets.training.lightning_module import EncoderModule, Report, best_epoch, is_finished
 from gradcamo_assets.training.self_supervised import (
     PairSampler,
     SelfSupervisedModule,
-    embeddings_of,
-    pooled_linear,
-    prototypes,
-    wells_of,
+    compute_embeddings,
+    find_pooled_head,
+    fit_prototypes,
+    well_indices,
 )
 from gradcamo_assets.training.settings import TrainingConfig
 
-_CODE = "4"
+_CODE_VERSION = "4"
+"""Increase it when changed code gives other weights, so that old checkpoints are not resumed."""
 
 
 @dataclass
 class TrainingResult:
-    """A trained network with its evidence: metrics of the epoch whose weights it has, and the curve of every epoch.
+    """A trained network with its evidence.
 
-    ``embeddings`` hold, for every epoch, those of the first ``WATCHED`` validation crops, (n, d). ``checkpoints`` holds
-    the finished training until whoever keeps the network deletes it: until then, training the same again ends at once.
+    Attributes:
+        metrics: averages of the epoch whose weights the network has.
+        curves: averages of every epoch, by metric.
+        checkpoints: folder of the finished training. Until it is deleted, an equal training returns at once.
+        embeddings: for every epoch, those of the first ``TRACKED_CELLS`` validation crops, (n, d).
     """
 
     model: nn.Module
@@ -73,56 +77,67 @@ def train_encoder(
     progress: bool = True,
     report: Report | None = None,
 ) -> TrainingResult:
-    """Train an encoder, or go on where the same training was killed.
+    """Train an encoder, or resume the same training where it was killed.
 
     Args:
-        classes: treatment class of each index the datasets use. work: folder of the checkpoints, in ``training/``
-            under a digest of all that determines the result.
-        progress: show a progress bar on a terminal. report: called with one line an epoch.
+        classes: treatment class of each index in the datasets.
+        work: the checkpoints go to its subfolder ``training/<digest of everything that determines the result>``.
+        progress: show a progress bar on a terminal.
+        report: called with one line per epoch.
 
     Raises:
-        GradcamoError: if a class has no training crop, early stopping no validation crop, or the loss diverges.
-        BundleError: as ``build_encoder``.
+        GradcamoError: if a class has no training crop, early stopping has no validation crops, the encoder has no head
+            for prototypes, or the loss diverges.
+        BundleError: see ``build_encoder``.
     """
     counts = np.bincount(train.targets, minlength=len(classes))
     if not counts.all():
         empty = ", ".join(name for name, count in zip(classes, counts, strict=True) if not count)
         raise GradcamoError(f"no training crop of class {empty}", "Lower test_fraction, or leave the class out.")
-    views = config.objective != "treatment"
-    if config.patience and len(validation) < 1 + views:
-        raise GradcamoError("early stopping needs validation crops", "Raise val_fraction, or set patience to 0.")
+    self_supervised = config.objective != "treatment"
+    min_validation = 2 if self_supervised else 1
+    if config.patience and len(validation) < min_validation:
+        raise GradcamoError(
+            f"early stopping needs at least {min_validation} validation crops, got {len(validation)}",
+            "Raise val_fraction, or set patience to 0.",
+        )
     lightning.seed_everything(config.seed, verbose=False)
     model, layer = build_encoder(
         config.encoder, len(train.orders[0]), len(classes), weights=config.weights, layer=config.layer
     )
-    head = pooled_linear(model, layer, train) if views else None
-    ranks = config.processes
-    share = math.ceil(config.batch_size / ranks)
-    steps = math.ceil(len(train) / (share * ranks))
-    fresh = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
-    identity = [_CODE, asdict(config), ranks, list(classes), train.identity, validation.identity]
-    folder = work / "training" / digest([*identity, hashlib.sha256(fresh).hexdigest()])
-    state = _checkpoint(folder / "last.ckpt")
+    prototype_head = find_pooled_head(model, layer, train) if self_supervised else None
+    processes = config.processes
+    batch_share = math.ceil(config.batch_size / processes)
+    steps = math.ceil(len(train) / (batch_share * processes))
+    initial_weights = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    identity = [_CODE_VERSION, asdict(config), processes, list(classes), train.identity, validation.identity]
+    folder = work / "training" / digest([*identity, hashlib.sha256(initial_weights).hexdigest()])
+    state = _load_checkpoint(folder / "last.ckpt")
     if state is None:
         shutil.rmtree(folder, ignore_errors=True)
-    if state is None or not is_over(state["curves"], config):
+    if state is None or not is_finished(state["curves"], config):
         if state and report:
-            report(f"going on behind epoch {len(state['curves']['train_loss'])}")
-        draws = (steps * share, config.seed, ranks)
-        wells = wells_of(train) if config.positives == "treatment" else None
-        sampler = PairSampler(train.targets, wells, *draws) if views else BalancedSampler(train.targets, *draws)
+            report(f"resuming after epoch {len(state['curves']['train_loss'])}")
+        sampling = (steps * batch_share, config.seed, processes)
+        if self_supervised:
+            wells = well_indices(train) if config.positives == "treatment" else None
+            sampler: BalancedSampler = PairSampler(train.targets, wells, *sampling)
+        else:
+            sampler = BalancedSampler(train.targets, *sampling)
         loaders = (
-            DataLoader(train, share * (1 + views), sampler=sampler),
-            DataLoader(validation, share) if len(validation) else None,
+            DataLoader(train, batch_share * (2 if self_supervised else 1), sampler=sampler),
+            DataLoader(validation, batch_share) if len(validation) else None,
         )
         bars = [TQDMProgressBar()] if progress and sys.stderr.isatty() else []
-        with _quiet(), _heard(report, ranks) as heard:
+        with _silence_lightning(), _report_from_children(report, processes) as child_report:
+            # Self-supervised training does not use the head's weights.
+            strategy = "ddp_spawn_find_unused_parameters_true" if self_supervised else "ddp_spawn"
             trainer = lightning.Trainer(
                 max_epochs=config.epochs,
                 accelerator="gpu" if torch.cuda.is_available() else "cpu",
-                devices=ranks,
-                # Processes are spawned: a run of Dagster is no script that could be started once more.
-                strategy=("ddp_spawn_find_unused_parameters_true" if views else "ddp_spawn") if ranks > 1 else "auto",
+                devices=processes,
+                # Processes are spawned, because a Dagster run is not a script that Lightning could start again.
+                strategy=strategy if processes > 1 else "auto",
                 use_distributed_sampler=False,
                 precision=config.lightning_precision,
                 logger=False,
@@ -130,40 +145,52 @@ def train_encoder(
                 enable_progress_bar=bool(bars),
                 num_sanity_val_steps=0,
                 default_root_dir=work,
-                callbacks=[*bars, *_keepers(folder, config)],
+                callbacks=[*bars, *_checkpoint_callbacks(folder, config)],
             )
-            kind = partial(SelfSupervisedModule, width=head.in_features) if head else EncoderModule
-            module = kind(model, layer, config, steps * config.epochs, heard, lenders=train)
+            module_type = (
+                partial(SelfSupervisedModule, width=prototype_head.in_features) if prototype_head else EncoderModule
+            )
+            module = module_type(model, layer, config, steps * config.epochs, child_report, donors=train)
             trainer.fit(module, *loaders, ckpt_path=folder / "last.ckpt" if state else None, weights_only=True)
-        state = _checkpoint(folder / "last.ckpt")
-    best = _checkpoint(folder / "best.ckpt") if config.patience else state
+        state = _load_checkpoint(folder / "last.ckpt")
+    best = _load_checkpoint(folder / "best.ckpt") if config.patience else state
     if state is None or best is None:
-        raise GradcamoError("training left no checkpoint", "Look whether the disk is full.", path=folder)
+        raise GradcamoError(
+            "training ended without a readable checkpoint", "Check that the disk is not full.", path=folder
+        )
     curves, seconds = state["curves"], state["seconds"]
     if not np.isfinite(curves["train_loss"]).all():
         shutil.rmtree(folder)
-        raise GradcamoError("training diverged: its loss is no number", "Lower learning_rate, or use float32.")
+        raise GradcamoError("training diverged: its loss is not finite", "Lower learning_rate, or use float32.")
     weights = {name: value for name, value in best["state_dict"].items() if name.startswith("model.")}
     model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-    if head is not None:
-        weight, bias = prototypes(embeddings_of(model, layer, train, share).numpy(), train.targets)
-        head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+    if prototype_head is not None:
+        embeddings = compute_embeddings(model, layer, train, batch_share).numpy()
+        weight, bias = fit_prototypes(embeddings, train.targets)
+        prototype_head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     metrics = {name: values[best_epoch(curves, config)] for name, values in curves.items()}
     epochs = len(curves["train_loss"])
-    metrics |= {"epochs": epochs, "seconds": seconds, "seconds_per_crop": seconds / (steps * share * ranks * epochs)}
-    embeddings = [epoch.numpy() for epoch in state["embeddings"]]
-    return TrainingResult(model.eval().requires_grad_(False), layer, metrics, curves, folder, embeddings)
+    crops_seen = steps * batch_share * processes * epochs
+    metrics |= {"epochs": epochs, "seconds": seconds, "seconds_per_crop": seconds / crops_seen}
+    return TrainingResult(
+        model=model.eval().requires_grad_(False),
+        layer=layer,
+        metrics=metrics,
+        curves=curves,
+        checkpoints=folder,
+        embeddings=[epoch.numpy() for epoch in state["embeddings"]],
+    )
 
 
-def _keepers(folder: Path, config: TrainingConfig) -> list[ModelCheckpoint]:
-    """A checkpoint of the best epoch before that of the last: a kill between them repeats an epoch and loses none."""
+def _checkpoint_callbacks(folder: Path, config: TrainingConfig) -> list[ModelCheckpoint]:
+    """Save the best epoch before the last one: a kill in between repeats an epoch and loses none."""
     common: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     best = ModelCheckpoint(folder, "best", monitor="val_loss", save_weights_only=True, **common)
     return [*([best] if config.patience else []), ModelCheckpoint(folder, "last", **common)]
 
 
-def _checkpoint(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint holds; None where there is none, or a damaged one, whose epochs are trained again."""
+def _load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint; None if it is missing or damaged, so that its epochs are trained again."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
@@ -171,8 +198,8 @@ def _checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's advice."""
+def _silence_lightning() -> Iterator[None]:
+    """Suppress Lightning's hints and the warnings that do not apply here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*exists and is not empty.*"):
@@ -181,8 +208,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _heard(report: Report | None, processes: int) -> Iterator[Report | None]:
-    """A ``report`` that a child process can call."""
+def _report_from_children(report: Report | None, processes: int) -> Iterator[Report | None]:
+    """Yield a ``report`` that child processes can call."""
     if report is None or processes == 1:
         yield report
         return

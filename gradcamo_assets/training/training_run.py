@@ -1,4 +1,4 @@
-"""From the lake and the crop store to a registered version: load, train, measure on held-out wells, log."""
+"""Train an encoder on stored crops, evaluate it on held-out wells and register it with its evidence."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from gradcamo_assets.networks.bundle import BundleConfig
 from gradcamo_assets.report import confusion_matrix, crops_with_maps, reliability, to_png, training_curves
 from gradcamo_assets.training.evaluation import (
     METRICS,
-    as_taken,
     best_median_worst,
-    calibration,
-    confusion,
+    calibration_bins,
+    code_versions,
+    compute_metrics,
+    confusion_counts,
     data_versions,
-    judge,
-    made_with,
-    measured,
+    evaluate_cells,
     peak_memory,
+    to_model_input,
 )
-from gradcamo_assets.training.mlflow_runs import EPOCHS
+from gradcamo_assets.training.mlflow_runs import EPOCH_EMBEDDINGS
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 from gradcamo_assets.training.settings import TrainingConfig
 from gradcamo_assets.training.split import PARTS, as_lists
-from gradcamo_assets.training.swap_survival import audited, survived
+from gradcamo_assets.training.swap_survival import run_swap_test, swap_metrics
 from gradcamo_assets.training.training import TrainingResult, train_encoder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 CELLS, EVIDENCE = "cells.parquet", "evidence.json"
-"""Artifacts of a version: its judged cells, and what the numbers and the data were."""
+"""Artifacts of a version: its evaluated cells; its confusion counts, calibration and data versions."""
+_MAX_CACHED_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A registered version with what training measured, and the pictures of it by name."""
+class TrainedVersion:
+    """A registered version with the training's result, the number of crops by part, and figures by name."""
 
     version: ModelVersion
     result: TrainingResult
@@ -58,7 +58,7 @@ class Fitted:
     figures: dict[str, Figure]
 
 
-def fit_and_register(
+def train_and_register(
     cells: pl.DataFrame,
     split: pl.DataFrame,
     crop_paths: Sequence[Path],
@@ -70,32 +70,38 @@ def fit_and_register(
     report: Callable[[str], None] | None = None,
     tags: dict[str, str] | None = None,
     unseen: tuple[pl.DataFrame, Sequence[Path]] | None = None,
-    started: Callable[[str], None] | None = None,
-) -> Fitted:
+    on_run_start: Callable[[str], None] | None = None,
+) -> TrainedVersion:
     """Train an encoder on the training wells of a split and register it with its evidence.
 
-    The MLflow run is open from the start; where training fails or is killed it stands there as FAILED.
+    The MLflow run is open from the start; if training fails or is killed, the run ends as FAILED.
 
     Args:
         cells: kept cells with ``Metadata_CellID``, ``Metadata_Plate``, ``Metadata_Well``, ``treatment_class`` and,
             where known, ``mask_version``.
-        split: ``Metadata_Plate``, ``Metadata_Well``, ``split``. crop_paths: stored fields to read crops from.
-        unseen: cells of other plates (``evidence.unseen_cells``) and their fields; those that do not fit are left out.
-        started: called with the MLflow run's identifier when it is open.
+        split: ``Metadata_Plate``, ``Metadata_Well``, ``split``.
+        crop_paths: stored fields with the crops.
+        work, progress, report: see ``train_encoder``.
+        tags: additional tags of the MLflow run.
+        unseen: cells of other plates (``evaluation.unseen_cells``) and their fields; fields whose channels, crop shape
+            or voxel size do not fit are left out.
+        on_run_start: called with the identifier of the open MLflow run.
 
     Raises:
         GradcamoError: if the crops of the plates do not fit together, or a class has no training crop.
     """
-    with registry.run(asdict(config), made_with() | (tags or {})) as run_id:
-        if started:
-            started(run_id)
+    with registry.start_run(asdict(config), code_versions() | (tags or {})) as run_id:
+        if on_run_start:
+            on_run_start(run_id)
         fields = [open_crops(path) for path in crop_paths]
-        channels, shape, voxel_size = common_frame(fields)
+        channels, shape, voxel_size = common_geometry(fields)
         labelled = cells.drop_nulls("treatment_class").join(split, on=["Metadata_Plate", "Metadata_Well"])
         classes = labelled["treatment_class"].unique().sort().to_list()
         parts = {
-            # What is read once need not be kept.
-            part: crops_of(labelled.filter(split=part), fields, classes, channels, 0 if part == "test" else 2 << 30)
+            # Test crops are read only once, so they are not cached.
+            part: labelled_crops(
+                labelled.filter(split=part), fields, classes, channels, 0 if part == "test" else _MAX_CACHED_BYTES
+            )
             for part in PARTS
         }
         result = train_encoder(
@@ -112,24 +118,26 @@ def fit_and_register(
             cure=config.cure,
             objective=config.objective,
         )
-        judged = {part: _judged(result, parts[part], classes) for part in ("val", "test")}
+        evaluated = {part: _evaluate(result, parts[part], classes) for part in ("val", "test")}
         if unseen is not None:
+            unseen_cells, unseen_paths = unseen
             try:
-                fitting = [field for field in map(open_crops, unseen[1]) if _fits(field, bundle)]
-                others = crops_of(unseen[0], fitting, classes, channels, 0)
-                judged["unseen"] = _judged(result, others, classes)
-                parts["unseen"] = others
-                cells = pl.concat([cells, unseen[0]], how="diagonal_relaxed")
-            except CropError as error:  # Damage to another plate must not cost this training.
+                unseen_fields = [field for field in map(open_crops, unseen_paths) if _fits(field, bundle)]
+                unseen_crops = labelled_crops(unseen_cells, unseen_fields, classes, channels, 0)
+                evaluated["unseen"] = _evaluate(result, unseen_crops, classes)
+                parts["unseen"] = unseen_crops
+                cells = pl.concat([cells, unseen_cells], how="diagonal_relaxed")
+            except CropError as error:  # A damaged crop of another plate must not fail this training.
                 if report:
                     report(f"unseen plates are left out of the evidence: {error}")
         metrics = {**result.metrics, **peak_memory(), "train_crops": float(len(parts["train"]))}
-        for part, found in judged.items():
-            metrics |= measured(found, part)
-        metrics |= survived(audited(result.model, result.layer, parts["test"], judged["test"], classes), "test")
+        for part, part_cells in evaluated.items():
+            metrics |= compute_metrics(part_cells, part)
+        swapped = run_swap_test(result.model, result.layer, parts["test"], evaluated["test"], classes)
+        metrics |= swap_metrics(swapped, "test")
         result = replace(result, metrics=metrics)
         data = data_versions(parts, cells)
-        figures = _figures(result, parts["test"], judged["test"], classes)
+        figures = _draw_figures(result, parts["test"], evaluated["test"], classes)
         version = registry.register(
             result.model,
             bundle,
@@ -137,75 +145,85 @@ def fit_and_register(
             metrics=metrics,
             curves=result.curves,
             files={f"figures/{name}.png": to_png(figure) for name, figure in figures.items()}
-            | _files(judged, cells, classes, data)
-            | {EPOCHS: _by_epoch(result, parts["val"], classes)},
+            | _evidence_files(evaluated, cells, classes, data)
+            | {EPOCH_EMBEDDINGS: _embeddings_by_epoch(result, parts["val"], classes)},
             data=data,
         )
-    # Not before: what was trained for hours survives a registry that is away.
+    # Only after registration, so that an unreachable registry does not cost hours of training.
     shutil.rmtree(result.checkpoints, ignore_errors=True)
-    return Fitted(version, result, {part: len(dataset) for part, dataset in parts.items()}, figures)
+    return TrainedVersion(version, result, {part: len(dataset) for part, dataset in parts.items()}, figures)
 
 
-def crops_of(
+def labelled_crops(
     cells: pl.DataFrame,
     fields: Sequence[CropField],
     classes: Sequence[str],
     channels: Sequence[str],
-    memory: int = 2 << 30,
+    memory: int = _MAX_CACHED_BYTES,
 ) -> CropDataset:
-    """The crops of some cells with the index of their ``treatment_class``; ``memory`` as of ``CropDataset``."""
-    index = {name: number for number, name in enumerate(classes)}
+    """Return the crops of cells, labelled with the index of their ``treatment_class`` in ``classes``.
+
+    Args:
+        memory: see ``CropDataset``.
+    """
+    index_of = {name: index for index, name in enumerate(classes)}
     pairs = cells.select("Metadata_CellID", "treatment_class").iter_rows()
-    return CropDataset(fields, {cell_id: index[name] for cell_id, name in pairs}, channels, memory)
+    return CropDataset(fields, {cell_id: index_of[name] for cell_id, name in pairs}, channels, memory)
 
 
-def _judged(result: TrainingResult, crops: CropDataset, classes: list[str]) -> pl.DataFrame:
-    return judge(result.model, [result.layer], crops, classes)[result.layer]
+def _evaluate(result: TrainingResult, crops: CropDataset, classes: list[str]) -> pl.DataFrame:
+    return evaluate_cells(result.model, [result.layer], crops, classes)[result.layer]
 
 
 def _fits(field: CropField, bundle: BundleConfig) -> bool:
-    same = list(field.images.shape[2:]) == list(bundle.crop_shape)
-    return same and bundle.misfit(field.channels, field.voxel_size) is None
+    same_shape = list(field.images.shape[2:]) == list(bundle.crop_shape)
+    return same_shape and bundle.misfit(field.channels, field.voxel_size) is None
 
 
-def _figures(result: TrainingResult, crops: CropDataset, judged: pl.DataFrame, classes: list[str]) -> dict[str, Figure]:
-    """Confusion, calibration and the best, middle and worst maps on test wells."""
+def _draw_figures(
+    result: TrainingResult, crops: CropDataset, cells: pl.DataFrame, classes: list[str]
+) -> dict[str, Figure]:
+    """Draw confusion, calibration, training curves, and the best, median and worst maps on test wells."""
     figures = {
-        "confusion": confusion_matrix(confusion(judged, classes), classes),
-        "reliability": reliability(calibration(judged)),
+        "confusion": confusion_matrix(confusion_counts(cells, classes), classes),
+        "reliability": reliability(calibration_bins(cells)),
         "curves": training_curves(pl.DataFrame(result.curves).with_row_index("epoch", offset=1)),
     }
-    rows = best_median_worst(judged)
+    rows = best_median_worst(cells)
     if rows:
         images, labels, _ = default_collate([crops[row] for row in rows])
-        taken, masks = as_taken(result.model, images, labels)
-        maps = gradcamo(result.model, taken, masks == TARGET, layer=result.layer).cam.float().cpu().numpy()
+        model_images, model_labels = to_model_input(result.model, images, labels)
+        explained = gradcamo(result.model, model_images, model_labels == TARGET, layer=result.layer)
+        maps = explained.cam.float().cpu().numpy()
         maps = maps.reshape(len(maps), -1, *maps.shape[-2:])
         titles = [
-            f"{row['true_class']}, taken for {row['predicted_class']}\nadjusted {row['gradcamo_adjusted']:.2f}"
-            for row in judged[rows].iter_rows(named=True)
+            f"{row['true_class']}, predicted {row['predicted_class']}\nadjusted {row['gradcamo_adjusted']:.2f}"
+            for row in cells[rows].iter_rows(named=True)
         ]
         figures["maps"] = crops_with_maps(images.numpy(), labels.numpy(), maps, titles)
     return figures
 
 
-def _files(
-    judged: dict[str, pl.DataFrame], cells: pl.DataFrame, classes: list[str], data: dict[str, dict]
+def _evidence_files(
+    evaluated: dict[str, pl.DataFrame], cells: pl.DataFrame, classes: list[str], data: dict[str, dict]
 ) -> dict[str, bytes]:
-    """The judged cells that played no part in training, and the rest of the evidence as JSON."""
-    tables: dict[str, Any] = {"classes": classes, "data": data, "metrics": METRICS}
-    held_out = {part: found for part, found in judged.items() if part != "val"}
-    for part, found in held_out.items():
-        tables[part] = {"confusion": confusion(found, classes).tolist(), "calibration": calibration(found).to_dicts()}
+    """Return the evaluated held-out cells as Parquet and the other evidence as JSON, by artifact name."""
+    evidence: dict[str, Any] = {"classes": classes, "data": data, "metrics": METRICS}
+    held_out = {part: part_cells for part, part_cells in evaluated.items() if part != "val"}
+    for part, part_cells in held_out.items():
+        evidence[part] = {
+            "confusion": confusion_counts(part_cells, classes).tolist(),
+            "calibration": calibration_bins(part_cells).to_dicts(),
+        }
     masks = cells.select("Metadata_CellID", cs.by_name("mask_version", require_all=False))
-    rows = pl.concat([found.with_columns(split=pl.lit(part)) for part, found in held_out.items()])
+    rows = pl.concat([part_cells.with_columns(split=pl.lit(part)) for part, part_cells in held_out.items()])
     table = io.BytesIO()
     rows.join(masks, on="Metadata_CellID").write_parquet(table)
-    return {CELLS: table.getvalue(), EVIDENCE: json.dumps(tables, indent=2).encode()}
+    return {CELLS: table.getvalue(), EVIDENCE: json.dumps(evidence, indent=2).encode()}
 
 
-def _by_epoch(result: TrainingResult, crops: CropDataset, classes: list[str]) -> bytes:
-    """``epoch`` from 1, ``Metadata_CellID``, ``treatment_class`` and ``embedding`` of validation cells, as Parquet."""
+def _embeddings_by_epoch(result: TrainingResult, crops: CropDataset, classes: list[str]) -> bytes:
+    """Return, as Parquet, ``epoch`` from 1, ``Metadata_CellID``, ``treatment_class`` and ``embedding`` of crops."""
     ids, names = crops.cell_ids, [classes[target] for target in crops.targets]
     rows = [
         (epoch, *row)
@@ -218,16 +236,20 @@ def _by_epoch(result: TrainingResult, crops: CropDataset, classes: list[str]) ->
     return table.getvalue()
 
 
-def common_frame(fields: Sequence[CropField]) -> tuple[list[str], tuple[int, ...], list[float]]:
-    """Channels, crop shape and voxel size of all fields, which must agree."""
+def common_geometry(fields: Sequence[CropField]) -> tuple[list[str], tuple[int, ...], list[float]]:
+    """Return the channels, crop shape (z, y, x) and voxel size (z, y, x) of all fields.
+
+    Raises:
+        GradcamoError: if there is no field, or channels or crop shapes differ.
+    """
     if not fields:
         raise GradcamoError("there are no crops to train on", "Materialise the crops of a plate first.")
     first = fields[0]
     for field in fields[1:]:
         if (field.channels, field.images.shape[1:]) != (first.channels, first.images.shape[1:]):
             raise GradcamoError(
-                f"crops differ: {field.channels} {field.images.shape[1:]} against "
-                f"{first.channels} {first.images.shape[1:]} of {first.path}",
+                f"expected crops with channels {first.channels} and shape {first.images.shape[1:]} as in {first.path}, "
+                f"got {field.channels} and {field.images.shape[1:]}",
                 "Train on plates of one assay, cut with one crop shape.",
                 path=field.path,
             )

@@ -85,4 +85,4 @@ def _same_again(bench: Bench, version: ModelVersion) -> ModelVersion:
 
     registry = bench.platform.registry
     model, config = load_bundle(registry.fetch(version))
-    return registry.register(model, config, files={CELLS: registry.file(version, CELLS) or b""})
+    return registry.register(model, config, files={CELLS: registry.read_artifact(version, CELLS) or b""})

@@ -22,7 +22,7 @@ from gradcamo_assets.home import Home
 from gradcamo_assets.networks.bundle import Cure
 from gradcamo_assets.training.model_registry import CHALLENGER
 from gradcamo_assets.training.promotion import champion_moves, promote
-from gradcamo_assets.training.promotion_rule import CHECKS, Evidence, PromotionConfig, verdict
+from gradcamo_assets.training.promotion_rule import CHECKS, Evidence, PromotionConfig, judge_challenger
 from gradcamo_assets.training.register_model import register_weights
 from gradcamo_assets_tests.defs.conftest import Bench
 from gradcamo_assets_tests.defs.made_up import (
@@ -57,13 +57,13 @@ def test_a_verdict_is_always_reached_and_better_evidence_never_harms(
     challenger: Evidence, champion: Evidence | None, metric: str, more: float
 ) -> None:
     config = PromotionConfig()
-    before = verdict(challenger, champion, config)
+    before = judge_challenger(challenger, champion, config)
     assert [answer.name for answer in before] == list(CHECKS)
     assert all(answer.text and (champion is None or "version" in answer.text) for answer in before)
     value = challenger.get(metric)
     if value is not None and abs(value) < 1e300:
         better = Evidence(challenger.version, {**challenger.metrics, metric: value + more}, challenger.classes)
-        after = verdict(better, champion, config)
+        after = judge_challenger(better, champion, config)
         assert all(late.passed for early, late in zip(before, after, strict=True) if early.passed)
 
 
@@ -75,7 +75,7 @@ def test_a_challenger_is_held_to_the_champion_less_the_tolerance(
     champion = Evidence(1, {"test_balanced_accuracy": accuracy, "test_median_adjusted": adjusted}, 2)
     worse = {"test_balanced_accuracy": accuracy - lost, "test_median_adjusted": adjusted - lost}
     config = PromotionConfig(tolerance, tolerance, least_over_chance=-1)
-    answers = {answer.name: answer.passed for answer in verdict(Evidence(2, worse, 2), champion, config)}
+    answers = {answer.name: answer.passed for answer in judge_challenger(Evidence(2, worse, 2), champion, config)}
     if abs(lost - tolerance) > 1e-9:
         assert answers["accuracy_on_test_wells"] == answers["adjusted_gradcamo"] == (lost < tolerance)
     assert answers["accuracy_on_unseen_plates"], "neither has seen another plate"
@@ -88,14 +88,15 @@ def test_accuracy_above_chance_must_be_left_in_other_surroundings(
 ) -> None:
     metrics = {"test_accuracy_audited": intact, "test_accuracy_swapped": swapped}
     config = PromotionConfig(least_from_the_cell=least)
-    found = {answer.name: answer for answer in verdict(Evidence(2, metrics, classes), None, config)}
+    found = {answer.name: answer for answer in judge_challenger(Evidence(2, metrics, classes), None, config)}
     answer = found["accuracy_comes_from_the_cell"]
     needed = 1 / classes + least * (intact - 1 / classes)
     if abs(swapped - needed) > 1e-9:
         assert answer.passed == (intact > 1 / classes and swapped > needed)
     assert f"{intact:.3f}" in answer.text and f"{swapped:.3f}" in answer.text
     without = Evidence(2, {"test_accuracy_audited": intact}, classes)
-    refused = {answer.name: answer for answer in verdict(without, None, config)}["accuracy_comes_from_the_cell"]
+    answers = {answer.name: answer for answer in judge_challenger(without, None, config)}
+    refused = answers["accuracy_comes_from_the_cell"]
     assert not refused.passed and "train it again, or promote by hand" in refused.text
 
 
@@ -103,7 +104,7 @@ def test_a_score_that_was_trained_for_is_said_to_be_no_evidence() -> None:
     kinds = ((1, "none"), (2, "gradcamo"))
     honest, trained = (Evidence(v, GOOD, 2, cure=Cure(0.5, kind, 3.0)) for v, kind in kinds)
     for challenger, champion in ((trained, None), (trained, honest), (honest, trained), (honest, None)):
-        text = verdict(challenger, champion, PromotionConfig())[-1].text
+        text = judge_challenger(challenger, champion, PromotionConfig())[-1].text
         said = "Version 2 was trained for this score (penalty gradcamo, weight 3): its score is no evidence by itself."
         assert (said in text) == (trained in (challenger, champion)) and "Version 1 was" not in text
 
@@ -111,16 +112,16 @@ def test_a_score_that_was_trained_for_is_said_to_be_no_evidence() -> None:
 def test_what_was_not_measured_is_a_refusal_that_says_so() -> None:
     old = Evidence(1, {"test_accuracy": 0.9, "test_balanced_accuracy": 0.9}, 2, frozenset({"P/A01"}))
     new = Evidence(2, GOOD, 2, frozenset({"P/A01"}))
-    answers = {answer.name: answer for answer in verdict(new, old, PromotionConfig())}
+    answers = {answer.name: answer for answer in judge_challenger(new, old, PromotionConfig())}
     assert not answers["adjusted_gradcamo"].passed
     assert "no test_median_adjusted was logged with version 1" in answers["adjusted_gradcamo"].text
     assert not answers["accuracy_on_test_wells"].passed
     assert "both on the same 1 test wells" in answers["accuracy_on_test_wells"].text
-    assert not verdict(Evidence(2, {}), None, PromotionConfig())[0].passed
+    assert not judge_challenger(Evidence(2, {}), None, PromotionConfig())[0].passed
     guessing = Evidence(2, {"test_balanced_accuracy": 0.55}, 2)
-    assert not verdict(guessing, None, PromotionConfig())[0].passed
+    assert not judge_challenger(guessing, None, PromotionConfig())[0].passed
     unseen = [Evidence(v, {**GOOD, "unseen_accuracy": a}, 2) for v, a in ((1, 0.7), (2, 0.5))]
-    answers = {answer.name: answer for answer in verdict(unseen[1], unseen[0], PromotionConfig())}
+    answers = {answer.name: answer for answer in judge_challenger(unseen[1], unseen[0], PromotionConfig())}
     assert not answers["accuracy_on_unseen_plates"].passed
 
 
@@ -164,7 +165,7 @@ def test_the_asset_promotes_what_is_not_worse_and_says_why_it_refuses(bench: Ben
     assert registry.by_alias().version == 2  # type: ignore[union-attr]
     moves = champion_moves(lake, registry.name)
     assert moves["to_version"].to_list() == [1, 2]
-    assert "0.5 less would do" in moves["reason"][1]
+    assert "0.5 less is allowed" in moves["reason"][1]
     bench.home.settings_file.write_text("[promotion]\nadjusted_tolerence = 1\n")
     assert not bench.run("promote_challenger").success, "a misspelt threshold is no default"
 
@@ -172,7 +173,7 @@ def test_the_asset_promotes_what_is_not_worse_and_says_why_it_refuses(bench: Ben
 def test_the_command_promotes_and_says_what_follows(bench: Bench) -> None:
     registry, lake = bench.platform.registry, bench.platform.lake
     cli = CliRunner()
-    assert "has no version 1. There are: none" in cli.invoke(main, ["promote", "1"]).stderr
+    assert "has no version 1. Launch train_model" in cli.invoke(main, ["promote", "1"]).stderr
     for seed in (1, 2):
         add_version(bench, seed)
     done = cli.invoke(main, ["promote", "1", "--reason", "it's the first"])
@@ -180,7 +181,7 @@ def test_the_command_promotes_and_says_what_follows(bench: Bench) -> None:
     assert "version 1 is champion" in done.output
     assert "2 plate x site:\n  P1: sites 1, 2" in done.output
     assert champion_moves(lake, registry.name)["reason"].to_list() == ["it's the first"]
-    assert "There are: 1, 2." in cli.invoke(main, ["promote", "7"]).stderr
+    assert "Choose one of 1, 2." in cli.invoke(main, ["promote", "7"]).stderr
     assert cli.invoke(main, ["promote", "nonsense"]).exit_code == 2
     found = registry.by_alias(CHALLENGER)
     assert found is not None
@@ -295,7 +296,7 @@ def test_what_does_not_go_together_is_not_registered(
     values = {"encoder": ENCODER, "classes": CLASSES, "channels": CHANNELS, "crop_shape": SHAPE, "voxel_size": VOXELS}
     with pytest.raises(BundleError, match=message):
         register_weights(bench.platform.registry, weights=tmp_path / "w", **{**values, **change})  # type: ignore[arg-type]
-    assert bench.platform.registry.rows() == []
+    assert bench.platform.registry.version_rows() == []
 
 
 def test_a_pickle_is_refused(bench: Bench, tmp_path: Path) -> None:

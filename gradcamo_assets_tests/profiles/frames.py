@@ -1,4 +1,4 @@
-"""Made-up embeddings for the tests of profiles."""
+"""Create synthetic embeddings for the tests of profiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def embeddings(
     cells: int = 6,
     model: str = "encoder",
 ) -> pl.DataFrame:
-    """One row a cell; ``vectors(plate, well, site, compound, dose)`` gives its embedding; DMSO is the control."""
+    """Return one row per cell, embedded by ``vectors(plate, well, site, compound, dose)``; DMSO is the control."""
     rows = [
         {
             "Metadata_Plate": plate,

@@ -14,7 +14,7 @@ def _cell(seed: int = 0, channels: int = 3):
     return image, rng.random((3, 8, 8)) < 0.4
 
 
-def test_is_pearson_over_the_voxels_of_the_mask():
+def test_correlation_is_pearsons_over_the_voxels_of_the_mask():
     image, mask = _cell()
     found = stain_correlation(image, mask)
     for a in range(3):
@@ -28,20 +28,21 @@ def test_is_pearson_over_the_voxels_of_the_mask():
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 99), scale=st.floats(0.1, 50), offset=st.floats(-500, 500))
-def test_offset_and_scale_of_a_stain_change_nothing(seed, scale, offset):
+def test_correlation_does_not_depend_on_offset_and_scale(seed, scale, offset):
     image, mask = _cell(seed)
-    moved = image.astype(np.float64)
-    moved[1] = moved[1] * scale + offset
-    np.testing.assert_allclose(stain_correlation(moved, mask), stain_correlation(image, mask), atol=1e-9)
+    rescaled = image.astype(np.float64)
+    rescaled[1] = rescaled[1] * scale + offset
+    np.testing.assert_allclose(stain_correlation(rescaled, mask), stain_correlation(image, mask), atol=1e-9)
 
 
-def test_what_has_no_correlation_is_left_out():
+def test_undefined_correlations_are_left_out():
     image, mask = _cell()
-    flat = image.copy()
-    flat[2] = 7
-    one = np.zeros_like(mask)
-    one[0, 0, 0] = True
-    cells = np.stack([stain_correlation(image, mask), stain_correlation(flat, mask), stain_correlation(image, one)])
+    constant_stain = image.copy()
+    constant_stain[2] = 7
+    one_voxel = np.zeros_like(mask)
+    one_voxel[0, 0, 0] = True
+    cases = [(image, mask), (constant_stain, mask), (image, one_voxel)]
+    cells = np.stack([stain_correlation(*case) for case in cases])
     table = correlation_table(cells, ["DNA", "ER", "AGP"])
     assert table.select("channel_a", "channel_b", "n_cells").rows() == [
         ("DNA", "ER", 2), ("DNA", "AGP", 1), ("ER", "AGP", 1),

@@ -30,7 +30,7 @@ def profiles() -> pl.DataFrame:
     return sphered_profiles(well_profiles(both), ProfilesConfig()).table
 
 
-def test_one_file_a_population_and_nothing_left_of_before(profiles, tmp_path):
+def test_an_export_has_one_file_per_population_and_replaces_the_previous_one(profiles, tmp_path):
     folder = tmp_path / "P1" / "encoder-v1"
     export_profiles(profiles, folder)
     written = export_profiles(profiles.filter(population="all"), folder)
@@ -38,8 +38,8 @@ def test_one_file_a_population_and_nothing_left_of_before(profiles, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["all.parquet"]
 
 
-def test_metadata_and_features_are_told_apart_by_their_names(profiles, tmp_path):
-    """pycytominer's contract: read_parquet, features begin with a compartment, metadata with ``Metadata_``."""
+def test_prefixes_distinguish_metadata_and_features(profiles, tmp_path):
+    """pycytominer expects features that start with a compartment, and metadata that start with ``Metadata_``."""
     path = export_profiles(profiles.filter(population="all"), tmp_path / "out")[0]
     frame = pd.read_parquet(path, engine="pyarrow")
     features = [name for name in frame if name.startswith(("Cells", "Nuclei", "Cytoplasm"))]
@@ -50,7 +50,7 @@ def test_metadata_and_features_are_told_apart_by_their_names(profiles, tmp_path)
     assert {"Metadata_Plate", "Metadata_Well", "Metadata_Compound", "Metadata_Dose", "Metadata_pert_type"} < set(frame)
 
 
-def test_pycytominer_reads_it_as_it_comes(profiles, tmp_path):
+def test_pycytominer_reads_the_export(profiles, tmp_path):
     import pycytominer
     from pycytominer.cyto_utils import infer_cp_features, load_profiles
 
@@ -62,7 +62,7 @@ def test_pycytominer_reads_it_as_it_comes(profiles, tmp_path):
     assert len(normalised) == len(WELLS)
 
 
-def test_copairs_reads_it_as_it_comes(profiles, tmp_path):
+def test_copairs_reads_the_export(profiles, tmp_path):
     path = export_profiles(profiles.filter(population="all"), tmp_path / "out")[0]
     frame = pd.read_parquet(path)
     treatment = ["Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit"]
@@ -80,7 +80,7 @@ def test_copairs_reads_it_as_it_comes(profiles, tmp_path):
     )
 
 
-def test_anndata_holds_the_same(profiles, tmp_path):
+def test_anndata_equals_parquet(profiles, tmp_path):
     anndata = pytest.importorskip("anndata")
     paths = export_profiles(profiles, tmp_path / "out", ("parquet", "h5ad"))
     assert sorted(path.name for path in paths) == [
@@ -92,23 +92,23 @@ def test_anndata_holds_the_same(profiles, tmp_path):
     assert table.obs["Metadata_Dose_Unit"].tolist() == frame["Metadata_Dose_Unit"].tolist()
 
 
-def test_without_anndata_the_error_says_how_to_get_it(profiles, tmp_path, monkeypatch):
-    real = builtins.__import__
+def test_without_anndata_the_error_names_the_remedy(profiles, tmp_path, monkeypatch):
+    real_import = builtins.__import__
 
-    def without(name, *args, **kwargs):
+    def import_without_anndata(name, *args, **kwargs):
         if name == "anndata":
             raise ImportError(name)
-        return real(name, *args, **kwargs)
+        return real_import(name, *args, **kwargs)
 
     export_profiles(profiles, tmp_path / "before")
-    monkeypatch.setattr(builtins, "__import__", without)
-    for name, left in (("out", []), ("before", ["all.parquet", "on_target.parquet"])):
+    monkeypatch.setattr(builtins, "__import__", import_without_anndata)
+    for name, expected in (("out", []), ("before", ["all.parquet", "on_target.parquet"])):
         with pytest.raises(GradcamoError, match="pip install"):
             export_profiles(profiles, tmp_path / name, ("h5ad",))
-        assert sorted(path.name for path in (tmp_path / name).glob("*")) == left
+        assert sorted(path.name for path in (tmp_path / name).glob("*")) == expected
 
 
-def test_versions_are_not_mixed(profiles, tmp_path):
+def test_several_versions_are_refused(profiles, tmp_path):
     two = pl.concat([profiles, profiles.with_columns(model_version=pl.lit("2"))])
     with pytest.raises(GradcamoError, match="several model versions"):
         export_profiles(two, tmp_path / "out")

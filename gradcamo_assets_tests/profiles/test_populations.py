@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.profiles import POPULATIONS, population
+from gradcamo_assets.profiles import POPULATIONS, select_population
 from gradcamo_assets_tests.profiles.frames import embeddings
 
 FIELD = ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]
@@ -24,7 +24,7 @@ def _scored(seed: int = 0) -> pl.DataFrame:
     )
 
 
-def test_each_population_is_what_it_says():
+def test_each_population_has_the_defined_cells():
     cells = _scored()
     rows = cells.to_dicts()
     expected = {
@@ -34,36 +34,37 @@ def test_each_population_is_what_it_says():
         "weighted": {row["Metadata_CellID"] for row in rows if (row["gradcamo_adjusted"] or 0) > 0},
     }
     for name, ids in expected.items():
-        found = population(cells, name)
+        found = select_population(cells, name)
         assert set(found["Metadata_CellID"]) == ids, name
         assert found["population"].unique().to_list() == [name]
         assert found["cells_in_field"].unique().to_list() == [6]
-    assert population(cells, "weighted")["weight"].is_between(0, 1).all()
+    assert select_population(cells, "weighted")["weight"].is_between(0, 1).all()
     assert set(expected) | {"matched"} == set(POPULATIONS)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 999))
-def test_matched_has_as_many_cells_of_each_field_as_are_on_target_in_any_order(seed):
+def test_matched_has_as_many_cells_per_field_as_are_on_target_in_any_order(seed):
     cells = _scored(seed)
-    matched = population(cells, "matched")
-    counts = [part.group_by(FIELD).len().sort(FIELD).rows() for part in (matched, population(cells, "on_target"))]
+    matched = select_population(cells, "matched")
+    on_target = select_population(cells, "on_target")
+    counts = [part.group_by(FIELD).len().sort(FIELD).rows() for part in (matched, on_target)]
     assert counts[0] == counts[1]
     assert matched["Metadata_CellID"].is_unique().all()
-    assert population(cells.sample(fraction=1, shuffle=True, seed=1), "matched").equals(matched)
+    assert select_population(cells.sample(fraction=1, shuffle=True, seed=1), "matched").equals(matched)
 
 
-def test_matched_draws_without_regard_to_the_score():
-    # Of k on target among n, k cells drawn hold k * k / n of them in the mean.
-    drawn = hoped = number = 0.0
+def test_matched_draws_regardless_of_the_score():
+    # If k of n cells are on target, k random cells contain k * k / n of them on average.
+    drawn = expected = number = 0.0
     for seed in range(150):
         cells = _scored(seed)
         k = cells.group_by(FIELD).agg(pl.col("on_target").sum())["on_target"].to_numpy().astype(float)
-        hoped, number = hoped + float((k * k / 6).sum()), number + float(k.sum())
-        drawn += float(population(cells, "matched", seed)["on_target"].sum())
-    assert drawn / number == pytest.approx(hoped / number, abs=0.05)
+        expected, number = expected + float((k * k / 6).sum()), number + float(k.sum())
+        drawn += float(select_population(cells, "matched", seed)["on_target"].sum())
+    assert drawn / number == pytest.approx(expected / number, abs=0.05)
 
 
 def test_an_unknown_population_is_refused():
     with pytest.raises(GradcamoError, match="some"):
-        population(_scored(), "some")
+        select_population(_scored(), "some")

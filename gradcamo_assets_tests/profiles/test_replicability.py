@@ -19,7 +19,7 @@ def _profiles(seed: int = 0):
     )
 
 
-def test_agrees_with_a_loop_over_rankings():
+def test_mean_average_precision_equals_a_loop_over_rankings():
     profiles = _profiles()
     x = np.array(profiles["profile"].to_list())
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -54,7 +54,7 @@ def test_too_few_replicates_give_an_empty_table_of_the_same_schema():
         assert replicate_map(table).schema == replicate_map(profiles).schema
 
 
-def test_populations_are_ranked_apart_and_trained_wells_counted():
+def test_populations_are_ranked_separately_and_training_wells_are_counted():
     profiles = _profiles().with_columns(split=pl.when(pl.col("Metadata_Well") < "B").then(pl.lit("train")))
     other = _profiles(1).with_columns(population=pl.lit("on_target"), split=pl.lit("test"))
     both = replicate_map(pl.concat([profiles, other]))

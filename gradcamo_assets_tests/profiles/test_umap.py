@@ -9,12 +9,12 @@ from gradcamo_assets.profiles.umap import umap_embedding
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 4), (2, 4), (4, 1), (5, 1)])
-def test_rows_without_neighbourhoods_get_their_components(shape):
+def test_few_rows_get_their_principal_components(shape):
     matrix = np.random.default_rng(0).normal(size=shape)
     found = umap_embedding(matrix)
     assert found.shape == (shape[0], 2)
     assert np.isfinite(found).all()
-    if shape[0] and shape[1] == 1:  # the only component is the column itself, less its mean
+    if shape[0] and shape[1] == 1:  # The only component is the centred column.
         np.testing.assert_allclose(np.abs(found[:, 0]), np.abs(matrix[:, 0] - matrix.mean()), atol=1e-6)
 
 
@@ -22,8 +22,8 @@ def test_equal_rows_give_finite_coordinates():
     assert np.isfinite(umap_embedding(np.ones((7, 3)))).all()
 
 
-def test_is_the_same_for_the_same_seed_and_parts_what_is_apart():
-    # All of UMAP in one test: numba compiles it for seconds, once a process. Rank one is its worst start.
+def test_umap_is_reproducible_and_separates_distant_groups():
+    # One test for UMAP, because numba compiles it for seconds per process. Data of rank one is its hardest start.
     rng = np.random.default_rng(0)
     line = np.concatenate([rng.normal(size=8), rng.normal(size=8) + 40])
     found = umap_embedding(np.outer(line, [1.0, 2.0]), seed=3)
@@ -41,7 +41,7 @@ def _map(n: int = 30, d: int = 4) -> CellMap:
     return CellMap(rng.normal(size=(n, d)).astype(np.float32), rng.normal(size=(n, 2)).astype(np.float32))
 
 
-def test_old_cells_stay_and_company_does_not_matter(tmp_path):
+def test_fitted_cells_keep_their_place_and_other_cells_do_not_matter(tmp_path):
     cell_map = _map()
     save_fitted(tmp_path / "map.safetensors", cell_map.arrays, {})
     kept = CellMap(**load_fitted(tmp_path / "map.safetensors")[0])
@@ -51,7 +51,7 @@ def test_old_cells_stay_and_company_does_not_matter(tmp_path):
     np.testing.assert_allclose(np.concatenate([kept.place(new[k : k + 1]) for k in range(9)]), together, rtol=1e-5)
 
 
-def test_a_new_cell_lies_among_its_nearest_five():
+def test_a_new_cell_gets_the_weighted_mean_of_its_nearest_five():
     cell_map = _map()
     new = np.random.default_rng(3).normal(size=(6, 4))
     for vector, place in zip(new, cell_map.place(new), strict=True):
@@ -61,7 +61,7 @@ def test_a_new_cell_lies_among_its_nearest_five():
         np.testing.assert_allclose(place, weights @ cell_map.coordinates[nearest] / weights.sum(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_map_of_few_cells_places_too_and_another_models_vectors_are_refused():
+def test_a_map_of_one_cell_works_and_vectors_of_another_length_are_refused():
     assert CellMap.fit(np.array([[1.0, 2.0]])).place(np.zeros((3, 2))).shape == (3, 2)
     with pytest.raises(GradcamoError, match="4 dimensions"):
         _map().place(np.zeros((3, 5)))

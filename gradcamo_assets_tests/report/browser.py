@@ -1,6 +1,6 @@
-"""A page in headless Chromium, by the DevTools protocol over a pipe: https://chromedevtools.github.io/devtools-protocol.
+"""Open a page in headless Chromium with the DevTools protocol: https://chromedevtools.github.io/devtools-protocol.
 
-No driver is needed, and nothing listens on a port.
+The protocol runs over a pipe, so neither a driver nor a port is needed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-quic --remote-debugging-pipe"
 )
+_LOCAL_SCHEMES = ("data:", "file:", "about:")
 _KEYS = {"Enter": (13, "\r"), " ": (32, " "), "Tab": (9, ""), "ArrowRight": (39, ""), "ArrowDown": (40, "")}
 
 
 class Page:
-    """One tab. ``problems``: what the console, the page and the network had to say against it."""
+    """One tab. ``problems`` lists errors and warnings of the console and the page, and requests to the network."""
 
     def __init__(self, commands: int, answers: int):
-        self._commands, self._answers, self._read, self._number = commands, answers, b"", 0
+        self._commands, self._answers, self._buffer, self._number = commands, answers, b"", 0
         self.problems: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -53,25 +54,25 @@ class Page:
     def _messages(self, seconds: float = 60) -> Iterator[dict[str, Any]]:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            while b"\0" in self._read:
-                first, _, self._read = self._read.partition(b"\0")
+            while b"\0" in self._buffer:
+                first, _, self._buffer = self._buffer.partition(b"\0")
                 message = json.loads(first)
                 self._note(message)
                 yield message
             if select.select([self._answers], [], [], left)[0]:
-                self._read += os.read(self._answers, 1 << 16)
+                self._buffer += os.read(self._answers, 1 << 16)
 
     def _note(self, message: dict[str, Any]) -> None:
-        said = message.get("params", {})
+        parameters = message.get("params", {})
         match message.get("method"):
             case "Runtime.exceptionThrown":
-                self.problems.append(str(said["exceptionDetails"]))
-            case "Runtime.consoleAPICalled" if said["type"] in ("error", "warning", "assert"):
-                self.problems.append(str(said["args"]))
-            case "Log.entryAdded" if said["entry"]["level"] in ("error", "warning"):
-                self.problems.append(f"{said['entry']['text']} {said['entry'].get('url', '')}")
-            case "Network.requestWillBeSent" if not said["request"]["url"].startswith(("data:", "file:", "about:")):
-                self.problems.append(f"asks for {said['request']['url']}")
+                self.problems.append(str(parameters["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "warning", "assert"):
+                self.problems.append(str(parameters["args"]))
+            case "Log.entryAdded" if parameters["entry"]["level"] in ("error", "warning"):
+                self.problems.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
+            case "Network.requestWillBeSent" if not parameters["request"]["url"].startswith(_LOCAL_SCHEMES):
+                self.problems.append(f"requests {parameters['request']['url']}")
 
     def open(self, path: Path) -> None:
         self.call("Page.navigate", url=path.as_uri())
@@ -80,22 +81,22 @@ class Page:
                 return
         raise AssertionError("the page does not load")
 
-    def ask(self, script: str) -> Any:
-        """The value of an expression in the page."""
+    def evaluate(self, script: str) -> Any:
+        """Return the value of an expression in the page."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def press(self, key: str) -> None:
-        """A key, as from a keyboard."""
+        """Press and release a key."""
         code, text = _KEYS[key]
-        about = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": code}
-        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **about)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+        key_fields = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **key_fields)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **key_fields)
 
     def click(self, selector: str) -> None:
-        """A click of the mouse on the middle of an element."""
-        x, y = self.ask(
+        """Click on the centre of an element."""
+        x, y = self.evaluate(
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
             f"return [r.x + r.width / 2, r.y + r.height / 2] }})(document.querySelector({json.dumps(selector)}))"
         )
@@ -105,17 +106,17 @@ class Page:
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Page]:
-    """A page of a Chromium of its own, whose profile is in ``folder``."""
+    """Start Chromium with its profile in ``folder`` and yield a page."""
     assert CHROMIUM
     (its_read, commands), (answers, its_write) = os.pipe(), os.pipe()
 
-    def hand_over() -> None:  # Chromium reads from 3 and writes to 4.
+    def set_descriptors() -> None:  # Chromium reads from descriptor 3 and writes to 4.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (its_read, its_write)]
         for number, end in enumerate(ends, start=3):
             os.dup2(end, number)
 
     process = subprocess.Popen(
-        [CHROMIUM, *_FLAGS.split(), f"--user-data-dir={folder}"], preexec_fn=hand_over, pass_fds=(3, 4),
+        [CHROMIUM, *_FLAGS.split(), f"--user-data-dir={folder}"], preexec_fn=set_descriptors, pass_fds=(3, 4),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(its_read)

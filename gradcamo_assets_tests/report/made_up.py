@@ -1,4 +1,4 @@
-"""One of each figure, drawn from made-up data of the size a plate has."""
+"""Draw one of each figure from synthetic data of the size of a plate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius
 
 
 def crops(count: int = 8, depth: int = 12, side: int = 64):
-    """images (N,3,Z,Y,X), labels (N,Z,Y,X), cams (N,z,y,x), titles"""
+    """Return images (N,3,Z,Y,X), labels (N,Z,Y,X), cams (N,z,y,x) and titles."""
     rng = np.random.default_rng(0)
     shape = (depth, side, side)
     images = rng.poisson(40, (count, 3, *shape)).astype(np.uint16)
@@ -153,18 +153,20 @@ def every_figure() -> dict[str, Figure]:
 
 
 def wells() -> pl.DataFrame:
-    """A 384-well plate: every fourth well trained on, the last never scored, one to drop."""
+    """Return a 384-well plate: every fourth well is a training well, the last has no score, one is to drop."""
     names = [f"{row}{column:02d}" for row in "ABCDEFGHIJKLMNOP" for column in range(1, 25)]
-    kinds = [n % 4 for n in range(len(names))]
+    dose_ranks = [n % 4 for n in range(len(names))]
     return pl.DataFrame(
         {
             "Metadata_Well": names,
-            "Metadata_Compound": ["cpd-A" if kind else "DMSO" for kind in kinds],
-            "Metadata_Dose": [[0.0, 0.3, 3.0, 30.0][kind] for kind in kinds],
+            "Metadata_Compound": ["cpd-A" if rank else "DMSO" for rank in dose_ranks],
+            "Metadata_Dose": [[0.0, 0.3, 3.0, 30.0][rank] for rank in dose_ranks],
             "Metadata_Dose_Unit": "uM",
-            "on_target_fraction": [None if kind == 1 or n == 383 else n % 101 / 100 for n, kind in enumerate(kinds)],
+            "on_target_fraction": [
+                None if rank == 1 or n == 383 else n % 101 / 100 for n, rank in enumerate(dose_ranks)
+            ],
             "n_cells": 40,
-            "trained": [kind == 1 for kind in kinds],
+            "trained": [rank == 1 for rank in dose_ranks],
             "reason": ["far below its plate" if name == "B03" else None for name in names],
         }
     )
@@ -172,7 +174,7 @@ def wells() -> pl.DataFrame:
 
 @cache
 def report_page() -> str:
-    """A report of the size a 384-well plate has."""
+    """Return a report of the size of a 384-well plate."""
     drawn = {"crops": figures.crops_with_maps(*crops(2)), "scores": figures.score_distributions(scores())}
     doses = pl.DataFrame(
         {

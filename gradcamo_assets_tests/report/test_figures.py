@@ -18,7 +18,7 @@ def drawn():
     return every_figure()
 
 
-def test_every_figure_is_a_small_png_of_the_asked_width(drawn):
+def test_every_figure_is_a_small_png_of_the_requested_width(drawn):
     for name, figure in drawn.items():
         png = figures.to_png(figure)
         with Image.open(io.BytesIO(png)) as picture:
@@ -28,10 +28,10 @@ def test_every_figure_is_a_small_png_of_the_asked_width(drawn):
         assert len(png) < 80_000, name
 
 
-def test_heat_maps_keep_their_colours_when_noisy_crops_take_the_palette(drawn):
+def test_heat_maps_keep_their_colours_beside_noisy_crops(drawn):
     png = figures.to_png(drawn["crops"])
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
-    second_map = pixels[:200, 530:690]  # of a cell whose map lies on the target
+    second_map = pixels[:200, 530:690]  # The map of this cell lies on the target.
     reddish = (second_map[..., 0] - second_map[..., 2] > 100) & (second_map[..., 1] < 180)
     assert reddish.sum() > 300
 
@@ -54,7 +54,7 @@ def test_maps_are_upsampled_as_they_are_scored(shape):
     np.testing.assert_allclose(upsampled(cam, large), expected[0, 0].numpy(), atol=1e-6)
 
 
-def test_the_slice_shown_is_the_one_in_which_the_target_is_largest():
+def test_the_slice_with_the_largest_target_is_drawn():
     images, labels, cams, titles = crops(1)
     labels[labels == 1] = 0
     labels[0, 2, :4, :4] = labels[0, 9, :20, :20] = 1
@@ -62,7 +62,7 @@ def test_the_slice_shown_is_the_one_in_which_the_target_is_largest():
     assert any(axes.get_title(loc="right") == "slice 10 of 12" for axes in figure.axes)
 
 
-def test_the_pipeline_ends_in_the_shares_it_was_given():
+def test_the_pipeline_draws_the_given_shares():
     images, labels, cams, _ = crops(1)
     bars = figures.pipeline_on_one_cell(images[0], labels[0], cams[0], ONE_SCORE).axes[-1]
     assert [bar.get_width() for bar in bars.patches] == [0.62, 0, 0.38]
@@ -70,13 +70,13 @@ def test_the_pipeline_ends_in_the_shares_it_was_given():
     assert {line.get_label(): line.get_xdata()[0] for line in bars.lines} == {"chance": 0.1, "ceiling": 0.9}
 
 
-def test_the_map_inside_the_mask_is_drawn_nowhere_else():
+def test_the_last_pipeline_panel_draws_the_map_only_inside_the_mask():
     images, labels, cams, _ = crops(1)
     overlap = figures.pipeline_on_one_cell(images[0], labels[0], cams[0], ONE_SCORE).axes[3].images[-1]
     np.testing.assert_array_equal(overlap.get_alpha() > 0, labels[0, 6] == 1)
 
 
-def test_a_stain_is_drawn_on_one_scale_for_all_doses():
+def test_a_stain_has_one_scale_for_all_doses():
     images, labels, _, _ = crops(3)
     axes = figures.crops_by_dose(images, labels, ["DNA", "ER", "Mito"], ["a", "b", "c"]).axes
     limits = [panel.images[0].get_clim() for panel in axes]
@@ -84,15 +84,15 @@ def test_a_stain_is_drawn_on_one_scale_for_all_doses():
     assert len(set(limits)) == 3
 
 
-def test_the_line_over_the_ceiling_is_the_median_of_eighths():
+def test_the_line_over_the_ceiling_is_the_median_per_eighth():
     table = scores()
-    line = next(line for line in figures.score_against_ceiling(table).axes[0].lines if "eighths" in line.get_label())
+    line = next(line for line in figures.score_against_ceiling(table).axes[0].lines if "eighth" in line.get_label())
     ranked = table.sort("gradcamo_max")["gradcamo"].to_numpy()
     expected = [np.median(part) for part in np.array_split(ranked, 8)]
     np.testing.assert_allclose(line.get_ydata(), expected, atol=0.01)
 
 
-def test_wells_stand_where_they_are_on_the_plate():
+def test_wells_are_drawn_at_their_positions():
     wells = pl.DataFrame({"Metadata_Well": ["b3", "H12"], "n": [5.0, 7.0]})
     grid = figures.plate_heat_map(wells, "n", "Cells").axes[0].images[0].get_array().filled(np.nan)
     assert grid.shape == (8, 12)
@@ -103,7 +103,7 @@ def test_wells_stand_where_they_are_on_the_plate():
         figures.plate_heat_map(wells.with_columns(Metadata_Well=pl.lit("17")), "n", "Cells")
 
 
-def test_nothing_to_draw_is_said_in_words():
+def test_empty_figures_have_a_message():
     table = scores().clear()
     empty = [
         figures.umap_scatter(table),
@@ -128,7 +128,7 @@ def test_missing_scores_and_constant_values_are_drawn():
         assert figures.to_png(figure)
 
 
-def test_every_channels_light_is_drawn_on_one_scale() -> None:
+def test_illumination_of_all_channels_has_one_scale() -> None:
     light = np.stack([np.full((8, 8), 1.0), np.linspace(0.5, 1.5, 64).reshape(8, 8)]).astype(np.float32)
     figure = figures.illumination_maps(light, ["DNA", "ER"])
     panels = [axes for axes in figure.axes if axes.images]

@@ -20,7 +20,7 @@ VOID = {"meta", "img"}
 
 
 class Parsed(HTMLParser):
-    """Elements with attributes, text outside of scripts and styles, and a check that every element is closed."""
+    """Elements with attributes, and text outside scripts and styles; asserts that every element is closed."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -64,12 +64,12 @@ def test_hostile_text_stays_text(page):
     parsed = Parsed(page)
     assert [tag for tag, _ in parsed.elements].count("script") == 1
     assert "alert(" not in page[page.index("</main>") :]
-    # title 2, head 3, verdict 4, contents 2, picture 2, table 7; what stands in attributes is no text
+    # Title 2, header 3, verdict 4, contents 2, picture 2, table 7; attributes are not text.
     assert parsed.text.replace(" ", "").count(HOSTILE.replace(" ", "")) == 20
     assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
 
 
-def test_nothing_is_fetched_and_no_other_script_may_run(page):
+def test_the_page_makes_no_request_and_allows_no_other_script(page):
     parsed = Parsed(page)
     assert not re.search(r"https?:|url\(|@import", page)
     for tag, attributes in parsed.elements:
@@ -82,7 +82,7 @@ def test_nothing_is_fetched_and_no_other_script_may_run(page):
     assert policy and "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
 
 
-def test_is_readable_without_sight_and_says_the_verdict_first(page):
+def test_the_page_is_accessible_and_starts_with_the_verdict(page):
     parsed = Parsed(page)
     assert parsed.elements[0] == ("html", {"lang": "en"})
     assert [attributes["alt"] for attributes in parsed.all("img")] == [HOSTILE]
@@ -96,23 +96,23 @@ def test_is_readable_without_sight_and_says_the_verdict_first(page):
     assert len(parsed.all("caption")) == 1
 
 
-def test_every_well_says_what_it_is_in_words_and_in_legible_colours():
+def test_every_well_has_a_text_and_legible_colours():
     page = report_page()
-    said = {(cell["title"] or "")[:3]: cell for cell in Parsed(page).all("td") if cell.get("title")}
-    assert len(said) == 384
-    assert said["B03"]["title"] == "B03, cpd-A 3 uM: 26% of 40 cells on target; drop it: far below its plate"
-    assert said["B03"]["class"] == "drop"
-    assert "the model was trained on it" in (said["A02"]["title"] or "")
-    assert "no cell has a score" in (said["P24"]["title"] or "")
-    for cell in said.values():
-        back, front = re.findall(r"#[0-9a-f]{6}", cell["style"] or "")
-        assert contrast(back, front) >= 4.5, cell
+    wells_by_name = {(cell["title"] or "")[:3]: cell for cell in Parsed(page).all("td") if cell.get("title")}
+    assert len(wells_by_name) == 384
+    assert wells_by_name["B03"]["title"] == "B03, cpd-A 3 uM: 26% of 40 cells on target; drop it: far below its plate"
+    assert wells_by_name["B03"]["class"] == "drop"
+    assert "the model was trained on this well" in (wells_by_name["A02"]["title"] or "")
+    assert "no cell has a score" in (wells_by_name["P24"]["title"] or "")
+    for cell in wells_by_name.values():
+        background, foreground = re.findall(r"#[0-9a-f]{6}", cell["style"] or "")
+        assert contrast(background, foreground) >= 4.5, cell
     with pytest.raises(GradcamoError):
         qc_report_html("P", "m", Verdict("x", "", []), wells=wells().with_columns(Metadata_Well=pl.lit("17")))
 
 
 def contrast(*colours: str) -> float:
-    """https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio, written out a channel at a time."""
+    """Compute the contrast ratio per https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio, channel by channel."""
 
     def channel(text: str) -> float:
         value = int(text, 16) / 255
@@ -126,7 +126,7 @@ def test_the_page_of_a_384_well_plate_is_small():
     assert len(report_page()) < 5e6
 
 
-def test_long_tables_are_cut_and_say_so():
+def test_long_tables_are_cut_with_a_note():
     page = qc_report_html(
         "P", "m 1", Verdict("Fine", "", []), [], [Listing("Wells", "All", pl.DataFrame({"n": range(500)}))]
     )
@@ -143,7 +143,7 @@ def test_small_doses_and_large_numbers_are_legible():
     assert re.findall(r'<th scope="row">([^<]*)</th><td>([^<]*)</td>', page)[0] == ("Dose", "3e-05")
 
 
-def test_markdown_carries_the_picture_whatever_the_text(figure):
+def test_markdown_embeds_the_picture_and_escapes_the_text(figure):
     text = to_markdown(figure, "a](http://x) [b\n\n<i>")
     start = text.index("](data:image/png;base64,")
     assert "\n" not in text

@@ -1,4 +1,4 @@
-"""The report as its reader has it: opened in Chromium, used with the keyboard and the mouse."""
+"""Check the report in Chromium, with keyboard and mouse."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from gradcamo_assets_tests.report.browser import CHROMIUM, Page, chromium
 from gradcamo_assets_tests.report.made_up import report_page
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not on this machine")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 DOSES = "[...document.querySelectorAll('.rows')[0].tBodies[0].rows].map(row => row.cells[1].textContent)"
-HEAD = ".rows th:nth-child(2)"
-SORTED = f"document.querySelector('{HEAD}').getAttribute('aria-sort')"
+HEADER = ".rows th:nth-child(2)"
+SORTED = f"document.querySelector('{HEADER}').getAttribute('aria-sort')"
 
 
 @pytest.fixture(scope="module")
@@ -26,50 +26,50 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         assert page.problems == []
 
 
-def test_a_table_is_sorted_by_keyboard_and_by_mouse(page: Page) -> None:
-    assert page.ask(DOSES) == ["0", "3", "0.3", "30", "–"]  # noqa: RUF001
-    assert page.ask(SORTED) is None
-    page.ask(f"document.querySelector('{HEAD} button').focus()")
+def test_keyboard_and_mouse_sort_a_table(page: Page) -> None:
+    assert page.evaluate(DOSES) == ["0", "3", "0.3", "30", "–"]  # noqa: RUF001
+    assert page.evaluate(SORTED) is None
+    page.evaluate(f"document.querySelector('{HEADER} button').focus()")
     page.press("Enter")
-    assert page.ask(DOSES) == ["0", "0.3", "3", "30", "–"]  # noqa: RUF001
-    assert page.ask(SORTED) == "ascending"
+    assert page.evaluate(DOSES) == ["0", "0.3", "3", "30", "–"]  # noqa: RUF001
+    assert page.evaluate(SORTED) == "ascending"
     page.press(" ")
-    assert page.ask(DOSES) == ["30", "3", "0.3", "0", "–"]  # noqa: RUF001
-    assert page.ask(SORTED) == "descending"
+    assert page.evaluate(DOSES) == ["30", "3", "0.3", "0", "–"]  # noqa: RUF001
+    assert page.evaluate(SORTED) == "descending"
     page.click(".rows th:nth-child(1) button")
-    assert page.ask(SORTED) is None
-    assert page.ask(DOSES)[-2:] == ["0", "–"]  # noqa: RUF001
-    page.click(f"{HEAD} button")
-    assert page.ask(DOSES) == ["0", "0.3", "3", "30", "–"]  # noqa: RUF001
+    assert page.evaluate(SORTED) is None
+    assert page.evaluate(DOSES)[-2:] == ["0", "–"]  # noqa: RUF001
+    page.click(f"{HEADER} button")
+    assert page.evaluate(DOSES) == ["0", "0.3", "3", "30", "–"]  # noqa: RUF001
 
 
-def test_wells_are_read_with_keyboard_and_mouse(page: Page) -> None:
-    said = "document.getElementById('well').textContent"
-    page.ask("document.querySelector('.plate td[tabindex=\"0\"]').focus()")
-    assert page.ask(said).startswith("A01, ")
+def test_keyboard_and_mouse_show_the_details_of_a_well(page: Page) -> None:
+    details = "document.getElementById('well').textContent"
+    page.evaluate("document.querySelector('.plate td[tabindex=\"0\"]').focus()")
+    assert page.evaluate(details).startswith("A01, ")
     page.press("ArrowDown")
     page.press("ArrowRight")
-    assert page.ask(said).startswith("B02, ")
+    assert page.evaluate(details).startswith("B02, ")
     page.click(".plate tbody tr:nth-child(8) td:nth-child(6)")
-    assert page.ask(said).startswith("H05, ")
-    assert page.ask("document.querySelectorAll('.plate [tabindex=\"0\"]').length") == 1
+    assert page.evaluate(details).startswith("H05, ")
+    assert page.evaluate("document.querySelectorAll('.plate [tabindex=\"0\"]').length") == 1
 
 
-def test_what_has_the_focus_is_seen(page: Page) -> None:
-    page.ask("document.activeElement.blur()")
+def test_the_focused_element_is_outlined(page: Page) -> None:
+    page.evaluate("document.activeElement.blur()")
     for _ in range(3):
         page.press("Tab")
-        assert page.ask("getComputedStyle(document.activeElement).outlineWidth") == "3px"
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px"
 
 
 def test_nothing_is_wider_than_a_narrow_window(page: Page) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=360, height=700, deviceScaleFactor=1, mobile=True)
-    assert page.ask("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.call("Emulation.clearDeviceMetricsOverride")
 
 
-def test_every_text_stands_out_from_what_is_behind_it(page: Page) -> None:
-    faint = page.ask(
+def test_every_text_has_enough_contrast(page: Page) -> None:
+    low_contrast = page.evaluate(
         """[...document.querySelectorAll("main *")]
         .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
         .map(e => {
@@ -85,13 +85,13 @@ def test_every_text_stands_out_from_what_is_behind_it(page: Page) -> None:
             return [e.outerHTML.slice(0, 80), Math.max(front, back) / Math.min(front, back)];
         }).filter(([, ratio]) => ratio < 4.5)"""
     )
-    assert faint == []
+    assert low_contrast == []
 
 
 def test_every_picture_is_drawn_and_the_page_prints(page: Page, tmp_path: Path) -> None:
-    assert page.ask("document.images.length") > 1
-    assert page.ask("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 300)))") == [
+    assert page.evaluate("document.images.length") > 1
+    assert page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 300)))") == [
         True
-    ] * page.ask("document.images.length")
+    ] * page.evaluate("document.images.length")
     printed = page.call("Page.printToPDF", preferCSSPageSize=True, transferMode="ReturnAsBase64")["data"]
     assert len(printed) > 20_000

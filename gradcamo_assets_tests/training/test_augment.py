@@ -1,4 +1,4 @@
-"""Augmentation against torch.rot90, slicing, and all images that exist of a small crop."""
+"""Check augmentation against torch.rot90, slicing, and all possible mirror images of a small crop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradcamo_assets.training.augment import augment, rotated, shifted
+from gradcamo_assets.training.augment import augment, rotate_in_plane, shift_slices
 
 OFF = dict.fromkeys(("flip", "rotate", "shift_z", "gain", "offset", "noise"), 0.0)
 
@@ -18,7 +18,7 @@ def _crops(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_without_strength_nothing_happens_to_the_crops_or_to_their_memory() -> None:
+def test_zero_strengths_change_nothing_and_the_input_is_not_modified() -> None:
     images = _crops(3, 2, 4, 6, 5)
     before = images.clone()
     assert torch.equal(augment(images, **OFF), before)
@@ -27,19 +27,20 @@ def test_without_strength_nothing_happens_to_the_crops_or_to_their_memory() -> N
 
 
 @pytest.mark.parametrize(("height", "width", "turns"), [(8, 8, 1), (7, 7, 3), (8, 8, 2), (6, 10, 2)])
-def test_a_turn_by_quarters_is_rot90(height: int, width: int, turns: int) -> None:
+def test_rotation_by_quarter_turns_equals_rot90(height: int, width: int, turns: int) -> None:
     images = _crops(2, 3, 4, height, width)
-    turned = rotated(images, torch.full((2,), turns * math.pi / 2))
+    turned = rotate_in_plane(images, torch.full((2,), turns * math.pi / 2))
     torch.testing.assert_close(turned, torch.rot90(images, turns, (-2, -1)), atol=1e-4, rtol=0)
 
 
 @given(st.floats(-7, 7), st.sampled_from([(41, 41), (41, 61), (60, 40)]))
 @settings(max_examples=25, deadline=None)
-def test_any_turn_carries_a_blob_round_the_axis_and_brings_in_background(angle: float, size: tuple[int, int]) -> None:
-    """A blob's centre of mass goes where trigonometry puts it, in every slice and stain, and keeps its mass."""
+def test_any_rotation_turns_a_blob_and_fills_with_background(angle: float, size: tuple[int, int]) -> None:
+    """The blob keeps its mass, and its centre of mass rotates by the angle, in every slice and stain."""
     y, x = (torch.arange(n) - (n - 1) / 2 for n in size)
     blob = torch.exp(-((y[:, None] - 6) ** 2 + (x - 9) ** 2) / 8)
-    turned = rotated(blob.expand(1, 2, 3, *size) * torch.tensor([1.0, 2.0]).view(1, 2, 1, 1, 1), torch.tensor([angle]))
+    images = blob.expand(1, 2, 3, *size) * torch.tensor([1.0, 2.0]).view(1, 2, 1, 1, 1)
+    turned = rotate_in_plane(images, torch.tensor([angle]))
     assert float(turned[0, 0, 0].sum()) == pytest.approx(float(blob.sum()), rel=0.01)
     torch.testing.assert_close(turned[:, 1], 2 * turned[:, 0])
     assert torch.equal(turned[0, 0, 0], turned[0, 0, 2])
@@ -49,20 +50,20 @@ def test_any_turn_carries_a_blob_round_the_axis_and_brings_in_background(angle: 
     start, radius = math.atan2(9, 6), math.hypot(6, 9)
     expected = radius * math.cos(start + angle), radius * math.sin(start + angle)
     assert found == pytest.approx(expected, abs=0.05)
-    corner = rotated(torch.ones(1, 1, 1, 20, 20), torch.tensor([math.pi / 4]))[0, 0, 0]
+    corner = rotate_in_plane(torch.ones(1, 1, 1, 20, 20), torch.tensor([math.pi / 4]))[0, 0, 0]
     assert corner[0, 0] == 0 and corner[10, 10] == 1
 
 
-def test_a_shift_is_slicing_with_the_last_slice_repeated() -> None:
+def test_a_shift_equals_slicing_with_the_end_slice_repeated() -> None:
     images = _crops(2, 3, 5, 4, 4)
-    assert torch.equal(shifted(images, 1), torch.cat([images[:, :, 1:], images[:, :, -1:]], 2))
-    assert torch.equal(shifted(images, -1), torch.cat([images[:, :, :1], images[:, :, :-1]], 2))
+    assert torch.equal(shift_slices(images, 1), torch.cat([images[:, :, 1:], images[:, :, -1:]], 2))
+    assert torch.equal(shift_slices(images, -1), torch.cat([images[:, :, :1], images[:, :, :-1]], 2))
     flat = _crops(2, 3, 1, 4, 4)
-    assert torch.equal(shifted(flat, 1), flat)
+    assert torch.equal(shift_slices(flat, 1), flat)
 
 
-def test_flips_give_all_sixteen_images_and_no_other() -> None:
-    """Eight in plane, each with its reverse in z; stains stay in place, z never meets y or x."""
+def test_flips_give_all_sixteen_mirror_images_and_no_other() -> None:
+    """Eight images in plane, each with its reverse in z; stains keep their order, and z never mixes with y or x."""
     crop = _crops(2, 3, 3, 3)
     plane = [torch.rot90(crop, k, (-2, -1)) for k in range(4)]
     plane += [image.transpose(-1, -2) for image in plane]

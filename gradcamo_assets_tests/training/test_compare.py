@@ -1,4 +1,4 @@
-"""Versions side by side and in pairs, against loops over wells and cells."""
+"""Check the comparison of versions against loops over wells and cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import pytest
 from gradcamo_assets.networks.bundle import BundleConfig
 from gradcamo_assets.tables import Lake
 from gradcamo_assets.tables.schema import lake_table
-from gradcamo_assets.training.compare import MEASURES, held_out_cells, mean_by_wells, paired_with, side_by_side
+from gradcamo_assets.training.compare import (
+    MEASURES,
+    differences_from_champion,
+    held_out_cells,
+    mean_with_interval,
+    summarise_versions,
+)
 from gradcamo_assets.training.model_registry import ModelRegistry
 from gradcamo_assets.training.training_run import CELLS
 
@@ -48,14 +54,14 @@ def _bootstrap(values: dict[str, list[float]]) -> tuple[float, float]:
 
 def test_means_and_intervals_equal_a_loop_over_wells() -> None:
     cells = _cells(0)
-    table = side_by_side({3: cells, 5: _cells(1, range(2))})
+    table = summarise_versions({3: cells, 5: _cells(1, range(2))})
     assert table.select("model_version", "part").rows() == [(3, "test"), (3, "unseen"), (5, "test")]
     for row in table.filter(model_version=3).iter_rows(named=True):
-        mine = cells.filter(split=row["part"])
-        assert (row["n_cells"], row["n_wells"]) == (len(mine), mine["Metadata_Well"].n_unique())
+        part_cells = cells.filter(split=row["part"])
+        assert (row["n_cells"], row["n_wells"]) == (len(part_cells), part_cells["Metadata_Well"].n_unique())
         for measure in MEASURES:
             values: dict[str, list[float]] = {}
-            for cell in mine.iter_rows(named=True):
+            for cell in part_cells.iter_rows(named=True):
                 if (value := _value(cell, measure)) is not None:
                     values.setdefault(cell["Metadata_Well"], []).append(value)
             assert row[measure] == pytest.approx(np.mean([v for well in values.values() for v in well]))
@@ -64,18 +70,18 @@ def test_means_and_intervals_equal_a_loop_over_wells() -> None:
             assert row[f"{measure}_high"] == pytest.approx(high, abs=0.03)
     few = table.filter(model_version=5).row(0, named=True)
     assert few["accuracy"] is not None and few["accuracy_low"] is None
-    assert side_by_side({}).is_empty()
+    assert summarise_versions({}).is_empty()
 
 
-def test_pairs_are_the_same_cells_of_the_same_masks() -> None:
+def test_differences_are_over_common_cells_with_equal_masks() -> None:
     champion, other = _cells(0), pl.concat([_cells(1, range(5)), _cells(1, range(5, 8), masks="new")])
-    table = paired_with({1: champion, 2: other, 3: _cells(2, masks="new")}, 1)
+    table = differences_from_champion({1: champion, 2: other, 3: _cells(2, masks="new")}, 1)
     assert set(table["model_version"]) == {2}
-    theirs = {row["Metadata_CellID"]: row for row in champion.iter_rows(named=True)}
+    champion_rows = {row["Metadata_CellID"]: row for row in champion.iter_rows(named=True)}
     for measure, n_cells, n_wells, difference, low, high in table.drop("model_version").iter_rows():
         values: dict[str, list[float]] = {}
         for row in other.filter(mask_version="m").iter_rows(named=True):
-            a, b = _value(row, measure), _value(theirs[row["Metadata_CellID"]], measure)
+            a, b = _value(row, measure), _value(champion_rows[row["Metadata_CellID"]], measure)
             if a is not None and b is not None:
                 values.setdefault(row["Metadata_Well"], []).append(a - b)
         flat = [value for well in values.values() for value in well]
@@ -83,14 +89,14 @@ def test_pairs_are_the_same_cells_of_the_same_masks() -> None:
         assert difference == pytest.approx(np.mean(flat))
         assert (low, high) == pytest.approx(_bootstrap(values), abs=0.04)
     shuffled = {1: champion.sample(fraction=1, shuffle=True, seed=1), 2: other.reverse()}
-    assert paired_with(shuffled, 1)["low"].to_list() == pytest.approx(table["low"].to_list())
+    assert differences_from_champion(shuffled, 1)["low"].to_list() == pytest.approx(table["low"].to_list())
 
 
-def test_no_cell_has_no_mean() -> None:
-    assert mean_by_wells(_cells(0).with_columns(value=pl.lit(None, pl.Float64))) == (None, None, None)
+def test_cells_without_values_have_no_mean() -> None:
+    assert mean_with_interval(_cells(0).with_columns(value=pl.lit(None, pl.Float64))) == (None, None, None)
 
 
-def test_rows_of_the_lake_go_before_what_was_logged(tmp_path: Path) -> None:
+def test_scores_in_the_lake_take_precedence_over_the_logged_table(tmp_path: Path) -> None:
     from torch import nn
 
     lake, registry = Lake(tmp_path / "lake"), ModelRegistry(tmp_path / "mlflow")

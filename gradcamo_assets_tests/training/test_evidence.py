@@ -1,4 +1,4 @@
-"""The numbers of a version against loops, and what stands in MLflow of a training that ends or fails."""
+"""Check a version's metrics against loops, and the MLflow run of a training that ends or fails."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.encoders import build_encoder
 from gradcamo_assets.training.evaluation import (
     best_median_worst,
-    calibration,
-    confusion,
-    judge,
-    made_with,
-    measured,
+    calibration_bins,
+    code_versions,
+    compute_metrics,
+    confusion_counts,
+    evaluate_cells,
     unseen_cells,
 )
-from gradcamo_assets.training.mlflow_runs import EPOCHS, Links
+from gradcamo_assets.training.mlflow_runs import EPOCH_EMBEDDINGS, Links
 from gradcamo_assets.training.model_registry import ModelRegistry
 from gradcamo_assets.training.split import split_wells
 from gradcamo_assets.training.training import TrainingConfig, TrainingResult
-from gradcamo_assets.training.training_run import CELLS, EVIDENCE, _figures, crops_of, fit_and_register
+from gradcamo_assets.training.training_run import CELLS, EVIDENCE, _draw_figures, labelled_crops, train_and_register
 from gradcamo_assets_tests.training.tiny import write_plate
 
 CLASSES = ["a", "b", "c"]
 
 
-def _judged(rows: list[tuple]) -> pl.DataFrame:
+def _evaluated(rows: list[tuple]) -> pl.DataFrame:
     columns = {"true_class": pl.String, "predicted_class": pl.String, "probability": pl.Float64}
     columns |= {"gradcamo": pl.Float64, "gradcamo_adjusted": pl.Float64, "looks_at": pl.String}
     frame = pl.DataFrame(rows, columns, orient="row")
@@ -60,9 +60,9 @@ _CELL = st.tuples(
 
 @given(st.lists(_CELL, min_size=1, max_size=40))
 @settings(deadline=None, max_examples=60)
-def test_numbers_equal_loops(rows: list[tuple]) -> None:
-    cells = _judged(rows)
-    found = measured(cells, "test")
+def test_metrics_equal_loops(rows: list[tuple]) -> None:
+    cells = _evaluated(rows)
+    found = compute_metrics(cells, "test")
     hits = [true == predicted for true, predicted, *_ in rows]
     assert found["test_accuracy"] == pytest.approx(np.mean(hits))
     assert found["test_crops"] == len(rows)
@@ -75,14 +75,14 @@ def test_numbers_equal_loops(rows: list[tuple]) -> None:
             gap = np.mean([hits[k] for k in inside]) - np.mean([rows[k][2] for k in inside])
             error += len(inside) / len(rows) * abs(gap)
     assert found["test_ece"] == pytest.approx(error, abs=1e-9)
-    assert calibration(cells)["cells"].sum() == len(rows)
+    assert calibration_bins(cells)["cells"].sum() == len(rows)
     scored = [row for row in rows if row[3] is not None]
     assert ("test_median_gradcamo" in found) == bool(scored)
     if scored:
         assert found["test_median_gradcamo"] == pytest.approx(np.median([row[3] for row in scored]))
         assert found["test_on_target_fraction"] == pytest.approx(np.mean([row[3] > 0.5 for row in scored]))
         assert found["test_looks_at_target"] == pytest.approx(np.mean([row[5] == "target" for row in scored]))
-    matrix = confusion(cells, CLASSES)
+    matrix = confusion_counts(cells, CLASSES)
     for i, true in enumerate(CLASSES):
         for j, predicted in enumerate(CLASSES):
             assert matrix[i, j] == sum(row[:2] == (true, predicted) for row in rows)
@@ -93,20 +93,20 @@ def test_numbers_equal_loops(rows: list[tuple]) -> None:
         assert (rows[shown[0]][4], rows[shown[-1]][4]) == (max(adjusted), min(adjusted))
 
 
-def test_every_cell_is_judged_as_if_it_were_alone(tmp_path: Path) -> None:
+def test_evaluation_in_batches_equals_evaluation_of_single_cells(tmp_path: Path) -> None:
     cells, paths = write_plate(tmp_path, wells=2, cells=5)
-    crops = crops_of(cells, [open_crops(path) for path in paths], ["a", "b"], ["ER", "DNA"])
+    crops = labelled_crops(cells, [open_crops(path) for path in paths], ["a", "b"], ["ER", "DNA"])
     torch.manual_seed(0)
     model, layer = build_encoder("efficientnet3d-small", 2, 2)
     model = model.eval()
-    judged = judge(model, [layer, "body.3"], crops, ["a", "b"], batch_size=4)
-    assert judged[layer]["Metadata_CellID"].to_list() == cells["Metadata_CellID"].to_list()
-    assert judged[layer]["true_class"].to_list() == cells["treatment_class"].to_list()
-    assert judged[layer]["Metadata_Well"].to_list() == cells["Metadata_Well"].to_list()
+    evaluated = evaluate_cells(model, [layer, "body.3"], crops, ["a", "b"], batch_size=4)
+    assert evaluated[layer]["Metadata_CellID"].to_list() == cells["Metadata_CellID"].to_list()
+    assert evaluated[layer]["true_class"].to_list() == cells["treatment_class"].to_list()
+    assert evaluated[layer]["Metadata_Well"].to_list() == cells["Metadata_Well"].to_list()
     for row in range(len(crops)):
         image, labels, _ = crops[row]
         probabilities = model(image[None]).softmax(1)[0]
-        for name, found in judged.items():
+        for name, found in evaluated.items():
             alone = gradcamo(model, image[None], labels[None] == 1, name, labels[None] == 2)
             cell = found.row(row, named=True)
             assert cell["predicted_class"] == "ab"[int(probabilities.argmax())]
@@ -128,20 +128,20 @@ class _Planar(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
-def test_a_network_of_planes_is_judged_and_shown_on_planes(tmp_path: Path) -> None:
+def test_a_2d_network_is_evaluated_and_drawn_on_single_planes(tmp_path: Path) -> None:
     cells, paths = write_plate(tmp_path, wells=2, cells=4, shape=(1, 24, 24))
-    crops = crops_of(cells, [open_crops(path) for path in paths], ["a", "b"], ["DNA", "ER"])
+    crops = labelled_crops(cells, [open_crops(path) for path in paths], ["a", "b"], ["DNA", "ER"])
     torch.manual_seed(0)
     model = _Planar().eval()
-    judged = judge(model, ["features"], crops, ["a", "b"])["features"]
+    evaluated = evaluate_cells(model, ["features"], crops, ["a", "b"])["features"]
     images = torch.stack([crops[row][0][:, 0] for row in range(len(crops))])
-    assert judged["predicted_class"].to_list() == ["ab"[k] for k in model(images).argmax(1)]
+    assert evaluated["predicted_class"].to_list() == ["ab"[k] for k in model(images).argmax(1)]
     result = TrainingResult(model, "features", {}, {"train_loss": [1.0]}, tmp_path)
-    assert judged["gradcamo_adjusted"].count() > 0
-    assert set(_figures(result, crops, judged, ["a", "b"])) == {"confusion", "curves", "maps", "reliability"}
+    assert evaluated["gradcamo_adjusted"].count() > 0
+    assert set(_draw_figures(result, crops, evaluated, ["a", "b"])) == {"confusion", "curves", "maps", "reliability"}
 
 
-def test_unseen_plates_share_classes_and_no_plate_with_the_split() -> None:
+def test_unseen_cells_share_classes_but_no_plate_with_the_split() -> None:
     plates = {"seen": "abc", "other": "abx", "controls": "a", "foreign": "xy"}
     rows = [
         (f"{p}/A0{k}/1/{i}", p, f"A0{k}", c) for p, cs in plates.items() for k, c in enumerate(cs) for i in range(5)
@@ -152,11 +152,11 @@ def test_unseen_plates_share_classes_and_no_plate_with_the_split() -> None:
     found = unseen_cells(cells, split)
     assert set(found["Metadata_Plate"]) == {"other"}
     assert set(found["treatment_class"]) == {"a", "b"} and len(found) == 10
-    few = unseen_cells(cells.sample(fraction=1, shuffle=True, seed=3), split, most=4)
-    assert len(few) == 4 and few.equals(unseen_cells(cells, split, most=4))
+    few = unseen_cells(cells.sample(fraction=1, shuffle=True, seed=3), split, max_cells=4)
+    assert len(few) == 4 and few.equals(unseen_cells(cells, split, max_cells=4))
 
 
-def test_a_version_stands_in_mlflow_with_its_evidence(tmp_path: Path) -> None:
+def test_mlflow_holds_a_versions_evidence(tmp_path: Path) -> None:
     cells, paths = write_plate(tmp_path, wells=6, cells=6)
     others, other_paths = write_plate(tmp_path, "Q", wells=2, cells=6)
     _, odd_paths = write_plate(tmp_path, "R", wells=1, cells=2, shape=(2, 32, 32))
@@ -165,9 +165,10 @@ def test_a_version_stands_in_mlflow_with_its_evidence(tmp_path: Path) -> None:
     def started(run_id: str) -> None:
         open_runs.append(registry.client.get_run(run_id).info.status)
 
-    fitted = fit_and_register(
+    fitted = train_and_register(
         cells, split_wells(cells), paths, TrainingConfig(epochs=3, batch_size=8), registry, work=tmp_path,
-        progress=False, tags={"dagster_run_id": "abc"}, unseen=(others, [*other_paths, *odd_paths]), started=started,
+        progress=False, tags={"dagster_run_id": "abc"}, unseen=(others, [*other_paths, *odd_paths]),
+        on_run_start=started,
     )  # fmt: skip
     assert open_runs == ["RUNNING"]
     run = registry.client.get_run(fitted.version.run_id)
@@ -182,27 +183,27 @@ def test_a_version_stands_in_mlflow_with_its_evidence(tmp_path: Path) -> None:
     assert run.data.metrics["unseen_crops"] == 12
     assert run.data.params["epochs"] == "3"
     assert run.data.tags["dagster_run_id"] == "abc" and run.data.tags["torch"] == torch.__version__
-    tables = json.loads(registry.file(fitted.version, EVIDENCE) or b"")
+    tables = json.loads(registry.read_artifact(fitted.version, EVIDENCE) or b"")
     assert np.sum(tables["test"]["confusion"]) == fitted.crops["test"]
-    assert sum(one["cells"] for one in tables["unseen"]["calibration"]) == 12
+    assert sum(bin_row["cells"] for bin_row in tables["unseen"]["calibration"]) == 12
     assert sum(tables["data"]["P"]["crops"].values()) == 36 and tables["data"]["Q"]["crops"]["unseen"] == 12
-    inputs = {one.dataset.name: json.loads(one.dataset.profile) for one in run.inputs.dataset_inputs}
+    inputs = {plate.dataset.name: json.loads(plate.dataset.profile) for plate in run.inputs.dataset_inputs}
     assert inputs == tables["data"]
-    judged = pl.read_parquet(io.BytesIO(registry.file(fitted.version, CELLS) or b""))
-    assert dict(judged["split"].value_counts().iter_rows()) == {"test": fitted.crops["test"], "unseen": 12}
-    assert (judged["mask_version"] == "masks of " + judged["Metadata_Well"]).all()
-    figures = {found.path for found in registry.client.list_artifacts(fitted.version.run_id, "figures")}
+    evaluated = pl.read_parquet(io.BytesIO(registry.read_artifact(fitted.version, CELLS) or b""))
+    assert dict(evaluated["split"].value_counts().iter_rows()) == {"test": fitted.crops["test"], "unseen": 12}
+    assert (evaluated["mask_version"] == "masks of " + evaluated["Metadata_Well"]).all()
+    figures = {file.path for file in registry.client.list_artifacts(fitted.version.run_id, "figures")}
     assert figures == {f"figures/{name}.png" for name in ("confusion", "curves", "maps", "reliability")}
-    epochs = pl.read_parquet(io.BytesIO(registry.file(fitted.version, EPOCHS) or b""))
+    epochs = pl.read_parquet(io.BytesIO(registry.read_artifact(fitted.version, EPOCH_EMBEDDINGS) or b""))
     assert epochs["epoch"].unique().to_list() == [1, 2, 3] and len(epochs) == 3 * fitted.crops["val"]
-    assert registry.file(fitted.version, "nothing.csv") is None
-    pages = registry.pages(Links(mlflow_url="http://lab:5000/"), fitted.version.run_id, fitted.version)
+    assert registry.read_artifact(fitted.version, "nothing.csv") is None
+    pages = registry.page_urls(Links(mlflow_url="http://lab:5000/"), fitted.version.run_id, fitted.version)
     assert pages["mlflow_version"] == "http://lab:5000/#/models/gradcamo-encoder/versions/1"
     assert pages["mlflow_run"].endswith(f"/runs/{fitted.version.run_id}")
     assert registry.versions() == [fitted.version]
 
     lines: list[str] = []
-    again = fit_and_register(
+    again = train_and_register(
         cells, split_wells(cells), paths, TrainingConfig(epochs=1, batch_size=8), registry, work=tmp_path,
         progress=False, report=lines.append, unseen=(others, [*other_paths, tmp_path / "gone.zarr"]),
     )  # fmt: skip
@@ -210,29 +211,29 @@ def test_a_version_stands_in_mlflow_with_its_evidence(tmp_path: Path) -> None:
     assert "unseen_accuracy" not in again.result.metrics and again.result.metrics["test_crops"] > 0
 
 
-def test_a_failed_and_a_killed_training_stand_as_failed(tmp_path: Path) -> None:
+def test_failed_and_killed_trainings_end_as_failed_runs(tmp_path: Path) -> None:
     registry = ModelRegistry(tmp_path)
-    with pytest.raises(KeyboardInterrupt), registry.run({"epochs": 3}) as failed:
+    with pytest.raises(KeyboardInterrupt), registry.start_run({"epochs": 3}) as failed:
         raise KeyboardInterrupt("somebody pressed stop")
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     client = registry.client
-    here = client.get_run(failed).data.tags
+    tags_of_failed = client.get_run(failed).data.tags
     experiment = client.get_run(failed).info.experiment_id
     others = [
         {"process": str(killed.pid)},
         {"process": str(os.getpid())},
         {"process": str(killed.pid), "host": "other"},
     ]
-    runs = [client.create_run(experiment, tags={"host": here["host"], **tags}).info.run_id for tags in others]
-    with registry.run() as finished:
+    runs = [client.create_run(experiment, tags={"host": tags_of_failed["host"], **tags}).info.run_id for tags in others]
+    with registry.start_run() as finished:
         pass
     states = [client.get_run(run_id).info.status for run_id in [failed, *runs, finished]]
     assert states == ["FAILED", "FAILED", "RUNNING", "RUNNING", "FINISHED"]
-    assert here["error"] == "KeyboardInterrupt: somebody pressed stop"
+    assert tags_of_failed["error"] == "KeyboardInterrupt: somebody pressed stop"
 
 
-def test_the_commit_is_that_of_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_tag_is_that_of_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gradcamo_assets
 
     def git(*arguments: str) -> str:
@@ -244,14 +245,14 @@ def test_the_commit_is_that_of_the_clone(tmp_path: Path, monkeypatch: pytest.Mon
     (package / "__init__.py").touch()
     monkeypatch.setattr(gradcamo_assets, "__file__", str(package / "__init__.py"))
     commit = "mlflow.source.git.commit"
-    assert commit not in made_with()
+    assert commit not in code_versions()
     git("init")
     (tmp_path / "other").touch()
     git("add", "other")
     git("commit", "-m", "a project that does not track the package")
-    assert commit not in made_with()
+    assert commit not in code_versions()
     git("add", ".")
     git("commit", "-m", "the package")
-    assert made_with()[commit] == git("rev-parse", "HEAD")
+    assert code_versions()[commit] == git("rev-parse", "HEAD")
     (package / "__init__.py").write_text("changed")
-    assert made_with()[commit] == git("rev-parse", "HEAD") + "-dirty"
+    assert code_versions()[commit] == git("rev-parse", "HEAD") + "-dirty"

@@ -1,4 +1,4 @@
-"""Layers and crops that are swept: what is left of a crop, what a stage is, and a row a setting."""
+"""Check reduced crops, the end of a network stage, and the sweeps over layers and crops."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from gradcamo_assets.cells import open_crops
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.encoders import build_encoder
-from gradcamo_assets.training.explore import VariedCrops, crop_sweep, layer_sweep, stages
+from gradcamo_assets.training.explore import ReducedCrops, crop_sweep, find_stage_ends, layer_sweep
 from gradcamo_assets.training.training import TrainingConfig
-from gradcamo_assets.training.training_run import crops_of
+from gradcamo_assets.training.training_run import labelled_crops
 from gradcamo_assets_tests.training.tiny import write_plate
 
 
-def test_smaller_crops_are_the_middle_and_hidden_voxels_are_zero(tmp_path: Path) -> None:
+def test_reduced_crops_are_central_and_hidden_voxels_are_zero(tmp_path: Path) -> None:
     cells, paths = write_plate(tmp_path, wells=2, cells=2)
-    crops = crops_of(cells, [open_crops(path) for path in paths], ["a", "b"], ["DNA", "ER"])
+    crops = labelled_crops(cells, [open_crops(path) for path in paths], ["a", "b"], ["DNA", "ER"])
     for masking in ("none", "target", "background"):
-        varied = VariedCrops(crops, 16, masking)
-        assert len(varied) == len(crops) and (varied.targets == crops.targets).all()
+        reduced = ReducedCrops(crops, 16, masking)
+        assert len(reduced) == len(crops) and (reduced.targets == crops.targets).all()
         for row in range(len(crops)):
-            image, labels, target = (np.asarray(part) for part in varied[row])
+            image, labels, target = (np.asarray(part) for part in reduced[row])
             whole, whole_labels, _ = (np.asarray(part) for part in crops[row])
-            for place in np.ndindex(labels.shape):
-                z, y, x = place
+            for voxel in np.ndindex(labels.shape):
+                z, y, x = voxel
                 label = whole_labels[z, y + 4, x + 4]
                 hidden = (masking == "target" and label != 1) or (masking == "background" and label == 0)
-                assert labels[place] == label
+                assert labels[voxel] == label
                 assert (image[:, z, y, x] == (0 if hidden else whole[:, z, y + 4, x + 4])).all()
             assert target == crops.targets[row]
-    identities = {VariedCrops(crops, size, masking).identity for size in (16, 24) for masking in ("none", "target")}
-    assert len(identities) == 4, "two settings that train alike would be taken for one training"
+    identities = {ReducedCrops(crops, size, masking).identity for size in (16, 24) for masking in ("none", "target")}
+    assert len(identities) == 4, "settings with equal identity would share one training"
     for size, masking in ((25, "none"), (0, "none"), (16, "nucleus")):
         with pytest.raises(GradcamoError):
-            VariedCrops(crops, size, masking)
+            ReducedCrops(crops, size, masking)
 
 
 def test_a_stage_ends_with_the_last_block_of_its_resolution() -> None:
     model, layer = build_encoder("efficientnet3d-base", 2, 3)
-    assert stages(model.eval(), torch.zeros(1, 2, 4, 32, 32), layer) == ["body.4", layer]
+    assert find_stage_ends(model.eval(), torch.zeros(1, 2, 4, 32, 32), layer) == ["body.4", layer]
     model, layer = build_encoder("monai-resnet18", 2, 3)
-    assert stages(model.eval(), torch.zeros(1, 2, 4, 32, 32), layer) == ["layer1", "layer2", "layer3", "layer4"]
+    stage_ends = find_stage_ends(model.eval(), torch.zeros(1, 2, 4, 32, 32), layer)
+    assert stage_ends == ["layer1", "layer2", "layer3", "layer4"]
     flat = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
-    assert stages(flat.eval(), torch.zeros(1, 1, 8, 8), "1") == ["1"]
+    assert find_stage_ends(flat.eval(), torch.zeros(1, 1, 8, 8), "1") == ["1"]
 
 
-def test_a_layer_sweep_says_what_each_layer_alone_says(tmp_path: Path) -> None:
+def test_a_layer_sweep_equals_each_layer_explained_alone(tmp_path: Path) -> None:
     cells, paths = write_plate(tmp_path, wells=4, cells=4)
-    crops = crops_of(cells, [open_crops(path) for path in paths], ["a", "b"], ["DNA", "ER"])
+    crops = labelled_crops(cells, [open_crops(path) for path in paths], ["a", "b"], ["DNA", "ER"])
     torch.manual_seed(1)
     model, layer = build_encoder("efficientnet3d-small", 2, 2)
     table = layer_sweep(model.eval(), ["body.3", layer], crops, ["a", "b"])
@@ -68,11 +69,11 @@ def test_a_layer_sweep_says_what_each_layer_alone_says(tmp_path: Path) -> None:
         assert row["accuracy"] == pytest.approx(np.mean(alone.predicted_class == crops.targets))
 
 
-def test_a_crop_sweep_trains_once_a_setting(tmp_path: Path) -> None:
+def test_a_crop_sweep_trains_once_per_setting(tmp_path: Path) -> None:
     cells, paths = write_plate(tmp_path, wells=6, cells=4)
     fields = [open_crops(path) for path in paths]
     parts = {
-        part: crops_of(cells.filter(pl.col("Metadata_Well").is_in(wells)), fields, ["a", "b"], ["DNA", "ER"])
+        part: labelled_crops(cells.filter(pl.col("Metadata_Well").is_in(wells)), fields, ["a", "b"], ["DNA", "ER"])
         for part, wells in (("train", ["A01", "A02"]), ("val", ["A03"]), ("test", ["A04", "A05", "A06"]))
     }
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""The registry's versions by their MLflow runs, bundles that many fetch at once, and a home that is copied or moved."""
+"""Check that MLflow runs identify versions, concurrent fetches, and a registry that is copied or moved."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 from gradcamo_assets.training.promotion import champion_moves, record_champion, record_versions
 
 ODD = "a b [c] d? 50%20 #e+f&g"
-"""A folder's name with all that means something in a URI or a pattern."""
+"""A folder name with the special characters of URIs and glob patterns."""
 
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry's folder without a model, made once: making it takes longer than all that is done with it."""
+    """The folder of an empty registry, created once because its creation is slow."""
     registry = ModelRegistry(tmp_path_factory.mktemp("registry") / "mlflow")
     assert registry.versions() == []
     return registry.folder
@@ -47,14 +47,14 @@ def registry(empty: Path, tmp_path: Path) -> ModelRegistry:
     return ModelRegistry(shutil.copytree(empty, tmp_path / "mlflow"))
 
 
-def _register(registry: ModelRegistry, value: float, size: int = 1, **more: object) -> ModelVersion:
-    """A network whose weights, ``size`` by ``size``, are all the same, which tells one version from another."""
+def _register(registry: ModelRegistry, value: float, size: int = 1, **options: object) -> ModelVersion:
+    """Register a network whose (size, size) weights all equal ``value``, which identifies the version."""
     from torch import nn
 
     network = nn.Linear(size, size)
     nn.init.constant_(network.weight, value)
     config = BundleConfig("efficientnet3d-small", "activation", ["a", "b"], ["DNA"], [1, 8, 8], [1.0, 1.0, 1.0])
-    return registry.register(network, config, **more)  # type: ignore[arg-type]
+    return registry.register(network, config, **options)  # type: ignore[arg-type]
 
 
 def _weight(folder: Path) -> float:
@@ -68,7 +68,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
-    """Every text of a SQLite file, with its table and column."""
+    """Yield every text of a SQLite file with its table and column."""
     with closing(sqlite3.connect(file.as_uri() + "?mode=ro", uri=True)) as store:
         for (table,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
             rows = store.execute(f'SELECT * FROM "{table}"')
@@ -78,7 +78,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
                         yield f"{table}.{column}", value
 
 
-def test_a_model_deleted_and_registered_anew_gives_the_new_weights(registry: ModelRegistry) -> None:
+def test_a_deleted_and_reregistered_model_gives_the_new_weights(registry: ModelRegistry) -> None:
     old = _register(registry, 1)
     assert _weight(registry.fetch(old)) == 1
     registry.client.delete_registered_model(registry.name)
@@ -86,11 +86,11 @@ def test_a_model_deleted_and_registered_anew_gives_the_new_weights(registry: Mod
     new = _register(registry, 2)
     assert new.version == old.version == 1
     assert _weight(registry.fetch(new)) == 2
-    assert _weight(registry.fetch(old)) == 1, "what it was, it stays"
+    assert _weight(registry.fetch(old)) == 1, "a fetched version does not change"
 
 
-def test_a_run_may_have_several_versions(registry: ModelRegistry) -> None:
-    with registry.run() as run_id:
+def test_a_run_can_have_several_versions(registry: ModelRegistry) -> None:
+    with registry.start_run() as run_id:
         sources = [_register(registry, value, run_id=run_id).source for value in (1, 2)]
     registry.client.create_model_version(registry.name, source=sources[0], run_id=run_id)
     assert [version.run_id for version in registry.versions()] == [run_id] * 3
@@ -100,7 +100,7 @@ def test_a_run_may_have_several_versions(registry: ModelRegistry) -> None:
     assert {folder.relative_to(registry.folder).parts[:2] for folder in folders} == {("bundles", run_id)}
 
 
-def test_the_lake_holds_what_the_registry_names_now(
+def test_the_lake_holds_the_versions_now_in_the_registry(
     registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = Lake(tmp_path / "lake")
@@ -127,7 +127,7 @@ def test_the_lake_holds_what_the_registry_names_now(
     assert lake.read("models")["model_name"].to_list() == ["another"]
 
 
-def test_a_champion_registered_anew_has_moved(registry: ModelRegistry, tmp_path: Path) -> None:
+def test_a_reregistered_champion_counts_as_a_move(registry: ModelRegistry, tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake")
     runs = []
     for value in (1, 2):
@@ -142,7 +142,7 @@ def test_a_champion_registered_anew_has_moved(registry: ModelRegistry, tmp_path:
     assert moves.rows() == [(None, None, runs[0], 1), (runs[0], 1, runs[1], 1), (runs[1], 1, None, None)]
 
 
-def test_moves_are_in_order_though_the_clock_was_set_back(registry: ModelRegistry, tmp_path: Path) -> None:
+def test_moves_stay_in_order_when_the_clock_is_set_back(registry: ModelRegistry, tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake")
     first, second = (_register(registry, value) for value in (1, 2))
     tomorrow = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
@@ -157,7 +157,7 @@ def test_moves_are_in_order_though_the_clock_was_set_back(registry: ModelRegistr
     assert champion_moves(lake, registry.name)["to_run"].to_list() == [first.run_id, second.run_id]
 
 
-def test_a_version_without_a_run_is_listed_and_not_used(registry: ModelRegistry, tmp_path: Path) -> None:
+def test_a_version_without_a_run_is_listed_but_cannot_be_fetched(registry: ModelRegistry, tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake")
     source = _register(registry, 1).source
     registry.client.create_model_version(registry.name, source=source)
@@ -168,7 +168,7 @@ def test_a_version_without_a_run_is_listed_and_not_used(registry: ModelRegistry,
     assert lake.read("models").sort("model_version")["architecture"].to_list() == ["efficientnet3d-small", None]
 
 
-def test_weights_that_are_not_the_configurations_are_never_seen(registry: ModelRegistry) -> None:
+def test_weights_that_do_not_match_the_configuration_are_refused(registry: ModelRegistry) -> None:
     version = _register(registry, 1)
     weights = next((registry.folder / "artifacts").rglob("model.safetensors"))
     good = weights.read_bytes()
@@ -181,10 +181,10 @@ def test_weights_that_are_not_the_configurations_are_never_seen(registry: ModelR
     assert _weight(registry.fetch(version)) == 1
 
 
-def test_a_bundle_that_another_process_fetched_meanwhile_is_left_alone(
+def test_a_bundle_fetched_by_another_process_meanwhile_is_kept(
     registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever reads it must not lose it."""
+    """A process may be reading it."""
     import mlflow.artifacts
 
     seen: list[int] = []
@@ -199,8 +199,8 @@ def test_a_bundle_that_another_process_fetched_meanwhile_is_left_alone(
     assert [registry.fetch(version).stat().st_ino] == seen
 
 
-class _Crowd:
-    """Twelve processes that do the same at the same moment, as often as they are told."""
+class _ConcurrentProcesses:
+    """Twelve processes that run the same function at the same moment, once per round."""
 
     def __init__(self, work: Callable[..., object], *arguments: object):
         context = multiprocessing.get_context("forkserver")
@@ -208,14 +208,14 @@ class _Crowd:
         context.set_forkserver_preload([__name__, *modules])
         self.gate, self.errors = context.Barrier(13, timeout=240), context.Queue()
         self.processes = [
-            context.Process(target=_rounds, args=(self.gate, self.errors, work, arguments), daemon=True)
+            context.Process(target=_run_rounds, args=(self.gate, self.errors, work, arguments), daemon=True)
             for _ in range(12)
         ]
         for process in self.processes:
             process.start()
 
     def round(self) -> list[str]:
-        """What went wrong."""
+        """Run one round and return its errors."""
         self.gate.wait()
         return [error for error in [self.errors.get(timeout=240) for _ in self.processes] if error]
 
@@ -225,7 +225,7 @@ class _Crowd:
             process.join(60)
 
 
-def _rounds(gate: Barrier, errors: multiprocessing.Queue, work: Callable[..., object], arguments: tuple) -> None:
+def _run_rounds(gate: Barrier, errors: multiprocessing.Queue, work: Callable[..., object], arguments: tuple) -> None:
     with suppress(BrokenBarrierError):
         while True:
             gate.wait()
@@ -237,13 +237,13 @@ def _rounds(gate: Barrier, errors: multiprocessing.Queue, work: Callable[..., ob
 
 
 def _fetch_and_read(folder: Path, version: ModelVersion) -> None:
-    """Downloads end together, at a stroke of the clock, or the processes would seldom be in each other's way."""
+    """Make all downloads end at the same moment, so that the processes collide."""
     import mlflow.artifacts
 
     def slow(*arguments: object, **named: object) -> str:
-        found = download(*arguments, **named)
+        folder = download(*arguments, **named)
         time.sleep(0.3 - time.time() % 0.3)
-        return found
+        return folder
 
     with pytest.MonkeyPatch.context() as patch:
         download = mlflow.artifacts.download_artifacts
@@ -252,13 +252,13 @@ def _fetch_and_read(folder: Path, version: ModelVersion) -> None:
     verified_config(bundle)
 
 
-def _ask(folder: Path) -> None:
+def _open_registry(folder: Path) -> None:
     assert ModelRegistry(folder).versions() == []
 
 
 def test_twelve_processes_fetch_one_bundle(registry: ModelRegistry) -> None:
     version, bundles = _register(registry, 1, size=300), registry.folder / "bundles"
-    with closing(_Crowd(_fetch_and_read, registry.folder, version)) as crowd:
+    with closing(_ConcurrentProcesses(_fetch_and_read, registry.folder, version)) as crowd:
         for _ in range(5):
             assert crowd.round() == []
             assert [path.name for path in bundles.rglob("config.json")] == ["config.json"]
@@ -266,44 +266,44 @@ def test_twelve_processes_fetch_one_bundle(registry: ModelRegistry) -> None:
             shutil.rmtree(bundles)
 
 
-def test_twelve_processes_open_a_registry_that_is_not_there_yet(tmp_path: Path) -> None:
-    with closing(_Crowd(_ask, tmp_path / "mlflow")) as crowd:
+def test_twelve_processes_create_one_registry(tmp_path: Path) -> None:
+    with closing(_ConcurrentProcesses(_open_registry, tmp_path / "mlflow")) as crowd:
         assert crowd.round() == []
 
 
-def test_a_copied_home_has_a_registry_of_its_own(registry: ModelRegistry, tmp_path: Path) -> None:
+def test_a_copied_registry_is_independent_of_the_original(registry: ModelRegistry, tmp_path: Path) -> None:
     original, copy, moved = registry.folder, tmp_path / "copy", tmp_path / "moved"
-    first = _register(registry, 1, files={"notes.txt": b"of the first"})
+    first = _register(registry, 1, files={"notes.txt": b"first"})
     shutil.copytree(original, copy)
     before = _content(original)
 
     other = ModelRegistry(copy)
-    second = _register(other, 2, files={"notes.txt": b"of the second"})
+    second = _register(other, 2, files={"notes.txt": b"second"})
     assert _content(original) == before
     original.rename(moved)
     assert [_weight(other.fetch(version)) for version in other.versions()] == [1, 2]
-    assert other.file(first, "notes.txt") == b"of the first"
-    assert other.file(second, "notes.txt") == b"of the second"
+    assert other.read_artifact(first, "notes.txt") == b"first"
+    assert other.read_artifact(second, "notes.txt") == b"second"
 
     again = ModelRegistry(moved)
     assert [version.run_id for version in again.versions()] == [first.run_id]
-    assert _weight(again.fetch(first)) == 1 and again.file(first, "notes.txt") == b"of the first"
+    assert _weight(again.fetch(first)) == 1 and again.read_artifact(first, "notes.txt") == b"first"
     _register(again, 3)
     assert not original.exists()
     for home in (copy, moved):
         texts = list(_texts(home / "mlflow.db"))
         assert any(second.name in text for _, text in texts)
-        here = (str(tmp_path), str(Path.cwd()), "file:")
-        assert [found for found in texts if any(path in found[1] for path in here)] == []
+        absolute = (str(tmp_path), str(Path.cwd()), "file:")
+        assert [(where, text) for where, text in texts if any(path in text for path in absolute)] == []
 
 
-def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+def test_a_folder_name_can_have_special_characters(tmp_path: Path) -> None:
     lake, registry = Lake(tmp_path / "lake"), ModelRegistry(tmp_path / ODD / "mlflow")
     version = _register(registry, 1, files={"notes.txt": b"here"})
     assert _weight(registry.fetch(version)) == 1
-    assert registry.file(version, "notes.txt") == b"here"
+    assert registry.read_artifact(version, "notes.txt") == b"here"
     assert record_versions(lake, registry) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [ODD, "lake"], "no folder of a name like it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ODD, "lake"], "no folder with an encoded name"
     assert [path.name for path in (tmp_path / ODD).iterdir()] == ["mlflow"]
     assert {path.name for path in registry.folder.iterdir() if path.name[0] != "."} == {
         "artifacts", "bundles", "mlflow.db"
@@ -311,46 +311,46 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     assert ModelRegistry(tmp_path / ODD / "mlflow").versions() == [version]
 
 
-def test_addresses_that_leave_the_folder_are_refused(registry: ModelRegistry) -> None:
+def test_addresses_outside_the_folder_are_refused(registry: ModelRegistry) -> None:
     from gradcamo_assets.training.mlflow_store import artifact_repository
 
     good = _register(registry, 1)
-    below = ["../out", "a/../../out", "a/%2e%2e/%2e%2e/out", "..%2fout", "a\\..\\out", ".hidden", "/host/a", "a?b"]
-    for number, place in enumerate(below, start=2):
+    outside = ["../out", "a/../../out", "a/%2e%2e/%2e%2e/out", "..%2fout", "a\\..\\out", ".hidden", "/host/a", "a?b"]
+    for number, address in enumerate(outside, start=2):
         with pytest.raises(GradcamoError):
-            artifact_repository(f"mlflow-artifacts:/{place}", registry.uri)
-        registry.client.create_model_version(registry.name, f"mlflow-artifacts:/{place}", good.run_id)
+            artifact_repository(f"mlflow-artifacts:/{address}", registry.uri)
+        registry.client.create_model_version(registry.name, f"mlflow-artifacts:/{address}", good.run_id)
         with pytest.raises(BundleError, match=f"version {number} cannot be fetched"):
             registry.fetch(registry.versions()[-1])
 
 
-def test_mlflow_itself_finds_the_artifacts_where_we_are_installed(registry: ModelRegistry, tmp_path: Path) -> None:
-    """As an installation declares it to MLflow, in a process that imports nothing of ours."""
+def test_mlflow_finds_the_artifacts_when_the_package_is_installed(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Install the entry points only, and run MLflow in a process that does not import the package."""
     version = _register(registry, 1)
     root = Path(gradcamo_assets.__file__).parents[1]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    declared = "".join(
+    entry_points = "".join(
         f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in entries.items())
         for group, entries in project["entry-points"].items()
     )
     installed = tmp_path / "site" / "declared-1.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: declared\nVersion: 1\n")
-    (installed / "entry_points.txt").write_text(declared)
+    (installed / "entry_points.txt").write_text(entry_points)
     program = (
         "import mlflow, sys; from pathlib import Path\n"
         "folder = mlflow.artifacts.download_artifacts(sys.argv[1])\n"
         "print(sorted(path.name for path in Path(folder).iterdir()))"
     )
     path = os.pathsep.join([str(installed.parent), str(root)])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program, f"models:/{registry.name}/{version.version}"], cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": registry.uri}, capture_output=True, text=True,
     )  # fmt: skip
-    assert "'config.json', 'model.safetensors'" in done.stdout, done.stderr
+    assert "'config.json', 'model.safetensors'" in process.stdout, process.stderr
 
 
-def test_the_server_on_a_home_shows_and_serves_what_lies_there(empty: Path, tmp_path: Path) -> None:
+def test_an_mlflow_server_serves_the_local_store(empty: Path, tmp_path: Path) -> None:
     from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
 
     local = ModelRegistry(shutil.copytree(empty, tmp_path / ODD))
@@ -359,23 +359,23 @@ def test_the_server_on_a_home_shows_and_serves_what_lies_there(empty: Path, tmp_
     try:
         server.start()
 
-        def ask(path: str) -> bytes:
-            with urllib.request.urlopen(f"{server.uri}/{path}", timeout=60) as answer:
-                return answer.read()
+        def get(path: str) -> bytes:
+            with urllib.request.urlopen(f"{server.uri}/{path}", timeout=60) as response:
+                return response.read()
 
-        listed = json.loads(ask(f"ajax-api/2.0/mlflow/artifacts/list?run_id={first.run_id}"))
-        assert {found["path"] for found in listed["files"]} == {"figures", "split.json"}
-        assert ask(f"get-artifact?run_uuid={first.run_id}&path=figures/one.png") == b"a picture"
+        listed = json.loads(get(f"ajax-api/2.0/mlflow/artifacts/list?run_id={first.run_id}"))
+        assert {file["path"] for file in listed["files"]} == {"figures", "split.json"}
+        assert get(f"get-artifact?run_uuid={first.run_id}&path=figures/one.png") == b"a picture"
         model = first.source.split("/models/")[1].split("/")[0]
-        listed = json.loads(ask(f"ajax-api/2.0/mlflow/logged-models/{model}/artifacts/directories"))
-        assert {found["path"] for found in listed["files"]} == {"config.json", "model.safetensors"}
+        listed = json.loads(get(f"ajax-api/2.0/mlflow/logged-models/{model}/artifacts/directories"))
+        assert {file["path"] for file in listed["files"]} == {"config.json", "model.safetensors"}
 
         remote = ModelRegistry(tmp_path / "elsewhere", uri=server.uri)
         assert _weight(remote.fetch(first)) == 1
         second = _register(remote, 2, files={"notes.txt": b"by the server"})
         assert [version.version for version in remote.versions()] == [1, 2]
         assert _weight(local.fetch(second)) == 2
-        assert local.file(second, "notes.txt") == remote.file(second, "notes.txt") == b"by the server"
+        assert local.read_artifact(second, "notes.txt") == remote.read_artifact(second, "notes.txt") == b"by the server"
     finally:
         server.stop()
-    assert [found for found in _texts(local.folder / "mlflow.db") if str(tmp_path) in found[1]] == []
+    assert [text for _, text in _texts(local.folder / "mlflow.db") if str(tmp_path) in text] == []

@@ -1,4 +1,4 @@
-"""The penalty against its definition by brute force, and its gradients against finite differences."""
+"""Check the penalty against a brute-force definition, and its gradients against finite differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gradcamo_assets.explain import maps as cam
-from gradcamo_assets.training.penalty import class_maps, dilated, penalised
+from gradcamo_assets.training.penalty import class_maps, dilate_masks, logits_and_penalty
 from gradcamo_assets_tests.explain.nets import MODES, brute_maps, random_case
 
 CLASSES = torch.tensor([1, 0, 3])
@@ -21,29 +21,29 @@ def upsampled(maps: torch.Tensor, crop: tuple[int, ...]) -> torch.Tensor:
 
 
 def brute_penalty(maps: torch.Tensor, masks: torch.Tensor, tau: float) -> float:
-    """By upsampled maps, a mask that scipy grew, and the best of all maps of one voxel."""
+    """Use upsampled maps, a mask dilated by scipy, and the best of all maps with one voxel."""
     crop, grid = masks.shape[1:], maps.shape[1:]
     box = np.ones([2 * round(n / m / 2) + 1 for n, m in zip(crop, grid, strict=True)])
     units = upsampled(torch.eye(grid.numel()).view(-1, *grid), crop)
-    found = []
-    for one, mask in zip(upsampled(maps, crop), masks, strict=True):
+    penalties = []
+    for upsampled_map, mask in zip(upsampled(maps, crop), masks, strict=True):
         grown = torch.from_numpy(binary_dilation(mask.numpy(), box)).double()
-        if not float(one.sum()) or not 0 < float(grown.mean()) < 1:
+        if not float(upsampled_map.sum()) or not 0 < float(grown.mean()) < 1:
             continue
-        share, fraction = float((one * grown).sum() / one.sum()), float(grown.mean())
+        share, fraction = float((upsampled_map * grown).sum() / upsampled_map.sum()), float(grown.mean())
         ceiling = float(((units * grown).flatten(1).sum(1) / units.flatten(1).sum(1)).max())
-        found.append(max(0.0, tau - (share - fraction) / (ceiling - fraction)))
-    return float(np.mean(found)) if found else 0.0
+        penalties.append(max(0.0, tau - (share - fraction) / (ceiling - fraction)))
+    return float(np.mean(penalties)) if penalties else 0.0
 
 
 @pytest.mark.parametrize("head", ["gap", "mlp", "max"])
 @pytest.mark.parametrize(("axes", "stride"), [(2, 3), (3, (1, 2, 4))])
 @pytest.mark.parametrize("tau", [1.0, 0.1])
-def test_the_penalty_is_its_definition(head, axes, stride, tau):
+def test_the_penalty_equals_its_definition(head, axes, stride, tau):
     model, images, target, _ = random_case(2, axes, 3, (4, 13, 12)[3 - axes :], head=head, stride=stride)
-    target = target & (torch.rand(target.shape) < 0.15)  # Small ones: grown, they must not fill the crop.
+    target = target & (torch.rand(target.shape) < 0.15)  # Small masks, which do not fill the crop after dilation.
     target.view(3, -1)[:, 5] = True
-    logits, penalty = penalised(model, "act", images, target, CLASSES, tau)
+    logits, penalty = logits_and_penalty(model, "act", images, target, CLASSES, tau)
     torch.testing.assert_close(logits, model(images))
     maps = brute_maps(model, images, model.act, CLASSES)
     expected = brute_penalty(maps, target, tau)
@@ -56,7 +56,7 @@ class Penalty(nn.Module):
         self.model = model
 
     def forward(self, images, target):
-        return penalised(self.model, "act", images, target, CLASSES)[1]
+        return logits_and_penalty(self.model, "act", images, target, CLASSES)[1]
 
 
 @pytest.mark.parametrize("head", ["gap", "mlp"])
@@ -72,21 +72,21 @@ def test_gradients_of_all_weights_equal_finite_differences(head):
     assert torch.autograd.gradcheck(penalty, weights, fast_mode=True)
 
 
-def test_closed_form_and_double_backward_give_one_gradient(monkeypatch):
+def test_closed_form_and_double_backward_give_equal_gradients(monkeypatch):
     gradients = []
     for closed in (True, False):
         model, images, target, _ = random_case(4, 3, 3, (4, 12, 12))
         if not closed:
             monkeypatch.setattr(cam, "pooled_head", lambda *_: None)
-        penalised(model, "act", images, target, CLASSES)[1].backward()
-        # The head's bias takes no part.
+        logits_and_penalty(model, "act", images, target, CLASSES)[1].backward()
+        # The penalty does not depend on the head's bias.
         gradients.append([p.grad for name, p in model.named_parameters() if name != "fc.bias"])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-4)
         assert float(one.abs().max()) > 0
 
 
-def test_the_map_is_that_of_pytorch_grad_cam():
+def test_the_map_equals_that_of_pytorch_grad_cam():
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -102,16 +102,16 @@ def test_the_map_is_that_of_pytorch_grad_cam():
     np.testing.assert_allclose(ours, np.maximum(theirs, 0), atol=1e-6)
 
 
-def test_empty_maps_empty_masks_and_full_ones_are_left_out():
+def test_empty_maps_empty_masks_and_full_masks_are_left_out():
     model, images, target, _ = random_case(6, 2, 3, (12, 12))
     target = torch.zeros_like(target)
     target[:, 5:8, 4:7] = True
-    alone = penalised(model, "act", images[:1], target[:1], CLASSES[:1])[1]
+    alone = logits_and_penalty(model, "act", images[:1], target[:1], CLASSES[:1])[1]
     masks = torch.stack([target[0], torch.zeros_like(target[1]), torch.ones_like(target[2])])
-    assert float(penalised(model, "act", images, masks, CLASSES)[1]) == pytest.approx(float(alone))
+    assert float(logits_and_penalty(model, "act", images, masks, CLASSES)[1]) == pytest.approx(float(alone))
     with torch.no_grad():
         model.fc.weight.copy_(-model.fc.weight.abs())
-    logits, penalty = penalised(model, "act", images, target, CLASSES)
+    logits, penalty = logits_and_penalty(model, "act", images, target, CLASSES)
     assert float(penalty) == 0
     (penalty + logits.sum()).backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
@@ -121,19 +121,19 @@ def test_empty_maps_empty_masks_and_full_ones_are_left_out():
 def test_masks_grow_by_half_a_map_cell(crop, grid):
     masks = torch.rand(2, *crop) < 0.02
     box = np.ones([2 * round(n / m / 2) + 1 for n, m in zip(crop, grid, strict=True)])
-    for mask, grown in zip(masks, dilated(masks, grid), strict=True):
+    for mask, grown in zip(masks, dilate_masks(masks, grid), strict=True):
         np.testing.assert_array_equal(grown.bool().numpy(), binary_dilation(mask.numpy(), box))
 
 
 @pytest.mark.parametrize("head", ["gap", "mlp"])
-def test_following_the_gradient_lowers_it(head):
+def test_gradient_descent_lowers_the_penalty(head):
     model, images, target, _ = random_case(9, 3, 3, (4, 16, 16), head=head)
     target = torch.zeros_like(target)
     target[:, :, 5:11, 4:10] = True
     optimiser, values = torch.optim.Adam(model.parameters(), 0.01), []
     for _ in range(15):
         optimiser.zero_grad()
-        penalty = penalised(model, "act", images, target, CLASSES)[1]
+        penalty = logits_and_penalty(model, "act", images, target, CLASSES)[1]
         penalty.backward()
         optimiser.step()
         values.append(float(penalty))

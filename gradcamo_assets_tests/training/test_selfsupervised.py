@@ -1,4 +1,4 @@
-"""Encoders trained without classes, and the prototypes that name what they see."""
+"""Check self-supervised training and the prototypes fitted afterwards."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.scoring.scorer import Scorer, ScoringConfig
-from gradcamo_assets.training.evaluation import judge, measured
+from gradcamo_assets.training.evaluation import compute_metrics, evaluate_cells
 from gradcamo_assets.training.model_registry import ModelRegistry
-from gradcamo_assets.training.self_supervised import PairSampler, SelfSupervisedModule, embeddings_of, wells_of
+from gradcamo_assets.training.self_supervised import PairSampler, SelfSupervisedModule, compute_embeddings, well_indices
 from gradcamo_assets.training.split import split_wells
 from gradcamo_assets.training.training import TrainingConfig, TrainingResult, train_encoder
-from gradcamo_assets.training.training_run import fit_and_register
+from gradcamo_assets.training.training_run import train_and_register
 from gradcamo_assets_tests.training.tiny import write_plate
 
 LAYER = "5"
 
 
 def pooled(in_channels: int, classes: int) -> tuple[nn.Module, str]:
-    """A user's own 2D network."""
+    """A user-defined 2D network."""
     return nn.Sequential(
         nn.Conv2d(in_channels, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 16, 5, 2, 2), nn.BatchNorm2d(16), nn.ReLU(),
@@ -40,7 +40,7 @@ def pooled(in_channels: int, classes: int) -> tuple[nn.Module, str]:
 
 
 def with_mlp(in_channels: int, classes: int) -> tuple[nn.Module, str]:
-    """One whose pooled layer feeds more than a linear layer."""
+    """A network with an MLP after global pooling."""
     model, layer = pooled(in_channels, classes)
     return nn.Sequential(*list(model)[:-1], nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, classes)), layer
 
@@ -52,7 +52,7 @@ CONFIG = TrainingConfig(
 
 @pytest.fixture(scope="module")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CropDataset]:
-    """Squares of 2 and of 5 voxels in chequerboards of random phase, as bright and as varied: eight wells of eight."""
+    """Chequerboards with squares of 2 or 5 voxels, equal in brightness and variance: eight wells of eight crops."""
     folder, rng, fields, classes = tmp_path_factory.mktemp("textures"), np.random.default_rng(0), [], {}
     for well in range(8):
         y, x = np.mgrid[:24, :24][:, None] + rng.integers(0, 20, (2, 8, 1, 1))
@@ -72,7 +72,7 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CropDataset]
     return {name: CropDataset(fields[part], classes, ["DNA"]) for name, part in parts.items()}
 
 
-def test_losses_are_their_definitions() -> None:
+def test_losses_equal_their_definitions() -> None:
     embedding = torch.randn(12, 16)
     for objective in ("vicreg", "simclr"):
         config = replace(CONFIG, objective=objective)
@@ -80,7 +80,7 @@ def test_losses_are_their_definitions() -> None:
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         views = module.projector(embedding).double()
         assert views.shape == (12, 32)
-        found = float(module._compared("train", embedding))
+        found = float(module._view_loss("train", embedding))
         if objective == "vicreg":
             parts = views[::2], views[1::2]
             expected = 25 * float((parts[0] - parts[1]).square().mean())
@@ -97,9 +97,9 @@ def test_losses_are_their_definitions() -> None:
         assert found == pytest.approx(expected, rel=1e-4)
 
 
-def _train(textures: dict[str, CropDataset], config: TrainingConfig, work: Path, **further) -> TrainingResult:
+def _train(textures: dict[str, CropDataset], config: TrainingConfig, work: Path, **options) -> TrainingResult:
     return train_encoder(
-        textures["train"], textures["val"], ["fine", "coarse"], config, work=work, progress=False, **further
+        textures["train"], textures["val"], ["fine", "coarse"], config, work=work, progress=False, **options
     )
 
 
@@ -109,39 +109,39 @@ def learned(textures: dict[str, CropDataset], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("change", [{}, {"objective": "simclr", "positives": "treatment"}])
-def test_two_textures_are_told_apart_in_wells_not_seen(
+def test_two_textures_are_distinguished_in_unseen_wells(
     textures: dict[str, CropDataset], learned: TrainingResult, change: dict[str, Any], tmp_path: Path
 ) -> None:
     result = _train(textures, replace(CONFIG, **change), tmp_path) if change else learned
     assert set(result.curves) == {"train_loss", "val_loss"}
     assert result.curves["train_loss"][-1] < result.curves["train_loss"][0]
-    cells = judge(result.model, [result.layer], textures["test"], ["a", "b"])[result.layer]
-    assert measured(cells, "test")["test_accuracy"] > 0.9
+    cells = evaluate_cells(result.model, [result.layer], textures["test"], ["a", "b"])[result.layer]
+    assert compute_metrics(cells, "test")["test_accuracy"] > 0.9
     assert [len(epoch) for epoch in result.embeddings] == [16] * 3
-    of_validation = embeddings_of(result.model, LAYER, textures["val"], 16)
-    np.testing.assert_allclose(result.embeddings[-1], of_validation, rtol=1e-3, atol=1e-4)
+    expected = compute_embeddings(result.model, LAYER, textures["val"], 16)
+    np.testing.assert_allclose(result.embeddings[-1], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_labels_name_prototypes_and_teach_the_encoder_nothing(
+def test_labels_change_the_prototypes_and_not_the_encoder(
     textures: dict[str, CropDataset], learned: TrainingResult, tmp_path: Path
 ) -> None:
     train = textures["train"]
-    turned = CropDataset(train.fields, {c: i % 2 for f in train.fields for i, c in enumerate(f.cell_ids)}, ["DNA"])
-    other = _train({**textures, "train": turned}, CONFIG, tmp_path).model.state_dict()
+    relabelled = CropDataset(train.fields, {c: i % 2 for f in train.fields for i, c in enumerate(f.cell_ids)}, ["DNA"])
+    other = _train({**textures, "train": relabelled}, CONFIG, tmp_path).model.state_dict()
     for name, values in learned.model.state_dict().items():
         assert torch.equal(values, other[name]) == (not name.startswith("8.")), name
 
 
 def _mahalanobis(known: Tensor) -> Tensor:
-    """(K, K): the inverse of the embeddings' covariance, with a hundredth of its largest eigenvalue as ridge."""
+    """Invert the embeddings' covariance, with 1% of its largest eigenvalue as ridge: (K, K)."""
     covariance = torch.cov(known.T.double())
     return (covariance + 0.01 * torch.linalg.eigvalsh(covariance)[-1] * torch.eye(len(covariance))).inverse()
 
 
-def test_a_logit_says_how_much_nearer_a_prototype_is_than_the_middle(
+def test_a_logit_is_the_difference_of_squared_distances_to_centre_and_prototype(
     textures: dict[str, CropDataset], learned: TrainingResult
 ) -> None:
-    known, asked = (embeddings_of(learned.model, LAYER, textures[part], 7).double() for part in ("train", "test"))
+    known, asked = (compute_embeddings(learned.model, LAYER, textures[part], 7).double() for part in ("train", "test"))
     centres = torch.stack([known[torch.from_numpy(textures["train"].targets == k)].mean(0) for k in (0, 1)])
     places = torch.cat([centres, centres.mean(0)[None]])
     steps = asked[:, None] - places
@@ -153,18 +153,18 @@ def test_a_logit_says_how_much_nearer_a_prototype_is_than_the_middle(
     torch.testing.assert_close(scale, scale.median().expand_as(scale), rtol=1e-2, atol=0)
 
 
-def test_the_map_of_a_logit_is_that_of_a_similarity_target(
+def test_the_map_of_a_logit_equals_that_of_a_similarity_target(
     textures: dict[str, CropDataset], learned: TrainingResult
 ) -> None:
-    """By pytorch-grad-cam, on a network without a head whose target knows the training cells alone."""
+    """Use pytorch-grad-cam on the network without a head; the target is computed from the training cells."""
     from pytorch_grad_cam import GradCAM
 
-    known = embeddings_of(learned.model, LAYER, textures["train"], 16)
+    known = compute_embeddings(learned.model, LAYER, textures["train"], 16)
     inverse, targets = _mahalanobis(known).float(), torch.from_numpy(textures["train"].targets)
     centres = torch.stack([known[targets == k].mean(0) for k in (0, 1)])
 
     class Nearer:
-        """The similarity to one class's prototype, by distances."""
+        """The similarity to one class's prototype, computed from distances."""
 
         def __init__(self, index: int):
             self.index = index
@@ -196,7 +196,7 @@ def test_two_processes_share_a_batch(textures: dict[str, CropDataset], tmp_path:
     assert result.curves["train_loss"][-1] < result.curves["train_loss"][0]
 
 
-def test_a_training_that_was_ended_goes_on_to_the_same_weights(
+def test_a_resumed_training_gives_the_same_weights(
     textures: dict[str, CropDataset], learned: TrainingResult, tmp_path: Path
 ) -> None:
     def end(line: str) -> None:
@@ -207,35 +207,35 @@ def test_a_training_that_was_ended_goes_on_to_the_same_weights(
         _train(textures, CONFIG, tmp_path, report=end)
     lines: list[str] = []
     resumed = _train(textures, CONFIG, tmp_path, report=lines.append)
-    assert lines[0] == "going on behind epoch 1" and len(lines) == 3
+    assert lines[0] == "resuming after epoch 1" and len(lines) == 3
     for name, values in learned.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], values, msg=name)
 
 
-def test_a_version_is_registered_scored_and_named_by_its_objective(tmp_path: Path) -> None:
+def test_a_version_is_registered_with_its_objective_and_scored(tmp_path: Path) -> None:
     cells, paths = write_plate(tmp_path, shape=(1, 24, 24))
     registry, split = ModelRegistry(tmp_path / "mlflow"), split_wells(cells)
     config = TrainingConfig(encoder=f"{__name__}:pooled", objective="simclr", epochs=4, batch_size=8)
-    fitted = fit_and_register(cells, split, paths, config, registry, work=tmp_path, progress=False)
-    assert registry.rows()[0]["objective"] == "simclr"
+    fitted = train_and_register(cells, split, paths, config, registry, work=tmp_path, progress=False)
+    assert registry.version_rows()[0]["objective"] == "simclr"
     assert fitted.result.metrics["test_accuracy"] > 0.9
     assert set(fitted.figures) == {"confusion", "reliability", "curves", "maps"}
     field = open_crops(paths[-1])
     scored = Scorer(registry.fetch(fitted.version), ScoringConfig(precision="float32")).score(field)
     crops = CropDataset([field], dict.fromkeys(field.cell_ids, 0), field.channels)
     np.testing.assert_allclose(
-        scored.embeddings, embeddings_of(fitted.result.model, LAYER, crops, 16), rtol=1e-3, atol=1e-4
+        scored.embeddings, compute_embeddings(fitted.result.model, LAYER, crops, 16), rtol=1e-3, atol=1e-4
     )
     logits = fitted.result.model(torch.stack([image[:, 0] for image, _, _ in crops])).numpy()
     np.testing.assert_allclose(scored.scores["logit"], logits.max(1), rtol=1e-3, atol=1e-4)
-    # Evidence of voxels adds to the similarity, as it does at any linear head.
+    # The evidence of all voxels sums to the logit, as for any linear head.
     parts = [scored.scores[f"evidence_{where}"] for where in ("target", "neighbour", "background")]
     np.testing.assert_allclose(
         sum(part.to_numpy() for part in parts), scored.scores["logit"] - scored.scores["logit_bias"], rtol=1e-3
     )
 
 
-def test_a_network_without_a_pooled_linear_head_is_refused_before_it_is_trained(
+def test_a_network_without_a_pooled_linear_head_is_refused_before_training(
     textures: dict[str, CropDataset], tmp_path: Path
 ) -> None:
     config = replace(CONFIG, encoder=f"{__name__}:with_mlp")
@@ -246,7 +246,7 @@ def test_a_network_without_a_pooled_linear_head_is_refused_before_it_is_trained(
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=30), st.integers(0, 99))
 @settings(deadline=None)
-def test_a_positive_is_of_the_same_class_and_of_another_well_where_there_is_one(
+def test_a_positive_has_the_same_class_and_another_well_if_there_is_one(
     items: list[tuple[int, int]], seed: int
 ) -> None:
     wells = np.array([well for _, well in items])
@@ -262,9 +262,9 @@ def test_a_positive_is_of_the_same_class_and_of_another_well_where_there_is_one(
     assert same[::2] == same[1::2]
 
 
-def test_every_positive_is_as_likely_and_wells_are_those_of_the_cells(textures: dict[str, CropDataset]) -> None:
+def test_positives_are_equally_likely_and_wells_follow_the_cell_ids(textures: dict[str, CropDataset]) -> None:
     train = textures["train"]
-    np.testing.assert_array_equal(wells_of(train), np.repeat(range(4), 8))
-    drawn = np.array(list(PairSampler(train.targets, wells_of(train), 4000, 0))).reshape(-1, 2)
+    np.testing.assert_array_equal(well_indices(train), np.repeat(range(4), 8))
+    drawn = np.array(list(PairSampler(train.targets, well_indices(train), 4000, 0))).reshape(-1, 2)
     followed = np.bincount(drawn[drawn[:, 0] < 8, 1], minlength=32)
     assert followed[16:24] == pytest.approx([1000 / 8] * 8, rel=0.4) and followed.sum() == followed[16:24].sum()

@@ -1,4 +1,4 @@
-"""What is left of accuracy in other surroundings, of networks whose reasons are known, and the verdict on it."""
+"""Check the swap test and the promotion rule on networks whose decisions are known."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 from torch.utils.data import Dataset
 
-from gradcamo_assets.training.evaluation import METRICS, judge
-from gradcamo_assets.training.promotion_rule import Evidence, PromotionConfig, verdict
-from gradcamo_assets.training.swap_survival import audited, survived
+from gradcamo_assets.training.evaluation import METRICS, evaluate_cells
+from gradcamo_assets.training.promotion_rule import Evidence, PromotionConfig, judge_challenger
+from gradcamo_assets.training.swap_survival import run_swap_test, swap_metrics
 from gradcamo_assets_tests.explain.nets import Reads, scene
 
 CLASSES = ["a", "b", "c"]
 
 
 class Scene(Dataset):
-    """``nets.scene`` as a dataset of crops; ``judge`` asks it for the names of its cells."""
+    """``nets.scene`` as a dataset of crops; ``evaluate_cells`` reads its cell identifiers."""
 
     def __init__(self, cells: int):
         self.images, target, neighbours, self.classes = scene(3, cells)
@@ -32,17 +32,15 @@ class Scene(Dataset):
 
 
 @pytest.mark.parametrize("where", [0, 1])
-def test_perfect_accuracy_from_the_background_is_refused_and_from_the_cell_is_not(
-    where: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_perfect_accuracy_passes_only_if_it_comes_from_the_cell(where: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradcamo_assets.scoring.audit._TOGETHER", 9)
     crops, model = Scene(40), Reads(where, 3).eval()
-    judged = judge(model, ["act"], crops, CLASSES)["act"]  # type: ignore[arg-type]
-    assert (judged["predicted_class"] == judged["true_class"]).all()
-    found = audited(model, "act", crops, judged, CLASSES, most=30)  # type: ignore[arg-type]
+    evaluated = evaluate_cells(model, ["act"], crops, CLASSES)["act"]  # type: ignore[arg-type]
+    assert (evaluated["predicted_class"] == evaluated["true_class"]).all()
+    found = run_swap_test(model, "act", crops, evaluated, CLASSES, max_cells=30)  # type: ignore[arg-type]
     assert len(found) == 30 and found["Metadata_CellID"].is_unique().all()
-    assert found.sort(pl.all()).equals(audited(model, "act", crops, judged, CLASSES, 30).sort(pl.all()))  # type: ignore[arg-type]
-    metrics = survived(found, "test")
+    assert found.sort(pl.all()).equals(run_swap_test(model, "act", crops, evaluated, CLASSES, 30).sort(pl.all()))  # type: ignore[arg-type]
+    metrics = swap_metrics(found, "test")
     cell = float(where == 0)
     assert metrics == {
         "test_audited": 30, "test_accuracy_audited": 1, "test_accuracy_swapped": cell, "test_survives_swap": cell,
@@ -50,20 +48,20 @@ def test_perfect_accuracy_from_the_background_is_refused_and_from_the_cell_is_no
     }  # fmt: skip
     challenger = Evidence(2, metrics | {"test_balanced_accuracy": 1.0, "test_median_adjusted": 1.0}, len(CLASSES))
     for champion in (None, Evidence(1, {"test_balanced_accuracy": 0.4, "test_median_adjusted": 0.1}, len(CLASSES))):
-        refused = [answer for answer in verdict(challenger, champion, PromotionConfig()) if not answer.passed]
-        assert [answer.name for answer in refused] == ["accuracy_comes_from_the_cell"] * where
-        assert all("0% of what is above it is left" in answer.text for answer in refused)
+        failed = [answer for answer in judge_challenger(challenger, champion, PromotionConfig()) if not answer.passed]
+        assert [answer.name for answer in failed] == ["accuracy_comes_from_the_cell"] * where
+        assert all("0% of the accuracy above chance remains" in answer.text for answer in failed)
 
 
-def test_cells_without_another_class_are_no_evidence() -> None:
+def test_cells_of_a_single_class_give_no_swap_metrics() -> None:
     crops, model = Scene(9), Reads(0, 3).eval()
-    judged = judge(model, ["act"], crops, CLASSES)["act"]  # type: ignore[arg-type]
-    for few in (judged.with_columns(true_class=pl.lit("a")), judged.clear()):
-        found = audited(model, "act", crops, few, CLASSES)  # type: ignore[arg-type]
-        assert found.is_empty() and survived(found, "test") == {}
+    evaluated = evaluate_cells(model, ["act"], crops, CLASSES)["act"]  # type: ignore[arg-type]
+    for few in (evaluated.with_columns(true_class=pl.lit("a")), evaluated.clear()):
+        found = run_swap_test(model, "act", crops, few, CLASSES)  # type: ignore[arg-type]
+        assert found.is_empty() and swap_metrics(found, "test") == {}
 
 
-def test_numbers_equal_loops() -> None:
+def test_swap_metrics_equal_loops() -> None:
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -73,7 +71,7 @@ def test_numbers_equal_loops() -> None:
         }
         for i in range(40)
     ]  # fmt: skip
-    found = survived(pl.DataFrame(rows), "test")
+    found = swap_metrics(pl.DataFrame(rows), "test")
     assert {name.removeprefix("test_") for name in found} <= METRICS.keys()
     truth = [row["true_class"] for row in rows]
     for how, column in (("audited", "predicted_class"), ("swapped", "swapped_class")):

@@ -1,4 +1,4 @@
-"""Who swaps with whom, and what becomes of the labels."""
+"""Check which crops swap surroundings, and the labels afterwards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
-from gradcamo_assets.training.swap_surroundings import swap
+from gradcamo_assets.training.swap_surroundings import swap_surroundings
 
 
 def batch(count: int = 8):
@@ -20,19 +20,19 @@ def batch(count: int = 8):
     return number + 100 * (seen == TARGET) + 50 * (seen == NEIGHBOUR), labels
 
 
-def test_all_or_none_are_swapped_and_the_batch_is_left_alone():
+def test_share_decides_how_many_crops_change_and_the_input_is_not_modified():
     images, labels = batch()
     before = images.clone(), labels.clone()
     torch.manual_seed(0)
     for share, expected in ((0.0, 0), (1.0, len(images))):
-        made, seen = swap(images, labels, share=share, soften=0)
-        assert sum(not torch.equal(a, b) for a, b in zip(made, images, strict=True)) == expected
-        assert torch.equal(seen == TARGET, labels == TARGET)
+        swapped_images, swapped_labels = swap_surroundings(images, labels, share=share, soften=0)
+        assert sum(not torch.equal(a, b) for a, b in zip(swapped_images, images, strict=True)) == expected
+        assert torch.equal(swapped_labels == TARGET, labels == TARGET)
     assert torch.equal(images, before[0]) and torch.equal(labels, before[1])
-    none = swap(images, torch.where(labels == TARGET, 0, labels), share=1.0)
+    none = swap_surroundings(images, torch.where(labels == TARGET, 0, labels), share=1.0)
     assert torch.equal(none[0], images), "a crop without a target stays"
     many = torch.cat([images] * 100), torch.cat([labels] * 100)
-    assert float((swap(*many, share=0.3)[0] != many[0]).flatten(1).any(1).float().mean()) == pytest.approx(
+    assert float((swap_surroundings(*many, share=0.3)[0] != many[0]).flatten(1).any(1).float().mean()) == pytest.approx(
         0.3, abs=0.06
     )
 
@@ -40,37 +40,39 @@ def test_all_or_none_are_swapped_and_the_batch_is_left_alone():
 def test_surroundings_come_from_one_other_crop_with_its_labels():
     images, labels = batch()
     torch.manual_seed(1)
-    made, seen = swap(images, labels, share=1.0, soften=0)
+    swapped_images, swapped_labels = swap_surroundings(images, labels, share=1.0, soften=0)
     for crop in range(len(images)):
         target = labels[crop] == TARGET
-        assert bool((made[crop][:, target] == 100 + crop).all())
-        (host,) = (made[crop][:, seen[crop] == 0] % 50).unique().tolist()
-        assert host != crop
-        lent = labels[int(host)] == NEIGHBOUR
-        assert torch.equal(seen[crop] == NEIGHBOUR, lent & ~target)
-        assert bool((made[crop][:, lent & ~target] == 50 + host).all())
+        assert bool((swapped_images[crop][:, target] == 100 + crop).all())
+        (donor,) = (swapped_images[crop][:, swapped_labels[crop] == 0] % 50).unique().tolist()
+        assert donor != crop
+        donor_neighbours = labels[int(donor)] == NEIGHBOUR
+        assert torch.equal(swapped_labels[crop] == NEIGHBOUR, donor_neighbours & ~target)
+        assert bool((swapped_images[crop][:, donor_neighbours & ~target] == 50 + donor).all())
 
 
-def test_surroundings_of_a_pool_and_none_of_a_lone_crop():
+def test_a_pool_gives_all_surroundings_and_a_single_crop_does_not_change():
     images, labels = batch()
-    assert torch.equal(swap(images[:1], labels[:1], share=1.0)[0], images[:1])
+    assert torch.equal(swap_surroundings(images[:1], labels[:1], share=1.0)[0], images[:1])
     pool = images[:3] + 1000, labels[:3]
-    made, seen = swap(images, labels, share=1.0, soften=0, pool=pool)
-    assert set(made.permute(1, 0, 2, 3, 4)[0][seen == 0].tolist()) <= {1000.0, 1001.0, 1002.0}
-    assert bool((made[0][:, labels[0] == TARGET] == 100).all())
+    swapped_images, swapped_labels = swap_surroundings(images, labels, share=1.0, soften=0, pool=pool)
+    assert set(swapped_images.permute(1, 0, 2, 3, 4)[0][swapped_labels == 0].tolist()) <= {1000.0, 1001.0, 1002.0}
+    assert bool((swapped_images[0][:, labels[0] == TARGET] == 100).all())
 
 
-def test_hosts_are_drawn_alike_and_seeds_repeat_them():
+def test_donors_are_equally_likely_and_seeds_repeat_them():
     images, labels = batch(3)
     torch.manual_seed(3)
-    corners = torch.stack([swap(images, labels, share=1.0, soften=0)[0][:, 0, 0, 0, 0] for _ in range(300)])
+    swapped = [swap_surroundings(images, labels, share=1.0, soften=0)[0] for _ in range(300)]
+    corners = torch.stack([image[:, 0, 0, 0, 0] for image in swapped])
     for crop, drawn in enumerate(corners.long().T):
-        expected = [0 if host == crop else 150 for host in range(3)]
+        expected = [0 if donor == crop else 150 for donor in range(3)]
         assert torch.bincount(drawn, minlength=3).tolist() == pytest.approx(expected, abs=40)
-    lent = [swap(images[:1], labels[:1], share=1.0, pool=(images, labels))[0][0, 0, 0, 0, 0] for _ in range(300)]
-    assert torch.bincount(torch.stack(lent).long()).tolist() == pytest.approx([100] * 3, abs=40)
+    swapped = [swap_surroundings(images[:1], labels[:1], share=1.0, pool=(images, labels))[0] for _ in range(300)]
+    counts = torch.bincount(torch.stack([image[0, 0, 0, 0, 0] for image in swapped]).long())
+    assert counts.tolist() == pytest.approx([100] * 3, abs=40)
     twice = []
     for _ in range(2):
         torch.manual_seed(7)
-        twice.append(swap(images, labels, share=0.5)[0])
+        twice.append(swap_surroundings(images, labels, share=0.5)[0])
     assert torch.equal(*twice)

@@ -1,4 +1,4 @@
-"""Training that is killed, stopped early, shared between processes, or on single planes."""
+"""Check training that is killed, stopped early, distributed over processes, or on single planes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gradcamo_assets.cells.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.provenance import Provenance
-from gradcamo_assets.training.evaluation import judge, measured
+from gradcamo_assets.training.evaluation import compute_metrics, evaluate_cells
 from gradcamo_assets.training.training import TrainingConfig, TrainingResult, train_encoder
 
 CONFIG = TrainingConfig(epochs=4, batch_size=8, rotate=0.5, shift_z=0.5, noise=0.1)
 
 
 def _crops(folder: Path, shape: tuple[int, int, int] = (2, 24, 24), seed: int = 0) -> Path:
-    """48 crops of two stains; every other one has a bright target."""
+    """Write 48 crops of two stains; every second crop has a bright target."""
     rng, path = np.random.default_rng(seed), folder / f"crops{seed}.zarr"
     labels = np.zeros((48, *shape), np.uint8)
     labels[:, :, 8:16, 8:16] = 1
@@ -52,7 +52,7 @@ def _train(path: Path, config: TrainingConfig, work: Path, lines: list[str] | No
 
 
 class _Killing(list):
-    """A list of report lines whose process is killed while the third epoch ends."""
+    """A list of report lines that kills its process at the end of the third epoch."""
 
     def append(self, line: str) -> None:
         if line.startswith("epoch 3"):
@@ -60,11 +60,11 @@ class _Killing(list):
 
 
 def _until_killed(path: Path, work: Path, threads: int) -> None:
-    torch.set_num_threads(threads)  # Sums of other parts differ in their last digits.
+    torch.set_num_threads(threads)  # Another number of threads changes the last digits of sums.
     _train(path, CONFIG, work, _Killing())
 
 
-def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_killed_training_resumes_with_the_same_result(tmp_path: Path) -> None:
     path = _crops(tmp_path)
     process = multiprocessing.get_context("spawn").Process(
         target=_until_killed, args=(path, tmp_path / "killed", torch.get_num_threads())
@@ -74,7 +74,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None
     assert process.exitcode == -signal.SIGKILL
     lines: list[str] = []
     resumed = _train(path, CONFIG, tmp_path / "killed", lines)
-    assert [line.split(":")[0] for line in lines] == ["going on behind epoch 2", "epoch 3 of 4", "epoch 4 of 4"]
+    assert [line.split(":")[0] for line in lines] == ["resuming after epoch 2", "epoch 3 of 4", "epoch 4 of 4"]
     assert lines[-1].endswith("0:00:00 left")
     whole = _train(path, CONFIG, tmp_path / "whole")
     for name, curve in whole.curves.items():
@@ -89,12 +89,12 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None
     (resumed.checkpoints / "last.ckpt").write_bytes(b"PK\3\4 torn")
     _train(path, replace(CONFIG, epochs=1), tmp_path / "killed", again)
     _train(_crops(tmp_path, seed=1), replace(CONFIG, epochs=1), tmp_path / "killed", again)
-    assert len(again) == 2, "another configuration or other crops are another training"
+    assert len(again) == 2, "another configuration or other crops start a new training"
     _train(path, CONFIG, tmp_path / "killed", again)
-    assert len(again) == 6, "a damaged checkpoint is no checkpoint"
+    assert len(again) == 6, "a damaged checkpoint is ignored"
 
 
-def test_the_last_embeddings_are_those_of_the_network_that_came_of_it(tmp_path: Path) -> None:
+def test_the_last_embeddings_are_those_of_the_returned_network(tmp_path: Path) -> None:
     result = _train(_crops(tmp_path), replace(CONFIG, epochs=2), tmp_path)
     field = open_crops(tmp_path / "crops0.zarr")
     held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, field.channels)
@@ -123,8 +123,8 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert lines == []
 
 
-def test_a_training_that_diverges_gives_no_encoder(tmp_path: Path) -> None:
-    with pytest.raises(GradcamoError, match="no number"):
+def test_a_diverged_training_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(GradcamoError, match="not finite"):
         _train(_crops(tmp_path), TrainingConfig(epochs=3, learning_rate=1e30, patience=3), tmp_path)
     assert not list((tmp_path / "training").iterdir())
 
@@ -137,7 +137,7 @@ def test_two_processes_train_one_encoder(tmp_path: Path) -> None:
     assert result.curves["train_accuracy"][-1] > 0.9
 
 
-def test_draws_are_balanced_shared_out_and_follow_from_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_is_balanced_split_over_processes_and_determined_by_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = np.array([0] * 900 + [1] * 90 + [2] * 10)
     alone = BalancedSampler(targets, 3000, seed=5)
     first = list(alone)
@@ -155,7 +155,7 @@ def test_draws_are_balanced_shared_out_and_follow_from_the_epoch(monkeypatch: py
 
 
 def planar_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
-    """A user's own 2D network."""
+    """A user-defined 2D network."""
     return nn.Sequential(
         nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(8, classes),
@@ -165,14 +165,14 @@ def planar_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
 @pytest.mark.parametrize(
     ("encoder", "precision"), [("efficientnet3d-small", "auto"), (f"{__name__}:planar_encoder", "bfloat16")]
 )
-def test_flat_plates_train_the_same_way(encoder: str, precision: Any, tmp_path: Path) -> None:
+def test_single_planes_train_2d_and_3d_networks(encoder: str, precision: Any, tmp_path: Path) -> None:
     path = _crops(tmp_path, (1, 24, 24))
     config = replace(CONFIG, encoder=encoder, epochs=16, learning_rate=0.02, precision=precision)
     result = _train(path, config, tmp_path)
     field = open_crops(path)
     held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, ["DNA", "ER"])
-    cells = judge(result.model, [result.layer], held_out, ["a", "b"])[result.layer]
-    assert measured(cells, "val")["val_balanced_accuracy"] > 0.9
+    cells = evaluate_cells(result.model, [result.layer], held_out, ["a", "b"])[result.layer]
+    assert compute_metrics(cells, "val")["val_balanced_accuracy"] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_flat_plates_train_the_same_way(encoder: str, precision: Any, tmp_path: 
         {"batch_size": 1, "objective": "simclr"}, {"batch_size": 5, "devices": 3, "objective": "vicreg"},
     ],
 )  # fmt: skip
-def test_values_that_cannot_be_meant_are_refused(change: dict) -> None:
+def test_invalid_settings_are_refused(change: dict) -> None:
     with pytest.raises(GradcamoError, match=next(iter(change))):
         TrainingConfig(**change)
 
@@ -197,24 +197,24 @@ def test_values_that_cannot_be_meant_are_refused(change: dict) -> None:
         {"swap": 0.0, "encoder": f"{__name__}:planar_encoder"},
     ],
 )
-def test_penalties_are_measured_from_the_start_and_set_in_after_the_warm_up(change: Any, tmp_path: Path) -> None:
+def test_the_penalty_is_logged_from_the_start_and_added_after_the_warm_up(change: Any, tmp_path: Path) -> None:
     path = _crops(tmp_path, (1, 24, 24))
     config = replace(CONFIG, **{"regulariser": "gradcamo", "regulariser_after": 2, **change})
     curves = [_train(path, replace(config, regulariser_weight=w), tmp_path).curves for w in (1.0, 0.0, 1.0)]
-    assert curves[0] == curves[2], "draws follow from the seed"
+    assert curves[0] == curves[2], "random numbers depend on the seed only"
     assert len(curves[0]["train_penalty"]) == 4 and max(curves[0]["train_penalty"]) > 0
     same = [one == two for one, two in zip(*(curve["train_penalty"] for curve in curves[:2]), strict=True)]
-    # The first step after the warm-up begins from the same weights, so an epoch's mean is another from there on.
+    # The first step after the warm-up starts from the same weights, but the mean of its epoch differs.
     assert same == [epoch < config.regulariser_after for epoch in range(4)]
 
 
 def test_early_stopping_needs_validation_crops(tmp_path: Path) -> None:
     field = open_crops(_crops(tmp_path))
-    train, none = (CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(n)}, field.channels) for n in (8, 0))
+    train, empty = (CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(n)}, field.channels) for n in (8, 0))
     with pytest.raises(GradcamoError, match="validation crops"):
-        train_encoder(train, none, ["a", "b"], TrainingConfig(patience=1), work=tmp_path)
-    result = train_encoder(train, none, ["a", "b"], TrainingConfig(epochs=1), work=tmp_path, progress=False)
+        train_encoder(train, empty, ["a", "b"], TrainingConfig(patience=1), work=tmp_path)
+    result = train_encoder(train, empty, ["a", "b"], TrainingConfig(epochs=1), work=tmp_path, progress=False)
     assert set(result.curves) == {"train_loss", "train_accuracy"}
     if not torch.cuda.is_available():
         with pytest.raises(GradcamoError, match="GPU"):
-            train_encoder(train, none, ["a", "b"], TrainingConfig(precision="float16"), work=tmp_path)
+            train_encoder(train, empty, ["a", "b"], TrainingConfig(precision="float16"), work=tmp_path)

@@ -1,4 +1,4 @@
-"""Plates of a few tiny crops, of two classes that differ in the brightness of the target."""
+"""Write plates of a few tiny crops, in two classes that differ in the brightness of the target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradcamo_assets.provenance import Provenance
 def write_plate(
     folder: Path, name: str = "P", wells: int = 8, cells: int = 10, shape: tuple[int, int, int] = (2, 24, 24)
 ) -> tuple[pl.DataFrame, list[Path]]:
-    """Wells of class a and b in turn: the table of cells, and a stored field a well."""
+    """Write one field per well, of class a and b in turn; return the table of cells and the paths."""
     rng, rows, paths = np.random.default_rng(0), [], []
     for index in range(wells):
         well = f"A{index + 1:02d}"

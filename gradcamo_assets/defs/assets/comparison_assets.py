@@ -24,16 +24,16 @@ _MOST_VERSIONS = 12
 @dg.asset(deps=["gradcamo_scores", trained_model], group_name="qc", kinds={"polars"}, automation_condition=AUTOMATIC)
 def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Accuracy against where they look, by version on cells it did not learn from, and paired with the champion."""
-    from gradcamo_assets.training.compare import held_out_cells, paired_with, side_by_side
+    from gradcamo_assets.training.compare import differences_from_champion, held_out_cells, summarise_versions
 
     registry = platform.registry
     champion = registry.by_alias(CHAMPION)
     versions = [version for version in registry.versions()[-_MOST_VERSIONS:] if version != champion]
     versions += [champion] if champion else []
     cells = {version.version: held_out_cells(platform.lake, registry, version) for version in versions}
-    layers = {row["model_version"]: row["layer"] for row in registry.rows()}
+    layers = {row["model_version"]: row["layer"] for row in registry.version_rows()}
     name = pl.format("version {}, {}", "model_version", pl.col("model_version").replace_strict(layers, default="?"))
-    points = side_by_side(cells)
+    points = summarise_versions(cells)
     figure = accuracy_against_score(points.with_columns(name=name))
     metadata: dict[str, Any] = {
         "versions": len(versions),
@@ -41,7 +41,8 @@ def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> d
         "side_by_side": dg.MetadataValue.md(_markdown(points)),
     }
     if champion:
-        pairs = paired_with(cells, champion.version).with_columns(name=pl.format("version {}", "model_version"))
+        pairs = differences_from_champion(cells, champion.version)
+        pairs = pairs.with_columns(name=pl.format("version {}", "model_version"))
         picture = to_markdown(paired_differences(pairs), "Other versions less the champion, on the same cells")
         metadata |= {
             "champion": champion.version,
@@ -69,10 +70,10 @@ def encoder_exploration(
 ) -> dg.MaterializeResult:
     """Layers to explain, crop sizes and maskings to train with, each with its accuracy and where encoders then look."""
     from gradcamo_assets.networks.bundle import load_bundle
-    from gradcamo_assets.training.evaluation import as_taken, sampled
-    from gradcamo_assets.training.explore import crop_sweep, layer_sweep, stages
+    from gradcamo_assets.training.evaluation import sample_cells, to_model_input
+    from gradcamo_assets.training.explore import crop_sweep, find_stage_ends, layer_sweep
     from gradcamo_assets.training.split import PARTS
-    from gradcamo_assets.training.training_run import common_frame, crops_of
+    from gradcamo_assets.training.training_run import common_geometry, labelled_crops
 
     registry = platform.registry
     wanted = [version for version in registry.versions() if version.version == config.version]
@@ -86,14 +87,14 @@ def encoder_exploration(
         split=well.replace_strict(part_of, default=None, return_dtype=pl.String)
     )
     cells = cells.filter(pl.col("treatment_class").is_in(bundle.classes))
-    chosen = {part: sampled(cells.filter(split=part), config.cells) for part in PARTS}
+    chosen = {part: sample_cells(cells.filter(split=part), config.cells) for part in PARTS}
     if not all(len(chosen[part]) for part in ("train", "test")):
         raise GradcamoError(f"the wells {version} learned from and was tested on have no crops", "Cut them again.")
     fields = [open_crops(path) for path in crop_paths(platform, pl.concat(chosen.values()))]
-    common_frame(fields)
-    crops = {part: crops_of(found, fields, bundle.classes, bundle.channels) for part, found in chosen.items()}
+    common_geometry(fields)
+    crops = {part: labelled_crops(found, fields, bundle.classes, bundle.channels) for part, found in chosen.items()}
     image, labels, _ = crops["test"][0]
-    layers = config.layers or stages(model, as_taken(model, image[None], labels[None])[0], bundle.layer)
+    layers = config.layers or find_stage_ends(model, to_model_input(model, image[None], labels[None])[0], bundle.layer)
     tables = {"layers": layer_sweep(model, layers, crops["test"], bundle.classes)}
     figures = {"layers": layer_scores(tables["layers"])}
     metadata: dict[str, Any] = {"model_version": version.version}

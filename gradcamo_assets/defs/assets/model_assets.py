@@ -16,7 +16,7 @@ from gradcamo_assets.report import to_markdown
 from gradcamo_assets.storage import replaced_file
 from gradcamo_assets.training.model_registry import CHAMPION
 from gradcamo_assets.training.settings import TrainingConfig
-from gradcamo_assets.training.split import PARTS, Apart, split_wells
+from gradcamo_assets.training.split import PARTS, SplitUnit, split_wells
 
 _KEPT = ("Metadata_CellID", *FIELD, "treatment_class", "mask_version", "crop_version")
 _ALT = {
@@ -31,7 +31,7 @@ class SplitConfig(dg.Config):
     """How wells are dealt."""
 
     plates: list[str] = Setting(default=[], description="Plates to learn from; empty means all that have crops.")
-    apart: Apart = Setting(
+    apart: SplitUnit = Setting(
         default="well",
         description="What no two parts share: a well, a whole plate, or a position (the same well of every plate).",
     )
@@ -80,7 +80,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     """An encoder that predicts the treatment of a crop, registered in MLflow; the first one becomes champion."""
     from gradcamo_assets.training.evaluation import unseen_cells
     from gradcamo_assets.training.promotion import promote, record_versions
-    from gradcamo_assets.training.training_run import fit_and_register
+    from gradcamo_assets.training.training_run import train_and_register
 
     settings = platform.settings
     training, links = overridden(settings.training, config), settings.links
@@ -90,7 +90,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
     cells = kept_cells(platform, [])
     unseen = unseen_cells(cells, split)
-    fitted = fit_and_register(
+    fitted = train_and_register(
         learned := cells.join(split, on="Metadata_Plate", how="semi"),
         split,
         crop_paths(platform, learned),
@@ -106,13 +106,13 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
         },
         # Crops of a plate that nobody trains on may have been pruned.
         unseen=(unseen, [path for path in crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
-        started=lambda run_id: context.log.info(f"MLflow run: {registry.pages(links, run_id)['mlflow_run']}"),
+        on_run_start=lambda run_id: context.log.info(f"MLflow run: {registry.page_urls(links, run_id)['mlflow_run']}"),
     )
     record_versions(lake, registry)
     first = registry.by_alias(CHAMPION) is None
     if first:
         promote(lake, registry, fitted.version, by=f"run {context.run_id}", reason="the first version")
-    pages = registry.pages(links, fitted.version.run_id, fitted.version)
+    pages = registry.page_urls(links, fitted.version.run_id, fitted.version)
     return dg.MaterializeResult(
         metadata={
             "model_version": fitted.version.version,

@@ -126,8 +126,8 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
         Sphering,
         export_profiles,
         load_fitted,
-        population,
         save_fitted,
+        select_population,
         sphered_profiles,
         well_profiles,
     )
@@ -143,12 +143,12 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
     known: dict[str, Sphering] = {}
     if settings.scope == "screen" and not config.anew:
         paths = {name: kept_at(name, SCREEN) for name in settings.populations}
-        known = {name: Sphering.of_fitted(*load_fitted(path)) for name, path in paths.items() if path.exists()}
+        known = {name: Sphering.from_fitted(*load_fitted(path)) for name, path in paths.items() if path.exists()}
     plates, todo = _plates(platform, champion, "profile_versions", asdict(settings))
     if config.anew or (settings.scope == "screen" and len(known) < len(settings.populations)):
         todo = list(plates)
     raw = [
-        well_profiles(population(cells, name))
+        well_profiles(select_population(cells, name))
         for cells in (_cells(platform, champion, plate) for plate in todo)
         for name in settings.populations
     ]
@@ -182,7 +182,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
 def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunch) -> dg.MaterializeResult:
     """Cells on a two-dimensional map of the embedding; fitted once a model version, later plates are placed on it."""
     from gradcamo_assets.profiles import CellMap, fitted_digest, load_fitted, save_fitted
-    from gradcamo_assets.profiles.well_profiles import vectors
+    from gradcamo_assets.profiles.well_profiles import stack_vectors
 
     champion = platform.champion()
     path = _fitted(platform, champion) / "umap.safetensors"
@@ -194,12 +194,12 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
     }
     if cell_map is None:
         share = -(-_MOST_CELLS // len(plates))
-        cell_map = CellMap.fit(vectors(pl.concat(frame.head(share) for frame in frames.values())["embedding"]))
+        cell_map = CellMap.fit(stack_vectors(pl.concat(frame.head(share) for frame in frames.values())["embedding"]))
         if _is_settled(platform, champion):
             save_fitted(path, cell_map.arrays, {})
             plates, _ = _plates(platform, champion, "umap_versions", fitted_digest(cell_map.arrays, {}))
     for plate, frame in frames.items():
-        coordinates = cell_map.place(vectors(frame["embedding"])) if len(frame) else None
+        coordinates = cell_map.place(stack_vectors(frame["embedding"])) if len(frame) else None
         placed = frame.drop("embedding").with_columns(
             pl.Series(f"umap_{axis}", [] if coordinates is None else coordinates[:, n], dtype=pl.Float64)
             for n, axis in enumerate("xy")
@@ -224,17 +224,17 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
 def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> bytes | None:
     """A GIF of validation cells on one map of all epochs, made once a version; None for one not trained here."""
     from gradcamo_assets.profiles.umap import umap_embedding
-    from gradcamo_assets.profiles.well_profiles import vectors
-    from gradcamo_assets.training.mlflow_runs import EPOCHS
+    from gradcamo_assets.profiles.well_profiles import stack_vectors
+    from gradcamo_assets.training.mlflow_runs import EPOCH_EMBEDDINGS
 
     path = platform.home.reports / "_training" / f"{slug(champion.name, 'model name')}-v{champion.version}.gif"
     if path.exists() and not again:
         return path.read_bytes()
-    logged = platform.registry.file(champion, EPOCHS)
+    logged = platform.registry.read_artifact(champion, EPOCH_EMBEDDINGS)
     cells = pl.read_parquet(logged) if logged else pl.DataFrame()
     if cells.is_empty():
         return None
-    places = umap_embedding(vectors(cells["embedding"]))
+    places = umap_embedding(stack_vectors(cells["embedding"]))
     film = to_gif(map_by_epoch(cells.with_columns(umap_x=places[:, 0], umap_y=places[:, 1])))
     write_bytes(path, film)
     return film
@@ -261,8 +261,7 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"scikit-learn"}, automation_condition=AUTOMATIC)
 def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """What simple probes read from the embedding: treatment, and also site, well position and plate, beside chance."""
-    from gradcamo_assets.profiles import confounder_audit as audit
-    from gradcamo_assets.profiles import population
+    from gradcamo_assets.profiles import audit_confounders, select_population
 
     champion, lake = platform.champion(), platform.lake
     settings = platform.settings.profiles
@@ -273,14 +272,14 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     for plate in plates:
         cells = _cells(platform, champion, plate)
         names = [name for name in settings.populations if name != "weighted"]
-        sample = pl.concat(_sample(population(cells, name), settings.audit_cells) for name in names)
+        sample = pl.concat(_sample(select_population(cells, name), settings.audit_cells) for name in names)
         samples.append(sample)
         if plate in todo:
             if settings.background:
                 sample = _with_background(context, platform, champion, sample)
-            tables.append(audit(sample, most=settings.audit_cells))
+            tables.append(audit_confounders(sample, max_cells=settings.audit_cells))
     if len(plates) > 1:
-        tables.append(audit(pl.concat(samples)))
+        tables.append(audit_confounders(pl.concat(samples)))
     table = pl.concat(tables, how="vertical_relaxed")
     lake.write("confounder_audit", table, **_keys(champion))
     for plate in todo:

@@ -27,14 +27,16 @@ def promotion(
 ) -> dg.MaterializeResult:
     """The alias champion, moved to the challenger if all checks pass; scores follow by themselves."""
     from gradcamo_assets.training.promotion import promote
-    from gradcamo_assets.training.promotion_rule import evidence, verdict
+    from gradcamo_assets.training.promotion_rule import judge_challenger, read_evidence
 
     lake, registry = platform.lake, platform.registry
     challenger, champion = registry.by_alias(CHALLENGER), registry.by_alias(CHAMPION)
     if challenger is None:
         raise GradcamoError("there is no challenger", "Launch train_model, or register a version of your own.")
     thresholds = overridden(platform.settings.promotion, config)
-    answers = verdict(evidence(registry, challenger), evidence(registry, champion) if champion else None, thresholds)
+    answers = judge_challenger(
+        read_evidence(registry, challenger), read_evidence(registry, champion) if champion else None, thresholds
+    )
     reasons = {answer.name: answer.text for answer in answers if not answer.passed}
     if champion == challenger:
         outcome = f"Version {challenger.version} is champion already."

@@ -117,7 +117,7 @@ def scores_and_embeddings(
         "score_versions", {"embeddings": embedded, "scores": scores}, version=version, made_from=made_from["version"],
         n=len(scores), **keys,
     )  # fmt: skip
-    pages = registry.pages(settings.links, champion.run_id, champion)
+    pages = registry.page_urls(settings.links, champion.run_id, champion)
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version}
     common |= {name: dg.MetadataValue.url(page) for name, page in pages.items()}
     common |= {"precision": scorer.precision, **used(scoring=settings.scoring)}
