@@ -11,7 +11,7 @@ _WELL = re.compile(r"([A-Za-z]{1,2})0*([1-9][0-9]?)")
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def plate_name(text: str) -> str:
+def check_plate_name(text: str) -> str:
     """The plate name itself if it is safe as a folder, a partition key and a SQL literal.
 
     Letters, digits, '.', '_' and '-', at most 100, beginning with a letter or a digit, and no '..'.
@@ -27,14 +27,14 @@ def plate_name(text: str) -> str:
     return text
 
 
-def slug(text: str, what: str = "name") -> str:
+def check_name(text: str, what: str = "name") -> str:
     """The text itself if it is safe as one path component; GradcamoError where it is not."""
     if not _SLUG.fullmatch(text) or ".." in text:
         raise GradcamoError(f"{text!r} is no usable {what}", "Use letters, digits, '.', '_' and '-' only.")
     return text
 
 
-def well_name(text: str) -> str:
+def normalise_well_name(text: str) -> str:
     """A well in the field's spelling: ``a1``, ``A1`` and ``A01`` are all ``A01``.
 
     Rows A to AF and columns 1 to 48, as on a 1536-well plate.

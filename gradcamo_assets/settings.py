@@ -40,13 +40,13 @@ def section(kind: type[T]) -> type[T]:
         try:
             construct(self, *values, **named)
         except ValidationError as error:
-            raise GradcamoError(f"{kind.__name__}: {problems(error, kind)}", "Give other values.") from None
+            raise GradcamoError(f"{kind.__name__}: {describe_errors(error, kind)}", "Give other values.") from None
 
     made.__init__ = checked
     return made
 
 
-def problems(error: ValidationError, kind: type) -> str:
+def describe_errors(error: ValidationError, kind: type) -> str:
     """All that is wrong, with its place, what was expected and what was found; ``kind`` is what was to be made."""
     return "; ".join(dict.fromkeys(_problem(problem, kind) for problem in error.errors(include_url=False)))
 

@@ -20,7 +20,7 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; on success it takes ``path``'s place, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -32,7 +32,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a scratch folder to fill; on success it becomes ``path``, which never changes again.
 
     Where ``path`` is there by then, it was made by somebody else from the same things: the scratch folder is dropped.
@@ -53,7 +53,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    with replaced_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -62,7 +62,7 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def mark(path: Path) -> None:
+def create_marker(path: Path) -> None:
     """Write an empty file, whose name says all there is to say."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
     return None if content is None else json.loads(content)
 
 
-def children(folder: Path, pattern: str = "*") -> list[Path]:
+def list_visible(folder: Path, pattern: str = "*") -> list[Path]:
     """What lies in a folder, sorted, but for hidden names (scratch files have them); empty where there is no folder.
 
     Args:

@@ -16,7 +16,7 @@ TREATMENT = ("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit", "Metada
 _LEAST_OVERLAP = 0.5
 
 
-def field_cells(
+def build_field_cells(
     masks: Masks,
     *,
     plate: str,

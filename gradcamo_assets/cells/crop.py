@@ -55,7 +55,7 @@ def qc_flag(config: CropConfig, field_shape: Sequence[int] | None = None) -> pl.
     )
 
 
-def window(centre: float, length: int, size: int) -> tuple[slice, int]:
+def crop_window(centre: float, length: int, size: int) -> tuple[slice, int]:
     """The part of an axis of ``size`` voxels that a crop of ``length`` around ``centre`` takes, and the padding.
 
     Where the axis is no longer than the crop the whole of it is taken and centred, so that every cell of a thin stack
@@ -88,7 +88,7 @@ def cut_crops(
     padding = np.asarray(fill, dtype=image.dtype)[:, None, None, None]
     columns = table.select("label", "centroid_z", "centroid_y", "centroid_x").iter_rows()
     for label, *centroid in columns:
-        windows = [window(c, n, size) for c, n, size in zip(centroid, config.shape, cells.shape, strict=True)]
+        windows = [crop_window(c, n, size) for c, n, size in zip(centroid, config.shape, cells.shape, strict=True)]
         source = tuple(part for part, _ in windows)
         found = cells[source]
         inside, mine = image[(slice(None), *source)], found == label

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradcamo_assets.errors import CropError
 from gradcamo_assets.provenance import Provenance, stored_version
-from gradcamo_assets.storage import new_folder
+from gradcamo_assets.storage import atomic_folder
 
 if TYPE_CHECKING:
     import zarr
@@ -92,7 +92,7 @@ def write_crops(
     n = len(cell_ids)
     per_shard = int(min(max(1, _SHARD_BYTES // crop_bytes), max(1, n)))
     per_shard -= per_shard % _LABELS if per_shard > _LABELS else 0
-    with new_folder(path) as folder:
+    with atomic_folder(path) as folder:
         group = zarr.open_group(folder, mode="w", zarr_format=3)
         # Bytes are shuffled, not bits: a tenth more on disk, and read in half the time.
         codec = BloscCodec(cname="lz4", shuffle="shuffle")

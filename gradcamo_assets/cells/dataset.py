@@ -117,12 +117,12 @@ class BalancedSampler(Sampler[int]):
         return self.total
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
         drawn = torch.multinomial(self.weights, self.total * self.ranks, replacement=True, generator=generator)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         return iter(drawn[rank :: self.ranks].tolist())
 
 
-def mixed(*seeds: int) -> int:
+def mix_seeds(*seeds: int) -> int:
     """One seed made of several; neighbouring ones give unrelated streams."""
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])

@@ -149,7 +149,7 @@ def _parsed(text: str | bytes, path: Path) -> BundleConfig:
         raise BundleError(f"the model bundle cannot be read ({'; '.join(wrong)})", _REMEDY, path=path) from error
 
 
-def verified_config(folder: Path) -> BundleConfig:
+def read_verified_config(folder: Path) -> BundleConfig:
     """The configuration, if the weights beside it are those it was written for.
 
     Raises:
@@ -170,11 +170,11 @@ def load_bundle(folder: Path) -> tuple[nn.Module, BundleConfig]:
     Raises:
         BundleError: if a file is missing or damaged, or weights and configuration do not belong together.
     """
-    config = verified_config(folder)
-    return with_weights(config, folder / WEIGHTS), config
+    config = read_verified_config(folder)
+    return load_network(config, folder / WEIGHTS), config
 
 
-def with_weights(config: BundleConfig, weights: Path) -> nn.Module:
+def load_network(config: BundleConfig, weights: Path) -> nn.Module:
     """The encoder a configuration names, with weights of its own, in evaluation mode; tried on one empty crop.
 
     Raises:
@@ -185,7 +185,7 @@ def with_weights(config: BundleConfig, weights: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from gradcamo_assets.networks.encoders import build_encoder, is_planar
+    from gradcamo_assets.networks.encoders import build_encoder, is_2d
 
     try:
         model, _ = build_encoder(config.encoder, len(config.channels), len(config.classes))
@@ -202,7 +202,7 @@ def with_weights(config: BundleConfig, weights: Path) -> nn.Module:
     maps: list[Any] = []
     handle = layer.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
     crop = torch.zeros(1, len(config.channels), *config.crop_shape)
-    crop = crop[:, :, 0] if is_planar(model) and config.crop_shape[0] == 1 else crop
+    crop = crop[:, :, 0] if is_2d(model) and config.crop_shape[0] == 1 else crop
     try:
         with torch.inference_mode():
             logits = model(crop)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradcamo_assets.errors import BundleError
-from gradcamo_assets.importing import imported
+from gradcamo_assets.importing import import_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ def build_encoder(
 
     Args:
         name: a built-in name, or ``module:function`` where ``function(in_channels, classes)`` returns ``(network,
-            layer)``. The module is imported, so name only code you trust.
+            layer)``. The module is import_function, so name only code you trust.
         in_channels: stains. classes: treatment classes.
         weights: safetensors file to start from; by default the network's own fresh weights. Only the last layer may
             have another number of classes: it stays fresh then.
@@ -71,7 +71,7 @@ def build_encoder(
         model, default = _BUILT_IN[name](in_channels, classes)
     else:
         remedy = f"Use one of {', '.join(encoder_names())}, or 'module:function' of an installed module."
-        model, default = imported(name, "encoder", remedy, BundleError)(in_channels, classes)
+        model, default = import_function(name, "encoder", remedy, BundleError)(in_channels, classes)
     layer = layer or default
     layers = [known for known, _ in model.named_modules() if known]
     if layer not in layers:
@@ -82,7 +82,7 @@ def build_encoder(
     return model, layer
 
 
-def is_planar(model: nn.Module) -> bool:
+def is_2d(model: nn.Module) -> bool:
     """Whether a network takes single planes (B, C, Y, X), as one with 2D convolutions does."""
     from torch import nn
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.names import slug
+from gradcamo_assets.names import check_name
 from gradcamo_assets.plates.formats.configuration import CONFIGURATION_ENDING
 from gradcamo_assets.plates.omezarr import name_of
 from gradcamo_assets.plates.spreadsheets import read_table
@@ -75,7 +75,9 @@ def _broad_maps(barcodes: Path, plate: str) -> list[Path]:
     if not {"assayplatebarcode", "platemapname"} <= columns.keys():
         raise GradcamoError("no columns Assay_Plate_Barcode and Plate_Map_Name", "Give the table these two columns.")
     pairs = table.select(columns["assayplatebarcode"], columns["platemapname"]).iter_rows()
-    named = {slug(map_name, "plate map name") for barcode, map_name in pairs if barcode.replace(" ", "_") == plate}
+    named = {
+        check_name(map_name, "plate map name") for barcode, map_name in pairs if barcode.replace(" ", "_") == plate
+    }
     if len(named) > 1:
         raise GradcamoError(f"it has two plate maps, {' and '.join(sorted(named))}", "Keep one of them.")
     found = [

@@ -16,11 +16,11 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 from gradcamo_assets.plates.plate_records import home_of
 from gradcamo_assets.plates.staging import ingestion_lock
-from gradcamo_assets.retries import NextTry, next_try
-from gradcamo_assets.storage import children, read_bytes, remove, write_json
+from gradcamo_assets.retries import RetryDecision, decide_retry
+from gradcamo_assets.storage import list_visible, read_bytes, remove, write_json
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Failures:
         """The latest attempt; there must be one."""
         return self.attempts[-1]
 
-    def next_try(self, now: datetime) -> NextTry:
+    def decide_retry(self, now: datetime) -> RetryDecision:
         """When the plate is tried again, if no attempt is going on."""
-        return next_try([attempt.at for attempt in self.attempts], now)
+        return decide_retry([attempt.at for attempt in self.attempts], now)
 
 
 _STORED = TypeAdapter(Failures)
@@ -59,7 +59,7 @@ _STORED = TypeAdapter(Failures)
 def read_failures(plates: Path) -> dict[str, Failures]:
     """What is kept of every plate that failed, by name. A file that cannot be read counts as none: the plate is tried
     again."""
-    found = {path.stem: _read(path) for path in children(plates / "failures", "*.json")}
+    found = {path.stem: _read(path) for path in list_visible(plates / "failures", "*.json")}
     return {name: failures for name, failures in found.items() if failures is not None}
 
 
@@ -99,7 +99,7 @@ def attempt(plates: Path, name: str, signature: str, now: datetime | None = None
 
 
 def _file(plates: Path, name: str) -> Path:
-    return plates / "failures" / f"{plate_name(name)}.json"
+    return plates / "failures" / f"{check_plate_name(name)}.json"
 
 
 def _write(file: Path, failures: Failures) -> None:

@@ -116,7 +116,7 @@ def plate_states(
             return "changed", f"it changed after ingestion. To take it in again, materialise its plate_images.{tried}"
         if name in known and not failed:
             return "known", ""
-        if failed is not None and not (then := failed.next_try(now)).due:
+        if failed is not None and not (then := failed.decide_retry(now)).due:
             if then.at is None:
                 told = f"failed {len(failed.attempts)} times, the last time {failed.last}"
                 return "quarantined", f"{told}. gradcamo inbox --retry {name} forgets the failures."

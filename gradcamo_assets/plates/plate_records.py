@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 from gradcamo_assets.plates.companions import LABELS_ENDING
 from gradcamo_assets.plates.omezarr import Field, Plate
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.storage import children, mark, read_json
+from gradcamo_assets.storage import create_marker, list_visible, read_json
 
 ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING = ".illumination.npy", ".platemap.csv", ".json"
 ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
@@ -25,12 +25,12 @@ ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
 
 def known_files(plates: Path, name: str) -> list[Path]:
     """What says that a plate is known: one file, or none."""
-    return children(plates / "known", f"{plate_name(name)}@*")
+    return list_visible(plates / "known", f"{check_plate_name(name)}@*")
 
 
 def mark_known(plates: Path, name: str, signature: str) -> None:
     """Say that a plate is known, once all of it is there. ``signature``: of its source."""
-    mark(plates / "known" / f"{plate_name(name)}@{signature}")
+    create_marker(plates / "known" / f"{check_plate_name(name)}@{signature}")
 
 
 def known_plates(plates: Path) -> dict[str, str]:
@@ -39,8 +39,8 @@ def known_plates(plates: Path) -> dict[str, str]:
     Raises:
         PlateError: for the plates of an earlier release, or a record that cannot be read where no plate is known.
     """
-    if not (files := children(plates / "known")):
-        for record in children(plates, f"*{RECORD_ENDING}"):
+    if not (files := list_visible(plates / "known")):
+        for record in list_visible(plates, f"*{RECORD_ENDING}"):
             known_plate(plates, record.stem)  # It refuses a record of an earlier release.
     return {name: signature for name, _, signature in (file.name.partition("@") for file in files) if signature}
 
@@ -67,7 +67,7 @@ def known_plate(plates: Path, name: str) -> dict[str, Any] | None:
     Raises:
         PlateError: for one that cannot be read, or was written by an earlier release.
     """
-    path = plates / f"{plate_name(name)}{RECORD_ENDING}"
+    path = plates / f"{check_plate_name(name)}{RECORD_ENDING}"
     try:
         record = read_json(path)
         if record is None:

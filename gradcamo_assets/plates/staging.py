@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 from gradcamo_assets.plates.plate_records import ENDINGS, RECORD_ENDING, known_files, mark_known
-from gradcamo_assets.storage import children, move, read_json, remove, replaced_file, write_bytes, write_json
+from gradcamo_assets.storage import atomic_file, list_visible, move, read_json, remove, write_bytes, write_json
 
 _ACQUIRE_SECONDS = 1.0
 """An ingestion waits so long for its lock, since whoever asks whether it is held holds it for an instant."""
@@ -39,7 +39,7 @@ class Staging:
         """Fields that are finished, and of how many; zeros where the first is not begun."""
         try:
             of = read_json(self._made_from)["fields"]
-            return len(children(self._fields, "*.json")), of
+            return len(list_visible(self._fields, "*.json")), of
         except (OSError, ValueError, KeyError, TypeError):
             return 0, 0
 
@@ -52,7 +52,7 @@ class Staging:
 
     def finish(self, key: str, row: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Record that a field is complete: its row, as JSON, and its arrays."""
-        with replaced_file(self._fields / f"{key}.npz") as path, path.open("wb") as file:
+        with atomic_file(self._fields / f"{key}.npz") as path, path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         # Last, since this is what makes the field finished.
         write_json(self._fields / f"{key}.json", row)
@@ -97,7 +97,7 @@ class Staging:
                 remove(self._made_from)
             remove(self._commit)
         if read_json(self._made_from) != made_from:
-            remove(*(path for path in children(self.folder) if path.is_dir()))
+            remove(*(path for path in list_visible(self.folder) if path.is_dir()))
             write_json(self._made_from, made_from)
 
 
@@ -162,4 +162,4 @@ def ingesting(plates: Path, name: str) -> tuple[int, int] | None:
 
 def _lock_file(plates: Path, name: str) -> Path:
     """Not in the staging area, which is removed while the lock is held."""
-    return plates / ".locks" / plate_name(name)
+    return plates / ".locks" / check_plate_name(name)

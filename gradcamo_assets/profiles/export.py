@@ -12,7 +12,7 @@ import polars as pl
 
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.profiles.well_profiles import MODEL, vectors
-from gradcamo_assets.storage import new_folder, remove
+from gradcamo_assets.storage import atomic_folder, remove
 
 _RENAMED = {
     "model_name": "Metadata_Model",
@@ -50,7 +50,7 @@ def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ..
     if profiles.select(MODEL).n_unique() > 1:
         raise GradcamoError("profiles of several model versions do not go into one file", "Export one at a time.")
     names = []
-    with new_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for (population,), part in profiles.group_by(["population"], maintain_order=True):
             wide = wide_profiles(part)
             for ending in formats:

@@ -20,7 +20,7 @@ def sample_cells(cells: pl.DataFrame, n: int) -> pl.DataFrame:
     return kept if len(kept) <= n else kept.sample(n, seed=0).sort("Metadata_CellID")
 
 
-def in_parts(count: int) -> list[slice]:
+def split_into_parts(count: int) -> list[slice]:
     """Slices of so many cells, at most 64 from all over the list in each: the cells that change places."""
     parts = -(-count // _TOGETHER)
     return [slice(part, None, parts) for part in range(parts)]
@@ -46,7 +46,7 @@ def audit_crops(
     """
     tables = [
         _audit_part(scorer, fields, cells[part], None if treatments is None else treatments[part])
-        for part in in_parts(len(cells))
+        for part in split_into_parts(len(cells))
     ]
     order = pl.DataFrame({"Metadata_CellID": list(cells)})
     return order.join(pl.concat(tables), on="Metadata_CellID", how="left", maintain_order="left")

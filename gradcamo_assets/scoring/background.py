@@ -9,8 +9,8 @@ import torch
 
 from gradcamo_assets.cells import BACKGROUND, CropField
 from gradcamo_assets.errors import CropError
-from gradcamo_assets.explain.faithfulness import background_of_others
-from gradcamo_assets.explain.swap_test import respond
+from gradcamo_assets.explain.faithfulness import make_background_crops
+from gradcamo_assets.explain.swap_test import run_network
 from gradcamo_assets.scoring.scorer import Scorer
 
 _BATCH = 32
@@ -51,7 +51,7 @@ def background_embeddings(
             continue
         images, labels = (torch.cat(parts) for parts in zip(*read.values(), strict=True))
         occupied = labels != BACKGROUND
-        images = torch.where(occupied[:, None], background_of_others(images, occupied), images)
-        embeddings = respond(scorer.model, images, scorer.config.layer, _BATCH).embedding.float().cpu().tolist()
+        images = torch.where(occupied[:, None], make_background_crops(images, occupied), images)
+        embeddings = run_network(scorer.model, images, scorer.config.layer, _BATCH).embedding.float().cpu().tolist()
         found |= dict(zip(read, embeddings, strict=True))
     return found, damaged

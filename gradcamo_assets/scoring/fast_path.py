@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from gradcamo_assets.explain.maps import logits_of
+from gradcamo_assets.explain.maps import extract_logits
 
 TOLERANCE = 1e-3
 """How far a folded network's logits may lie from the network's own, relative to the largest."""
@@ -51,7 +51,7 @@ def fold_batchnorm(model: nn.Module, images: Tensor, keep: Collection[str] = ())
         )
         folded.set_submodule(norm_name, nn.Identity().eval())
     with torch.inference_mode():
-        before, after = logits_of(model(images)), logits_of(folded(images))
+        before, after = extract_logits(model(images)), extract_logits(folded(images))
     agree = (after - before).abs().max() <= TOLERANCE * before.abs().max().clamp_min(1e-6)
     return folded if bool(agree) else copy.deepcopy(model)
 
@@ -83,7 +83,7 @@ def _pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
     return {conv: norm for conv, norm in found.items() if runs[conv] == runs[norm] == 1}
 
 
-def in_bfloat16(model: nn.Module, images: Tensor) -> nn.Module | None:
+def convert_to_bfloat16_if_native(model: nn.Module, images: Tensor) -> nn.Module | None:
     """The network in bfloat16 where its device computes in it and the logits agree; else None.
 
     Silent wrong results of one convolution library are why agreement is asked for, not trusted.
@@ -93,13 +93,13 @@ def in_bfloat16(model: nn.Module, images: Tensor) -> nn.Module | None:
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         able = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return halved(model, images) if able else None
+    return convert_to_bfloat16(model, images) if able else None
 
 
-def halved(model: nn.Module, images: Tensor) -> nn.Module | None:
+def convert_to_bfloat16(model: nn.Module, images: Tensor) -> nn.Module | None:
     """The network in bfloat16, whether or not the device is fast at it; None where its logits lie elsewhere."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     with torch.inference_mode():
-        exact, coarse = logits_of(model(images)), logits_of(half(images.to(torch.bfloat16))).float()
+        exact, coarse = extract_logits(model(images)), extract_logits(half(images.to(torch.bfloat16))).float()
     agree = bool((coarse - exact).abs().max() <= HALF_TOLERANCE * exact.abs().max().clamp_min(1e-6))
     return half if agree else None

@@ -19,8 +19,8 @@ from gradcamo_assets.cells.dataset import channel_order, standardise
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import load_bundle
-from gradcamo_assets.networks.encoders import is_planar
-from gradcamo_assets.scoring.fast_path import fold_batchnorm, halved, in_bfloat16
+from gradcamo_assets.networks.encoders import is_2d
+from gradcamo_assets.scoring.fast_path import convert_to_bfloat16, convert_to_bfloat16_if_native, fold_batchnorm
 from gradcamo_assets.scoring.settings import ScoringConfig
 
 ON_TARGET_THRESHOLD = 0.5
@@ -61,7 +61,7 @@ class Scorer:
         model, self.config = load_bundle(bundle)
         self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = settings.batch_size or (64 if self.device.type == "cuda" else 8)
-        self.planar = is_planar(model)
+        self.planar = is_2d(model)
         memory = torch.channels_last if self.planar else torch.channels_last_3d
         model = model.to(self.device, memory_format=memory)
         generator = torch.Generator().manual_seed(0)
@@ -71,9 +71,9 @@ class Scorer:
         model = fold_batchnorm(model, sample, keep=[self.config.layer])
         half = None
         if settings.precision == "auto":
-            half = in_bfloat16(model, sample)
+            half = convert_to_bfloat16_if_native(model, sample)
         elif settings.precision == "bfloat16":
-            half = halved(model, sample)
+            half = convert_to_bfloat16(model, sample)
             if half is None:
                 raise BundleError("the encoder's logits differ in bfloat16", "Set precision = 'float32'.", path=bundle)
         # A copy in another type or with folded weights does not keep the memory format by itself.

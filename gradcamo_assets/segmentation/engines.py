@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcamo_assets.errors import SegmentationError
-from gradcamo_assets.importing import IMPORT_PATH, imported
+from gradcamo_assets.importing import IMPORT_PATH, import_function
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the compact network's weights."""
@@ -58,7 +58,7 @@ def find_weights(network: str) -> dict[str, Path]:
             raise SegmentationError(f"the weights of {network} are not on this machine", remedy, path=path)
         return dict.fromkeys(KINDS, path)
     if network != "compact" and not Path(network).exists():
-        imported(network, "network", f"{REMEDY}.", SegmentationError)
+        import_function(network, "network", f"{REMEDY}.", SegmentationError)
         return {}
     given = SHIPPED if network == "compact" else Path(network)
     found = {which: given if given.is_file() else given / f"{which}.safetensors" for which in KINDS}
@@ -129,7 +129,7 @@ def _registered(name: str, which: str, device: Any) -> Any:
     """A user's network, asked once whether it answers as Cellpose's do."""
     import torch
 
-    network = imported(name, "network", f"{REMEDY}.", SegmentationError)(which)
+    network = import_function(name, "network", f"{REMEDY}.", SegmentationError)(which)
     try:
         network = network.to(device).eval()
         network.device = device

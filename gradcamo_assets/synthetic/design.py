@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 
 COMPOUND, CONTROL, POOLED, UNIT = "cpd-A", "DMSO", "pooled", "uM"
 STAINS = ("DNA", "ER", "RNA", "AGP", "Mito", "Brightfield")
@@ -77,7 +77,7 @@ class SyntheticPlate:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        plate_name(self.name)
+        check_plate_name(self.name)
         z, y, x = self.shape
         for fine, name, allowed in (
             (1 <= self.wells <= 384, "wells", "1 to 384"),

@@ -22,7 +22,7 @@ import gradcamo_assets
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.explain import gradcamo
-from gradcamo_assets.networks.encoders import is_planar
+from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.scoring.scorer import ON_TARGET_THRESHOLD
 
@@ -92,7 +92,7 @@ def judge(
 
 def as_taken(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Crops (B, C, 1, Y, X) and their labels without z, where the network takes planes; else as they are."""
-    return (images.squeeze(2), labels.squeeze(1)) if is_planar(model) else (images, labels)
+    return (images.squeeze(2), labels.squeeze(1)) if is_2d(model) else (images, labels)
 
 
 def measured(cells: pl.DataFrame, part: str) -> dict[str, float]:

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from gradcamo_assets.cells import TARGET
-from gradcamo_assets.cells.dataset import CropDataset, mixed
-from gradcamo_assets.explain.maps import logits_of
-from gradcamo_assets.networks.encoders import is_planar
+from gradcamo_assets.cells.dataset import CropDataset, mix_seeds
+from gradcamo_assets.explain.maps import extract_logits
+from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.training.augment import augment
 from gradcamo_assets.training.penalty import penalised
 from gradcamo_assets.training.settings import TrainingConfig
@@ -52,7 +52,7 @@ class EncoderModule(lightning.LightningModule):
         super().__init__()
         self.model, self.config, self.steps, self.report = model, config, steps, report
         self.layer, self.lenders = layer, lenders
-        self.planar = is_planar(model)
+        self.planar = is_2d(model)
         self.curves: dict[str, list[float]] = {}
         self.embeddings: list[Tensor] = []
         self.seconds = 0.0
@@ -66,7 +66,7 @@ class EncoderModule(lightning.LightningModule):
         images, labels, classes = batch
         if self.trainer.training:
             # A step's draws, dropout's too, depend on its number and the process, not on what ran before.
-            torch.manual_seed(mixed(self.config.seed, self.global_step, self.global_rank))
+            torch.manual_seed(mix_seeds(self.config.seed, self.global_step, self.global_rank))
             images, labels = self._changed(images, labels)
         masks = labels == TARGET
         return (images.squeeze(2), masks.squeeze(1), classes) if self.planar else (images, masks, classes)
@@ -95,7 +95,7 @@ class EncoderModule(lightning.LightningModule):
         images, masks, classes = batch
         config = self.config
         if config.regulariser == "none":
-            return self._loss("train", logits_of(self.model(images)), classes, config.label_smoothing)
+            return self._loss("train", extract_logits(self.model(images)), classes, config.label_smoothing)
         logits, penalty = penalised(self.model, self.layer, images, masks, classes, config.regulariser_target)
         self.log("train_penalty", penalty, on_step=False, on_epoch=True, batch_size=len(classes), sync_dist=True)
         loss = self._loss("train", logits, classes, config.label_smoothing)
@@ -119,7 +119,7 @@ class EncoderModule(lightning.LightningModule):
         """Loss and accuracy without swap, augmentation and penalty."""
         output, embedding = embedded(self.model, self.layer, batch[0])
         self.watch(embedding)
-        self._loss("val", logits_of(output), batch[2], 0.0)
+        self._loss("val", extract_logits(output), batch[2], 0.0)
 
     def _loss(self, part: str, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         loss = F.cross_entropy(logits, target, label_smoothing=smoothing)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradcamo_assets.explain import maps as cam
-from gradcamo_assets.explain.overlap import overlap, project_regions
+from gradcamo_assets.explain.overlap import measure_overlap, project_regions
 
 
 def penalised(
@@ -34,11 +34,11 @@ def penalised(
     Raises:
         ExplainError: where the layer did not run, or the logits do not depend on it.
     """
-    output, activations = cam.captured(model, images, dict([cam.find_layer(model, layer)]))
-    logits, values = cam.logits_of(output), next(iter(activations.values()))
+    output, activations = cam.capture_activations(model, images, dict([cam.find_layer(model, layer)]))
+    logits, values = cam.extract_logits(output), next(iter(activations.values()))
     maps = class_maps(model, values, logits, classes)
     grid = maps.shape[1:]
-    adjusted = overlap(maps, project_regions(dilated(masks, grid) > 0, None, grid)).gradcamo_adjusted
+    adjusted = measure_overlap(maps, project_regions(dilated(masks, grid) > 0, None, grid)).gradcamo_adjusted
     there = ~torch.isnan(adjusted)
     penalty = (tau - adjusted[there]).clamp_min(0).sum() / there.sum().clamp_min(1)
     return logits, penalty.to(torch.promote_types(logits.dtype, torch.float32))
@@ -52,10 +52,10 @@ def class_maps(model: nn.Module, activations: Tensor, logits: Tensor, classes: T
     the others' logits, which evaluation mode does not.
     """
     with torch.autocast(activations.device.type, enabled=False):
-        head = cam.pooled_head(model, activations, logits)
+        head = cam.find_pooled_head(model, activations, logits)
         if head is not None:
-            return cam.signed_map(activations, head.linear.weight[classes]).clamp_min(0)
-        return cam.gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations], graph=True)[0]
+            return cam.compute_signed_map(activations, head.linear.weight[classes]).clamp_min(0)
+        return cam.compute_gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations], graph=True)[0]
 
 
 def dilated(masks: Tensor, grid: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from gradcamo_assets.cells.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.explain import maps as cam
-from gradcamo_assets.networks.encoders import is_planar
+from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.profiles.sphering import fit_sphering
 from gradcamo_assets.training.lightning_module import Batch, EncoderModule, embedded
 
@@ -144,8 +144,10 @@ def pooled_linear(model: nn.Module, layer: str, dataset: CropDataset) -> nn.Line
     """
     images, maps = dataset[0][0][None], dict([cam.find_layer(model, layer)])
     with torch.no_grad():
-        output, found = cam.captured(model.eval(), images.squeeze(2) if is_planar(model) else images, maps, graph=False)
-        head = cam.pooled_head(model, found[layer], cam.logits_of(output))
+        output, found = cam.capture_activations(
+            model.eval(), images.squeeze(2) if is_2d(model) else images, maps, graph=False
+        )
+        head = cam.find_pooled_head(model, found[layer], cam.extract_logits(output))
     model.train()
     if head is None or head.linear.bias is None:
         raise GradcamoError(
@@ -160,7 +162,7 @@ def embeddings_of(model: nn.Module, layer: str, dataset: CropDataset, batch_size
     """(N, K) float32: the layer's mean over voxels of every crop as it is, on the host."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.eval().to(device)
-    batches = (x.squeeze(2) if is_planar(model) else x for x, _, _ in DataLoader(dataset, batch_size))
+    batches = (x.squeeze(2) if is_2d(model) else x for x, _, _ in DataLoader(dataset, batch_size))
     found = [embedded(model, layer, x.to(device))[1].cpu() for x in batches]
     model.cpu()
     return torch.cat(found)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
-from gradcamo_assets.explain.surroundings import moved_to
+from gradcamo_assets.explain.surroundings import transplant_cells
 
 
 def swap(
@@ -36,7 +36,7 @@ def swap(
         source = torch.randint(len(lent), rows.shape)
     own, other, other_labels = images[rows], lent[source], lent_labels[source]
     target, neighbours = labels[rows] == TARGET, other_labels == NEIGHBOUR
-    made = moved_to(own, target, other, other_labels == TARGET, neighbours, soften)
+    made = transplant_cells(own, target, other, other_labels == TARGET, neighbours, soften)
     seen = (neighbours & ~target) * NEIGHBOUR + target * TARGET
     images, labels = images.clone(), labels.clone()
     images[rows], labels[rows] = made, seen.to(labels.dtype)

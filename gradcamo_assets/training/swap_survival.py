@@ -10,8 +10,8 @@ from torch.utils.data import default_collate
 
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
 from gradcamo_assets.cells.dataset import CropDataset
-from gradcamo_assets.explain.swap_test import respond, swap_test
-from gradcamo_assets.scoring.audit import in_parts
+from gradcamo_assets.explain.swap_test import compute_swap_columns, run_network
+from gradcamo_assets.scoring.audit import split_into_parts
 from gradcamo_assets.training.evaluation import as_taken, balanced_accuracy, sampled
 
 _MOST = 200
@@ -31,14 +31,14 @@ def audited(
     rows = sampled(judged.with_row_index(), most)
     empty = rows.clear().with_columns(swapped_class=pl.lit("").cast(pl.String), survives_swap=pl.lit(True))
     tables, device = [empty], next(model.parameters()).device
-    for part in in_parts(len(rows)):
+    for part in split_into_parts(len(rows)):
         cells = rows[part]
         if cells["true_class"].n_unique() < 2:
             continue
         crops, regions, _ = default_collate([dataset[row] for row in cells["index"]])
         images, labels = as_taken(model, crops.to(device), regions.to(device))
-        intact, treatments = respond(model, images, layer), cells["true_class"].to_list()
-        found = swap_test(model, images, labels == TARGET, labels == NEIGHBOUR, layer, intact, treatments)
+        intact, treatments = run_network(model, images, layer), cells["true_class"].to_list()
+        found = compute_swap_columns(model, images, labels == TARGET, labels == NEIGHBOUR, layer, intact, treatments)
         tables.append(
             cells.with_columns(
                 pl.Series("swapped_class", [classes[int(index)] for index in found["swapped_class"]]),

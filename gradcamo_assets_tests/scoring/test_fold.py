@@ -8,7 +8,7 @@ from torch import nn
 
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.encoders import build_encoder, encoder_names
-from gradcamo_assets.scoring.fast_path import fold_batchnorm, halved, in_bfloat16
+from gradcamo_assets.scoring.fast_path import convert_to_bfloat16, convert_to_bfloat16_if_native, fold_batchnorm
 
 
 def lived_in(model: nn.Module) -> nn.Module:
@@ -101,13 +101,13 @@ class Cancelling(nn.Module):
 def test_bfloat16_is_used_where_the_machine_has_it_and_the_logits_agree(monkeypatch):
     model, _ = build_encoder("efficientnet3d-small", 3, 4)
     images = torch.randn(2, 3, 4, 24, 24)
-    half = halved(lived_in(model), images)
+    half = convert_to_bfloat16(lived_in(model), images)
     assert half is not None and next(half.parameters()).dtype == torch.bfloat16
     assert next(model.parameters()).dtype == torch.float32
-    assert halved(Cancelling().eval(), images) is None
+    assert convert_to_bfloat16(Cancelling().eval(), images) is None
     for able in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
-        assert (in_bfloat16(model, images) is not None) == able
+        assert (convert_to_bfloat16_if_native(model, images) is not None) == able
 
 
 class Named(nn.Module):

@@ -24,7 +24,7 @@ import pytest
 
 import gradcamo_assets
 from gradcamo_assets.errors import BundleError, GradcamoError
-from gradcamo_assets.networks.bundle import BundleConfig, verified_config
+from gradcamo_assets.networks.bundle import BundleConfig, read_verified_config
 from gradcamo_assets.tables import Lake
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
@@ -249,7 +249,7 @@ def _fetch_and_read(folder: Path, version: ModelVersion) -> None:
         download = mlflow.artifacts.download_artifacts
         patch.setattr(mlflow.artifacts, "download_artifacts", slow)
         bundle = ModelRegistry(folder).fetch(version)
-    verified_config(bundle)
+    read_verified_config(bundle)
 
 
 def _ask(folder: Path) -> None:

@@ -15,7 +15,7 @@ from gradcamo_assets.defs.launchpad import offers, overridden, used
 from gradcamo_assets.defs.partitions import AUTOMATIC
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.names import slug
+from gradcamo_assets.names import check_name
 from gradcamo_assets.profiles import ProfilesConfig
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.report import map_by_epoch, to_gif, to_markdown, umap_scatter
@@ -45,7 +45,7 @@ def _keys(champion: ModelVersion) -> dict[str, Any]:
 
 def _fitted(platform: Platform, champion: ModelVersion) -> Path:
     """Where what is fitted once a model version is kept."""
-    return platform.home.fitted / slug(champion.run_id, "MLflow run")
+    return platform.home.fitted / check_name(champion.run_id, "MLflow run")
 
 
 def _plates(
@@ -227,7 +227,7 @@ def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> b
     from gradcamo_assets.profiles.well_profiles import vectors
     from gradcamo_assets.training.mlflow_runs import EPOCHS
 
-    path = platform.home.reports / "_training" / f"{slug(champion.name, 'model name')}-v{champion.version}.gif"
+    path = platform.home.reports / "_training" / f"{check_name(champion.name, 'model name')}-v{champion.version}.gif"
     if path.exists() and not again:
         return path.read_bytes()
     logged = platform.registry.file(champion, EPOCHS)
