@@ -165,7 +165,7 @@ def _judged(result: TrainingResult, crops: CropDataset, classes: list[str]) -> p
 
 def _fits(field: CropField, bundle: BundleConfig) -> bool:
     same = list(field.images.shape[2:]) == list(bundle.crop_shape)
-    return same and bundle.misfit(field.channels, field.voxel_size) is None
+    return same and bundle.find_mismatch(field.channels, field.voxel_size) is None
 
 
 def _figures(result: TrainingResult, crops: CropDataset, judged: pl.DataFrame, classes: list[str]) -> dict[str, Figure]:

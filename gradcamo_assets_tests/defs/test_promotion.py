@@ -278,13 +278,13 @@ def _logits(bench: Bench, network: nn.Module, field: str, row: int) -> torch.Ten
     ("change", "message"),
     [
         ({"classes": ["a", "b", "c"]}, "cannot be loaded"),
-        ({"classes": ["a", "a"]}, "stands there twice"),
+        ({"classes": ["a", "a"]}, "duplicate names a"),
         ({"channels": ["DNA"]}, "cannot be loaded"),
         ({"layer": "no.such"}, "no layer"),
         ({"layer": "4"}, "no feature map"),
         ({"crop_shape": [2, 16]}, "cannot take a crop"),
         ({"voxel_size": [1.0, 0.0, 0.5]}, "voxel_size"),
-        ({"encoder": "os:kill"}, "no known encoder"),
+        ({"encoder": "os:kill"}, "unknown encoder"),
     ],
 )
 def test_what_does_not_go_together_is_not_registered(
