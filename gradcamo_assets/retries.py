@@ -1,4 +1,4 @@
-"""When what failed is tried again, and when it is left to a person: one rule for plates, fields and scores."""
+"""Decide when a failed plate, field or score is retried, and when retries stop."""
 
 from __future__ import annotations
 
@@ -7,35 +7,41 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 RETRY_PAUSES = (timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6), timedelta(hours=24))
-"""After the first failure, the second, and so on. After one more it is given up."""
+"""Pause after the first failure, the second, and so on. The next failure is the last."""
+
 MAX_ATTEMPTS = len(RETRY_PAUSES) + 1
 
 
 @dataclass(frozen=True)
 class RetryDecision:
-    """``due``: it is to be tried now. ``at``: when it is tried otherwise. Neither: it is given up."""
+    """Decision about the next attempt.
+
+    Attributes:
+        due: the next attempt is due now.
+        at: time of the next attempt if it is not due yet; None after the last attempt.
+    """
 
     due: bool
     at: datetime | None = None
 
     @property
     def given_up(self) -> bool:
-        """Whether it is tried again only where a person asks for it."""
+        """Whether no further attempt is made automatically."""
         return not self.due and self.at is None
 
 
 def decide_retry(failed: Sequence[datetime], now: datetime) -> RetryDecision:
-    """What follows from the attempts that failed.
+    """Decide when to make the next attempt.
 
     Args:
-        failed: when each of them ended, the latest last; all with a time zone, or none, as ``now``.
+        failed: end times of the failed attempts, the latest last. Like ``now``, all have a time zone or none has.
     """
     if not failed:
         return RetryDecision(due=True)
     if len(failed) >= MAX_ATTEMPTS:
         return RetryDecision(due=False)
     pause = RETRY_PAUSES[len(failed) - 1]
-    # A failure may lie ahead of a clock that was set back: nothing waits longer than two pauses.
+    # After the clock is set back a failure may lie in the future. abs() limits the wait to two pauses.
     if abs(now - failed[-1]) >= pause:
         return RetryDecision(due=True)
     return RetryDecision(due=False, at=failed[-1] + pause)

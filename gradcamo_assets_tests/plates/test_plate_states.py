@@ -52,7 +52,7 @@ def test_a_folder_that_is_no_plate_is_named_and_blocks_none() -> None:
 
 def test_an_unusable_name_is_unreadable() -> None:
     (found,) = every({BOX / "my plate;.zarr": Look("1", SETTLED)})
-    assert found.state == "unreadable" and "no usable plate name" in found.reason
+    assert found.state == "unreadable" and "not a valid plate name" in found.reason
 
 
 @pytest.mark.parametrize(

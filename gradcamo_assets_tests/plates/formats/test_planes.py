@@ -172,7 +172,7 @@ def test_what_is_damaged_is_still_a_plate(tmp_path: Path) -> None:
 def test_a_name_that_is_none_does_not_hide_a_plate(tmp_path: Path) -> None:
     folder = exports.write_operetta(tmp_path / "plate(1)", STACK)
     assert format_of(folder) == "Operetta"
-    with pytest.raises(PlateError, match="no usable plate name"):
+    with pytest.raises(PlateError, match="not a valid plate name"):
         read_export(folder)
 
 
