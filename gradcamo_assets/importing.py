@@ -32,4 +32,4 @@ def import_function(name: str, what: str, remedy: str, error: type[GradcamoError
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as cause:
-        raise error(f"{what} {name!r} cannot be import_function ({cause})", remedy) from cause
+        raise error(f"{what} {name!r} cannot be imported ({cause})", remedy) from cause

@@ -44,7 +44,7 @@ def check_method(method: str, axes: int) -> None:
     if method in METHODS:
         problem = f"pytorch-grad-cam runs {METHODS[method]} on 2D images only"
     else:
-        problem = f"there is no method {method!r}"
+        problem = f"unknown method {method!r}"
     raise ExplainError(problem, f"For {axes}D images choose one of {', '.join(supported)}.")
 
 

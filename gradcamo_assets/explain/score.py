@@ -83,7 +83,7 @@ def gradcamo(
     images, masks = _check_inputs(model, images, target_masks, neighbour_masks)
     methods.check_method(method, images.ndim - 2)
     if definition not in DEFINITIONS:
-        raise ExplainError(f"there is no definition {definition!r}", f"Choose one of {', '.join(DEFINITIONS)}.")
+        raise ExplainError(f"unknown definition {definition!r}", f"Choose one of {', '.join(DEFINITIONS)}.")
     layers = [layer] if isinstance(layer, nn.Module | str) else layer
     modules = dict(find_layer(model, one_layer) for one_layer in layers)
     if not modules:

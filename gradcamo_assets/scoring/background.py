@@ -13,10 +13,10 @@ from gradcamo_assets.explain.faithfulness import make_background_crops
 from gradcamo_assets.explain.swap_test import run_network
 from gradcamo_assets.scoring.scorer import Scorer
 
-_BATCH = 32
+_BATCH_SIZE = 32
 
 
-def background_embeddings(
+def compute_background_embeddings(
     scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence[str]
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Embed crops after background of other crops replaces all cells, target and neighbours.
@@ -37,7 +37,7 @@ def background_embeddings(
     """
     embeddings: dict[str, list[float]] = {}
     unreadable: dict[str, str] = {}
-    for batch in np.array_split(np.asarray(cells, dtype=object), -(-len(cells) // _BATCH)):
+    for batch in np.array_split(np.asarray(cells, dtype=object), -(-len(cells) // _BATCH_SIZE)):
         crops = {}
         for cell in batch:
             name = cell.rsplit("/", 1)[0]
@@ -53,6 +53,6 @@ def background_embeddings(
         images, labels = (torch.cat(parts) for parts in zip(*crops.values(), strict=True))
         occupied = labels != BACKGROUND
         images = torch.where(occupied[:, None], make_background_crops(images, occupied), images)
-        output = run_network(scorer.model, images, scorer.config.layer, _BATCH)
+        output = run_network(scorer.model, images, scorer.config.layer, _BATCH_SIZE)
         embeddings |= dict(zip(crops, output.embedding.float().cpu().tolist(), strict=True))
     return embeddings, unreadable

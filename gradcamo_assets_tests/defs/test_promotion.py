@@ -187,7 +187,7 @@ def test_the_command_promotes_and_says_what_follows(bench: Bench) -> None:
     (registry.fetch(found) / "model.safetensors").write_bytes(b"no weights")
     refused = cli.invoke(main, ["promote", "2"])
     assert refused.exit_code == 1
-    assert "not those the configuration was written for" in refused.stderr
+    assert "do not match the digest in the configuration" in refused.stderr
     assert registry.by_alias().version == 1  # type: ignore[union-attr]
     assert len(champion_moves(lake, registry.name)) == 1
 
@@ -282,7 +282,7 @@ def _logits(bench: Bench, network: nn.Module, field: str, row: int) -> torch.Ten
         ({"channels": ["DNA"]}, "cannot be loaded"),
         ({"layer": "no.such"}, "no layer"),
         ({"layer": "4"}, "no feature map"),
-        ({"crop_shape": [2, 16]}, "cannot take a crop"),
+        ({"crop_shape": [2, 16]}, "fails on a crop"),
         ({"voxel_size": [1.0, 0.0, 0.5]}, "voxel_size"),
         ({"encoder": "os:kill"}, "unknown encoder"),
     ],

@@ -332,7 +332,7 @@ def test_a_champion_whose_bundle_is_damaged_is_refused_before_any_run(daemon: Da
     weights.write_bytes(good[:-1] + b"\1")
     move(daemon, version.version)
     before = daemon.cursor
-    with pytest.raises(Exception, match="not those the configuration was written for"):
+    with pytest.raises(Exception, match="do not match the digest in the configuration"):
         daemon.tick()
     assert daemon.cursor == before
     weights.write_bytes(good)

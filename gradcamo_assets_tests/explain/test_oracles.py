@@ -52,7 +52,7 @@ class TimmLike(nn.Module):
         return self.classifier(self.forward_features(x).mean((2, 3)))
 
 
-def _foreign(name: str):
+def _third_party_network(name: str):
     if name == "timm-like":
         return TimmLike(), (3, 33, 40), "act"
     if name == "torchvision-efficientnet":
@@ -72,13 +72,13 @@ def _foreign(name: str):
     return monai_resnet18(spatial_dims=3, n_input_channels=2, num_classes=6), (2, 21, 48, 40), "layer3"
 
 
-FOREIGN = ["timm-like", "torchvision-efficientnet", "torchvision-resnet", "monai-densenet", "monai-resnet"]
+THIRD_PARTY = ["timm-like", "torchvision-efficientnet", "torchvision-resnet", "monai-densenet", "monai-resnet"]
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", THIRD_PARTY)
 def test_third_party_networks_are_scored_as_by_brute_force(name):
     torch.manual_seed(fresh_seed())
-    model, shape, layer = _foreign(name)
+    model, shape, layer = _third_party_network(name)
     model.eval()
     images = torch.randn(2, *shape)
     target = torch.zeros(2, *shape[1:], dtype=torch.bool)

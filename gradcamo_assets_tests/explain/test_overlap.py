@@ -46,7 +46,7 @@ def null_reasons(got: Overlap) -> list[str | None]:
     return decode(got.null_reason, NULL_REASONS)
 
 
-def drawn(seed: int, batch: int, crop: tuple[int, ...], grid: tuple[int, ...]):
+def make_maps_and_masks(seed: int, batch: int, crop: tuple[int, ...], grid: tuple[int, ...]):
     generator = torch.Generator().manual_seed(seed)
     draw = torch.rand(batch, *crop, generator=generator)
     return torch.rand(batch, *grid, generator=generator), draw < 0.3, draw > 0.75
@@ -56,7 +56,7 @@ def drawn(seed: int, batch: int, crop: tuple[int, ...], grid: tuple[int, ...]):
 @given(sizes, st.integers(1, 3), st.integers(0, 99), st.sampled_from([torch.bool, torch.uint8, torch.float32]))
 def test_projection_is_the_adjoint_of_torchs_upsampler(shapes, batch, seed, dtype):
     crop, grid = shapes
-    _, mask, _ = drawn(seed, batch, crop, grid)
+    _, mask, _ = make_maps_and_masks(seed, batch, crop, grid)
     maps = torch.zeros(batch, 1, *grid, dtype=torch.float64, requires_grad=True)
     upsampled = functional.interpolate(maps, size=crop, mode=MODES[len(crop)], align_corners=False)
     expected = torch.autograd.grad((upsampled[:, 0] * mask).sum(), maps)[0][:, 0]
@@ -68,7 +68,7 @@ def test_projection_is_the_adjoint_of_torchs_upsampler(shapes, batch, seed, dtyp
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_projection_keeps_its_digits_where_matrix_products_lose_theirs(precision):
-    _, mask, _ = drawn(0, 2, (21, 50, 47), (6, 12, 12))
+    _, mask, _ = make_maps_and_masks(0, 2, (21, 50, 47), (6, 12, 12))
     expected = project_mask(mask.double(), (6, 12, 12))
     before = torch.get_float32_matmul_precision()
     try:
@@ -84,7 +84,7 @@ def test_projection_keeps_its_digits_where_matrix_products_lose_theirs(precision
 @given(sizes, st.integers(1, 3), st.integers(0, 99))
 def test_shares_equal_upsample_multiply_sum(shapes, batch, seed):
     crop, grid = shapes
-    cam, target, neighbours = drawn(seed, batch, crop, grid)
+    cam, target, neighbours = make_maps_and_masks(seed, batch, crop, grid)
     got = measure(cam, target, neighbours)
     scored = ~torch.isnan(got.gradcamo)
     assert torch.equal(scored, target.flatten(1).any(1))
@@ -106,7 +106,7 @@ def test_shares_equal_upsample_multiply_sum(shapes, batch, seed):
 @given(sizes, st.integers(0, 99))
 def test_a_uniform_map_scores_the_mask_fraction(shapes, seed):
     crop, grid = shapes
-    cam, target, neighbours = drawn(seed, 2, crop, grid)
+    cam, target, neighbours = make_maps_and_masks(seed, 2, crop, grid)
     target.view(2, -1)[:, 0] = True
     got = measure(torch.full_like(cam, 3.0), target, neighbours & ~target)
     # The upsampler skips voxels of a map finer than the crop; the share still equals the fraction.
@@ -117,7 +117,7 @@ def test_a_uniform_map_scores_the_mask_fraction(shapes, seed):
 @given(sizes, st.integers(0, 99))
 def test_a_map_with_one_bright_voxel_scores_its_footprints_coverage(shapes, seed):
     crop, grid = shapes
-    _, target, neighbours = drawn(seed, 1, crop, grid)
+    _, target, neighbours = make_maps_and_masks(seed, 1, crop, grid)
     target.view(1, -1)[:, 0] = True
     neighbours &= ~target
     voxels = math.prod(grid)
@@ -163,7 +163,7 @@ def test_looks_at_names_the_region_and_ignores_absent_regions():
 
 
 def test_columns_about_neighbours_are_null_without_neighbour_masks():
-    cam, target, _ = drawn(1, 3, (9, 8), (3, 3))
+    cam, target, _ = make_maps_and_masks(1, 3, (9, 8), (3, 3))
     got = measure(cam, target)
     for column in (got.neighbour_share, got.background_share, got.neighbour_fraction):
         assert bool(torch.isnan(column).all())
@@ -210,7 +210,7 @@ def test_a_coarse_map_cannot_reach_a_score_of_one_half():
 @given(sizes, st.integers(0, 99), st.booleans())
 def test_pointing_and_rank_accuracy_equal_a_loop_over_map_voxels(shapes, seed, ties):
     crop, grid = shapes
-    cam, target, _ = drawn(seed, 2, crop, grid)
+    cam, target, _ = make_maps_and_masks(seed, 2, crop, grid)
     target.view(2, -1)[:, 0] = True
     cam = (cam * 3).round() + 1e-3 if ties else cam
     got = measure(cam, target)
@@ -237,7 +237,7 @@ def test_pointing_and_rank_accuracy_equal_a_loop_over_map_voxels(shapes, seed, t
 
 def test_on_the_crops_own_grid_rank_accuracy_is_the_published_one():
     """Arras et al.: the share of the K brightest pixels inside the mask, where K is the size of the mask."""
-    cam, target, _ = drawn(4, 3, (11, 12), (11, 12))
+    cam, target, _ = make_maps_and_masks(4, 3, (11, 12), (11, 12))
     got = measure(cam, target)
     for cell in range(3):
         k = int(target[cell].sum())
@@ -247,7 +247,7 @@ def test_on_the_crops_own_grid_rank_accuracy_is_the_published_one():
 
 
 def test_the_mean_of_maps_scores_as_their_normalised_sum():
-    fine, target, neighbours = drawn(3, 3, (12, 10), (6, 5))
+    fine, target, neighbours = make_maps_and_masks(3, 3, (12, 10), (6, 5))
     coarse = torch.rand(3, 3, 3)
     coarse[2] = 0
     got = average_overlaps([measure(fine, target, neighbours), measure(coarse, target, neighbours)])
@@ -260,7 +260,7 @@ def test_the_mean_of_maps_scores_as_their_normalised_sum():
 
 
 def test_gradients_reach_the_map_and_stay_finite_beside_an_empty_one():
-    cam, target, neighbours = drawn(5, 2, (8, 8), (4, 4))
+    cam, target, neighbours = make_maps_and_masks(5, 2, (8, 8), (4, 4))
     cam[1] = 0
     cam.requires_grad_()
     measure(cam, target, neighbours).gradcamo[0].backward()
@@ -271,7 +271,7 @@ def test_gradients_reach_the_map_and_stay_finite_beside_an_empty_one():
 @given(sizes, st.integers(0, 99), st.integers(1, 5))
 def test_evidence_adds_up_and_follows_the_signed_upsampled_map(shapes, seed, channels):
     crop, grid = shapes
-    _, target, neighbours = drawn(seed, 2, crop, grid)
+    _, target, neighbours = make_maps_and_masks(seed, 2, crop, grid)
     torch.manual_seed(seed)
     activations, weight = torch.randn(2, channels, *grid), torch.randn(2, channels)
     signed = compute_signed_map(activations, weight)
@@ -297,7 +297,7 @@ def test_where_masks_overlap_the_target_wins():
 
 
 @pytest.mark.parametrize(
-    ("call", "word"),
+    ("call", "message"),
     [
         (lambda: project_regions(torch.tensor([[[0, 3]]]), None, (1, 1)), "binary"),
         (lambda: project_regions(torch.tensor([[[0.0, 0.3]]]), None, (1, 1)), "binary"),
@@ -306,6 +306,6 @@ def test_where_masks_overlap_the_target_wins():
         (lambda: project_regions(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 2), (1, 1)), "neighbour masks"),
     ],
 )
-def test_invalid_masks_are_refused(call, word):
-    with pytest.raises(ExplainError, match=word):
+def test_invalid_masks_are_refused(call, message):
+    with pytest.raises(ExplainError, match=message):
         call()

@@ -243,7 +243,7 @@ NAN[1, 0, 3, 3] = torch.nan
 
 
 @pytest.mark.parametrize(
-    ("call", "word"),
+    ("call", "message"),
     [
         (_call_with(target_masks=torch.zeros(2, 9, 9)), r"\(2, 9, 10\)"),
         (_call_with(target_masks=torch.zeros(2, 1, 9, 10)), "channel axis"),
@@ -266,8 +266,8 @@ NAN[1, 0, 3, 3] = torch.nan
         (_call_with(method="saliency"), "choose one of"),
     ],
 )
-def test_invalid_arguments_are_refused_with_a_remedy(call, word):
-    with pytest.raises(ExplainError, match=word):
+def test_invalid_arguments_are_refused_with_a_remedy(call, message):
+    with pytest.raises(ExplainError, match=message):
         call()
 
 

@@ -26,7 +26,7 @@ def count_batchnorms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in model.modules())
 
 
-def _foreign() -> nn.Module:
+def _third_party_network() -> nn.Module:
     from torchvision.models import resnet18
 
     return resnet18(weights=None, num_classes=3)
@@ -34,7 +34,7 @@ def _foreign() -> nn.Module:
 
 @pytest.mark.parametrize("name", [*encoder_names(), "torchvision-resnet"])
 def test_a_folded_network_has_the_same_logits_and_maps(name):
-    model, layer = (_foreign(), "layer4") if name.startswith("torchvision") else build_encoder(name, 3, 4)
+    model, layer = (_third_party_network(), "layer4") if name.startswith("torchvision") else build_encoder(name, 3, 4)
     crop = (48, 40) if name.startswith("torchvision") else (7, 40, 36)
     with_trained_batchnorm(model)
     images = torch.randn(3, 3, *crop)

@@ -90,7 +90,7 @@ def _with_background(
     context: dg.AssetExecutionContext, platform: Platform, champion: ModelVersion, cells: pl.DataFrame
 ) -> pl.DataFrame:
     """The cells of a plate, with the embeddings of the background of those of population ``all`` that have crops."""
-    from gradcamo_assets.scoring.background import background_embeddings
+    from gradcamo_assets.scoring.background import compute_background_embeddings
     from gradcamo_assets.scoring.scorer import Scorer
 
     drawn = cells.filter(population="all").drop_nulls("crop_version").select("Metadata_CellID", *FIELD, "crop_version")
@@ -105,7 +105,7 @@ def _with_background(
     if len(ids) < 2:
         return cells
     scorer = Scorer(platform.registry.fetch(champion), platform.settings.scoring)
-    found, damaged = background_embeddings(scorer, fields, ids)
+    found, damaged = compute_background_embeddings(scorer, fields, ids)
     for name, reason in damaged.items():
         context.log.warning(f"{name} has no baseline of the background: {reason}")
     made = pl.DataFrame(
