@@ -92,8 +92,8 @@ class Bench:
 
     def copy(self, folder: Path) -> Bench:
         """The same state in another folder, with an instance that knows the same partitions."""
-        shutil.copytree(self.home.root, folder, dirs_exist_ok=True)
-        shutil.rmtree(folder / "dagster")
+        # Another process may have Dagster's databases open; their journals come and go.
+        shutil.copytree(self.home.root, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("dagster"))
         Home(folder).create()
         other = Bench(Platform(root=str(folder)), dg.DagsterInstance.local_temp(str(folder / "dagster")))
         for dimension in ("plates", "sites"):

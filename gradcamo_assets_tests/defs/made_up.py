@@ -20,7 +20,7 @@ from gradcamo_assets.training.model_registry import ModelVersion
 from gradcamo_assets_tests.defs.conftest import Bench
 
 SHAPE, VOXELS, CHANNELS, CLASSES = (2, 16, 16), [1.0, 0.5, 0.5], ["DNA", "ER"], ["cpd@1uM", "negcon"]
-ENCODER = "gradcamo_assets_tests.orchestration.made_up:tiny_encoder"
+ENCODER = "gradcamo_assets_tests.defs.made_up:tiny_encoder"
 
 
 def tiny_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:

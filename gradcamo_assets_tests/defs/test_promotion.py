@@ -240,7 +240,7 @@ def test_a_foreign_2d_network_is_registered_promoted_and_scores_a_2d_plate(bench
     torch.manual_seed(0)
     network, _ = resnet18(len(CHANNELS), len(CLASSES))
     save_file(network.state_dict(), str(tmp_path / "mine.safetensors"))
-    here = "gradcamo_assets_tests.orchestration.test_promotion:resnet18"
+    here = "gradcamo_assets_tests.defs.test_promotion:resnet18"
     arguments = ["register", here, "--weights", str(tmp_path / "mine.safetensors"), "--layer", "layer3"]
     arguments += ["--classes", ",".join(CLASSES)]
     cli = CliRunner()

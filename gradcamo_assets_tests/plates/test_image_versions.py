@@ -23,9 +23,11 @@ from gradcamo_assets.plates import (
     known_plates,
     load_plate,
     read_field,
+    staging,
     still_current,
 )
 from gradcamo_assets.plates.omezarr import image_version
+from gradcamo_assets.storage import move
 from gradcamo_assets_tests.plates.formats.exports import some_pixels, write_metaxpress, write_operetta
 from gradcamo_assets_tests.plates.test_hcs import foreign_plate
 
@@ -159,15 +161,14 @@ def test_a_plate_whose_record_is_gone_for_an_instant_is_not_current(
 ) -> None:
     plates = tmp_path / "plates"
     plate = ingest_plate(tiny, plates).plate
-    rename = Path.rename
     asked = []
 
-    def renamed(path: Path, target: Path) -> Path:
+    def moved(source: Path, target: Path) -> None:
         asked.append(still_current(plates, plate))
-        return rename(path, target)
+        move(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", renamed)
+        patch.setattr(staging, "move", moved)
         ingest_plate(tiny, plates)
     assert asked and not any(asked)
     assert still_current(plates, plate), "it has the same pixels"

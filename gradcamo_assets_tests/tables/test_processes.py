@@ -145,7 +145,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from gradcamo_assets.tables import Lake, publish
-from gradcamo_assets_tests.warehouse import rows
+from gradcamo_assets_tests.tables import rows
 lake, seed = Lake(Path(sys.argv[1])), int(sys.argv[3])
 print(flush=True)
 for site in range(seed, seed + 50):
@@ -205,7 +205,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from gradcamo_assets.tables import Lake, publish
-from gradcamo_assets_tests.warehouse import rows
+from gradcamo_assets_tests.tables import rows
 lake, plate = Lake(Path(sys.argv[1])), sys.argv[3]
 for site in (1, 2):
     rows.put(lake, np.random.default_rng(site), plate, site, 1, n=20)

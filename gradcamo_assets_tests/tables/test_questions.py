@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from click.testing import CliRunner
 
 from gradcamo_assets.cli import main
 from gradcamo_assets.errors import StoreError
-from gradcamo_assets.tables import Lake, publish, qc_table, run_sql
+from gradcamo_assets.tables import Lake, publish, qc_table
 from gradcamo_assets.tables.queries import QC_CHOICES
 from gradcamo_assets_tests.tables import rows
 from gradcamo_assets_tests.tables.test_audit_views import audited
@@ -260,10 +259,3 @@ def test_every_choice_answers_on_the_command_line(home: Path, monkeypatch: pytes
     assert set(pl.read_csv(io.StringIO(result.output))["Metadata_Plate"]) == {"P7"}
     with pytest.raises(StoreError, match="over all plates"):
         qc_table(home / "qc.duckdb", "model", plate="P7")
-
-
-def test_the_questions_of_the_readme_are_answered(home: Path) -> None:
-    asked = re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
-    assert len(asked) == 9
-    for sql in asked:
-        run_sql(home / "qc.duckdb", sql.strip().removesuffix(";"))
