@@ -35,7 +35,7 @@ class Scene(Dataset):
 def test_perfect_accuracy_from_the_background_is_refused_and_from_the_cell_is_not(
     where: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradcamo_assets.scoring.audit._TOGETHER", 9)
+    monkeypatch.setattr("gradcamo_assets.scoring.audit._MAX_PART_SIZE", 9)
     crops, model = Scene(40), Reads(where, 3).eval()
     judged = judge(model, ["act"], crops, CLASSES)["act"]  # type: ignore[arg-type]
     assert (judged["predicted_class"] == judged["true_class"]).all()
