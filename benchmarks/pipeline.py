@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.cells import CropConfig, cut_crops, open_crops, write_crops
-from gradcamo_assets.cells.cell_rows import field_cells, number_crops
+from gradcamo_assets.cells.cell_rows import build_field_cells, number_crops
 from gradcamo_assets.cells.crop import qc_flag
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates import ingest_plate, read_field, read_label, read_label_table
@@ -46,7 +46,7 @@ def prepare(config: SyntheticPlate, folder: Path, crop: CropConfig, true_masks: 
             if true_masks
             else segmenter.segment(image, plate.channels, plate.voxel_size)
         )
-        table = field_cells(
+        table = build_field_cells(
             masks, plate=plate.name, well=field.well, site=field.site, voxel_size=plate.voxel_size,
             well_row=wells[field.well], mask_version="1",
             label_table=None if labels is None else labels.filter(Metadata_Well=field.well, Metadata_Site=field.site),

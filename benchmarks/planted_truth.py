@@ -23,7 +23,7 @@ import torch
 from benchmarks.pipeline import Prepared, prepare, train_and_score
 from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropConfig, open_crops
 from gradcamo_assets.explain import gradcamo
-from gradcamo_assets.explain.faithfulness import chance_adjusted, randomised
+from gradcamo_assets.explain.faithfulness import compute_chance_level, randomise_weights
 from gradcamo_assets.report import crops_with_maps
 from gradcamo_assets.scoring.scorer import Scorer
 from gradcamo_assets.synthetic import SyntheticPlate
@@ -61,7 +61,7 @@ def by_evidence(cells: pl.DataFrame) -> pl.DataFrame:
 def other_maps(cells: pl.DataFrame, prepared: Prepared, bundle: Path, place: str) -> dict[str, float]:
     """Share of cells that other CAM methods lay in ``place``, and the score of shuffled weights beside chance."""
     scorer = Scorer(bundle)
-    shuffled = randomised(scorer.model)
+    shuffled = randomise_weights(scorer.model)
     hits: dict[str, list[bool]] = {method: [] for method in METHODS}
     own, maps, masks = [], [], []
     for path in prepared.crops:
@@ -76,7 +76,7 @@ def other_maps(cells: pl.DataFrame, prepared: Prepared, bundle: Path, place: str
             own.append(result.gradcamo_adjusted)
             maps.append(result.cam)
             masks.append(labels == TARGET)
-    chance = chance_adjusted(torch.cat(maps), torch.cat(masks), others=8)
+    chance = compute_chance_level(torch.cat(maps), torch.cat(masks), others=8)
     return {
         **{method: float(np.mean(found)) for method, found in hits.items()},
         "randomised": float(np.nanmedian(np.concatenate(own))),

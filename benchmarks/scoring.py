@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from benchmarks import scoring_asset
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.efficientnet3d import EfficientNet3D
-from gradcamo_assets.scoring.fast_path import fold_batchnorm, in_bfloat16
+from gradcamo_assets.scoring.fast_path import convert_to_bfloat16_if_native, fold_batchnorm
 
 CLASSES, CHANNELS = 8, 5
 
@@ -138,7 +138,7 @@ def arms(name: str, crops: int, shape: tuple[int, int, int], device: str) -> dic
     images, target, neighbour = batch(crops, shape, device)
     fast_images = images.to(memory_format=torch.channels_last_3d)
     folded = fold_batchnorm(plain, images[:1], keep=[layer]).to(memory_format=torch.channels_last_3d)
-    half = in_bfloat16(folded, images[:1])
+    half = convert_to_bfloat16_if_native(folded, images[:1])
 
     def forward(model: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
         def run() -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gradcamo_assets.networks.efficientnet3d import SIZES, EfficientNet3D, Stage, WithRadius
+from gradcamo_assets.networks.efficientnet3d import SIZES, AppendRadius, EfficientNet3D, Stage
 
 _STEM, _STAGES, _HEAD = SIZES["small"]
 
@@ -67,7 +67,7 @@ def no_radius(in_channels: int, classes: int) -> tuple[nn.Module, str]:
     """No channel that tells the distance from the middle: it holds zeros."""
     model = EfficientNet3D(in_channels, classes)
     for layer in model.body:
-        if isinstance(layer, WithRadius):
+        if isinstance(layer, AppendRadius):
             layer.register_forward_hook(_without)
     return model, "activation"
 

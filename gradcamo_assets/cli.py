@@ -279,12 +279,12 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
     from gradcamo_assets.cells import open_crops
     from gradcamo_assets.defs.field_results import crop_folder
     from gradcamo_assets.defs.resources import Platform
-    from gradcamo_assets.names import plate_name
+    from gradcamo_assets.names import check_plate_name
     from gradcamo_assets.training.register_model import register_weights
 
     platform = Platform()
     if plate is not None:
-        rows = platform.lake.read("crops", plate=plate_name(plate)).drop_nulls("crop_index")
+        rows = platform.lake.read("crops", plate=check_plate_name(plate)).drop_nulls("crop_index")
         if rows.is_empty():
             raise GradcamoError(
                 "the plate has no crops", "Give --channels, --crop-shape and --voxel-size.", plate=plate

@@ -1,4 +1,4 @@
-"""The errors users meet: each names the place, what was wrong and what to do about it."""
+"""Errors shown to users: each states the place, the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ E = TypeVar("E", bound="GradcamoError")
 
 
 class GradcamoError(Exception):
-    """A failure with a place and a remedy.
+    """Base class of errors with a place and a remedy.
 
     Args:
-        problem: what was wrong, one sentence without a full stop.
-        remedy: what to do about it, one sentence.
-        plate, well, site, path: where; leave out what is not known.
+        problem: one sentence without a full stop.
+        remedy: what the user can do, one sentence.
+        plate, well, site, path: the place, as far as it is known.
     """
 
     def __init__(
@@ -24,37 +24,37 @@ class GradcamoError(Exception):
         self.problem, self.remedy = problem, remedy
         self.plate, self.well, self.site, self.path = plate, well, site, path
         place = {"plate": plate, "well": well, "site": site, "file": path}
-        told = ", ".join(f"{name} {value}" for name, value in place.items() if value is not None)
-        super().__init__(f"{told}: {problem}. {remedy}" if told else f"{problem}. {remedy}")
+        prefix = ", ".join(f"{name} {value}" for name, value in place.items() if value is not None)
+        super().__init__(f"{prefix}: {problem}. {remedy}" if prefix else f"{problem}. {remedy}")
 
     def at(self, kind: type[E] | None = None, **place: Any) -> E:
-        """The same failure with more of its place, as another ``kind`` of error where one is given."""
-        known = {"plate": self.plate, "well": self.well, "site": self.site, "path": self.path}
-        return (kind or type(self))(self.problem, self.remedy, **known | place)  # type: ignore[return-value]
+        """Return the same error with more of its place, optionally as another ``kind`` of error."""
+        current = {"plate": self.plate, "well": self.well, "site": self.site, "path": self.path}
+        return (kind or type(self))(self.problem, self.remedy, **current | place)  # type: ignore[return-value]
 
 
 class PlateError(GradcamoError):
-    """A plate, or one of its fields, that cannot be read."""
+    """A plate or one of its fields cannot be read."""
 
 
 class PlateMapError(GradcamoError):
-    """A plate map or label table that cannot be understood."""
+    """A plate map or label table is invalid."""
 
 
 class SegmentationError(GradcamoError):
-    """Masks that cannot be made: no network, no usable channel, an image that holds no numbers."""
+    """Segmentation is impossible: the network or a usable channel is missing, or the image has no finite values."""
 
 
 class CropError(GradcamoError):
-    """Crops that cannot be cut or read."""
+    """Crops cannot be cut or read."""
 
 
 class ExplainError(GradcamoError, ValueError):
-    """A call of the score that cannot be answered: wrong shapes, a layer that never runs, a training network."""
+    """A score cannot be computed: wrong shapes, a layer that does not run, or a network in training mode."""
 
 
 class BundleError(GradcamoError):
-    """A model bundle that is missing, damaged, or does not fit the plate."""
+    """A model bundle is missing, damaged, or does not fit the plate."""
 
 
 class StoreError(GradcamoError):

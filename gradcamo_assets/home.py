@@ -1,4 +1,4 @@
-"""Where things live: one folder, ``GRADCAMO_HOME``, and the names of everything below it."""
+"""Layout of ``GRADCAMO_HOME``, the folder of one installation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class _Below:
+class _Subpath:
     """A path below the root of a ``Home``."""
 
     def __init__(self, name: str):
@@ -19,35 +19,35 @@ class _Below:
 
 @dataclass(frozen=True)
 class Home:
-    """The folders of one installation. Making a ``Home`` creates nothing; ``create`` does.
+    """Paths of one installation. Only ``create`` makes folders.
 
-    Paths are local: every store relies on a rename that either happens whole or not at all, which buckets lack.
+    Paths must be local: every store relies on atomic renames, which object stores lack.
     """
 
     root: Path
 
-    inbox = _Below("inbox")
-    plates = _Below("plates")
-    masks = _Below("masks")
-    crops = _Below("crops")
-    lake = _Below("lake")
-    mlflow = _Below("mlflow")
-    reports = _Below("reports")
-    exports = _Below("exports")
-    fitted = _Below("fitted")
-    unfinished = _Below("unfinished")
-    dagster = _Below("dagster")
-    database = _Below("qc.duckdb")
-    split_file = _Below("data_split.csv")
-    settings_file = _Below("gradcamo.toml")
+    inbox = _Subpath("inbox")
+    plates = _Subpath("plates")
+    masks = _Subpath("masks")
+    crops = _Subpath("crops")
+    lake = _Subpath("lake")
+    mlflow = _Subpath("mlflow")
+    reports = _Subpath("reports")
+    exports = _Subpath("exports")
+    fitted = _Subpath("fitted")
+    unfinished = _Subpath("unfinished")
+    dagster = _Subpath("dagster")
+    database = _Subpath("qc.duckdb")
+    split_file = _Subpath("data_split.csv")
+    settings_file = _Subpath("gradcamo.toml")
 
     @classmethod
     def from_environment(cls) -> Home:
-        """``GRADCAMO_HOME``, or ``data/`` in the working folder."""
+        """Use ``GRADCAMO_HOME``, or ``data/`` in the working directory."""
         return cls(Path(os.environ.get("GRADCAMO_HOME") or "data").absolute())
 
     def create(self) -> Home:
-        """Make the folders that are missing."""
+        """Create missing folders."""
         for folder in (
             self.inbox, self.plates, self.masks, self.crops, self.lake, self.mlflow, self.reports, self.dagster,
         ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""A user's own code by import path, ``module:function``."""
+"""Import functions of users by import path, ``module:function``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from gradcamo_assets.errors import GradcamoError
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-def imported(name: str, what: str, remedy: str, error: type[GradcamoError]) -> Callable[..., Any]:
-    """The function that ``name`` names. Its module is imported, so name only code you trust.
+def import_function(name: str, what: str, remedy: str, error: type[GradcamoError]) -> Callable[..., Any]:
+    """Import a function by its import path. This runs the module, so use only code you trust.
+
+    Args:
+        name: ``module:function``.
+        what: kind of function, for error messages.
+        remedy: remedy of the error.
+        error: type of the error.
 
     Raises:
-        error: for a name of another form, one of Python's own modules, or a function that cannot be imported.
+        error: if the name has another form, belongs to Python's standard library, or cannot be imported.
     """
-    # A name may come from a file: os:kill with two small numbers is no encoder.
+    # Names may come from untrusted files, so the standard library (os:kill) is excluded.
     if not IMPORT_PATH.fullmatch(name) or re.split(r"[.:]", name)[0] in sys.stdlib_module_names:
-        raise error(f"{name!r} is no known {what}", remedy)
+        raise error(f"unknown {what} {name!r}", remedy)
     module, function = name.split(":")
     try:
         return getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""Names from outside, checked before they become paths, partition keys or SQL."""
+"""Check external names before they are used in paths, partition keys or SQL, and sort and convert well names."""
 
 from __future__ import annotations
 
@@ -11,47 +11,55 @@ _WELL = re.compile(r"([A-Za-z]{1,2})0*([1-9][0-9]?)")
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def plate_name(text: str) -> str:
-    """The plate name itself if it is safe as a folder, a partition key and a SQL literal.
+def check_plate_name(text: str) -> str:
+    """Return a plate name unchanged if it is safe as a folder, a partition key and a SQL literal.
 
-    Letters, digits, '.', '_' and '-', at most 100, beginning with a letter or a digit, and no '..'.
+    A valid name has at most 100 letters, digits, '.', '_' and '-', begins with a letter or a digit, and does not
+    contain '..'.
 
     Raises:
-        PlateError: for any other name.
+        PlateError: if the name is not valid.
     """
     if not _PLATE.fullmatch(text) or ".." in text:
         raise PlateError(
-            f"{text!r} is no usable plate name",
-            "Rename the plate with letters, digits, '.', '_' and '-' only, beginning with a letter or digit.",
+            f"{text!r} is not a valid plate name",
+            "Rename the plate: only letters, digits, '.', '_' and '-', beginning with a letter or digit.",
         )
     return text
 
 
-def slug(text: str, what: str = "name") -> str:
-    """The text itself if it is safe as one path component; GradcamoError where it is not."""
+def check_name(text: str, what: str = "name") -> str:
+    """Return a name unchanged if it is safe as one path component.
+
+    Args:
+        what: kind of name, for error messages.
+
+    Raises:
+        GradcamoError: if the name is not safe.
+    """
     if not _SLUG.fullmatch(text) or ".." in text:
-        raise GradcamoError(f"{text!r} is no usable {what}", "Use letters, digits, '.', '_' and '-' only.")
+        raise GradcamoError(f"{text!r} is not a valid {what}", "Use only letters, digits, '.', '_' and '-'.")
     return text
 
 
-def well_name(text: str) -> str:
-    """A well in the field's spelling: ``a1``, ``A1`` and ``A01`` are all ``A01``.
+def normalise_well_name(text: str) -> str:
+    """Return a well's name in standard spelling: ``a1``, ``A1`` and ``A01`` become ``A01``.
 
-    Rows A to AF and columns 1 to 48, as on a 1536-well plate.
+    Rows range from A to AF and columns from 1 to 48, as on a 1536-well plate.
 
     Raises:
-        PlateError: where the text is no well.
+        PlateError: if the text is not a well.
     """
     match = _WELL.fullmatch(str(text).strip())
     if match:
         row, column = match.group(1).upper(), int(match.group(2))
         if column <= 48 and row_index(row) < 32:
             return f"{row}{column:02d}"
-    raise PlateError(f"{text!r} is no well", "Name wells by row letters and column number, for example B03.")
+    raise PlateError(f"{text!r} is not a well", "Name wells by row letters and column number, for example B03.")
 
 
 def row_index(row: str) -> int:
-    """0-based index of a row's letters: A is 0, Z is 25, AA is 26."""
+    """Return the 0-based index of a row's letters: A is 0, Z is 25, AA is 26."""
     index = 0
     for letter in row.upper():
         index = index * 26 + ord(letter) - ord("A") + 1
@@ -59,7 +67,7 @@ def row_index(row: str) -> int:
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key under which ``2`` comes before ``10`` and ``f9`` before ``f10``."""
+    """Return a sort key that places ``2`` before ``10`` and ``f9`` before ``f10``."""
     return tuple(
         (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", text) if part
     )

@@ -1,4 +1,7 @@
-"""What a stored result was made from: its version, which names its folder, so that a rerun skips what is there."""
+"""Record what a stored result was computed from.
+
+The digest of the record is the result's version and the name of its folder, so a rerun skips existing results.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,22 @@ from typing import Any
 
 from gradcamo_assets.storage import read_json, write_json
 
-_FILE = "provenance.json"
+_FILE_NAME = "provenance.json"
 
 
 def digest(content: Any) -> str:
-    """First 16 hex digits of the SHA-256 of ``content`` as sorted JSON: a version that needs no counter."""
+    """Return the first 16 hex digits of the SHA-256 of ``content`` as sorted JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Input digest, parameters and code version of one stored folder. Equal provenance means an equal result.
+    """Provenance of one stored folder. Equal provenance means equal results.
 
-    ``code`` is bumped by hand in the module that makes the result, when its output changes.
+    Attributes:
+        inputs: digest of the inputs.
+        parameters: parameters of the computation.
+        code: version of the code, increased by hand when a change alters results.
     """
 
     inputs: str
@@ -31,17 +37,17 @@ class Provenance:
 
     @property
     def version(self) -> str:
-        """The digest of all three; it stands in the rows as ``mask_version`` or ``crop_version``."""
+        """Digest of the record, stored in rows as ``mask_version`` or ``crop_version``."""
         return digest(asdict(self))
 
     def write(self, folder: Path) -> None:
         """Write the record into ``folder``."""
-        write_json(folder / _FILE, {**asdict(self), "version": self.version})
+        write_json(folder / _FILE_NAME, {**asdict(self), "version": self.version})
 
 
 def stored_version(folder: Path) -> str | None:
-    """The version recorded in ``folder``, or None where there is no readable record."""
+    """Return the version recorded in ``folder``, or None without a readable record."""
     try:
-        return read_json(folder / _FILE).get("version")
+        return read_json(folder / _FILE_NAME).get("version")
     except (OSError, ValueError, AttributeError):
         return None

@@ -1,4 +1,4 @@
-"""When what failed is tried again, and when it is left to a person: one rule for plates, fields and scores."""
+"""Decide when a failed plate, field or score is retried, and when retries stop."""
 
 from __future__ import annotations
 
@@ -6,36 +6,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-PAUSES = (timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6), timedelta(hours=24))
-"""After the first failure, the second, and so on. After one more it is given up."""
-MOST_ATTEMPTS = len(PAUSES) + 1
+RETRY_PAUSES = (timedelta(minutes=10), timedelta(hours=1), timedelta(hours=6), timedelta(hours=24))
+"""Pause after the first failure, the second, and so on. The next failure is the last."""
+
+MAX_ATTEMPTS = len(RETRY_PAUSES) + 1
 
 
 @dataclass(frozen=True)
-class NextTry:
-    """``due``: it is to be tried now. ``at``: when it is tried otherwise. Neither: it is given up."""
+class RetryDecision:
+    """Decision about the next attempt.
+
+    Attributes:
+        due: the next attempt is due now.
+        at: time of the next attempt if it is not due yet; None after the last attempt.
+    """
 
     due: bool
     at: datetime | None = None
 
     @property
     def given_up(self) -> bool:
-        """Whether it is tried again only where a person asks for it."""
+        """Whether no further attempt is made automatically."""
         return not self.due and self.at is None
 
 
-def next_try(failed: Sequence[datetime], now: datetime) -> NextTry:
-    """What follows from the attempts that failed.
+def decide_retry(failed: Sequence[datetime], now: datetime) -> RetryDecision:
+    """Decide when to make the next attempt.
 
     Args:
-        failed: when each of them ended, the latest last; all with a time zone, or none, as ``now``.
+        failed: end times of the failed attempts, the latest last. Like ``now``, all have a time zone or none has.
     """
     if not failed:
-        return NextTry(due=True)
-    if len(failed) >= MOST_ATTEMPTS:
-        return NextTry(due=False)
-    pause = PAUSES[len(failed) - 1]
-    # A failure may lie ahead of a clock that was set back: nothing waits longer than two pauses.
+        return RetryDecision(due=True)
+    if len(failed) >= MAX_ATTEMPTS:
+        return RetryDecision(due=False)
+    pause = RETRY_PAUSES[len(failed) - 1]
+    # After the clock is set back a failure may lie in the future. abs() limits the wait to two pauses.
     if abs(now - failed[-1]) >= pause:
-        return NextTry(due=True)
-    return NextTry(due=False, at=failed[-1] + pause)
+        return RetryDecision(due=True)
+    return RetryDecision(due=False, at=failed[-1] + pause)

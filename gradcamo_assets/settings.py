@@ -1,4 +1,7 @@
-"""Sections of ``gradcamo.toml``: frozen dataclasses that check their values, each in the package that uses it."""
+"""Define sections of ``gradcamo.toml`` as frozen dataclasses that check their values.
+
+Each package defines the sections that it uses.
+"""
 
 from __future__ import annotations
 
@@ -21,53 +24,58 @@ Count = Annotated[int, Field(ge=0)]
 
 
 def setting(default: Any, description: str, **limits: Any) -> Any:
-    """A field of a section; ``limits`` are those of pydantic's ``Field``."""
+    """Define a field of a section; ``limits`` are arguments of pydantic's ``Field``."""
     return Field(default=default, description=description, **limits)
 
 
 @dataclass_transform(frozen_default=True)
 def section(kind: type[T]) -> type[T]:
-    """Make a class a frozen dataclass whose types are strict, ``asdict`` and ``replace`` included.
+    """Turn a class into a frozen dataclass with strict types that supports ``asdict`` and ``replace``.
 
-    An integer will do for a float; nothing else is converted. Making one raises a ``GradcamoError`` that names every
-    value that is wrong. The value of a field with ``repr=False`` is secret.
+    An integer is accepted for a float; nothing else is converted. The constructor raises a ``GradcamoError`` that lists
+    every invalid value. Values of fields with ``repr=False`` are secret and never shown.
     """
-    made: Any = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(kind)
-    construct = made.__init__
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    section_class: Any = dataclass(frozen=True, config=config)(kind)
+    construct = section_class.__init__
 
     @wraps(construct)
-    def checked(self: T, *values: Any, **named: Any) -> None:
+    def construct_checked(self: T, *args: Any, **kwargs: Any) -> None:
         try:
-            construct(self, *values, **named)
+            construct(self, *args, **kwargs)
         except ValidationError as error:
-            raise GradcamoError(f"{kind.__name__}: {problems(error, kind)}", "Give other values.") from None
+            raise GradcamoError(f"{kind.__name__}: {describe_errors(error, kind)}", "Correct these values.") from None
 
-    made.__init__ = checked
-    return made
-
-
-def problems(error: ValidationError, kind: type) -> str:
-    """All that is wrong, with its place, what was expected and what was found; ``kind`` is what was to be made."""
-    return "; ".join(dict.fromkeys(_problem(problem, kind) for problem in error.errors(include_url=False)))
+    section_class.__init__ = construct_checked
+    return section_class
 
 
-def _problem(problem: ErrorDetails, kind: Any) -> str:
-    place, secret, known = "", False, [*kind.__pydantic_fields__]
-    for part in problem["loc"]:
-        # A value that was given without its name stands at a number.
-        name = known[part] if isinstance(part, int) and part < len(known) else str(part)
-        if name in known:
+def describe_errors(error: ValidationError, kind: type) -> str:
+    """Describe every validation error: its place, the expected and the found value.
+
+    Args:
+        kind: the section class that was validated.
+    """
+    return "; ".join(dict.fromkeys(_describe_error(details, kind) for details in error.errors(include_url=False)))
+
+
+def _describe_error(details: ErrorDetails, kind: Any) -> str:
+    place, is_secret, fields = "", False, [*kind.__pydantic_fields__]
+    for part in details["loc"]:
+        # Positional arguments have an index instead of a name.
+        name = fields[part] if isinstance(part, int) and part < len(fields) else str(part)
+        if name in fields:
             field = kind.__pydantic_fields__[name]
-            kind, secret = field.annotation, not field.repr
-            known = [*getattr(kind, "__pydantic_fields__", ())]
-            place += f"[{name}] " if known else f"{name} "
-    if problem["type"] == "unexpected_keyword_argument":
-        unknown = f"[{name}]" if isinstance(problem["input"], dict) else name
-        nearest = get_close_matches(name, known, 1)
-        there = f"the nearest is {nearest[0]}" if nearest else f"known are {', '.join(known)}"
-        return f"{place}{unknown} is unknown; {there}"
-    text = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    if problem["type"] == "string_pattern_mismatch":
+            kind, is_secret = field.annotation, not field.repr
+            fields = [*getattr(kind, "__pydantic_fields__", ())]
+            place += f"[{name}] " if fields else f"{name} "
+    if details["type"] == "unexpected_keyword_argument":
+        unknown = f"[{name}]" if isinstance(details["input"], dict) else name
+        nearest = get_close_matches(name, fields, 1)
+        suggestion = f"the nearest is {nearest[0]}" if nearest else f"known are {', '.join(fields)}"
+        return f"{place}{unknown} is unknown; {suggestion}"
+    text = details["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if details["type"] == "string_pattern_mismatch":
         text = f"expected this: {field.description[:-1]}"
-    found = "" if secret or problem["type"] == "value_error" else f", found {problem['input']!r:.80}"
+    found = "" if is_secret or details["type"] == "value_error" else f", found {details['input']!r:.80}"
     return f"{place.strip()}: {text}{found}" if place else text

@@ -1,7 +1,7 @@
-"""How the platform writes, lists and removes what it stores. Readers never see half of a write.
+"""Write, list and remove stored files. Writes are atomic: readers never see a partial file or folder.
 
-Today all of it lies on a file system. Only this module calls the file system for what the platform stores; libraries
-(Zarr, Delta Lake, DuckDB, MLflow) are given the places it makes.
+This is the only module that accesses the file system for stored data. Libraries (Zarr, Delta Lake, DuckDB, MLflow)
+write to the paths that it provides.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 
-def _temporary(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write a file to; on success it takes ``path``'s place, on failure it is removed."""
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to. On success the file replaces ``path``; on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = _temporary_path(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -32,13 +32,13 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a scratch folder to fill; on success it becomes ``path``, which never changes again.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a scratch folder to fill. On success it is renamed to ``path``, which never changes again.
 
-    Where ``path`` is there by then, it was made by somebody else from the same things: the scratch folder is dropped.
+    If ``path`` exists by then, another process has produced the same content, and the scratch folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _temporary(path)
+    scratch = _temporary_path(path)
     scratch.mkdir()
     try:
         yield scratch
@@ -52,24 +52,28 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with replaced_file(path) as temporary:
+    """Write a file atomically."""
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all. NaN is refused, since JSON has none."""
+    """Write JSON atomically. NaN is refused, since JSON does not define it."""
     write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def mark(path: Path) -> None:
-    """Write an empty file, whose name says all there is to say."""
+def create_marker(path: Path) -> None:
+    """Create an empty file whose name is the information."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """The content of a file; None where there is none. OSError where it cannot be read."""
+    """Read a file; return None if it does not exist.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -77,16 +81,21 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file; None where there is no file. OSError or ValueError where it cannot be read."""
+    """Read JSON from a file; return None if the file does not exist.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is not JSON.
+    """
     content = read_bytes(path)
     return None if content is None else json.loads(content)
 
 
-def children(folder: Path, pattern: str = "*") -> list[Path]:
-    """What lies in a folder, sorted, but for hidden names (scratch files have them); empty where there is no folder.
+def list_visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """List a folder, sorted, without hidden names such as scratch files. A missing folder gives an empty list.
 
     Args:
-        pattern: as ``Path.glob`` has it; ``*/*`` looks into folders of the folder.
+        pattern: as in ``Path.glob``; ``*/*`` lists the contents of subfolders.
     """
     return sorted(
         path for path in folder.glob(pattern) if not any(part[0] == "." for part in path.relative_to(folder).parts)
@@ -94,16 +103,16 @@ def children(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a file or folder another place on the same file system, at once; a file that is there is replaced."""
+    """Move a file or folder atomically within a file system. An existing target file is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.replace(target)
 
 
 def remove(*paths: Path) -> None:
-    """Remove files and folders; what is not there is not missed. A link goes, what it leads to stays.
+    """Remove files and folders. Missing paths are ignored. A link is removed, its target is not.
 
     Raises:
-        OSError: for what cannot be removed.
+        OSError: if a path cannot be removed.
     """
     for path in paths:
         if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""For all tests: machines are shared and slow at times, so no example of hypothesis has a deadline."""
+"""Shared configuration: hypothesis examples have no deadline, since test machines may be slow."""
 
 from hypothesis import settings
 

@@ -1,4 +1,4 @@
-"""Names, sections of the settings, atomic writes and provenance."""
+"""Test names, sections of the settings, atomic writes and provenance."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from pydantic import Field
 
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.home import Home
-from gradcamo_assets.names import natural_key, plate_name, row_index, slug, well_name
+from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name, row_index
 from gradcamo_assets.provenance import Provenance, stored_version
 from gradcamo_assets.settings import Share, section
-from gradcamo_assets.storage import new_folder, replaced_file, write_json
+from gradcamo_assets.storage import atomic_file, atomic_folder, write_json
 
 
 @given(st.integers(0, 31), st.integers(1, 48), st.booleans(), st.booleans())
-def test_every_spelling_of_a_well_is_one(row: int, column: int, upper: bool, padded: bool) -> None:
+def test_all_spellings_of_a_well_are_normalised(row: int, column: int, upper: bool, padded: bool) -> None:
     letters = chr(65 + row) if row < 26 else "A" + chr(65 + row - 26)
     spelling = f"{letters if upper else letters.lower()}{column:02d}" if padded else f"{letters}{column}"
-    assert well_name(spelling) == f"{letters}{column:02d}"
+    assert normalise_well_name(spelling) == f"{letters}{column:02d}"
     assert row_index(letters) == row
 
 
 @pytest.mark.parametrize("text", ["", "A", "1", "A0", "A49", "AG1", "BA1", "A1B", "../A1", "A-1", "A1.5"])
-def test_what_is_no_well(text: str) -> None:
-    with pytest.raises(PlateError, match="no well"):
-        well_name(text)
+def test_invalid_well_names_are_refused(text: str) -> None:
+    with pytest.raises(PlateError, match="not a well"):
+        normalise_well_name(text)
 
 
 @given(st.text(max_size=12))
 def test_an_accepted_plate_name_is_one_harmless_path_component(text: str) -> None:
     try:
-        name = plate_name(text)
+        name = check_plate_name(text)
     except PlateError:
         return
     assert name == text
@@ -49,9 +49,9 @@ def test_an_accepted_plate_name_is_one_harmless_path_component(text: str) -> Non
 @pytest.mark.parametrize("text", ["..", ".hidden", "a/b", "a\\b", "a b", "", "a" * 200, "a\n", "x..y", "a'b", "a|b"])
 def test_names_that_could_leave_their_folder_are_refused(text: str) -> None:
     with pytest.raises(GradcamoError):
-        plate_name(text)
+        check_plate_name(text)
     with pytest.raises(GradcamoError):
-        slug(text)
+        check_name(text)
 
 
 def test_natural_order() -> None:
@@ -66,7 +66,7 @@ def test_an_error_names_the_place_and_the_remedy() -> None:
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
-    with pytest.raises(RuntimeError), replaced_file(file) as temporary:
+    with pytest.raises(RuntimeError), atomic_file(file) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert file.read_text() == "old"
@@ -75,39 +75,39 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
 
 def test_a_new_folder_appears_whole_and_is_never_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "of" / "a"
-    with pytest.raises(RuntimeError), new_folder(folder) as temporary:
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
         (temporary / "half").touch()
         raise RuntimeError
     assert list(folder.parent.iterdir()) == []
-    with new_folder(folder) as slow:
+    with atomic_folder(folder) as slow:
         (slow / "slow").touch()
         assert not folder.exists()
-        with new_folder(folder) as fast:
+        with atomic_folder(folder) as fast:
             (fast / "fast").touch()
         assert [path.name for path in folder.iterdir()] == ["fast"]
     assert [path.name for path in folder.iterdir()] == ["fast"]
     assert [path.name for path in folder.parent.iterdir()] == ["a"]
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError), new_folder(tmp_path / "file"):
+    with pytest.raises(NotADirectoryError), atomic_folder(tmp_path / "file"):
         pass
 
 
-def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_remains_of_a_killed_process_do_not_block_a_write(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     program = (
-        "import os, sys; from pathlib import Path; from gradcamo_assets.storage import new_folder\n"
-        "with new_folder(Path(sys.argv[1])) as temporary:\n"
+        "import os, sys; from pathlib import Path; from gradcamo_assets.storage import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1])) as temporary:\n"
         "    (temporary / 'half').touch()\n"
         "    os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(folder)]).returncode == -9
     assert not folder.exists() and len(list(tmp_path.iterdir())) == 1
-    with new_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "whole").touch()
     assert [path.name for path in folder.iterdir()] == ["whole"]
 
 
-def test_json_without_nan(tmp_path: Path) -> None:
+def test_json_refuses_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
@@ -136,14 +136,14 @@ class _Section:
 
 
 def test_a_section_is_a_frozen_dataclass_with_strict_types() -> None:
-    made = replace(_Section((3, 4), share=1), on=True)
-    assert asdict(made) == {"shape": (3, 4), "share": 1.0, "on": True, "word": "x"}
+    example = replace(_Section((3, 4), share=1), on=True)
+    assert asdict(example) == {"shape": (3, 4), "share": 1.0, "on": True, "word": "x"}
     with pytest.raises(FrozenInstanceError):
-        made.on = False  # type: ignore[misc]
+        example.on = False  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"on": "false"}, "_Section: on: expected a valid boolean, found 'false'"),
         ({"on": 1}, "on: expected a valid boolean, found 1"),
@@ -158,21 +158,21 @@ def test_a_section_is_a_frozen_dataclass_with_strict_types() -> None:
         ({"word": 3}, "word: expected a valid string. "),
     ],
 )
-def test_what_a_section_does_not_take_is_named(values: dict, told: str) -> None:
+def test_invalid_values_of_a_section_are_described(values: dict, message: str) -> None:
     with pytest.raises(GradcamoError) as error:
         _Section(**values)
-    assert told in str(error.value)
+    assert message in str(error.value)
     with pytest.raises(GradcamoError):
         replace(_Section(), **values)
 
 
-def test_a_value_without_its_name_is_named() -> None:
+def test_an_invalid_positional_value_is_described() -> None:
     with pytest.raises(GradcamoError, match="shape: expected a valid tuple, found 5"):
         _Section(5)  # type: ignore[arg-type]
 
 
-def test_the_environment_says_where_home_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRADCAMO_HOME", str(tmp_path / "there"))
+def test_the_environment_sets_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADCAMO_HOME", str(tmp_path / "home"))
     home = Home.from_environment().create()
-    assert home.inbox == tmp_path / "there" / "inbox"
+    assert home.inbox == tmp_path / "home" / "inbox"
     assert home.inbox.is_dir()

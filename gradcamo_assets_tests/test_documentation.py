@@ -22,7 +22,7 @@ from documentation import generated_pages
 from gradcamo_assets.cli import main
 from gradcamo_assets.defs.settings import Settings, read_settings
 from gradcamo_assets.home import Home
-from gradcamo_assets.plates.formats.configuration import configuration_of
+from gradcamo_assets.plates.formats.configuration import read_configuration
 from gradcamo_assets.tables import publish, run_sql
 from gradcamo_assets_tests.tables.rows import filled
 
@@ -194,7 +194,7 @@ def test_toml(block: Block, tmp_path: Path) -> None:
     file = {"data/gradcamo.toml": "gradcamo.toml", "data/inbox/<plate>.toml": "plate.toml"}[title[1]]
     (tmp_path / file).write_text(block.text)
     if file == "plate.toml":
-        assert configuration_of(tmp_path / "plate").model_fields_set
+        assert read_configuration(tmp_path / "plate").model_fields_set
     else:
         assert read_settings(Home(tmp_path)) != Settings()
 

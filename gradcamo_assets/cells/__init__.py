@@ -1,7 +1,7 @@
-"""Single cells: the cell table, cutting crops out of fields, the crop store, and the torch dataset that reads it.
+"""Single cells: the cell table, cropping cells from fields, the crop store, and a torch dataset of crops.
 
-Crops are raw intensities. They are standardised by the plate's own statistics when they are read, never one by one.
-Nothing here knows a network or a score.
+Crops store raw intensities. The dataset standardises them by plate statistics, never crop by crop. This package does
+not depend on networks or scores.
 """
 
 from gradcamo_assets.cells.cell_table import CELL_SCHEMA, cell_table, match_labels

@@ -1,4 +1,4 @@
-"""The tables of cells: a field's rows (geometry from masks, treatment from a table), and cells with their crops."""
+"""Build the rows of the tables ``cells`` and ``crops``, and read cells joined with their crops."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from gradcamo_assets.plates import treatment_class
 from gradcamo_assets.segmentation import Masks
 from gradcamo_assets.tables import Lake
 
-TREATMENT = ("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit", "Metadata_Dose_Rank", "Metadata_pert_type")
-_LEAST_OVERLAP = 0.5
+TREATMENT_COLUMNS = (
+    "Metadata_Compound",
+    "Metadata_Dose",
+    "Metadata_Dose_Unit",
+    "Metadata_Dose_Rank",
+    "Metadata_pert_type",
+)
+_MIN_OVERLAP = 0.5
+"""Smallest share of a predicted cell inside a true cell that makes the two a match."""
 
 
-def field_cells(
+def build_field_cells(
     masks: Masks,
     *,
     plate: str,
@@ -29,31 +36,34 @@ def field_cells(
     label_table: pl.DataFrame | None = None,
     true_cells: np.ndarray | None = None,
 ) -> pl.DataFrame:
-    """One row a cell of one field.
+    """Build one row per cell of a field: geometry from the masks, treatment from the plate map or the label table.
+
+    With a label table, a predicted cell takes the treatment of the true cell that covers at least half of it.
+    Bystanders and cells without a match get a ``qc_flag``, so they are not scored.
 
     Args:
-        masks: of the field. voxel_size: (z, y, x) in um. well_row: the well's row of the plate map.
-        image: (C, Z, Y, X), for the mean intensities; None leaves them NULL.
-        label_table: the plate's label table for this field; ``true_cells`` (Z, Y, X), the labels it speaks of. A
-            predicted cell takes the treatment of the true cell that covers at least half of it; bystanders and cells
-            that match none are flagged and left unscored.
+        masks: masks of the field.
+        voxel_size: (z, y, x) in um.
+        well_row: the well's row of the plate map.
+        image: (C, Z, Y, X), for mean intensities; None leaves them NULL.
+        label_table: the plate's label table for this field.
+        true_cells: (Z, Y, X), the labels that ``label_table`` refers to.
     """
     table = cell_table(masks.cells, masks.nuclei, voxel_size, image=image, confidence=masks.confidence)
     table = table.with_columns(qc_flag=pl.lit(None, pl.String))
     if label_table is not None and true_cells is not None:
-        matches = match_labels(masks.cells, true_cells).filter(pl.col("overlap") >= _LEAST_OVERLAP)
-        treatments = label_table.select(pl.col("label").cast(pl.Int32).alias("true_label"), "kind", *TREATMENT)
-        matched = matches.select(pl.col("label").cast(pl.Int32), pl.col("true_label").cast(pl.Int32)).join(
-            treatments, on="true_label"
-        )
-        table = table.join(matched.drop("true_label"), on="label", how="left").with_columns(
+        matches = match_labels(masks.cells, true_cells).filter(pl.col("overlap") >= _MIN_OVERLAP)
+        treatments = label_table.select(pl.col("label").cast(pl.Int32).alias("true_label"), "kind", *TREATMENT_COLUMNS)
+        matches = matches.select(pl.col("label").cast(pl.Int32), pl.col("true_label").cast(pl.Int32))
+        matches = matches.join(treatments, on="true_label").drop("true_label")
+        table = table.join(matches, on="label", how="left").with_columns(
             qc_flag=pl.when(pl.col("kind").is_null())
             .then(pl.lit("no labelled cell"))
             .when(pl.col("kind") == "bystander")
             .then(pl.lit("bystander"))
         )
     else:
-        table = table.with_columns(pl.lit(well_row[name]).alias(name) for name in TREATMENT)
+        table = table.with_columns(pl.lit(well_row[name]).alias(name) for name in TREATMENT_COLUMNS)
     return table.with_columns(
         pl.lit(plate).alias("Metadata_Plate"),
         pl.lit(well).alias("Metadata_Well"),
@@ -66,24 +76,26 @@ def field_cells(
 
 
 def number_crops(cells: pl.DataFrame, flag: pl.Expr) -> pl.DataFrame:
-    """Flag the cells that are left out and number those that are kept, from 0, in the order of their labels."""
+    """Apply ``flag`` as ``qc_flag`` and number the cells without a flag from 0, in the order of their labels."""
     flagged = cells.sort("label").with_columns(qc_flag=flag)
-    kept = pl.col("qc_flag").is_null()
-    return flagged.with_columns(crop_index=pl.when(kept).then(kept.cast(pl.Int32).cum_sum() - 1).cast(pl.Int32))
+    is_kept = pl.col("qc_flag").is_null()
+    index = is_kept.cast(pl.Int32).cum_sum() - 1
+    return flagged.with_columns(crop_index=pl.when(is_kept).then(index).cast(pl.Int32))
 
 
 def cells_with_crops(lake: Lake, **keys: Any) -> pl.LazyFrame:
-    """The cells of the lake with their crops: what SQL knows as the table ``cells``.
+    """Scan the cells of the lake joined with their crops, as in the SQL table ``cells``.
 
-    A cell that is left out, by the cell table or by the crops, has a ``qc_flag`` and no ``crop_index``. So has a cell
-    whose crops were cut by other masks, but for the flag: it waits for its crop.
+    A cell excluded by the cell table or by the crops has a ``qc_flag`` and no ``crop_index``. A cell whose crops were
+    cut from other masks has neither: its crop is pending.
 
     Args:
-        keys: of the lake: ``plate``, ``site``.
+        keys: partition keys of the lake, ``plate`` and ``site``.
     """
-    same = ["Metadata_Plate", "Metadata_CellID", "mask_version"]
-    crops = lake.scan("crops", **keys).select(*same, "crop_index", "crop_version", pl.col("qc_flag").alias("why_not"))
-    found = lake.scan("cells", **keys).join(crops, on=same, how="left", nulls_equal=True)
-    found = found.with_columns(qc_flag=pl.coalesce("qc_flag", "why_not")).drop("why_not")
-    kept = pl.col("qc_flag").is_null()
-    return found.with_columns(pl.when(kept).then(name).alias(name) for name in ("crop_index", "crop_version"))
+    join_keys = ["Metadata_Plate", "Metadata_CellID", "mask_version"]
+    crop_flag = pl.col("qc_flag").alias("crop_flag")
+    crops = lake.scan("crops", **keys).select(*join_keys, "crop_index", "crop_version", crop_flag)
+    cells = lake.scan("cells", **keys).join(crops, on=join_keys, how="left", nulls_equal=True)
+    cells = cells.with_columns(qc_flag=pl.coalesce("qc_flag", "crop_flag")).drop("crop_flag")
+    is_kept = pl.col("qc_flag").is_null()
+    return cells.with_columns(pl.when(is_kept).then(name).alias(name) for name in ("crop_index", "crop_version"))

@@ -1,7 +1,4 @@
-"""The table of cells: where each cell lies, how large it is, which nucleus it has, and which true cell it matches.
-
-Takes label arrays, returns polars frames. Not here: how the labels were made.
-"""
+"""Measure cells in label arrays: position, size, shape, nuclei, and the matching true cell, as polars frames."""
 
 from __future__ import annotations
 
@@ -39,20 +36,19 @@ def cell_table(
     image: np.ndarray | None = None,
     confidence: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """One row a cell, by label: ``CELL_SCHEMA``.
+    """Measure each cell and return one row per cell, ordered by label, with the schema ``CELL_SCHEMA``.
+
+    Centroids are means of voxel indices; bounding boxes are half-open. A nucleus belongs to the cell that contains most
+    of it. ``nucleus_label`` is the cell's nucleus with the largest overlap (NULL without nuclei), ``n_nuclei`` their
+    number, and ``nucleus_share`` the share of the cell that they fill. ``touches_z_border`` is False if Z is 1, since a
+    single slice has no border in z. ``shapes`` defines ``sphericity``, ``solidity`` and ``nearest_neighbour_um``; the
+    last is NULL for the only cell of a field. ``qc_warning`` reports cells without a nucleus or with several.
 
     Args:
-        cells, nuclei: labels (Z, Y, X) of whole numbers, 0 outside.
-        voxel_size: (z, y, x) in micrometres.
+        cells, nuclei: integer labels (Z, Y, X), 0 outside.
+        voxel_size: (z, y, x) in um.
         image: (C, Z, Y, X); None leaves ``mean_intensity`` NULL.
-        confidence: ``Masks.confidence``; its columns are NULL for a cell that it does not list.
-
-    Centroids are means of voxel indices; boxes are half-open. A nucleus belongs to the one cell that holds most of it;
-    ``nucleus_label`` is the one with the largest overlap (NULL without any), ``n_nuclei`` counts them,
-    ``nucleus_share`` is the share of the cell that they fill.
-    ``touches_z_border`` is False where Z is 1, since a single slice has no border in z. ``sphericity``, ``solidity``
-    and ``nearest_neighbour_um``: see ``shapes``; the last is NULL for the only cell of a field. ``qc_warning`` says
-    where a cell has no nucleus, or several.
+        confidence: ``Masks.confidence``; cells that it lacks get NULL in its columns.
     """
     boxes = ndi.find_objects(cells.view(np.int32) if cells.dtype == np.uint32 else cells.astype(np.int32, copy=False))
     labels = np.array([label for label, box in enumerate(boxes, start=1) if box is not None], np.int64)
@@ -60,7 +56,7 @@ def cell_table(
         return pl.DataFrame(schema=CELL_SCHEMA)
     boxes = [box for box in boxes if box is not None]
     corners = np.array([[(part.start, part.stop) for part in box] for box in boxes])
-    sums, intensity = _sums(cells, labels, image)
+    sums, intensity = _sum_by_cell(cells, labels, image)
     volume = sums["volume"].astype(np.int64)
     columns: dict[str, np.ndarray] = {"label": labels, "volume_voxels": volume, "n_slices": sums["slices"]}
     for axis, name in enumerate("zyx"):
@@ -69,13 +65,13 @@ def cell_table(
     touches = (corners[:, :, 0] == 0) | (corners[:, :, 1] == cells.shape)
     columns["touches_xy_border"] = touches[:, 1] | touches[:, 2]
     columns["touches_z_border"] = touches[:, 0] & (cells.shape[0] > 1)
-    flat = len(cells) == 1
+    is_flat = len(cells) == 1
     outlines = shapes.measure_outlines(cells, voxel_size)
-    size = volume * float(np.prod(voxel_size[1:] if flat else voxel_size))
-    columns["sphericity"] = shapes.sphericity(size, outlines.surface[labels], flat)
+    size = volume * float(np.prod(voxel_size[1:] if is_flat else voxel_size))
+    columns["sphericity"] = shapes.sphericity(size, outlines.surface[labels], is_flat)
     columns["solidity"] = shapes.solidity(volume, outlines.corners)
     gaps = shapes.distance_to_nearest(cells, boxes, labels, ~outlines.touching[labels], voxel_size)
-    several = pl.col("n_nuclei")
+    n_nuclei = pl.col("n_nuclei")
     return (
         pl.DataFrame(columns)
         .with_columns(
@@ -87,24 +83,28 @@ def cell_table(
             (pl.DataFrame(schema=CONFIDENCE_SCHEMA) if confidence is None else confidence).cast({"label": pl.Int64}),
             on="label", how="left", maintain_order="left",
         )
-        .with_columns(several.fill_null(0), nucleus_share=pl.col("nucleus_voxels").fill_null(0) / volume)
+        .with_columns(n_nuclei.fill_null(0), nucleus_share=pl.col("nucleus_voxels").fill_null(0) / volume)
         .with_columns(
-            qc_warning=pl.when(several == 0)
+            qc_warning=pl.when(n_nuclei == 0)
             .then(pl.lit("no nucleus"))
-            .when(several > 1)
-            .then(pl.format("{} nuclei", several))
+            .when(n_nuclei > 1)
+            .then(pl.format("{} nuclei", n_nuclei))
         )
         .select([pl.col(name).cast(kind) for name, kind in CELL_SCHEMA.items()])
     )  # fmt: skip
 
 
-def _sums(
+def _sum_by_cell(
     cells: np.ndarray, labels: np.ndarray, image: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], list[list[float] | None]]:
-    """Of each cell the voxels, the slices, the sums of its indices, and its mean intensities; slice by slice."""
+    """Sum each cell's voxels, slices and voxel indices, and compute its mean intensities, slice by slice.
+
+    Returns:
+        Sums by name, (cells,) each; and per cell the mean intensity of each channel, or None without an image.
+    """
     size = int(labels[-1]) + 1
     sums = {name: np.zeros(size) for name in ("volume", "slices", "z", "y", "x")}
-    bright = None if image is None else np.zeros((len(image), size))
+    intensity_sums = None if image is None else np.zeros((len(image), size))
     width = cells.shape[2]
     for z, plane in enumerate(cells.reshape(len(cells), -1)):
         inside = np.flatnonzero(plane)
@@ -115,26 +115,28 @@ def _sums(
         sums["z"] += area * z
         sums["y"] += np.bincount(label, inside // width, size)
         sums["x"] += np.bincount(label, inside % width, size)
-        if image is not None and bright is not None:
-            for total, channel in zip(bright, image, strict=True):
+        if image is not None and intensity_sums is not None:
+            for total, channel in zip(intensity_sums, image, strict=True):
                 total += np.bincount(label, channel[z].reshape(-1)[inside], size)
     sums = {name: values[labels] for name, values in sums.items()}
-    return sums, [None] * len(labels) if bright is None else (bright[:, labels] / sums["volume"]).T.tolist()
+    if intensity_sums is None:
+        return sums, [None] * len(labels)
+    return sums, (intensity_sums[:, labels] / sums["volume"]).T.tolist()
 
 
-def _pairs(first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> pl.DataFrame:
-    """Labels that share voxels, and how many (``shared``). Slice by slice: a whole field's pairs fill the memory."""
+def _count_shared_voxels(first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> pl.DataFrame:
+    """Count the voxels that each pair of labels shares (``shared``), slice by slice to bound the memory."""
     parts = (count_overlaps(one[None], other[None]) for one, other in zip(first, second, strict=True))
     frames = [pl.DataFrame(dict(zip((*names, "shared"), part, strict=True))) for part in parts]
     return pl.concat(frames).group_by(names).agg(pl.col("shared").sum())
 
 
 def _nuclei_of_cells(cells: np.ndarray, nuclei: np.ndarray) -> pl.DataFrame:
-    """For each cell with a nucleus: ``label``, ``nucleus_label``, ``n_nuclei``, ``nucleus_voxels`` of all of them.
+    """Assign each nucleus to a cell: ``label``, ``nucleus_label``, ``n_nuclei`` and the total ``nucleus_voxels``.
 
-    Ties go to the smaller label.
+    Cells without a nucleus are left out. Ties go to the smaller label.
     """
-    pairs = _pairs(cells, nuclei, ("label", "nucleus_label"))
+    pairs = _count_shared_voxels(cells, nuclei, ("label", "nucleus_label"))
     owned = pairs.sort(["shared", "label"], descending=[True, False]).unique("nucleus_label", keep="first")
     ranked = owned.sort(["label", "shared", "nucleus_label"], descending=[False, True, False])
     return ranked.group_by("label").agg(
@@ -143,20 +145,22 @@ def _nuclei_of_cells(cells: np.ndarray, nuclei: np.ndarray) -> pl.DataFrame:
 
 
 def match_labels(predicted: np.ndarray, truth: np.ndarray) -> pl.DataFrame:
-    """For each predicted label the true label that covers most of it.
+    """Match each predicted label with the true label that covers most of it.
 
-    Columns: ``label``, ``true_label`` (NULL if none), ``overlap`` (share of the predicted object's voxels that
-    lie in the true one), ``iou`` (intersection over union of the two); the last two are 0 without a partner. Several
-    predicted labels may match one true label. Ties go to the smaller true label.
+    Several predicted labels may match one true label. Ties go to the smaller true label.
 
     Args:
-        predicted, truth: labels of one shape, 0 outside.
+        predicted, truth: label arrays of the same shape, 0 outside.
+
+    Returns:
+        Columns ``label``; ``true_label``, NULL without a match; ``overlap``, the share of the predicted object inside
+        the true one; and ``iou``, the intersection over union. The last two are 0 without a match.
     """
     predicted_size, true_size = np.bincount(predicted.ravel()), np.bincount(truth.ravel())
     labels = np.flatnonzero(predicted_size[1:]) + 1
     if not len(labels):
         return pl.DataFrame(schema=_MATCH_SCHEMA)
-    pairs = _pairs(predicted, truth, ("label", "true_label"))
+    pairs = _count_shared_voxels(predicted, truth, ("label", "true_label"))
     best = pairs.sort(["shared", "true_label"], descending=[True, False]).unique("label", keep="first")
     sizes = pl.DataFrame({"label": labels, "size": predicted_size[labels]})
     true_sizes = pl.DataFrame({"true_label": np.arange(len(true_size)), "true_size": true_size})

@@ -1,6 +1,7 @@
-"""The crops of one field in one Zarr v3 group: images one crop a chunk, labels a few; chunks are grouped in shards.
+"""Write and read the crops of one field as a Zarr v3 group.
 
-Zarr v3 sharding: https://zarr.dev/zeps/accepted/ZEP0002. A field is written whole and never changed.
+Images have one crop per chunk, labels a few; chunks are grouped in shards (https://zarr.dev/zeps/accepted/ZEP0002). A
+field is written in one step and never changed.
 """
 
 from __future__ import annotations
@@ -15,25 +16,28 @@ import numpy as np
 
 from gradcamo_assets.errors import CropError
 from gradcamo_assets.provenance import Provenance, stored_version
-from gradcamo_assets.storage import new_folder
+from gradcamo_assets.storage import atomic_folder
 
 if TYPE_CHECKING:
     import zarr
 
 _SHARD_BYTES = 64 << 20
-_LABELS = 4
+_LABELS_PER_CHUNK = 4
 _REMEDY = "Materialise the crops of this plate and site again."
 
 
 @dataclass(frozen=True)
 class CropField:
-    """The stored crops of one field; arrays are read on access.
+    """Stored crops of one field; arrays are read on access.
 
     Attributes:
-        images: (N, C, z, y, x) uint16. labels: (N, z, y, x) uint8, 0 background, 1 target, 2 neighbour.
-        cell_ids: ``Metadata_CellID`` of each crop. channels: stains in order.
-        center, scale: (C,) the plate's statistics; standardised = (raw - center) / scale.
-        voxel_size: (z, y, x) in um. version: provenance digest.
+        images: (N, C, z, y, x) uint16.
+        labels: (N, z, y, x) uint8, 0 background, 1 target, 2 neighbour.
+        cell_ids: ``Metadata_CellID`` of each crop.
+        channels: stains in order.
+        center, scale: (C,) statistics of the plate; standardised = (raw - center) / scale.
+        voxel_size: (z, y, x) in um.
+        version: provenance digest.
     """
 
     path: Path
@@ -50,13 +54,13 @@ class CropField:
         return len(self.cell_ids)
 
     def read(self, rows: slice | int, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of some crops.
+        """Read images and labels of some crops.
 
         Args:
-            images: memory for the images, of their shape and type.
+            images: array to read the images into, of their shape and type; None allocates one.
 
         Raises:
-            CropError: where a chunk is damaged.
+            CropError: if a chunk is damaged.
         """
         from zarr.buffer.cpu import NDBuffer
 
@@ -80,10 +84,14 @@ def write_crops(
     voxel_size: list[float],
     provenance: Provenance,
 ) -> None:
-    """Write the crops of one field, in the order of ``cell_ids``; memory holds two shards.
+    """Write the crops of one field in the order of ``cell_ids``. At most two shards are in memory.
 
     Args:
-        statistics: ``{"center": [...], "scale": [...]}`` of the plate, one value a channel.
+        crops: image (C, z, y, x) and labels (z, y, x) of each cell.
+        statistics: ``{"center": [...], "scale": [...]}`` of the plate, one value per channel.
+
+    Raises:
+        CropError: if the number of crops differs from the number of cells.
     """
     import zarr
     from zarr.codecs import BloscCodec
@@ -91,18 +99,18 @@ def write_crops(
     crop_bytes = 2 * len(channels) * int(np.prod(shape))
     n = len(cell_ids)
     per_shard = int(min(max(1, _SHARD_BYTES // crop_bytes), max(1, n)))
-    per_shard -= per_shard % _LABELS if per_shard > _LABELS else 0
-    with new_folder(path) as folder:
+    per_shard -= per_shard % _LABELS_PER_CHUNK if per_shard > _LABELS_PER_CHUNK else 0
+    with atomic_folder(path) as folder:
         group = zarr.open_group(folder, mode="w", zarr_format=3)
-        # Bytes are shuffled, not bits: a tenth more on disk, and read in half the time.
+        # Byte shuffling needs 10% more space than bit shuffling and reads twice as fast.
         codec = BloscCodec(cname="lz4", shuffle="shuffle")
         images = group.create_array(
             "images", shape=(n, len(channels), *shape), chunks=(1, len(channels), *shape),
             shards=(per_shard, len(channels), *shape), dtype="uint16", compressors=codec,
         )  # fmt: skip
-        # Labels shrink to nothing, so that what a chunk costs is the asking: few to read many, small to read one.
+        # Compressed labels are tiny, so the number of requests dominates. A few per chunk suit single and batch reads.
         labels = group.create_array(
-            "labels", shape=(n, *shape), chunks=(min(per_shard, _LABELS), *shape), shards=(per_shard, *shape),
+            "labels", shape=(n, *shape), chunks=(min(per_shard, _LABELS_PER_CHUNK), *shape), shards=(per_shard, *shape),
             dtype="uint8", compressors=codec,
         )  # fmt: skip
         group.attrs.update(cell_ids=cell_ids, channels=channels, voxel_size=voxel_size, **statistics)
@@ -117,7 +125,11 @@ def write_crops(
 
 
 def open_crops(path: Path) -> CropField:
-    """Open the crops of one field; CropError if there are none, or they are damaged."""
+    """Open the crops of one field.
+
+    Raises:
+        CropError: if the crops are missing or damaged.
+    """
     import zarr
 
     try:
@@ -125,10 +137,22 @@ def open_crops(path: Path) -> CropField:
         attributes = group.attrs.asdict()
         version = stored_version(path)
         if version is None:
-            raise CropError("crops without a provenance record", _REMEDY, path=path)
+            raise CropError("the crops have no provenance record", _REMEDY, path=path)
         images, labels = (cast("zarr.Array", group[name]) for name in ("images", "labels"))
         center, scale = (np.asarray(attributes[name], dtype=np.float32) for name in ("center", "scale"))
-        cell_ids, channels, voxel_size = (cast(list, attributes[n]) for n in ("cell_ids", "channels", "voxel_size"))
-        return CropField(path, images, labels, cell_ids, channels, center, scale, voxel_size, version)
+        cell_ids, channels, voxel_size = (
+            cast(list, attributes[name]) for name in ("cell_ids", "channels", "voxel_size")
+        )
+        return CropField(
+            path=path,
+            images=images,
+            labels=labels,
+            cell_ids=cell_ids,
+            channels=channels,
+            center=center,
+            scale=scale,
+            voxel_size=voxel_size,
+            version=version,
+        )
     except (OSError, KeyError, ValueError) as error:
         raise CropError(f"crops cannot be opened ({error})", _REMEDY, path=path) from error

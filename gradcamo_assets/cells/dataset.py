@@ -1,4 +1,4 @@
-"""Stored crops as a torch dataset."""
+"""Read stored crops as a torch dataset, and sample them with balanced classes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gradcamo_assets.provenance import digest
 
 
 def standardise(images: Tensor, center: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
-    """(B, C, Z, Y, X) raw intensities to float32 by the plate's statistics (C,); never by the crop's own.
+    """Standardise raw intensities (B, C, Z, Y, X) to float32 by the plate's statistics (C,).
 
-    Dividing a crop by its own mean and deviation would write the cell's phenotype into the background's pixels.
+    Statistics of the crop itself would carry the cell's phenotype into the background.
 
     Args:
-        out: float32 memory of the images' shape to write to; made where it is not given.
+        out: float32 tensor of the images' shape to write to; None allocates one.
     """
     shape = (1, -1, *[1] * (images.ndim - 2))
     if out is None:
@@ -29,23 +29,28 @@ def standardise(images: Tensor, center: Tensor, scale: Tensor, out: Tensor | Non
 
 
 def channel_order(field: CropField, channels: Sequence[str]) -> list[int]:
-    """Positions of ``channels`` in the field's crops; CropError where one is missing."""
+    """Return the positions of ``channels`` in the field's crops.
+
+    Raises:
+        CropError: if a channel is missing.
+    """
     missing = [name for name in channels if name not in field.channels]
     if missing:
-        problem = f"crops lack channel {', '.join(missing)} (they have {', '.join(field.channels)})"
+        problem = f"crops lack channel {', '.join(missing)}; they have {', '.join(field.channels)}"
         raise CropError(problem, "Score the plate with an encoder trained on its stains.", path=field.path)
     return [field.channels.index(name) for name in channels]
 
 
 class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
-    """Standardised crops, their labels and their class.
+    """Standardised crops with their labels and classes.
+
+    An item is an image (C, z, y, x) float32, labels (z, y, x) uint8 and a class index.
 
     Args:
-        fields: stored fields. classes: ``Metadata_CellID`` to class index; cells it lacks are left out.
-        channels: stains in the order the encoder takes them. memory: bytes of raw crops kept once read, so that later
-            epochs need no disk.
-
-    Items: (C, z, y, x) float32, (z, y, x) uint8, class index.
+        fields: stored fields.
+        classes: class index by ``Metadata_CellID``; cells without one are left out.
+        channels: stains in the encoder's order.
+        memory: bytes of raw crops to cache, so that later epochs need no disk.
     """
 
     def __init__(
@@ -59,19 +64,23 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
             for row, cell_id in enumerate(field.cell_ids)
             if cell_id in classes
         ]
-        self._free = memory
-        self._read: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._free_bytes = memory
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def targets(self) -> np.ndarray:
-        """(N,) class index of every item."""
+        """Class index of every item, (N,)."""
         return np.array([target for _, _, target in self.items], dtype=np.int64)
 
     @property
     def identity(self) -> str:
-        """Digest of which crops these are, their classes and their stains, in order."""
-        fields, orders = self.fields, self.orders
-        return digest([(fields[i].version, fields[i].cell_ids[row], orders[i], y) for i, row, y in self.items])
+        """Digest of the crops, their classes and their stains, in order."""
+        return digest(
+            [
+                (self.fields[index].version, self.fields[index].cell_ids[row], self.orders[index], target)
+                for index, row, target in self.items
+            ]
+        )
 
     @property
     def cell_ids(self) -> list[str]:
@@ -84,25 +93,26 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor, int]:
         index, row, target = self.items[item]
         field, order = self.fields[index], self.orders[index]
-        found = self._read.get(item)
-        if found is None:
-            found = field.read(row)
-            if self._free > 0:
-                self._read[item] = found
-                self._free -= sum(array.nbytes for array in found)
-        image, labels = found
+        crop = self._cache.get(item)
+        if crop is None:
+            crop = field.read(row)
+            if self._free_bytes > 0:
+                self._cache[item] = crop
+                self._free_bytes -= sum(array.nbytes for array in crop)
+        image, labels = crop
         center, scale = torch.from_numpy(field.center[order]), torch.from_numpy(field.scale[order])
         return standardise(torch.from_numpy(image[order])[None], center, scale)[0], torch.from_numpy(labels), target
 
 
 class BalancedSampler(Sampler[int]):
-    """Items drawn with replacement so that every class is as likely, in every process of a training.
+    """Sample items with replacement so that all classes are equally likely.
 
-    An epoch's draw follows from ``seed`` and ``set_epoch`` alone: a training taken up again draws what it would have
-    drawn, and each of ``ranks`` processes takes its own share of one balanced draw.
+    The sample depends only on ``seed`` and the epoch, so a resumed training draws the same items. Each of ``ranks``
+    processes takes its share of one balanced sample.
 
     Args:
-        targets: (N,) class index of every item. total: items an epoch and process.
+        targets: (N,) class index of every item.
+        total: items per epoch and process.
     """
 
     def __init__(self, targets: np.ndarray, total: int, seed: int, ranks: int = 1):
@@ -110,19 +120,19 @@ class BalancedSampler(Sampler[int]):
         self.total, self.seed, self.ranks, self.epoch = total, seed, ranks, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before every epoch."""
+        """Set the epoch. Lightning calls this before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
         drawn = torch.multinomial(self.weights, self.total * self.ranks, replacement=True, generator=generator)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         return iter(drawn[rank :: self.ranks].tolist())
 
 
-def mixed(*seeds: int) -> int:
-    """One seed made of several; neighbouring ones give unrelated streams."""
+def mix_seeds(*seeds: int) -> int:
+    """Combine several seeds into one; neighbouring seeds give unrelated streams."""
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])

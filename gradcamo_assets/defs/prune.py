@@ -16,11 +16,11 @@ import polars as pl
 from gradcamo_assets.defs.field_results import FIELD
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 from gradcamo_assets.plates import list_inbox
 from gradcamo_assets.plates.plate_records import PLATE_FILE_ENDINGS, known_markers
 from gradcamo_assets.plates.staging import Staging
-from gradcamo_assets.storage import children, read_json, remove
+from gradcamo_assets.storage import list_visible, read_json, remove
 from gradcamo_assets.tables import LAKE_TABLES, Lake
 from gradcamo_assets.tables.schema import tables_filed_by
 from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry
@@ -78,7 +78,9 @@ def plan_crops(home: Home, lake: Lake, plate: str) -> Plan:
         GradcamoError: where there are none.
     """
     edits: list[tuple[str, Keys, pl.DataFrame]] = []
-    for row in lake.versions("crop_versions", plate=plate_name(plate)).filter(pl.col("n") > 0).iter_rows(named=True):
+    for row in (
+        lake.versions("crop_versions", plate=check_plate_name(plate)).filter(pl.col("n") > 0).iter_rows(named=True)
+    ):
         keys = {"plate": plate, "site": row["Metadata_Site"]}
         crops, fields = lake.read("crops", **keys), lake.read("field_crops", **keys)
         edits += [
@@ -111,10 +113,12 @@ def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, p
             f"There are scores of versions {_listed(computed)}.", plate=plate,
         )  # fmt: skip
     run = next(run for run, number in runs.items() if number == version)
-    paths = _there([*children(home.exports, plate or "*")], f"{registry.name}-v{version}")
+    paths = _there([*list_visible(home.exports, plate or "*")], f"{registry.name}-v{version}")
     if plate is not None:
         tables = tables_filed_by("plate", "model_run")
-        return Plan(home, lake, tuple((t, {"plate": plate_name(plate), "model_run": run}) for t in tables), paths=paths)
+        return Plan(
+            home, lake, tuple((t, {"plate": check_plate_name(plate), "model_run": run}) for t in tables), paths=paths
+        )
     return Plan(home, lake, _drops_of_run(run), paths=paths + _there([home.fitted], run))
 
 
@@ -125,7 +129,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
         PlateError: where the inbox cannot be listed, so that nobody knows whether the plate still lies there.
         GradcamoError: where it does, or where there is no such plate.
     """
-    if any(list_inbox(home.inbox, only=plate_name(plate)).values()):
+    if any(list_inbox(home.inbox, only=check_plate_name(plate)).values()):
         remedy = "It would be taken in again: move it out of the inbox first."
         raise GradcamoError("the plate still lies in the inbox", remedy, plate=plate, path=home.inbox)
     drops = tuple((table, {"plate": plate}) for table in tables_filed_by("plate"))
@@ -142,7 +146,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     paths = [
         *known_markers(home.plates, plate), *_there([home.plates], *files),
         *_there([home.plates / "failures"], f"{plate}.json"),
-        *_there([home.masks, home.crops, home.reports, home.exports, *children(home.fitted, "*/sphering")], plate),
+        *_there([home.masks, home.crops, home.reports, home.exports, *list_visible(home.fitted, "*/sphering")], plate),
     ]  # fmt: skip
     return _checked(Plan(home, lake, drops, tuple(edits), tuple(paths)), plate)
 
@@ -155,7 +159,7 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
     lost = _lost_runs(lake, registry)
     drops = tuple(drop for run in lost for drop in _drops_of_run(run))
     busy, ended = set(), []
-    for file in children(home.unfinished, "*.json"):
+    for file in list_visible(home.unfinished, "*.json"):
         said = read_json(file)
         run = instance.get_run_by_id(said["run"])
         if run is None or run.is_finished:
@@ -167,7 +171,7 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
         scores = lake.scan("scores").filter(~pl.col("model_run").is_in(lost))
         rows = pl.concat([rows.select(*FIELD, column) for rows in (lake.scan(table), scores)]).drop_nulls().unique()
         keep = {(plate, f"{well}_s{site}", version) for plate, well, site, version in rows.collect().iter_rows()}
-        for folder in children(store, "*/*/*"):
+        for folder in list_visible(store, "*/*/*"):
             plate, field, version = folder.parts[-3:]
             if (plate, field, version) not in keep and (store.name, plate, field.rpartition("_s")[2]) not in busy:
                 unnamed += _there([folder.parent], version)

@@ -13,7 +13,7 @@ from gradcamo_assets.profiles import ProfilesConfig
 from gradcamo_assets.scoring.settings import ScoringConfig
 from gradcamo_assets.segmentation import SegmenterConfig
 from gradcamo_assets.segmentation.cell_quality import QcConfig
-from gradcamo_assets.settings import Count, problems, section, setting
+from gradcamo_assets.settings import Count, describe_errors, section, setting
 from gradcamo_assets.training.mlflow_runs import Links
 from gradcamo_assets.training.promotion_rule import PromotionConfig
 from gradcamo_assets.training.settings import TrainingConfig
@@ -83,4 +83,4 @@ def read_settings(home: Home) -> Settings:
         # As JSON, where a list is the only sequence there is: from Python, pydantic tells lists from tuples.
         return _SETTINGS.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise GradcamoError(problems(error, Settings), "Mend the file.", path=path) from None
+        raise GradcamoError(describe_errors(error, Settings), "Mend the file.", path=path) from None

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradcamo_assets.home import Home
-from gradcamo_assets.names import plate_name, slug
+from gradcamo_assets.names import check_name, check_plate_name
 from gradcamo_assets.storage import remove, write_json
 
 
@@ -17,8 +17,8 @@ def announced(home: Home, run_id: str, store: Path, plate: str, site: int) -> It
 
     What a killed run said stays, and counts as long as Dagster does not know the run to have ended.
     """
-    place = {"run": run_id, "store": store.name, "plate": plate_name(plate), "site": site}
-    file = home.unfinished / f"{slug(run_id, 'run')}.{store.name}.json"
+    place = {"run": run_id, "store": store.name, "plate": check_plate_name(plate), "site": site}
+    file = home.unfinished / f"{check_name(run_id, 'run')}.{store.name}.json"
     write_json(file, place)
     yield
     remove(file)

@@ -1,7 +1,7 @@
 """Grad-CAM and its overlap with masks: pure tensor functions for any torch CNN, in 2D and 3D.
 
-Here: the score and everything it is made of (layers, maps, masks projected down, signed evidence). Not here: reading
-crops, batching a plate, choosing a model, storing rows, pictures. Importing this package imports torch.
+Scope: layers, maps, projected masks, the score and the tests of a map's faithfulness. Reading crops, batching a plate,
+choosing a model, storing rows and drawing figures belong to other packages. Importing this package imports torch.
 """
 
 from gradcamo_assets.explain.maps import similarity_to

@@ -1,10 +1,10 @@
-"""Class activation maps from a network's own activations: finding layers, capturing them, weighing their channels.
+"""Find layers of a network, capture their activations and compute Grad-CAM maps from them.
 
-Two ways lead to the Grad-CAM map ReLU(sum_k alpha_k A_k), alpha_k = mean over voxels of d logit / d A_k (arXiv
-1610.02391): the closed form alpha_k = W_yk / n where the layer feeds global average pooling and one linear layer, and
-one truncated backward, from the chosen scalar to the chosen layers, everywhere else.
+The Grad-CAM map is ReLU(sum_k alpha_k A_k) with alpha_k = mean over voxels of d logit / d A_k (arXiv 1610.02391). Where
+the layer feeds global average pooling and one linear layer, alpha_k has the closed form W_yk / n. Elsewhere one
+truncated backward pass runs from the explained scalar to the layers.
 
-Here: whatever touches an ``nn.Module``. Not here: masks.
+Everything that touches an ``nn.Module`` is here; masks are not.
 """
 
 from __future__ import annotations
@@ -24,33 +24,51 @@ Layer: TypeAlias = nn.Module | str
 Target: TypeAlias = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""How far W mean(A) + b may lie from the logits, relative to the largest logit; 5e-2 for half precisions."""
+"""Largest allowed difference between W mean(A) + b and the logits, relative to the largest logit."""
+
+_HALF_PRECISION_TOLERANCE = 5e-2
+"""The same for float16 and bfloat16."""
 
 
 def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
-    """A layer's dotted name and module, given either; ExplainError where the model has no such layer."""
+    """Find a layer by its module or its dotted name.
+
+    Returns:
+        Dotted name and module.
+
+    Raises:
+        ExplainError: if the model has no such layer.
+    """
     for name, module in model.named_modules(remove_duplicate=False):
         if layer is module or layer == name:
             return name, module
     if isinstance(layer, nn.Module):
-        remedy = "Pass a module of this very model (not of a copy of it), or its dotted name."
-        raise ExplainError(f"the layer {type(layer).__name__} is no part of the model", remedy)
-    known = ", ".join([name for name, _ in model.named_modules() if name and name.count(".") < 2][:12])
-    remedy = f"Pass a name from model.named_modules(), for example {known}."
+        remedy = "Pass a module of this model (not of a copy of it), or its dotted name."
+        raise ExplainError(f"the layer {type(layer).__name__} is not part of the model", remedy)
+    examples = ", ".join([name for name, _ in model.named_modules() if name and name.count(".") < 2][:12])
+    remedy = f"Pass a name from model.named_modules(), for example {examples}."
     raise ExplainError(f"the model has no layer {layer!r}", remedy)
 
 
-def captured(
+def capture_activations(
     model: nn.Module, images: Tensor, layers: Mapping[str, nn.Module], graph: bool = True
 ) -> tuple[Any, dict[str, Tensor]]:
-    """One forward pass: what the model returns, and what the layers put out, by name, each (B, K, \\*grid).
+    """Run the model once and keep the output of some layers.
 
-    With ``graph`` each activation begins a new autograd graph, unless it depends on another captured one or on a
-    trained weight, and the model goes on with a copy of it, so that a later in-place ReLU cannot change it. Without, a
-    copy is made only where that happened. Of several runs the last counts.
+    If a layer runs several times, its last output is kept. A later in-place activation cannot change a captured output:
+    with ``graph`` the model continues with a copy of it; without, the model runs again with copies if an output was
+    modified.
+
+    Args:
+        layers: module by name.
+        graph: start a new autograd graph at each activation, unless it depends on another captured activation or on a
+            trainable weight.
+
+    Returns:
+        The model's output, and the activations (B, K, \\*grid) by layer name.
 
     Raises:
-        ExplainError: where a layer did not run, or put out something else than a tensor with the images' axes.
+        ExplainError: if a layer did not run, or its output is not a tensor with as many axes as the images.
     """
     outputs: dict[str, Any] = {}
     versions: dict[str, int] = {}
@@ -74,31 +92,31 @@ def captured(
             raise ExplainError(f"the layer {name!r} did not run in the forward pass", remedy)
         output = outputs[name]
         if not isinstance(output, Tensor) or output.ndim != images.ndim:
-            what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             remedy = f"Pass a convolutional layer whose output is (B, K, *grid), {images.ndim} axes."
-            raise ExplainError(f"the layer {name!r} puts out {what}, no feature map", remedy)
+            raise ExplainError(f"the output of layer {name!r} is no feature map: {found}", remedy)
     if not graph and any(outputs[name]._version != version for name, version in versions.items()):
-        return captured(model, images, layers)
+        return capture_activations(model, images, layers)
     return returned, {name: outputs[name] for name in layers}
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Switch off ``requires_grad`` of all parameters, and restore each as it was."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Switch off ``requires_grad`` of all parameters inside the block, then restore it."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in trained:
+        for parameter in trainable:
             parameter.requires_grad_()
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returns: a tensor, the first of a tuple, or what is called ``logits``.
+def extract_logits(output: Any) -> Tensor:
+    """Extract the logits from a model's output: a tensor, a tuple whose first item they are, or ``output.logits``.
 
     Raises:
-        ExplainError: where there is no such tensor.
+        ExplainError: if the output contains no logits.
     """
     if isinstance(output, Mapping):
         output = output.get("logits")
@@ -107,59 +125,68 @@ def logits_of(output: Any) -> Tensor:
     elif isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor):
-        remedy = "Return logits, a tuple that begins with them or a mapping that names them; or pass target=callable."
-        raise ExplainError(f"the model returns no logits but {type(output).__name__}", remedy)
+        remedy = "Return logits, a tuple that begins with them or a mapping with the key 'logits'; or pass a callable."
+        raise ExplainError(f"the model returns {type(output).__name__} instead of logits", remedy)
     return output
 
 
-def class_targets(target: Any, logits: Tensor) -> Tensor:
-    """The explained class of each cell, (B,) int64: the predicted class, one class for all, or one a sample.
+def resolve_classes(target: Any, logits: Tensor) -> Tensor:
+    """Return the explained class of each sample, (B,) int64.
+
+    Args:
+        target: None (predicted class), one class for all samples, or one class per sample.
 
     Raises:
-        ExplainError: for classes that the model does not have, or a wrong number of them.
+        ExplainError: if the model lacks a class, or the number of classes does not match the batch.
     """
     if logits.ndim != 2:
-        what = f"the model's output has shape {tuple(logits.shape)}, not (B, classes)"
-        raise ExplainError(what, "Pass target=callable that makes one scalar a sample of it.")
+        problem = f"the model's output has shape {tuple(logits.shape)}, not (B, classes)"
+        raise ExplainError(problem, "Pass a callable target that returns one scalar per sample.")
     if target is None:
         return logits.argmax(1)
     chosen = torch.as_tensor(target, device=logits.device)
     if chosen.is_floating_point() or chosen.ndim > 1 or (chosen.ndim == 1 and len(chosen) != len(logits)):
-        what = f"target has shape {tuple(chosen.shape)} and type {chosen.dtype} for {len(logits)} samples"
-        raise ExplainError(what, "Pass None, one integer class for all, one integer class a sample, or a callable.")
+        problem = f"target has shape {tuple(chosen.shape)} and type {chosen.dtype} for {len(logits)} samples"
+        raise ExplainError(
+            problem, "Pass None, one integer class for all, one integer class per sample, or a callable."
+        )
     if bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
-        what = f"target names a class outside 0 to {logits.shape[1] - 1}"
-        raise ExplainError(what, "Pass class indices that the model's head has.")
+        problem = f"target contains a class outside 0 to {logits.shape[1] - 1}"
+        raise ExplainError(problem, "Pass class indices of the model's head.")
     return chosen.long().expand(len(logits))
 
 
-def explained(target: Any, output: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What is explained of a model's output: scalars (B,), logits, and classes (B,).
+def resolve_target(target: Any, output: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Select the scalars to explain from a model's output.
 
-    The scalar is the logit of the target class, or what a callable makes of the output. With a callable the classes are
-    None, and the logits the scalars as one column where the output holds none.
+    Args:
+        target: as in ``gradcamo``.
+
+    Returns:
+        Scalars (B,), the logit of the target class or the callable's result; logits (B, classes); and classes (B,). For
+        a callable the classes are None, and the logits are the scalars as one column if the output contains none.
 
     Raises:
-        ExplainError: for an unusable target, or where a callable does not return one value a sample.
+        ExplainError: if the target is unusable, or a callable does not return one value per sample.
     """
     if not callable(target):
-        logits = logits_of(output)
-        classes = class_targets(target, logits)
+        logits = extract_logits(output)
+        classes = resolve_classes(target, logits)
         return logits.gather(1, classes[:, None])[:, 0], logits, classes
     scalars = target(output)
     if not isinstance(scalars, Tensor) or scalars.ndim != 1:
-        what = tuple(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
-        raise ExplainError(f"the target callable returned {what}", "Return one scalar a sample, a tensor (B,).")
+        found = tuple(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
+        raise ExplainError(f"the target callable returned {found}", "Return one scalar per sample, a tensor (B,).")
     try:
-        return scalars, logits_of(output), None
+        return scalars, extract_logits(output), None
     except ExplainError:
         return scalars, scalars[:, None], None
 
 
 def similarity_to(reference: Any) -> Callable[[Tensor], Tensor]:
-    """A target for ``gradcamo`` where there are no classes: the cosine similarity of embeddings (B, K) to one, (K,).
+    """Make a target for networks without classes: the cosine similarity of their output (B, K) to a reference (K,).
 
-    For networks whose output is the embedding. A reference is, say, a treatment's centroid less the controls'.
+    The network's output is the embedding. A typical reference is a treatment's centroid minus the controls' centroid.
     """
 
     def target(output: Tensor) -> Tensor:
@@ -170,41 +197,50 @@ def similarity_to(reference: Any) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class PooledHead:
-    """A linear layer that feeds on an activation's averages: (B, K) ``pooled``, and its own (B, classes) ``logits``."""
+    """A linear layer after global average pooling of an activation.
+
+    Attributes:
+        pooled: (B, K), the activation's means over voxels.
+        logits: (B, classes), the layer's output in float32 or better.
+    """
 
     linear: nn.Linear
     pooled: Tensor
     logits: Tensor
 
     def bias(self, classes: Tensor) -> Tensor:
-        """The bias of each cell's class, (B,)."""
+        """Return the bias of each sample's class, (B,); 0 if the layer has no bias."""
         bias = self.linear.bias
         return torch.zeros_like(self.logits[:, 0]) if bias is None else bias.detach()[classes]
 
 
-def pooled_head(model: nn.Module, activations: Tensor, logits: Tensor) -> PooledHead | None:
-    """The linear layer that the activations feed through global average pooling, or None.
+def find_pooled_head(model: nn.Module, activations: Tensor, logits: Tensor) -> PooledHead | None:
+    """Find the linear layer that the activations feed through global average pooling, or return None.
 
-    Found by its sizes, believed only where W mean(A) + b, in float32 or better, equals the logits of the whole batch.
+    Candidates have matching sizes. One is accepted only if W mean(A) + b, in float32 or better, equals the logits of
+    the whole batch.
     """
     dtype = torch.promote_types(activations.dtype, torch.float32)
     with torch.no_grad(), torch.autocast(activations.device.type, enabled=False):
         pooled = activations.flatten(2).mean(2, dtype=dtype)
-        allowed = _TOLERANCE.get(logits.dtype, 5e-2) * logits.abs().max().clamp_min(1e-6)
+        allowed = _TOLERANCE.get(logits.dtype, _HALF_PRECISION_TOLERANCE) * logits.abs().max().clamp_min(1e-6)
         for module in model.modules():
             if isinstance(module, nn.Linear) and module.weight.shape == (logits.shape[-1], pooled.shape[1]):
                 bias = None if module.bias is None else module.bias.to(dtype)
-                made = nn.functional.linear(pooled, module.weight.to(dtype), bias)
-                if bool((made - logits).abs().max() <= allowed):
-                    return PooledHead(module, pooled, made)
+                head_logits = nn.functional.linear(pooled, module.weight.to(dtype), bias)
+                if bool((head_logits - logits).abs().max() <= allowed):
+                    return PooledHead(linear=module, pooled=pooled, logits=head_logits)
     return None
 
 
-def signed_map(activations: Tensor, weight: Tensor) -> Tensor:
-    """The un-rectified CAM at such a head, w_y . A_i / n: (B, \\*grid); its sum over voxels is the logit less its bias.
+def compute_signed_map(activations: Tensor, weight: Tensor) -> Tensor:
+    """Compute the map before rectification at a pooled head, w_y . A_i / n: (B, \\*grid).
+
+    Its sum over voxels is the logit minus its bias.
 
     Args:
-        activations: (B, K, *grid) that enter the pooling. weight: (B, K), the linear layer's row of each cell's class.
+        activations: (B, K, *grid), the input of the pooling.
+        weight: (B, K), the linear layer's row for each sample's class.
     """
     dtype = torch.promote_types(activations.dtype, torch.float32)
     grid = activations.shape[2:]
@@ -212,19 +248,20 @@ def signed_map(activations: Tensor, weight: Tensor) -> Tensor:
     values = activations.to(dtype)
     if torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(values.device.type):
         return torch.bmm(scaled[:, None], values.flatten(2)).reshape(len(values), *grid)
-    # A matrix product would run in TF32 or bfloat16.
+    # A matrix product would run in TF32 or bfloat16 here.
     return (values * scaled.reshape(*scaled.shape, *(1,) * len(grid))).sum(1)
 
 
-def gradient_maps(scalars: Tensor, activations: Sequence[Tensor], graph: bool = False) -> list[Tensor]:
-    """Grad-CAM maps by one truncated backward: each (B, \\*grid), rectified.
+def compute_gradient_maps(scalars: Tensor, activations: Sequence[Tensor], graph: bool = False) -> list[Tensor]:
+    """Compute rectified Grad-CAM maps, each (B, \\*grid), by one truncated backward pass.
 
     Args:
-        scalars: (B,), of a graph that reaches the activations; in eval mode sample b depends on its own image only.
-        activations: each (B, K, *grid), from ``captured``. graph: whether the maps can be differentiated in turn.
+        scalars: (B,), with a graph that reaches the activations. In eval mode sample b depends on its own image only.
+        activations: each (B, K, *grid), from ``capture_activations``.
+        graph: keep the graph, so that the maps can be differentiated.
 
     Raises:
-        ExplainError: where the scalar does not depend on a layer.
+        ExplainError: if the scalars do not depend on a layer.
     """
     gradients: Sequence[Tensor | None] = (None,) * len(activations)
     if activations and scalars.requires_grad:
@@ -232,9 +269,10 @@ def gradient_maps(scalars: Tensor, activations: Sequence[Tensor], graph: bool = 
     maps = []
     for values, gradient in zip(activations, gradients, strict=True):
         if gradient is None:
-            remedy = "Pass a layer between the image and the output, and a target that is differentiable."
-            raise ExplainError("what is explained does not depend on the layer", remedy)
+            remedy = "Pass a layer between the image and the output, and a differentiable target."
+            raise ExplainError("the explained scalar does not depend on the layer", remedy)
         dtype = torch.promote_types(gradient.dtype, torch.float32)
-        total = gradient.to(dtype).flatten(2).sum(2)  # signed_map divides it by n: alpha.
-        maps.append(signed_map(values if graph else values.detach(), total).clamp_min(0))
+        # compute_signed_map divides by n, which makes alpha the mean gradient.
+        gradient_sums = gradient.to(dtype).flatten(2).sum(2)
+        maps.append(compute_signed_map(values if graph else values.detach(), gradient_sums).clamp_min(0))
     return maps

@@ -1,9 +1,8 @@
-"""The overlap of a low-resolution map with full-resolution masks, without ever upsampling the map.
+"""Measure the overlap of low-resolution maps with full-resolution masks without upsampling the maps.
 
-The linear upsampler U (align_corners=False) is a matrix, so the share of an upsampled map L inside a mask M is
-``sum(U L * M) / sum(U L) = <L, U'M> / <L, U'1>``: the mask is projected down once, by one small matrix an axis.
-
-Here: that algebra and the columns that follow from it. Not here: networks, gradients, or how L came to be.
+The linear upsampler U (align_corners=False) is a matrix. The share of an upsampled map L inside a mask M is therefore
+``sum(U L * M) / sum(U L) = <L, U'M> / <L, U'1>``: the mask is projected to the map's grid once, with one small matrix
+per axis. Networks and gradients do not appear here.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ LOOKS_AT = ("target", "neighbour", "background", "none")
 """Meaning of the codes 0 to 3 in ``Overlap.looks_at``; -1 is NULL."""
 
 NULL_REASONS = ("empty mask", "map is not finite", "empty map", "mask fills the crop", "map too coarse for the mask")
-"""Meaning of the codes 0 to 4 in ``Overlap.null_reason``; -1 is NULL. The last two leave the score itself standing."""
+"""Meaning of the codes 0 to 4 in ``Overlap.null_reason``; -1 is NULL. With the last two the score itself is valid."""
 
 CHANCE_MARGIN = 0.05
-"""A region must exceed chance by this much (adjusted share) before ``looks_at`` names it."""
+"""Smallest adjusted share of a region that ``looks_at`` reports."""
 
-_PIECE = 1 << 19
-"""Voxels of a mask that are turned into floats at a time."""
+_CHUNK_VOXELS = 1 << 19
+"""Mask voxels that are converted to floats at a time, so that they stay in the cache."""
 
-_RESOLUTION = 1e-5
-"""Ceilings closer to chance than this, relatively, are rounding: the map tells nothing about that region."""
+_MIN_HEADROOM = 1e-5
+"""Smallest relative distance between ceiling and chance. Below it the map cannot resolve the region."""
 
 
 @lru_cache(maxsize=256)
 def _axis_matrix(grid: int, crop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The upsampler of one axis as a matrix (crop, grid). Made by torch's own upsampler, so any sizes agree with it."""
+    """Return torch's linear upsampler of one axis as a matrix (crop, grid)."""
     with torch.inference_mode(False), torch.no_grad():
         unit = torch.eye(grid, dtype=torch.float64)[None]
         rows = torch.nn.functional.interpolate(unit, size=crop, mode="linear", align_corners=False)[0]
@@ -45,33 +44,35 @@ def _axis_matrix(grid: int, crop: int, dtype: torch.dtype, device: torch.device)
 
 
 def project_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
-    """U'M, (B, \\*grid) float64: how much of each map voxel's footprint lies in the mask, in crop voxels, to 1e-6.
+    """Project masks to a map's grid, U'M: (B, \\*grid) float64.
+
+    Each value is the part of a map voxel's footprint inside the mask, in crop voxels, accurate to 1e-6.
 
     Args:
         mask: (B, *crop), bool, integer or float; 2D or 3D.
-        grid: shape of the map, one size an axis of the crop; any sizes, 1 and finer than the crop included.
+        grid: shape of the map, one size per axis of the crop. Any size works, including 1 and sizes above the crop's.
 
     Raises:
-        ExplainError: where mask and grid differ in the number of axes.
+        ExplainError: if mask and grid differ in the number of axes.
     """
     if mask.ndim != len(grid) + 1:
-        what = f"a mask of shape {tuple(mask.shape)} cannot be projected on a map of shape {tuple(grid)}"
-        raise ExplainError(what, "Pass a mask with a batch axis and as many further axes as the map has.")
-    # Twice as fast in float32, where its products are true ones: TF32 and bfloat16 would round U to three digits.
-    exact = mask.dtype == torch.float64 or torch.get_float32_matmul_precision() != "highest"
-    dtype = torch.float64 if exact else torch.float32
+        problem = f"a mask of shape {tuple(mask.shape)} cannot be projected to a map of shape {tuple(grid)}"
+        raise ExplainError(problem, "Pass a mask with a batch axis and as many spatial axes as the map.")
+    # float32 is twice as fast, but only exact without TF32 or bfloat16 products: these round U to three digits.
+    needs_float64 = mask.dtype == torch.float64 or torch.get_float32_matmul_precision() != "highest"
+    dtype = torch.float64 if needs_float64 else torch.float32
     with torch.autocast(mask.device.type, enabled=False):
         values = mask
-        # The last axis first: its product is the largest. In pieces that stay in the cache as floats; the others from
-        # the left, which needs no copy.
+        # The last axis has the largest product. It is multiplied first, in chunks that stay in the cache as floats. The
+        # other axes are multiplied from the left, which needs no copy.
         for axis in range(len(grid), 0, -1):
             length, size = values.shape[axis], grid[axis - 1]
             if length == size:
                 continue
             matrix = _axis_matrix(size, length, dtype, values.device)
             if axis == len(grid):
-                pieces = values.reshape(-1, length).split(max(1, _PIECE // length))
-                values = torch.cat([piece.to(dtype) @ matrix for piece in pieces]).reshape(*values.shape[:-1], size)
+                chunks = values.reshape(-1, length).split(max(1, _CHUNK_VOXELS // length))
+                values = torch.cat([chunk.to(dtype) @ matrix for chunk in chunks]).reshape(*values.shape[:-1], size)
             else:
                 flat = values.to(dtype).reshape(*values.shape[: axis + 1], -1)
                 values = (matrix.T @ flat).reshape(*values.shape[:axis], size, *values.shape[axis + 1 :])
@@ -79,76 +80,85 @@ def project_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def footprint(crop: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> Tensor:
-    """U'1, (\\*grid) in float64: how many crop voxels each map voxel stands for. Sums to the voxels of the crop."""
+def compute_footprint(crop: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return each map voxel's footprint in crop voxels, U'1: (\\*grid) float64. It sums to the voxels of the crop."""
     with torch.inference_mode(False), torch.no_grad():
         return project_mask(torch.ones(1, *crop, dtype=torch.float64, device=device), grid)[0]
 
 
 @dataclass(frozen=True)
-class Regions:
-    """Target, neighbours and background of B crops as a map of one resolution sees them.
+class ProjectedRegions:
+    """Target, neighbours and background of B crops, projected to a map's grid.
 
     Attributes:
-        reach: (B, 3, *grid) float64, r_i: the share of voxel i's footprint that lies in each region; they add to 1.
+        coverage: (B, 3, *grid) float64, r_i: share of voxel i's footprint inside each region. The shares add to 1.
         footprint: (*grid) float64, U'1.
-        fraction: (B, 3) float64, share of the crop that each region fills.
-        centre: (B, *grid) uint8, whether the crop voxel at the centre of each map voxel lies in the target.
-        neighbours_known: False where no neighbour masks were given; their voxels then count as background.
+        fractions: (B, 3) float64, share of the crop that each region fills.
+        centre_in_target: (B, *grid) uint8, 1 if the crop voxel at the map voxel's centre lies in the target.
+        neighbours_known: False without neighbour masks; neighbours then count as background.
     """
 
-    reach: Tensor
+    coverage: Tensor
     footprint: Tensor
-    fraction: Tensor
-    centre: Tensor
+    fractions: Tensor
+    centre_in_target: Tensor
     neighbours_known: bool = True
 
 
-def project_regions(target: Tensor, neighbours: Tensor | None, grid: Sequence[int]) -> Regions:
-    """Project the masks of B crops on a map's ``grid``.
+def project_regions(target: Tensor, neighbours: Tensor | None, grid: Sequence[int]) -> ProjectedRegions:
+    """Project the masks of B crops to a map's ``grid``.
 
     Args:
         target: (B, *crop), 1 in the target cell, else 0; any dtype.
-        neighbours: the same of other cells; the target wins where they overlap. None: not known.
+        neighbours: the same for other cells, or None if unknown. The target wins where masks overlap.
 
     Raises:
-        ExplainError: where a mask holds other values than 0 and 1, or has not the map's axes.
+        ExplainError: if a mask contains values other than 0 and 1, or its axes do not match the map's.
     """
     crop = target.shape[1:]
-    area = footprint(tuple(crop), tuple(grid), target.device)
-    inside = _bytes(target, "target masks")
-    others = None if neighbours is None else (_bytes(neighbours, "neighbour masks") > inside).view(torch.uint8)
-    reach: list[Tensor] = []
-    fraction: list[Tensor] = []
-    for mask in (inside, others):
-        projected = torch.zeros_like(reach[0]) if mask is None else project_mask(mask, grid)
-        # A voxel that the upsampler never reads (a map finer than its crop) belongs to no region but the background.
-        reach.append(torch.where(area > 0, projected / area.clamp_min(1e-300), 0).clamp(0, 1))
-        # The rows of U add to 1, so the projection keeps the mask's number of voxels.
-        fraction.append(projected.flatten(1).sum(1).round() / math.prod(crop))
-    for known in (reach, fraction):
-        known.append((1 - known[0] - known[1]).clamp_min(0))
-    centre = inside
+    footprint = compute_footprint(tuple(crop), tuple(grid), target.device)
+    target_bytes = _as_binary_bytes(target, "target masks")
+    neighbour_bytes = None
+    if neighbours is not None:
+        neighbour_bytes = (_as_binary_bytes(neighbours, "neighbour masks") > target_bytes).view(torch.uint8)
+    coverage: list[Tensor] = []
+    fractions: list[Tensor] = []
+    for mask in (target_bytes, neighbour_bytes):
+        projected = torch.zeros_like(coverage[0]) if mask is None else project_mask(mask, grid)
+        # In a map finer than its crop the upsampler skips some voxels. These count as background.
+        coverage.append(torch.where(footprint > 0, projected / footprint.clamp_min(1e-300), 0).clamp(0, 1))
+        # The rows of U add to 1, so the projection preserves the mask's number of voxels.
+        fractions.append(projected.flatten(1).sum(1).round() / math.prod(crop))
+    for shares in (coverage, fractions):
+        shares.append((1 - shares[0] - shares[1]).clamp_min(0))
+    centre_in_target = target_bytes
     for axis, (size, length) in enumerate(zip(grid, crop, strict=True), start=1):
-        middles = (torch.arange(size, device=target.device) * 2 + 1) * length // (2 * size)
-        centre = centre.index_select(axis, middles)
-    return Regions(torch.stack(reach, 1), area, torch.stack(fraction, 1), centre, neighbours is not None)
+        centres = (torch.arange(size, device=target.device) * 2 + 1) * length // (2 * size)
+        centre_in_target = centre_in_target.index_select(axis, centres)
+    return ProjectedRegions(
+        coverage=torch.stack(coverage, 1),
+        footprint=footprint,
+        fractions=torch.stack(fractions, 1),
+        centre_in_target=centre_in_target,
+        neighbours_known=neighbours is not None,
+    )
 
 
-def _bytes(mask: Tensor, name: str) -> Tensor:
-    """A binary mask as bytes: they turn into floats, and multiply, much faster than booleans do."""
+def _as_binary_bytes(mask: Tensor, name: str) -> Tensor:
+    """Convert a binary mask to bytes, which convert to floats much faster than booleans."""
     inside = mask if mask.dtype == torch.bool else mask != 0
     if inside is not mask and not bool((inside == mask).all()):
-        remedy = "Pass one binary mask a cell, for example labels == label."
-        raise ExplainError(f"{name} hold other values than 0 and 1", remedy)
+        remedy = "Pass one binary mask per cell, for example labels == label."
+        raise ExplainError(f"{name} contain values other than 0 and 1", remedy)
     return inside.view(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Where B maps lie. Float columns are float64 on the map's device with NaN for NULL; codes are int64, -1 is NULL.
+    """Overlap of B maps with their regions, on the map's device.
 
-    ``shares``, ``fractions`` and ``ceilings`` (B, 3) hold the same for target, neighbour and background, in that order.
+    Float columns are float64 with NaN for NULL; codes are int64 with -1 for NULL. ``shares``, ``fractions`` and
+    ``ceilings`` are (B, 3), for target, neighbour and background in that order.
     """
 
     gradcamo: Tensor
@@ -167,132 +177,156 @@ class Overlap:
     ceilings: Tensor
 
 
-def named(codes: Any, names: Sequence[str]) -> list[str | None]:
-    """Codes (a tensor or an array) as their names, -1 as None."""
+def decode(codes: Any, names: Sequence[str]) -> list[str | None]:
+    """Convert codes (a tensor or an array) to names; -1 becomes None."""
     return [None if code < 0 else names[int(code)] for code in codes.tolist()]
 
 
-def overlap(cam: Tensor, regions: Regions) -> Overlap:
-    """Grad-CAMO of localisation maps (arXiv 2403.17615), with what chance and the map's resolution allow.
+def measure_overlap(cam: Tensor, regions: ProjectedRegions) -> Overlap:
+    """Compute Grad-CAMO of localisation maps (arXiv 2403.17615), and adjust it for chance and the map's resolution.
 
-    ``gradcamo`` = <L, U'M> / <L, U'1>, the share of the upsampled map in the mask; a convex combination of
-    r_i = (U'M)_i / (U'1)_i, hence ``gradcamo_max`` = max r. An adjusted share is (share - fraction) / (ceiling -
-    fraction): 0 at chance, 1 at the ceiling. ``looks_at`` is the region with the highest adjusted share, ``none`` where
-    no region exceeds chance by 0.05. Gradients flow to the map, through the shares.
+    ``gradcamo`` = <L, U'M> / <L, U'1> is the share of the upsampled map inside the mask. It is a convex combination of
+    r_i = (U'M)_i / (U'1)_i, so ``gradcamo_max`` = max r. An adjusted share is (share - fraction) / (ceiling -
+    fraction): 0 at chance, 1 at the ceiling. ``looks_at`` is the region with the highest adjusted share, or ``none`` if
+    no region exceeds chance by 0.05. Gradients flow through the shares to the map.
 
-    Two measures that look at the order of map voxels only: ``pointing_game`` (Zhang et al., ECCV 2016), 1 where the
-    crop voxel at the centre of the brightest one lies in the target; and ``relevance_rank_accuracy`` (Arras et al.,
-    arXiv 2003.07258), the share of the mask that the brightest ones of the mask's volume cover, each counted by the
-    part of its footprint in the mask. On a map of the crop's own grid they are the published ones.
+    Two measures depend only on the order of map voxels. ``pointing_game`` (Zhang et al., ECCV 2016) is 1 if the crop
+    voxel at the centre of the brightest map voxel lies in the target. ``relevance_rank_accuracy`` (Arras et al., arXiv
+    2003.07258) is the share of the mask covered by the brightest map voxels whose total volume equals the mask's; each
+    counts with the part of its footprint inside the mask. At the crop's resolution both equal the published measures.
 
-    NULL (NaN, -1) stands where there is no answer: every share of an empty map or mask; the adjusted score where the
-    mask fills the crop or every map voxel sees the same part of it; and, where no neighbour masks are given,
-    ``neighbour_share``, ``neighbour_fraction``, ``background_share`` and ``looks_at``, since what lies outside the
-    target may be either. A crop without neighbours has share 0 and they are no candidate for ``looks_at``.
+    These values are NULL (NaN, -1): every share, if the map or the mask is empty; the adjusted score, if the mask fills
+    the crop or covers the same part of every map voxel; ``neighbour_share``, ``neighbour_fraction``,
+    ``background_share`` and ``looks_at``, if neighbour masks are missing. A crop without neighbours has a neighbour
+    share of 0, and ``looks_at`` does not consider neighbours.
 
     Args:
-        cam: (B, *grid), not negative (negative values count as 0).
-        regions: the masks of the same cells, projected on the same grid.
+        cam: (B, *grid); negative values count as 0.
+        regions: masks of the same cells, projected to the same grid.
 
     Raises:
-        ExplainError: where the two do not fit each other.
+        ExplainError: if maps and regions differ in shape.
     """
-    if cam.shape != regions.reach[:, 0].shape:
-        what = f"maps are {tuple(cam.shape)} and projected masks {tuple(regions.reach[:, 0].shape)}"
-        raise ExplainError(what, "Pass one map and one mask a cell, both with a batch axis and on one grid.")
+    if cam.shape != regions.coverage[:, 0].shape:
+        problem = f"maps have shape {tuple(cam.shape)}, projected masks {tuple(regions.coverage[:, 0].shape)}"
+        raise ExplainError(problem, "Pass one map and one mask per cell, both with a batch axis and on one grid.")
     mass = (cam.to(regions.footprint).clamp_min(0) * regions.footprint).flatten(1)
     total = mass.sum(1, keepdim=True)
-    reach = regions.reach.flatten(2)
-    ceilings = reach.amax(2).maximum(regions.fraction)
-    finite = torch.isfinite(total)
-    there = finite & (total > 0)
-    weights = torch.where(there, mass / torch.where(there, total, 1), torch.nan)
-    shares = torch.einsum("bn,bcn->bc", weights, reach).clamp_min(0).minimum(ceilings)
-    measured = _columns(shares, regions.fraction, ceilings, finite[:, 0], regions.neighbours_known)
-    answered = ~torch.isnan(measured.gradcamo)
+    coverage = regions.coverage.flatten(2)
+    ceilings = coverage.amax(2).maximum(regions.fractions)
+    is_finite = torch.isfinite(total)
+    has_mass = is_finite & (total > 0)
+    weights = torch.where(has_mass, mass / torch.where(has_mass, total, 1), torch.nan)
+    shares = torch.einsum("bn,bcn->bc", weights, coverage).clamp_min(0).minimum(ceilings)
+    measured = _build_overlap(shares, regions.fractions, ceilings, is_finite[:, 0], regions.neighbours_known)
+    is_scored = ~torch.isnan(measured.gradcamo)
     values = cam.detach().to(regions.footprint).flatten(1)
-    hit = regions.centre.flatten(1).gather(1, values.argmax(1, keepdim=True))[:, 0].to(values)
-    rank = _rank_accuracy(values, regions.footprint.flatten(), reach[:, 0], regions.fraction[:, 0])
+    brightest = values.argmax(1, keepdim=True)
+    hit = regions.centre_in_target.flatten(1).gather(1, brightest)[:, 0].to(values)
+    rank_accuracy = _compute_rank_accuracy(values, regions.footprint.flatten(), coverage[:, 0], regions.fractions[:, 0])
     return replace(
         measured,
-        pointing_game=torch.where(answered, hit, torch.nan),
-        relevance_rank_accuracy=torch.where(answered, rank, torch.nan),
+        pointing_game=torch.where(is_scored, hit, torch.nan),
+        relevance_rank_accuracy=torch.where(is_scored, rank_accuracy, torch.nan),
     )
 
 
-def _rank_accuracy(cam: Tensor, area: Tensor, reach: Tensor, fraction: Tensor) -> Tensor:
-    """The share of the mask's volume that the brightest map voxels, of the same volume together, cover of it: (B,).
+def _compute_rank_accuracy(cam: Tensor, footprint: Tensor, coverage: Tensor, fraction: Tensor) -> Tensor:
+    """Compute the share of the mask covered by the brightest map voxels whose total volume equals the mask's: (B,).
 
-    Voxels that tie for the last places count in part, so that the order of voxels does not matter.
+    Voxels tied at the threshold count in part, so the order of voxels does not matter.
 
     Args:
-        cam, reach: (B, n). area: (n,), U'1. fraction: (B,), of the crop, that the mask fills.
+        cam, coverage: (B, n).
+        footprint: (n,), U'1.
+        fraction: (B,), share of the crop that the mask fills.
     """
-    wanted = (fraction * area.sum())[:, None]
-    cam = cam.masked_fill(area == 0, -torch.inf)
-    # As many as can be needed, should all of them have the smallest footprint.
-    most = math.ceil(float(wanted.max() / area[area > 0].min())) + 1
-    brightest, order = cam.topk(min(most, cam.shape[1]), 1)
-    last = (area[order].cumsum(1) < wanted * (1 - 1e-12)).sum(1, keepdim=True).clamp_max(order.shape[1] - 1)
+    mask_volume = (fraction * footprint.sum())[:, None]
+    cam = cam.masked_fill(footprint == 0, -torch.inf)
+    # Enough voxels even if all have the smallest footprint.
+    max_voxels = math.ceil(float(mask_volume.max() / footprint[footprint > 0].min())) + 1
+    brightest, order = cam.topk(min(max_voxels, cam.shape[1]), 1)
+    below_volume = footprint[order].cumsum(1) < mask_volume * (1 - 1e-12)
+    last = below_volume.sum(1, keepdim=True).clamp_max(order.shape[1] - 1)
     threshold = brightest.gather(1, last)
-    above, tied = area * (cam > threshold), area * (cam == threshold)
-    part = (wanted - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True).clamp_min(1e-300)
-    return ((above + part.clamp(0, 1) * tied) * reach).sum(1) / wanted[:, 0].clamp_min(1e-300)
+    above, tied = footprint * (cam > threshold), footprint * (cam == threshold)
+    tied_share = (mask_volume - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True).clamp_min(1e-300)
+    covered = ((above + tied_share.clamp(0, 1) * tied) * coverage).sum(1)
+    return covered / mask_volume[:, 0].clamp_min(1e-300)
 
 
-def region_evidence(signed: Tensor, regions: Regions) -> dict[str, Tensor]:
-    """What speaks for (positive) or against the class by region, (B,) float64 each, in logits, by column.
+def split_evidence(signed: Tensor, regions: ProjectedRegions) -> dict[str, Tensor]:
+    """Split the evidence for (positive) or against the class by region: columns (B,) float64, in logits.
 
-    A voxel whose footprint straddles regions is split as its footprint is, so the three add to the map's sum. Without
-    neighbour masks the neighbours' and the background's are NaN.
+    A voxel whose footprint spans several regions is split in proportion, so the columns add to the map's sum. Without
+    neighbour masks the evidence of neighbours and background is NaN.
 
     Args:
-        signed: (B, *grid), un-rectified.
+        signed: (B, *grid), the map before rectification.
     """
-    parts = torch.einsum("bn,bcn->bc", signed.to(regions.reach).flatten(1), regions.reach.flatten(2))
+    parts = torch.einsum("bn,bcn->bc", signed.to(regions.coverage).flatten(1), regions.coverage.flatten(2))
     if not regions.neighbours_known:
         parts[:, 1:] = torch.nan
     return {f"evidence_{name}": parts[:, index] for index, name in enumerate(LOOKS_AT[:3])}
 
 
-def mean_overlap(parts: Sequence[Overlap]) -> Overlap:
-    """The overlap of the mean of several maps a cell, each divided by its own mass <L, U'1> first.
+def average_overlaps(parts: Sequence[Overlap]) -> Overlap:
+    """Compute the overlap of the mean of several maps per cell, each divided by its mass <L, U'1> first.
 
-    Shares are linear in the map and the masses are equal, so it is the mean of the shares; and so is the ceiling, which
-    each map reaches on its own. Maps that are empty take no part. What depends on the order of voxels is NULL.
+    Shares are linear in the map and the masses are equal, so the result is the mean of the shares. The ceiling is the
+    mean of the ceilings, which each map can reach on its own. Empty maps are left out. Measures that depend on the
+    order of voxels are NULL.
     """
     shares = torch.stack([part.shares for part in parts])
     ceilings = torch.stack([part.ceilings for part in parts])
-    present = ~torch.isnan(shares[..., :1])
-    some = present.any(0)
-    finite = torch.stack([part.null_reason != NULL_REASONS.index("map is not finite") for part in parts]).all(0)
-    ceilings = torch.where(present | ~some, ceilings, torch.nan).nanmean(0)
-    known = not bool(torch.isnan(parts[0].neighbour_fraction).any())
-    shares = torch.where(finite[:, None], shares.nanmean(0), torch.nan)
-    return _columns(shares, parts[0].fractions, ceilings, finite, known)
+    is_present = ~torch.isnan(shares[..., :1])
+    any_present = is_present.any(0)
+    is_finite = torch.stack([part.null_reason != NULL_REASONS.index("map is not finite") for part in parts]).all(0)
+    ceilings = torch.where(is_present | ~any_present, ceilings, torch.nan).nanmean(0)
+    neighbours_known = not bool(torch.isnan(parts[0].neighbour_fraction).any())
+    shares = torch.where(is_finite[:, None], shares.nanmean(0), torch.nan)
+    return _build_overlap(shares, parts[0].fractions, ceilings, is_finite, neighbours_known)
 
 
-def _columns(shares: Tensor, fractions: Tensor, ceilings: Tensor, finite: Tensor, neighbours_known: bool) -> Overlap:
-    """The columns from shares (NaN where the map is empty), fractions and ceilings, each (B, 3)."""
+def _build_overlap(
+    shares: Tensor, fractions: Tensor, ceilings: Tensor, is_finite: Tensor, neighbours_known: bool
+) -> Overlap:
+    """Build all columns from shares (NaN for an empty map), fractions and ceilings, each (B, 3)."""
     null = torch.full_like(shares[:, 0], torch.nan)
-    masked, fills = fractions[:, 0] > 0, fractions[:, 0] == 1
-    shares = torch.where(masked[:, None], shares, torch.nan)
-    empty = torch.isnan(shares[:, 0])
-    target = torch.where(fills & ~empty, 1.0, shares[:, 0])
-    ceilings = torch.cat((torch.where(fills, 1.0, ceilings[:, 0])[:, None], ceilings[:, 1:]), 1)
-    neighbour = torch.where(fractions[:, 1] > 0, shares[:, 1], torch.where(empty, torch.nan, 0.0))
+    has_mask, fills_crop = fractions[:, 0] > 0, fractions[:, 0] == 1
+    shares = torch.where(has_mask[:, None], shares, torch.nan)
+    is_empty = torch.isnan(shares[:, 0])
+    target = torch.where(fills_crop & ~is_empty, 1.0, shares[:, 0])
+    ceilings = torch.cat((torch.where(fills_crop, 1.0, ceilings[:, 0])[:, None], ceilings[:, 1:]), 1)
+    neighbour = torch.where(fractions[:, 1] > 0, shares[:, 1], torch.where(is_empty, torch.nan, 0.0))
     background = (1 - target - neighbour).clamp_min(0)
     shares = torch.stack((target, neighbour, background), 1)
 
-    resolved = (fractions > 0) & (ceilings - fractions > _RESOLUTION * ceilings) & ~empty[:, None]
-    adjusted = torch.where(resolved, (shares - fractions) / torch.where(resolved, ceilings - fractions, 1), torch.nan)
+    headroom = ceilings - fractions
+    is_resolved = (fractions > 0) & (headroom > _MIN_HEADROOM * ceilings) & ~is_empty[:, None]
+    adjusted = torch.where(is_resolved, (shares - fractions) / torch.where(is_resolved, headroom, 1), torch.nan)
     best, region = adjusted.nan_to_num(nan=-torch.inf).max(1)
     looks_at = torch.where(best > CHANCE_MARGIN, region, LOOKS_AT.index("none"))
-    looks_at = torch.where(resolved.any(1) & neighbours_known, looks_at, -1)
-    reason = torch.full_like(looks_at, -1)
-    for code, condition in reversed([*enumerate((~masked, ~finite, empty, fills, ~resolved[:, 0]))]):
-        reason = torch.where(condition, code, reason)
-    around = (neighbour, background, fractions[:, 1]) if neighbours_known else (null,) * 3
-    measured = (target, fractions[:, 0], ceilings[:, 0], adjusted[:, 0], *around, looks_at)
-    # In the order of the columns; what depends on the order of map voxels is filled in by ``overlap``.
-    return Overlap(*measured, null, null, reason, shares, fractions, ceilings)
+    looks_at = torch.where(is_resolved.any(1) & neighbours_known, looks_at, -1)
+    # In the order of NULL_REASONS; the first reason that applies wins.
+    reasons = (~has_mask, ~is_finite, is_empty, fills_crop, ~is_resolved[:, 0])
+    null_reason = torch.full_like(looks_at, -1)
+    for code, applies in reversed([*enumerate(reasons)]):
+        null_reason = torch.where(applies, code, null_reason)
+    return Overlap(
+        gradcamo=target,
+        mask_fraction=fractions[:, 0],
+        gradcamo_max=ceilings[:, 0],
+        gradcamo_adjusted=adjusted[:, 0],
+        neighbour_share=neighbour if neighbours_known else null,
+        background_share=background if neighbours_known else null,
+        neighbour_fraction=fractions[:, 1] if neighbours_known else null,
+        looks_at=looks_at,
+        # ``measure_overlap`` fills in the measures that depend on the order of map voxels.
+        pointing_game=null,
+        relevance_rank_accuracy=null,
+        null_reason=null_reason,
+        shares=shares,
+        fractions=fractions,
+        ceilings=ceilings,
+    )

@@ -1,7 +1,7 @@
-"""The score: one call for any network.
+"""Compute the score of any network in one call.
 
-Here: what goes in is checked, maps and masks are brought together, columns come out. Not here: how maps are made
-(``cam``, ``methods``) and how they are measured (``overlap``).
+This module checks the inputs and combines maps with masks. ``maps`` and ``methods`` compute the maps, ``overlap``
+measures them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,31 @@ import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.errors import ExplainError
-from gradcamo_assets.explain import maps as cam
-from gradcamo_assets.explain import methods, overlap
-from gradcamo_assets.explain.maps import Layer, PooledHead, Target
-from gradcamo_assets.explain.overlap import Overlap, Regions
-from gradcamo_assets.explain.result import GradcamoResult, pack
+from gradcamo_assets.explain import methods
+from gradcamo_assets.explain.maps import (
+    Layer,
+    PooledHead,
+    Target,
+    capture_activations,
+    compute_gradient_maps,
+    compute_signed_map,
+    extract_logits,
+    find_layer,
+    find_pooled_head,
+    frozen_parameters,
+    resolve_classes,
+    resolve_target,
+)
+from gradcamo_assets.explain.overlap import (
+    Overlap,
+    ProjectedRegions,
+    average_overlaps,
+    compute_footprint,
+    measure_overlap,
+    project_regions,
+    split_evidence,
+)
+from gradcamo_assets.explain.result import GradcamoResult, pack_result
 
 _Masks: TypeAlias = tuple[Tensor, Tensor | None]
 
@@ -36,73 +56,76 @@ def gradcamo(
     definition: str = "linear",
     method: str = "gradcam",
 ) -> GradcamoResult:
-    """Grad-CAMO of B cells: the share of each localisation map that lies inside the target cell's mask.
+    """Compute Grad-CAMO of B cells: the share of each localisation map inside the target cell's mask.
 
-    The model is left as it was: no hook stays, no gradient is written, ``requires_grad`` is restored.
+    The model stays unchanged: hooks are removed, no gradient is written, ``requires_grad`` is restored.
 
     Args:
         model: any torch CNN in eval mode that returns logits (B, classes), a tuple that begins with them, or a mapping
             or object that names them ``logits``.
-        images: (B, C, Y, X) or (B, C, Z, Y, X), as the model takes them; moved to the model's device.
-        target_masks: (B, Y, X) or (B, Z, Y, X), 1 in the cell that the crop is about, else 0.
-        layer: a module of the model or its dotted name, or a list of them. Of a list, each layer is scored
+        images: (B, C, Y, X) or (B, C, Z, Y, X), as the model expects them; moved to the model's device.
+        target_masks: (B, Y, X) or (B, Z, Y, X), 1 in the crop's target cell, else 0.
+        layer: a module of the model, its dotted name, or a list of these. For a list, each layer is scored
             (``result.layers``), and so is the mean of their maps, each divided by its mass <L, U'1> first.
-        neighbour_masks: same shape, 1 in other cells; without them what tells neighbours from background is NULL.
-        target: None (predicted class), a class for all, one a sample, or a callable that takes what the model returns
-            and gives one scalar a sample, (B,).
-        definition: ``linear``, the upsampler with align_corners=False; or ``pytorch_grad_cam``, what that library's
-            users get (minimum subtracted, cubic spline in 3D), for which ``gradcamo_max``, ``gradcamo_adjusted`` and
-            ``looks_at`` are NULL: nothing bounds the score there.
-        method: ``gradcam``, or another of ``explain.methods.METHODS``, run by pytorch-grad-cam.
+        neighbour_masks: same shape, 1 in other cells. Without them, columns that separate neighbours from background
+            are NULL.
+        target: None (predicted class), one class for all samples, one class per sample, or a callable that maps the
+            model's output to one scalar per sample, (B,).
+        definition: ``linear``, the upsampler with align_corners=False; or ``pytorch_grad_cam``, that library's
+            resampling (minimum subtracted, cubic spline in 3D). The latter has no upper bound below 1, so
+            ``gradcamo_max``, ``gradcamo_adjusted`` and ``looks_at`` are NULL.
+        method: ``gradcam``, or a method of ``explain.methods.METHODS``, run by pytorch-grad-cam.
 
     Raises:
-        ExplainError: for masks of another shape, an empty batch, images that are not finite, a network in training
-            mode, a layer that does not exist or does not run, or a method that cannot do it.
+        ExplainError: if masks do not match the images, the batch is empty, images are not finite, the network is in
+            training mode, a layer does not exist or does not run, or the method does not support the images.
     """
-    images, masks = _checked(model, images, target_masks, neighbour_masks)
+    images, masks = _check_inputs(model, images, target_masks, neighbour_masks)
     methods.check_method(method, images.ndim - 2)
     if definition not in DEFINITIONS:
-        raise ExplainError(f"there is no definition {definition!r}", f"Choose one of {', '.join(DEFINITIONS)}.")
-    modules = dict(cam.find_layer(model, one) for one in ([layer] if isinstance(layer, nn.Module | str) else layer))
+        raise ExplainError(f"unknown definition {definition!r}", f"Choose one of {', '.join(DEFINITIONS)}.")
+    layers = [layer] if isinstance(layer, nn.Module | str) else layer
+    modules = dict(find_layer(model, one_layer) for one_layer in layers)
     if not modules:
         raise ExplainError("no layer was given", "Pass a module of the model, its dotted name, or a list of them.")
 
-    run = _closed_form(model, images, modules, target) if method == "gradcam" else None
-    run = run or _backward(model, images, modules, target, method)
+    run = _compute_maps_in_closed_form(model, images, modules, target) if method == "gradcam" else None
+    run = run or _compute_maps_by_backward(model, images, modules, target, method)
     if not bool(torch.isfinite(run.logits).all()) and not bool(torch.isfinite(images).all()):
-        bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
-        problem = f"{len(bad)} images hold NaN or infinite values, the first at index {bad[0]}"
-        raise ExplainError(problem, "Leave these cells out or repair their crops: they cannot be scored.")
-    common = _class_columns(run)
+        not_finite = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
+        problem = f"{len(not_finite)} images contain NaN or infinite values, the first at index {not_finite[0]}"
+        raise ExplainError(problem, "Leave these cells out or repair their crops.")
+    class_columns = _class_columns(run)
     results: dict[str, GradcamoResult] = {}
     overlaps: list[Overlap] = []
-    linear = definition == "linear"
-    regions: dict[tuple[int, ...], Regions] = {}
+    is_linear = definition == "linear"
+    regions: dict[tuple[int, ...], ProjectedRegions] = {}
     for name, values in run.activations.items():
-        columns = dict(common)
+        columns = dict(class_columns)
         grid = tuple(values.shape[2:])
         if grid not in regions:
-            regions[grid] = overlap.project_regions(*masks, grid)
+            regions[grid] = project_regions(*masks, grid)
         head = run.heads.get(name)
         if head is not None and run.classes is not None:
             columns["logit_bias"] = head.bias(run.classes)
-            columns |= overlap.region_evidence(run.maps[name], regions[grid])
+            columns |= split_evidence(run.maps[name], regions[grid])
             run.maps[name] = run.maps[name].clamp_min(0)
-        overlaps.append(overlap.overlap(run.maps[name], regions[grid]))
-        columns |= vars(overlaps[-1] if linear else _library_overlap([run.maps[name]], masks))
+        overlaps.append(measure_overlap(run.maps[name], regions[grid]))
+        columns |= vars(overlaps[-1] if is_linear else _library_overlap([run.maps[name]], masks))
         embedding = values.detach().flatten(2).mean(2, dtype=torch.float32) if head is None else head.pooled.float()
-        results[name] = pack(columns, run.logits, embedding, run.maps[name])
+        results[name] = pack_result(columns, run.logits, embedding, run.maps[name])
     if len(results) == 1:
         return next(iter(results.values()))
-    ordered = list(run.maps.values())
-    measured = overlap.mean_overlap(overlaps) if linear else _library_overlap(ordered, masks)
-    mean = pack(common | vars(measured), run.logits, embedding, _mean_map(ordered, masks[0].shape[1:]))
+    layer_maps = list(run.maps.values())
+    measured = average_overlaps(overlaps) if is_linear else _library_overlap(layer_maps, masks)
+    mean_map = _average_maps(layer_maps, masks[0].shape[1:])
+    mean = pack_result(class_columns | vars(measured), run.logits, embedding, mean_map)
     return replace(mean, layers=results)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What came of one batch: maps (B, \\*grid) by layer, not yet rectified at a pooled head."""
+class _BatchMaps:
+    """Maps (B, \\*grid) of one batch by layer, with the model's output. At a pooled head they are not yet rectified."""
 
     scalars: Tensor
     logits: Tensor
@@ -112,64 +135,88 @@ class _Run:
     heads: dict[str, PooledHead]
 
 
-_NOT_POOLED: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
-"""Layers that do not feed global average pooling and a linear layer, so that the next batch need not try."""
+_WITHOUT_POOLED_HEAD: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
+"""Layers without global average pooling and a linear head, remembered so that later batches skip the attempt."""
 
 
-def _closed_form(model: nn.Module, images: Tensor, modules: dict[str, nn.Module], target: Target) -> _Run | None:
-    """The maps by one forward pass without a graph, where every layer feeds a pooled head and a class is explained."""
+def _compute_maps_in_closed_form(
+    model: nn.Module, images: Tensor, modules: dict[str, nn.Module], target: Target
+) -> _BatchMaps | None:
+    """Compute the maps in one forward pass without a graph; None unless every layer feeds a pooled head.
+
+    A callable target has no closed form.
+    """
     names = tuple(modules)
-    if callable(target) or names in _NOT_POOLED.get(model, ()):
+    if callable(target) or names in _WITHOUT_POOLED_HEAD.get(model, ()):
         return None
     with torch.inference_mode(False), torch.no_grad():
-        output, activations = cam.captured(model, images, modules, graph=False)
-        logits = cam.logits_of(output)
-        found = {name: cam.pooled_head(model, values, logits) for name, values in activations.items()}
-        heads = {name: head for name, head in found.items() if head is not None}
-        if len(heads) < len(found):
+        output, activations = capture_activations(model, images, modules, graph=False)
+        logits = extract_logits(output)
+        candidates = {name: find_pooled_head(model, values, logits) for name, values in activations.items()}
+        heads = {name: head for name, head in candidates.items() if head is not None}
+        if len(heads) < len(candidates):
             if bool(torch.isfinite(logits).all()):
-                _NOT_POOLED.setdefault(model, set()).add(names)
+                _WITHOUT_POOLED_HEAD.setdefault(model, set()).add(names)
             return None
-        # Logits of a half precision have three digits; those that the head makes of its own activations have seven.
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        logits = logits if logits.dtype == wide else next(iter(heads.values())).logits
-        classes = cam.class_targets(target, logits)
+        # Half-precision logits have three digits; those recomputed from the activations have seven.
+        is_half_precision = logits.dtype != torch.promote_types(logits.dtype, torch.float32)
+        logits = next(iter(heads.values())).logits if is_half_precision else logits
+        classes = resolve_classes(target, logits)
         maps = {
-            name: cam.signed_map(values, heads[name].linear.weight.detach()[classes])
+            name: compute_signed_map(values, heads[name].linear.weight.detach()[classes])
             for name, values in activations.items()
         }
-    return _Run(logits.gather(1, classes[:, None])[:, 0], logits, classes, activations, maps, heads)
+    return _BatchMaps(
+        scalars=logits.gather(1, classes[:, None])[:, 0],
+        logits=logits,
+        classes=classes,
+        activations=activations,
+        maps=maps,
+        heads=heads,
+    )
 
 
-def _backward(model: nn.Module, images: Tensor, modules: dict[str, nn.Module], target: Target, method: str) -> _Run:
-    """The maps by a truncated backward, or by pytorch-grad-cam."""
+def _compute_maps_by_backward(
+    model: nn.Module, images: Tensor, modules: dict[str, nn.Module], target: Target, method: str
+) -> _BatchMaps:
+    """Compute the maps by a truncated backward pass, or with pytorch-grad-cam."""
     maps: dict[str, Tensor] = {}
     heads: dict[str, PooledHead] = {}
-    with torch.inference_mode(False), torch.enable_grad(), cam.frozen(model):
-        output, activations = cam.captured(model, images, modules)
-        scalars, logits, classes = cam.explained(target, output)
+    with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(model):
+        output, activations = capture_activations(model, images, modules)
+        scalars, logits, classes = resolve_target(target, output)
         if len(scalars) != len(images):
-            raise ExplainError(f"{len(scalars)} outputs came of {len(images)} images", "Return one row a sample.")
+            raise ExplainError(
+                f"the model returned {len(scalars)} rows for {len(images)} images", "Return one per image."
+            )
         if method == "gradcam":
             for name, values in activations.items():
-                head = None if classes is None else cam.pooled_head(model, values, logits)
+                head = None if classes is None else find_pooled_head(model, values, logits)
                 if head is not None and classes is not None:
                     heads[name] = head
-                    maps[name] = cam.signed_map(values.detach(), head.linear.weight.detach()[classes])
-            rest = [name for name in activations if name not in heads]
-            maps |= zip(rest, cam.gradient_maps(scalars, [activations[name] for name in rest]), strict=True)
+                    maps[name] = compute_signed_map(values.detach(), head.linear.weight.detach()[classes])
+            without_head = [name for name in activations if name not in heads]
+            gradient_maps = compute_gradient_maps(scalars, [activations[name] for name in without_head])
+            maps |= zip(without_head, gradient_maps, strict=True)
     if method != "gradcam":
         for name, module in modules.items():
             grid = activations[name].shape[2:]
-            maps[name] = methods.library_map(model, images, module, grid, method, target, classes)
-    return _Run(scalars, logits, classes, activations, {name: maps[name] for name in activations}, heads)
+            maps[name] = methods.compute_library_map(model, images, module, grid, method, target, classes)
+    return _BatchMaps(
+        scalars=scalars,
+        logits=logits,
+        classes=classes,
+        activations=activations,
+        maps={name: maps[name] for name in activations},
+        heads=heads,
+    )
 
 
-def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, _Masks]:
-    """Images on the model's device, and the masks beside them."""
+def _check_inputs(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, _Masks]:
+    """Check model, images and masks, and move images and masks to the model's device."""
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
-        remedy = "Call model.eval() first: dropout and batch statistics make scores depend on chance and on the batch."
+        remedy = "Call model.eval() first: with dropout and batch statistics, scores depend on chance and on the batch."
         raise ExplainError(f"the network is in training mode ({training[0]})", remedy)
     images = torch.as_tensor(images).detach()
     weight = next(model.parameters(), None)
@@ -182,43 +229,49 @@ def _checked(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: 
     masks: list[Tensor | None] = []
     for name, mask in (("target_masks", target_masks), ("neighbour_masks", neighbour_masks)):
         if mask is not None or not masks:
-            # Apple's GPUs have no float64, in which shares are computed.
+            # Shares are computed in float64, which Apple GPUs lack.
             mask = torch.as_tensor(mask, device="cpu" if images.device.type == "mps" else images.device)
             if tuple(mask.shape) != expected:
-                remedy = f"Pass masks {expected}: one a cell, without a channel axis, at the images' resolution."
-                raise ExplainError(f"{name} are {tuple(mask.shape)}, the images {tuple(images.shape)}", remedy)
+                problem = f"{name} have shape {tuple(mask.shape)}, the images {tuple(images.shape)}"
+                remedy = f"Pass masks {expected}: one per cell, without a channel axis, at the images' resolution."
+                raise ExplainError(problem, remedy)
         masks.append(mask)
     assert masks[0] is not None
     return images, (masks[0], masks[1])
 
 
-def _class_columns(run: _Run) -> dict[str, Tensor]:
+def _class_columns(run: _BatchMaps) -> dict[str, Tensor]:
+    """Return the columns that depend on the model's output alone."""
     columns, logits = {"logit": run.scalars}, run.logits
     if logits.ndim == 2 and logits.shape[1] > 0:
         columns["predicted_class"] = logits.argmax(1)
     if run.classes is not None:
-        wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-        probability = wide.sigmoid() if wide.shape[1] == 1 else wide.softmax(1)
-        columns |= {"target_class": run.classes, "probability": probability.gather(1, run.classes[:, None])[:, 0]}
+        precise = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        probabilities = precise.sigmoid() if precise.shape[1] == 1 else precise.softmax(1)
+        columns["target_class"] = run.classes
+        columns["probability"] = probabilities.gather(1, run.classes[:, None])[:, 0]
     return columns
 
 
 def _library_overlap(maps: Sequence[Tensor], masks: _Masks) -> Overlap:
-    """The overlap at full resolution, where U is the identity: no ceiling but 1 exists, so what needs one is NULL."""
+    """Measure the overlap of maps resampled as pytorch-grad-cam does.
+
+    At full resolution U is the identity and the ceiling is 1, so columns that need a ceiling are NULL.
+    """
     crop = masks[0].shape[1:]
-    regions = overlap.project_regions(*masks, crop)
-    measured = overlap.overlap(methods.resampled_maps(maps, crop), regions)
+    regions = project_regions(*masks, crop)
+    measured = measure_overlap(methods.resample_maps(maps, crop), regions)
     null = torch.full_like(measured.gradcamo, torch.nan)
     return replace(measured, gradcamo_max=null, gradcamo_adjusted=null, looks_at=torch.full_like(measured.looks_at, -1))
 
 
-def _mean_map(maps: Sequence[Tensor], crop: Sequence[int]) -> Tensor:
-    """Mean of the maps, each divided by its mass first, linearly resampled to the finest grid where they differ."""
+def _average_maps(maps: Sequence[Tensor], crop: Sequence[int]) -> Tensor:
+    """Average maps after dividing each by its mass and resampling it linearly to the finest grid."""
     finest = tuple(max(sizes) for sizes in zip(*(values.shape[1:] for values in maps), strict=True))
     mode = "bilinear" if len(finest) == 2 else "trilinear"
     total = torch.zeros((), device=maps[0].device)
     for values in maps:
-        area = overlap.footprint(tuple(crop), tuple(values.shape[1:]), torch.device("cpu")).to(values)
+        area = compute_footprint(tuple(crop), tuple(values.shape[1:]), torch.device("cpu")).to(values)
         mass = (values * area).flatten(1).sum(1).clamp_min(torch.finfo(values.dtype).tiny)
         scaled = values / mass.reshape(-1, *(1,) * len(finest))
         total = total + torch.nn.functional.interpolate(scaled[:, None], size=finest, mode=mode)[:, 0] / len(maps)

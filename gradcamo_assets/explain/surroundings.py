@@ -1,7 +1,7 @@
-"""A cell in another cell's surroundings: what swapping does to the pixels, in training and in the audit.
+"""Transplant cells into the surroundings of other cells, for training and for the audit.
 
-Slices keep their places: z is never shifted, so that a cell stays in the blur and at the height it was seen in, and the
-centre of a target on the centre of a crop. Here: pixels, given who lends what to whom.
+Nothing is shifted in z: a cell keeps its height and its blur, and a target stays at the crop's centre. Callers choose
+which crops exchange cells.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_TRIES = 6
-"""Shifts of a crop's own background that are laid into a hole before what is still open gets its mean."""
+_MAX_SHIFTS = 6
+"""Shifted copies of a crop's background that are tried for a hole before the mean fills the rest."""
 
 
-def soft_edge(mask: Tensor, width: int) -> Tensor:
-    """A mask (B, \\*crop) as weights: 0 outside, 1 from ``width`` voxels inside its outline in plane, linear between.
+def soften_edges(mask: Tensor, width: int) -> Tensor:
+    """Convert masks (B, \\*crop) to weights with a soft edge in plane.
 
-    Nothing outside keeps any weight: a rim of the old background would tell what the swap is to hide.
+    Weights are 0 outside the mask, 1 from ``width`` voxels inside its outline, and linear between. They are 0
+    everywhere outside, since a rim of the old background would reveal the surroundings that the swap hides.
     """
     if not width:
         return mask.float()
@@ -25,37 +26,43 @@ def soft_edge(mask: Tensor, width: int) -> Tensor:
     return (planes * (2 * blurred - 1).clamp_min(0)).view(mask.shape)
 
 
-def cleared(images: Tensor, holes: Tensor, occupied: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Crops with ``holes`` filled with background of the same crop and slice.
+def fill_with_background(
+    images: Tensor, holes: Tensor, occupied: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill ``holes`` with background of the same crop and slice.
 
-    By copies of the crop shifted at random in plane; what no copy covers gets the mean background of channel and slice,
-    or 0, the plate's background in standardised crops, where the slice has none.
+    Background is copied from the crop, shifted randomly in plane. Voxels that no copy covers get the mean background of
+    their channel and slice. Without background in the slice they get 0, the plate's background in standardised crops.
 
     Args:
-        images: (B, C, [Z,] Y, X). holes, occupied: (B, [Z,] Y, X) bool; occupied is where cells are.
+        images: (B, C, [Z,] Y, X).
+        holes: (B, [Z,] Y, X) bool.
+        occupied: (B, [Z,] Y, X) bool, voxels of cells.
     """
-    made, place = images.clone(), holes.nonzero(as_tuple=True)
-    # Channels last: one index names all channels of a voxel.
-    source, goal = images.movedim(1, -1), made.movedim(1, -1)
+    filled, open_voxels = images.clone(), holes.nonzero(as_tuple=True)
+    # Channels last, so that one index selects all channels of a voxel.
+    source, destination = images.movedim(1, -1), filled.movedim(1, -1)
     height, width = images.shape[-2:]
-    for _ in range(_TRIES):
-        if not len(place[0]):
+    for _ in range(_MAX_SHIFTS):
+        if not len(open_voxels[0]):
             break
-        # A quarter of the crop at least, or the shifted cell covers its own hole.
+        # Shift by at least a quarter of the crop, so that the cell does not cover its own hole.
         down, right = (int(torch.randint(n // 4, n - n // 4, (), generator=generator)) for n in (height, width))
-        origin = (*place[:-2], (place[-2] - down) % height, (place[-1] - right) % width)
-        usable = ~occupied[origin]
-        goal[tuple(axis[usable] for axis in place)] = source[tuple(axis[usable] for axis in origin)]
-        place = tuple(axis[~usable] for axis in place)
-    if not len(place[0]):
-        return made
-    free = ~occupied[:, None]
-    mean = (images * free).sum((-2, -1), keepdim=True) / free.sum((-2, -1), keepdim=True).clamp_min(1)
-    goal[place] = mean.expand_as(images).movedim(1, -1)[place]
-    return made
+        origin = (*open_voxels[:-2], (open_voxels[-2] - down) % height, (open_voxels[-1] - right) % width)
+        is_background = ~occupied[origin]
+        destination[tuple(axis[is_background] for axis in open_voxels)] = source[
+            tuple(axis[is_background] for axis in origin)
+        ]
+        open_voxels = tuple(axis[~is_background] for axis in open_voxels)
+    if not len(open_voxels[0]):
+        return filled
+    background = ~occupied[:, None]
+    mean = (images * background).sum((-2, -1), keepdim=True) / background.sum((-2, -1), keepdim=True).clamp_min(1)
+    destination[open_voxels] = mean.expand_as(images).movedim(1, -1)[open_voxels]
+    return filled
 
 
-def moved_to(
+def transplant_cells(
     images: Tensor,
     target: Tensor,
     hosts: Tensor,
@@ -64,12 +71,13 @@ def moved_to(
     soften: int = 2,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Each target in the surroundings of another crop, whose own target makes room: (B, C, [Z,] Y, X).
+    """Place each target into the surroundings of a host crop, whose own target is removed: (B, C, [Z,] Y, X).
 
     Args:
-        images, hosts: (B, C, [Z,] Y, X). target, host_target, host_neighbours: (B, [Z,] Y, X) bool.
-        soften: width of the seam in voxels.
+        images, hosts: (B, C, [Z,] Y, X).
+        target, host_target, host_neighbours: (B, [Z,] Y, X) bool.
+        soften: width of the soft edge in voxels.
     """
-    weight = soft_edge(target, soften)
-    ground = cleared(hosts, host_target & (weight < 1), host_target | host_neighbours, generator)
-    return torch.lerp(ground, images, weight[:, None].to(images))
+    weight = soften_edges(target, soften)
+    surroundings = fill_with_background(hosts, host_target & (weight < 1), host_target | host_neighbours, generator)
+    return torch.lerp(surroundings, images, weight[:, None].to(images))

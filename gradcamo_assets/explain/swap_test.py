@@ -1,6 +1,6 @@
-"""The swap test: does the network answer to the cell, or to what stands round it? Cells change surroundings and say.
+"""Swap test: exchange the surroundings of cells and measure whether the prediction follows the cell.
 
-A score that was trained for may be high for any reason; what a network answers to a cell that was moved is not a map.
+The test depends on predictions, not on maps, so it is also valid for encoders whose score was optimised in training.
 """
 
 from __future__ import annotations
@@ -12,98 +12,119 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradcamo_assets.explain import maps as cam
-from gradcamo_assets.explain.maps import Layer
-from gradcamo_assets.explain.surroundings import moved_to
+from gradcamo_assets.explain.maps import Layer, capture_activations, extract_logits, find_layer
+from gradcamo_assets.explain.surroundings import transplant_cells
 
-_HOSTS = 3
-"""Partners that each cell changes places with; their answers are averaged."""
+_PARTNERS_PER_CELL = 3
+"""Partners that each cell changes places with; results are averaged over them."""
 
 
 @dataclass(frozen=True)
-class Response:
-    """What a network answers to B images: its (B, classes) ``logits`` and its (B, K) ``embedding`` at the layer."""
+class NetworkOutput:
+    """Output of a network for B images.
+
+    Attributes:
+        logits: (B, classes).
+        embedding: (B, K), the mean of the layer's activations over voxels.
+    """
 
     logits: Tensor
     embedding: Tensor
 
-    def changes(self, other: Response, classes: Tensor) -> dict[str, Tensor]:
-        """How far probability and logit of the classes (B,) fall, and the embedding turns (cosine distance): (B,)."""
+    def compare(self, other: NetworkOutput, classes: Tensor) -> dict[str, Tensor]:
+        """Measure how another output differs: columns (B,).
+
+        ``probability_drop`` and ``logit_drop`` refer to the given classes (B,); ``embedding_move`` is the cosine
+        distance of the embeddings.
+        """
         column = classes[:, None]
-        probability = [answer.logits.softmax(1).gather(1, column)[:, 0] for answer in (self, other)]
+        before, after = (output.logits.softmax(1).gather(1, column)[:, 0] for output in (self, other))
         return {
-            "probability_drop": probability[0] - probability[1],
+            "probability_drop": before - after,
             "logit_drop": (self.logits - other.logits).gather(1, column)[:, 0],
             "embedding_move": 1 - nn.functional.cosine_similarity(self.embedding, other.embedding),
         }
 
 
-def respond(model: nn.Module, images: Tensor, layer: Layer, batch_size: int = 16) -> Response:
-    """Ask the network, batch by batch, without a graph; the answers lie where the images do."""
-    modules = dict([cam.find_layer(model, layer)])
+def run_network(model: nn.Module, images: Tensor, layer: Layer, batch_size: int = 16) -> NetworkOutput:
+    """Run the network in batches, without a graph. The output is on the images' device."""
+    modules = dict([find_layer(model, layer)])
     weight = next(model.parameters(), images)
     logits, embeddings = [], []
     with torch.inference_mode(False), torch.no_grad():
-        for part in images.split(batch_size):
-            output, activations = cam.captured(model, part.to(weight.device, weight.dtype), modules, graph=False)
-            logits.append(cam.logits_of(output).float().to(images.device))
+        for batch in images.split(batch_size):
+            batch = batch.to(weight.device, weight.dtype)
+            output, activations = capture_activations(model, batch, modules, graph=False)
+            logits.append(extract_logits(output).float().to(images.device))
             pooled = next(iter(activations.values())).flatten(2).mean(2, dtype=torch.float32)
             embeddings.append(pooled.to(images.device))
-    return Response(torch.cat(logits), torch.cat(embeddings))
+    return NetworkOutput(torch.cat(logits), torch.cat(embeddings))
 
 
-def partners(treatments: Sequence[Hashable], rng: np.random.Generator) -> np.ndarray:
-    """For each cell the index of one of another treatment, (B,); -1 for all where there is but one treatment."""
-    number = np.unique([str(one) for one in treatments], return_inverse=True)[1]
-    others = [np.flatnonzero(number != own) for own in number]
-    return np.array([rng.choice(other) if len(other) else -1 for other in others])
+def draw_partners(treatments: Sequence[Hashable], rng: np.random.Generator) -> np.ndarray:
+    """Draw for each cell the index of a cell of another treatment, (B,); -1 for all if there is one treatment only."""
+    codes = np.unique([str(treatment) for treatment in treatments], return_inverse=True)[1]
+    candidates = [np.flatnonzero(codes != code) for code in codes]
+    return np.array([rng.choice(indices) if len(indices) else -1 for indices in candidates])
 
 
-def swap_test(
+def compute_swap_columns(
     model: nn.Module,
     images: Tensor,
     target: Tensor,
     neighbours: Tensor,
     layer: Layer,
-    intact: Response,
+    intact: NetworkOutput,
     treatments: Sequence[Hashable],
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """What the network answers when cells change places with cells of another treatment: columns, (B,) float64 each.
+    """Exchange cells with cells of another treatment and compare the network's outputs: columns (B,) float64.
 
-    ``probability_drop_``, ``logit_drop_`` and ``embedding_move_`` of the predicted class when the cell stands in other
-    surroundings (``swapped_surroundings``) and when another cell stands in its own (``swapped_target``), means over
-    three partners. ``swapped_class``: index of the class with the highest mean probability in other surroundings.
-    ``swap_margin``: by how much the predicted class is more probable there than any other, and than it is with another
-    cell in its own surroundings, the lesser of the two. ``survives_swap``: 1 where that is above 0. NaN without cells
-    of two treatments.
+    Two swaps are measured, each averaged over three partners: the cell in other surroundings
+    (``swapped_surroundings``), and another cell in this cell's surroundings (``swapped_target``).
+
+    - ``probability_drop_<swap>``, ``logit_drop_<swap>``: drop for the predicted class. ``embedding_move_<swap>``:
+      cosine distance of the embeddings.
+    - ``swapped_class``: index of the class with the highest mean probability in other surroundings.
+    - ``swap_margin``: mean probability of the predicted class in other surroundings, minus the larger of two values:
+      any other class's mean probability there, and the predicted class's mean probability with another cell in this
+      cell's surroundings.
+    - ``survives_swap``: 1 if ``swap_margin`` is above 0, else 0.
+
+    All columns are NaN if the cells have one treatment only.
 
     Args:
-        images: (B, C, *crop). target, neighbours: (B, *crop) bool. intact: the answer to the images as they are.
-        treatments: of each cell; partners have another one.
+        images: (B, C, *crop).
+        target, neighbours: (B, *crop) bool.
+        intact: output for the unchanged images.
+        treatments: of each cell; partners have another treatment.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     classes = intact.logits.argmax(1)
-    sums: dict[str, Tensor] = {}
-    staying = {name: torch.zeros_like(intact.logits) for name in ("swapped_surroundings", "swapped_target")}
-    known = True
-    for _ in range(_HOSTS):
-        drawn = partners(treatments, rng)
-        known = bool((drawn >= 0).all())
-        other = torch.as_tensor(drawn, device=images.device)
-        own = (images, target, neighbours)
-        lent = (images[other], target[other], neighbours[other])
-        for name, cell, ground in (("swapped_surroundings", own, lent), ("swapped_target", lent, own)):
-            (seen, mask, _), (hosts, host_target, host_neighbours) = cell, ground
-            moved = moved_to(seen, mask, hosts, host_target, host_neighbours, generator=generator)
-            answer = respond(model, moved, layer)
-            staying[name] += answer.logits.softmax(1) / _HOSTS
-            for what, values in intact.changes(answer, classes).items():
-                sums[f"{what}_{name}"] = sums.get(f"{what}_{name}", torch.zeros_like(values)) + values / _HOSTS
-    here, there = (staying[name].gather(1, classes[:, None])[:, 0] for name in staying)
-    sums["swapped_class"] = staying["swapped_surroundings"].argmax(1).float()
-    rivals = staying["swapped_surroundings"].scatter(1, classes[:, None], 0).amax(1)
-    sums["swap_margin"] = here - torch.maximum(rivals, there)
-    sums["survives_swap"] = (sums["swap_margin"] > 0).float()
-    missing = torch.zeros(len(images), device=images.device) if known else torch.full((len(images),), torch.nan)
-    return {name: (values + missing.to(values)).cpu().double().numpy() for name, values in sums.items()}
+    means: dict[str, Tensor] = {}
+    mean_probabilities = {name: torch.zeros_like(intact.logits) for name in ("swapped_surroundings", "swapped_target")}
+    has_partners = True
+    for _ in range(_PARTNERS_PER_CELL):
+        drawn = draw_partners(treatments, rng)
+        has_partners = bool((drawn >= 0).all())
+        partners = torch.as_tensor(drawn, device=images.device)
+        cells = (images, target, neighbours)
+        partner_cells = (images[partners], target[partners], neighbours[partners])
+        swaps = (("swapped_surroundings", cells, partner_cells), ("swapped_target", partner_cells, cells))
+        for swap, (moved_images, moved_target, _), (hosts, host_target, host_neighbours) in swaps:
+            swapped = transplant_cells(
+                moved_images, moved_target, hosts, host_target, host_neighbours, generator=generator
+            )
+            output = run_network(model, swapped, layer)
+            mean_probabilities[swap] += output.logits.softmax(1) / _PARTNERS_PER_CELL
+            for measure, values in intact.compare(output, classes).items():
+                column = f"{measure}_{swap}"
+                means[column] = means.get(column, torch.zeros_like(values)) + values / _PARTNERS_PER_CELL
+    elsewhere, replaced = (values.gather(1, classes[:, None])[:, 0] for values in mean_probabilities.values())
+    means["swapped_class"] = mean_probabilities["swapped_surroundings"].argmax(1).float()
+    rivals = mean_probabilities["swapped_surroundings"].scatter(1, classes[:, None], 0).amax(1)
+    means["swap_margin"] = elsewhere - torch.maximum(rivals, replaced)
+    means["survives_swap"] = (means["swap_margin"] > 0).float()
+    if not has_partners:
+        means = {name: torch.full_like(values, torch.nan) for name, values in means.items()}
+    return {name: values.cpu().double().numpy() for name, values in means.items()}

@@ -1,5 +1,5 @@
-"""Encoders: the 3D EfficientNet, the registry that builds them by name, and the bundle a trained one is kept in.
+"""Encoders: the 3D EfficientNet, a registry that builds encoders by name, and bundles of trained encoders.
 
-Knows tensors and files, not plates, crops on disk, MLflow or the score. Modules that define networks import
-torch; import them where they are used.
+This package does not depend on plates, stored crops, MLflow or the score. Modules that define networks import torch;
+import them where they are used.
 """

@@ -1,7 +1,7 @@
-"""A trained encoder as two files: ``model.safetensors`` and ``config.json``. No pickle, nothing executed on reading.
+"""Save and load trained encoders as ``model.safetensors`` and ``config.json``, without pickle or code execution.
 
-Safetensors: https://github.com/huggingface/safetensors. The configuration declares what the encoder was trained for, so
-that a plate it does not fit is refused before it is scored.
+Safetensors: https://github.com/huggingface/safetensors. The configuration declares the channels and voxel size that the
+encoder was trained on, so that plates that do not fit are refused before scoring.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ _VOXEL_TOLERANCE = 0.25
 _REMEDY = "Log the model again with the train_model job, or promote another version."
 
 
-def _different(names: list[str]) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise ValueError(f"{', '.join(twice)} stands there twice")
+def _check_unique(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"duplicate names {', '.join(duplicates)}")
     return names
 
 
-def _bounded(shape: list[int]) -> list[int]:
-    if math.prod(shape) > _MOST_VOXELS:
-        raise ValueError(f"a crop of {math.prod(shape)} voxels is beyond any encoder")
+def _check_size(shape: list[int]) -> list[int]:
+    if math.prod(shape) > _MAX_VOXELS:
+        raise ValueError(f"a crop must have at most {_MAX_VOXELS} voxels, got {math.prod(shape)}")
     return shape
 
 
-# What a configuration may hold: a hostile one must not cost more memory than a large one.
-_MOST_VOXELS = 1 << 26
+# Bounds of a configuration, so that a hostile one cannot exhaust the memory.
+_MAX_VOXELS = 1 << 26
 _Text = Annotated[str, Field(min_length=1, max_length=500)]
-_Classes = Annotated[list[_Text], Field(min_length=2, max_length=200_000), AfterValidator(_different)]
-_Channels = Annotated[list[_Text], Field(min_length=1, max_length=100), AfterValidator(_different)]
+_Classes = Annotated[list[_Text], Field(min_length=2, max_length=200_000), AfterValidator(_check_unique)]
+_Channels = Annotated[list[_Text], Field(min_length=1, max_length=100), AfterValidator(_check_unique)]
 _Length = Annotated[int, Field(ge=1, le=1 << 14)]
-_Shape = Annotated[list[_Length], Field(min_length=3, max_length=3), AfterValidator(_bounded)]
+_Shape = Annotated[list[_Length], Field(min_length=3, max_length=3), AfterValidator(_check_size)]
 _Micrometres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Cure:
-    """What was done in training to make an encoder look at its cell, as ``training.settings`` describes it.
+    """Measures taken in training to make an encoder look at its cell; ``training.settings`` describes them.
 
-    With a regulariser, scores were trained for: they are no evidence by themselves.
+    With a regulariser, training optimised the score, so a high score alone is no evidence.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
@@ -65,19 +65,20 @@ class Cure:
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What an encoder is, what it eats and what it was trained on.
+    """Architecture, input and training of an encoder. Saving and reading check types and bounds.
 
     Attributes:
-        encoder: name for ``build_encoder``. layer: dotted name of the layer to explain.
-        classes: treatment class of each logit. channels: stains, in input order.
-        crop_shape: (z, y, x) in voxels. voxel_size: (z, y, x) in um.
+        encoder: name for ``build_encoder``.
+        layer: dotted name of the layer to explain.
+        classes: treatment class of each logit.
+        channels: stains in input order.
+        crop_shape: (z, y, x) in voxels.
+        voxel_size: (z, y, x) in um.
         split: wells of each part, ``{"train": ["plate/A01", ...], "val": [...], "test": [...]}``.
-        cure: what was done in training to make it look at its cell; None: not known.
-        objective: what its weights were trained for: ``treatment``, or without classes ``vicreg`` or ``simclr``, where
-            a logit is the similarity to a class's prototype; None: not known.
-        sha256: digest of the weights file; filled in on saving.
-
-    Types and bounds are checked where a configuration is saved or read.
+        cure: measures taken in training to make the encoder look at its cell; None if unknown.
+        objective: training objective: ``treatment``, or ``vicreg`` or ``simclr`` without classes. In the last two cases
+            a logit is the similarity to a class's prototype. None if unknown.
+        sha256: digest of the weights file, set on saving.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
@@ -94,16 +95,16 @@ class BundleConfig:
     sha256: str = ""
     format: Literal[1] = 1
 
-    def misfit(self, channels: list[str], voxel_size: list[float]) -> str | None:
-        """Why a plate with these channels and this voxel size (z, y, x; um) cannot be scored, or None if it can."""
+    def find_mismatch(self, channels: list[str], voxel_size: list[float]) -> str | None:
+        """Return the reason why a plate with these channels and voxel size (z, y, x; um) does not fit, or None."""
         missing = [name for name in self.channels if name not in channels]
         if missing:
-            return f"the plate lacks channel {', '.join(missing)} (it has {', '.join(channels)})"
+            return f"the plate lacks channel {', '.join(missing)}; it has {', '.join(channels)}"
         axes = zip("zyx", voxel_size, self.voxel_size, self.crop_shape, strict=True)
-        for axis, ours, theirs, length in axes:
-            # The step between slices of a single-slice crop means nothing.
-            if length > 1 and abs(ours - theirs) > _VOXEL_TOLERANCE * theirs:
-                return f"voxels are {ours:g} um in {axis}, the encoder was trained at {theirs:g} um"
+        for axis, actual, expected, length in axes:
+            # Crops of a single slice have no distance between slices.
+            if length > 1 and abs(actual - expected) > _VOXEL_TOLERANCE * expected:
+                return f"voxels are {actual:g} um in {axis}, the encoder was trained at {expected:g} um"
         return None
 
 
@@ -114,7 +115,7 @@ def save_bundle(folder: Path, model: nn.Module, config: BundleConfig) -> BundleC
     """Write both files into ``folder`` and return the configuration with the weights' digest.
 
     Raises:
-        BundleError: for a configuration that could not be read back.
+        BundleError: if the configuration is invalid.
     """
     from safetensors.torch import save_file
 
@@ -122,70 +123,70 @@ def save_bundle(folder: Path, model: nn.Module, config: BundleConfig) -> BundleC
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, str(folder / WEIGHTS))
     content = {**asdict(config), "sha256": _sha256(folder / WEIGHTS)}
-    config = _parsed(json.dumps(content), folder / CONFIG)
+    config = _parse_config(json.dumps(content), folder / CONFIG)
     write_json(folder / CONFIG, content)
     return config
 
 
 def read_config(folder: Path) -> BundleConfig:
-    """The configuration alone.
+    """Read the configuration without the weights.
 
     Raises:
-        BundleError: if it is missing, is no JSON, lacks a field or has one too many, holds a value of the wrong type or
-            out of bounds, names a class or channel twice, or is of another format.
+        BundleError: if the file is missing or is not JSON, or the configuration lacks a field, has an unknown one,
+            contains a value of the wrong type or out of bounds, repeats a class or channel, or has another format.
     """
     path = folder / CONFIG
     try:
-        return _parsed(path.read_bytes(), path)
+        return _parse_config(path.read_bytes(), path)
     except OSError as error:
         raise BundleError(f"the model bundle cannot be read ({error})", _REMEDY, path=path) from error
 
 
-def _parsed(text: str | bytes, path: Path) -> BundleConfig:
+def _parse_config(text: str | bytes, path: Path) -> BundleConfig:
     try:
         return _PARSER.validate_json(text)
     except ValidationError as error:
-        wrong = [": ".join([*map(str, part["loc"]), part["msg"]]) for part in error.errors()[:5]]
-        raise BundleError(f"the model bundle cannot be read ({'; '.join(wrong)})", _REMEDY, path=path) from error
+        problems = [": ".join([*map(str, part["loc"]), part["msg"]]) for part in error.errors()[:5]]
+        raise BundleError(f"the model bundle cannot be read ({'; '.join(problems)})", _REMEDY, path=path) from error
 
 
-def verified_config(folder: Path) -> BundleConfig:
-    """The configuration, if the weights beside it are those it was written for.
+def read_verified_config(folder: Path) -> BundleConfig:
+    """Read the configuration and verify the digest of the weights.
 
     Raises:
-        BundleError: as ``read_config``, or if the weights are missing or others.
+        BundleError: as ``read_config``, or if the weights are missing or do not match the digest.
     """
     config, path = read_config(folder), folder / WEIGHTS
     try:
         if _sha256(path) != config.sha256:
-            raise BundleError("the weights are not those the configuration was written for", _REMEDY, path=path)
+            raise BundleError("the weights do not match the digest in the configuration", _REMEDY, path=path)
     except OSError as error:
         raise BundleError(f"the weights cannot be loaded ({error})", _REMEDY, path=path) from error
     return config
 
 
 def load_bundle(folder: Path) -> tuple[nn.Module, BundleConfig]:
-    """The network in evaluation mode, and its configuration.
+    """Load the network in evaluation mode, with its configuration.
 
     Raises:
-        BundleError: if a file is missing or damaged, or weights and configuration do not belong together.
+        BundleError: if a file is missing or damaged, or weights and configuration do not match.
     """
-    config = verified_config(folder)
-    return with_weights(config, folder / WEIGHTS), config
+    config = read_verified_config(folder)
+    return load_network(config, folder / WEIGHTS), config
 
 
-def with_weights(config: BundleConfig, weights: Path) -> nn.Module:
-    """The encoder a configuration names, with weights of its own, in evaluation mode; tried on one empty crop.
+def load_network(config: BundleConfig, weights: Path) -> nn.Module:
+    """Build the configured encoder, load its weights, and test it on one empty crop. It is in evaluation mode.
 
     Raises:
-        BundleError: if the weights are no safetensors or not the encoder's, or the encoder does not give one logit a
-            class or has no such layer.
+        BundleError: if the weights are not a safetensors file or do not fit the encoder, or the encoder lacks the layer
+            or does not return one logit per class.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from gradcamo_assets.networks.encoders import build_encoder, is_planar
+    from gradcamo_assets.networks.encoders import build_encoder, is_2d
 
     try:
         model, _ = build_encoder(config.encoder, len(config.channels), len(config.classes))
@@ -194,31 +195,31 @@ def with_weights(config: BundleConfig, weights: Path) -> nn.Module:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise BundleError(f"the weights cannot be loaded ({error})", _REMEDY, path=weights) from error
     except (TypeError, ValueError, AttributeError) as error:
-        remedy = "The function takes the numbers of channels and classes and returns (network, name of the layer)."
+        remedy = "The function must take the numbers of channels and classes and return (network, name of the layer)."
         raise BundleError(f"encoder {config.encoder!r} builds no network ({error})", remedy) from error
     layer = dict(model.named_modules()).get(config.layer)
     if layer is None:
         raise BundleError(f"the encoder has no layer {config.layer!r}", "Name one of its modules.", path=weights)
-    maps: list[Any] = []
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    outputs: list[Any] = []
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     crop = torch.zeros(1, len(config.channels), *config.crop_shape)
-    crop = crop[:, :, 0] if is_planar(model) and config.crop_shape[0] == 1 else crop
+    crop = crop[:, :, 0] if is_2d(model) and config.crop_shape[0] == 1 else crop
     try:
         with torch.inference_mode():
             logits = model(crop)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise BundleError(
-            f"the encoder cannot take a crop of {len(config.channels)} x {config.crop_shape} ({error})", _REMEDY
+            f"the encoder fails on a crop of {len(config.channels)} x {config.crop_shape} ({error})", _REMEDY
         ) from error
     finally:
         handle.remove()
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, len(config.classes)):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise BundleError(f"the encoder gives {got} for one crop, not {len(config.classes)} logits", _REMEDY)
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise BundleError(f"the encoder returns {found} for one crop, not {len(config.classes)} logits", _REMEDY)
     if not bool(logits.isfinite().all()):
-        raise BundleError("the encoder's logits of an empty crop are no numbers", _REMEDY, path=weights)
-    if not maps or not isinstance(maps[-1], torch.Tensor) or maps[-1].ndim != crop.ndim:
-        raise BundleError(f"layer {config.layer!r} puts out no feature map", "Name a convolutional layer.")
+        raise BundleError("the encoder's logits of an empty crop are not finite", _REMEDY, path=weights)
+    if not outputs or not isinstance(outputs[-1], torch.Tensor) or outputs[-1].ndim != crop.ndim:
+        raise BundleError(f"the output of layer {config.layer!r} is no feature map", "Use a convolutional layer.")
     return model
 
 

@@ -1,18 +1,19 @@
-"""An anisotropic 3D EfficientNet whose last map is fine enough to point at a cell.
+"""Anisotropic 3D EfficientNet whose last map has enough resolution to locate a cell.
 
 The building blocks are those of EfficientNetV2 (Tan & Le, ICML 2021, arXiv 2104.00298): fused inverted bottlenecks
-first, depthwise ones later. What differs, and why:
+first, depthwise ones later. Differences:
 
-- strides are (z, y, x) tuples, 8 in plane and 2 in z, so that a 21-slice stack is not strided away;
-- early stages work in plane only and later ones factor (1, k, k) and (k, 1, 1): dense 3D kernels are slow on CPUs;
-- strided kernels are even and padded evenly, so that a voxel of the map sits at the centre of the pixels it stands for,
-  as linear upsampling with align_corners=False assumes; odd kernels would shift the map by half its own stride;
-- few layers follow the last stride and there is no squeeze-excitation: far pixels would be written into a voxel;
-- the last stage is told its distance from the crop's axis (after CoordConv, Liu et al., NeurIPS 2018): the target is in
-  the middle, and an encoder of local features could not tell it from its neighbours otherwise;
-- last activation > global average pooling > one linear layer, so that Grad-CAM has a closed form.
+- Strides are (z, y, x) tuples, 8 in plane and 2 in z, since a stack has only about 21 slices.
+- Early stages work in plane only, later ones factor kernels into (1, k, k) and (k, 1, 1): dense 3D kernels are slow on
+  CPUs.
+- Strided kernels are even and padded evenly, so a map voxel lies at the centre of the pixels it represents, as linear
+  upsampling with align_corners=False assumes. Odd kernels would shift the map by half its stride.
+- Few layers follow the last stride, and squeeze-excitation is absent: both would mix distant pixels into a voxel.
+- The last stage receives the distance from the crop's axis (after CoordConv, Liu et al., NeurIPS 2018). The target is
+  at the centre; local features alone cannot distinguish it from its neighbours.
+- Global average pooling and one linear layer follow the last activation, so that Grad-CAM has a closed form.
 
-With one slice the same network is a 2D one.
+With one slice the same network is 2D.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of equal blocks; the first one strides."""
+    """A sequence of equal blocks; only the first one has the stride."""
 
     kind: Literal["fused", "factored"]
     width: int
@@ -39,7 +40,7 @@ class Stage:
 
 
 SIZES: dict[str, tuple[int, tuple[Stage, ...], int]] = {
-    # stem width, stages, head width
+    # Stem width, stages, head width.
     "small": (
         16,
         (Stage("fused", 24, 1, 3, (1, 2, 2)), Stage("factored", 48, 1, 3, (2, 2, 2))),
@@ -56,7 +57,7 @@ SIZES: dict[str, tuple[int, tuple[Stage, ...], int]] = {
         384,
     ),
 }
-"""Larger ones are wider, and deeper before the last stride only: depth behind it blurs the map."""
+"""Larger networks are wider, and deeper only before the last stride: later layers blur the map."""
 
 
 class EvenStridedConv(nn.Conv3d):
@@ -67,21 +68,21 @@ class EvenStridedConv(nn.Conv3d):
         super().__init__(in_channels, out_channels, size, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) to (B, K, ceil(Z / sz), ceil(Y / sy), ceil(X / sx))."""
+        """Map (B, C, Z, Y, X) to (B, K, ceil(Z / sz), ceil(Y / sy), ceil(X / sx))."""
         total = [k - s + (-n) % s for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)]
         if any(odd := [part % 2 for part in total]):
             x = F.pad(x, [side for part in reversed(odd) for side in (0, part)])
-        # Padding inside the convolution costs nothing; a padded copy costs a third of a forward pass.
-        even = [part // 2 for part in total]
-        return F.conv3d(x, self.weight, self.bias, self.stride, even, self.dilation, self.groups)
+        # Padding inside the convolution is free; a padded copy costs a third of a forward pass.
+        padding = [part // 2 for part in total]
+        return F.conv3d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
-def _normalised(conv: nn.Module, width: int, activation: nn.Module | None) -> list[nn.Module]:
+def _conv_norm_activation(conv: nn.Module, width: int, activation: nn.Module | None) -> list[nn.Module]:
     return [conv, nn.BatchNorm3d(width), *([activation] if activation else [])]
 
 
 class Block(nn.Module):
-    """Inverted bottleneck with a residual where shapes allow."""
+    """Inverted bottleneck, with a residual connection if input and output shapes are equal."""
 
     def __init__(self, stage: Stage, width_in: int, stride: Triple):
         super().__init__()
@@ -89,43 +90,43 @@ class Block(nn.Module):
         in_plane, through = (1, stride[1], stride[2]), (stride[0], 1, 1)
         layers: list[nn.Module] = []
         if stage.kind == "fused":
-            layers += _normalised(EvenStridedConv(width_in, hidden, (1, 3, 3), stride), hidden, nn.SiLU(True))
+            layers += _conv_norm_activation(EvenStridedConv(width_in, hidden, (1, 3, 3), stride), hidden, nn.SiLU(True))
         else:
-            layers += _normalised(nn.Conv3d(width_in, hidden, 1, bias=False), hidden, nn.SiLU(True))
+            layers += _conv_norm_activation(nn.Conv3d(width_in, hidden, 1, bias=False), hidden, nn.SiLU(True))
             layers += [EvenStridedConv(hidden, hidden, (1, 3, 3), in_plane, groups=hidden)]
-            layers += _normalised(
+            layers += _conv_norm_activation(
                 EvenStridedConv(hidden, hidden, (3, 1, 1), through, groups=hidden), hidden, nn.SiLU(True)
             )
-        layers += _normalised(nn.Conv3d(hidden, out, 1, bias=False), out, None)
+        layers += _conv_norm_activation(nn.Conv3d(hidden, out, 1, bias=False), out, None)
         self.layers = nn.Sequential(*layers)
         self.residual = stride == (1, 1, 1) and width_in == out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) to the stage's width and stride."""
+        """Map (B, C, Z, Y, X) to the stage's width and stride."""
         out = self.layers(x)
         return x + out if self.residual else out
 
 
-class WithRadius(nn.Module):
-    """Appends one channel: the squared in-plane distance from the crop's axis, 1 at the middle of an edge."""
+class AppendRadius(nn.Module):
+    """Append a channel with the squared in-plane distance from the crop's axis, 1 at the middle of an edge."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) to (B, C + 1, Z, Y, X)."""
+        """Map (B, C, Z, Y, X) to (B, C + 1, Z, Y, X)."""
         y, x_ = ((torch.arange(n, device=x.device) + 0.5) * (2 / n) - 1 for n in x.shape[-2:])
         radius = (y[:, None] ** 2 + x_**2).to(x.dtype)
         return torch.cat([x, radius.expand(len(x), 1, *x.shape[2:])], dim=1)
 
 
 class EfficientNet3D(nn.Module):
-    """Crops to class logits.
+    """Map crops to class logits.
+
+    The layer to explain is ``activation``, the input of global average pooling. ``forward`` returns only logits, as CAM
+    libraries expect. ``forward_features`` returns the feature maps; the embedding is their mean.
 
     Args:
-        in_channels: stains.
-        classes: treatment classes.
+        in_channels: number of stains.
+        classes: number of treatment classes.
         size: a key of ``SIZES``.
-
-    The layer to explain is ``activation``, the input of global average pooling. ``forward`` returns logits alone, as
-    every CAM library expects; ``forward_features`` returns the maps the embedding is the mean of.
     """
 
     layer = "activation"
@@ -133,11 +134,11 @@ class EfficientNet3D(nn.Module):
     def __init__(self, in_channels: int, classes: int, size: str = "small"):
         super().__init__()
         stem, stages, head = SIZES[size]
-        layers = _normalised(EvenStridedConv(in_channels, stem, (1, 3, 3), (1, 2, 2)), stem, nn.SiLU(True))
+        layers = _conv_norm_activation(EvenStridedConv(in_channels, stem, (1, 3, 3), (1, 2, 2)), stem, nn.SiLU(True))
         width = stem
         for stage in stages:
             if stage is stages[-1]:
-                layers.append(WithRadius())
+                layers.append(AppendRadius())
                 width += 1
             for index in range(stage.depth):
                 layers.append(Block(stage, width, stage.stride if index == 0 else (1, 1, 1)))
@@ -150,9 +151,9 @@ class EfficientNet3D(nn.Module):
         self.head = nn.Linear(head, classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) standardised intensities to the last activation (B, K, z, y, x)."""
+        """Map standardised intensities (B, C, Z, Y, X) to the last activation (B, K, z, y, x)."""
         return self.activation(self.norm(self.project(self.body(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) standardised intensities to logits (B, classes)."""
+        """Map standardised intensities (B, C, Z, Y, X) to logits (B, classes)."""
         return self.head(torch.flatten(self.pool(self.forward_features(x)), 1))

@@ -1,4 +1,4 @@
-"""Encoders by name: ours, MONAI's ResNet-18 with an anisotropic stem, or a user's own by import path."""
+"""Build encoders by name: the 3D EfficientNet, MONAI's ResNet-18 with an anisotropic stem, or a user's network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradcamo_assets.errors import BundleError
-from gradcamo_assets.importing import imported
+from gradcamo_assets.importing import import_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,70 +46,73 @@ _BUILT_IN: dict[str, Callable[[int, int], tuple[nn.Module, str]]] = {
 
 
 def encoder_names() -> list[str]:
-    """The built-in names."""
+    """Return the names of the built-in encoders."""
     return sorted(_BUILT_IN)
 
 
 def build_encoder(
     name: str, in_channels: int, classes: int, *, weights: Path | str | None = None, layer: str | None = None
 ) -> tuple[nn.Module, str]:
-    """A network and the dotted name of the layer to explain.
+    """Build a network and return it with the dotted name of the layer to explain.
 
     Args:
         name: a built-in name, or ``module:function`` where ``function(in_channels, classes)`` returns ``(network,
-            layer)``. The module is imported, so name only code you trust.
-        in_channels: stains. classes: treatment classes.
-        weights: safetensors file to start from; by default the network's own fresh weights. Only the last layer may
-            have another number of classes: it stays fresh then.
+            layer)``. The module is imported, so use only code you trust.
+        in_channels: number of stains.
+        classes: number of treatment classes.
+        weights: safetensors file with initial weights; None keeps the network's own initialisation. The last layer
+            keeps it too if the file has another number of classes.
         layer: dotted name of another layer to explain.
 
     Raises:
-        BundleError: for a name that is neither, a function that cannot be imported, weights that cannot be read or do
-            not fit, or a layer that the network does not have.
+        BundleError: if the name is unknown, the function cannot be imported, the weights cannot be read or do not fit,
+            or the network does not have the layer.
     """
     if name in _BUILT_IN:
         model, default = _BUILT_IN[name](in_channels, classes)
     else:
         remedy = f"Use one of {', '.join(encoder_names())}, or 'module:function' of an installed module."
-        model, default = imported(name, "encoder", remedy, BundleError)(in_channels, classes)
+        model, default = import_function(name, "encoder", remedy, BundleError)(in_channels, classes)
     layer = layer or default
-    layers = [known for known, _ in model.named_modules() if known]
+    layers = [layer_name for layer_name, _ in model.named_modules() if layer_name]
     if layer not in layers:
-        near = get_close_matches(layer, layers, 5, 0.0)
-        raise BundleError(f"encoder {name} has no layer {layer!r}", f"It has {len(layers)}, as {', '.join(near)}.")
+        nearest = ", ".join(get_close_matches(layer, layers, 5, 0.0))
+        remedy = f"Choose one of its {len(layers)} layers, for example {nearest}."
+        raise BundleError(f"encoder {name} has no layer {layer!r}", remedy)
     if weights:
-        _start_from(model, Path(weights), classes)
+        _load_initial_weights(model, Path(weights), classes)
     return model, layer
 
 
-def is_planar(model: nn.Module) -> bool:
-    """Whether a network takes single planes (B, C, Y, X), as one with 2D convolutions does."""
+def is_2d(model: nn.Module) -> bool:
+    """Return whether a network has 2D convolutions, so that it takes single planes (B, C, Y, X)."""
     from torch import nn
 
     return any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
-def _start_from(model: nn.Module, path: Path, classes: int) -> None:
-    """Load weights in place; a last layer of another number of classes stays as it is."""
+def _load_initial_weights(model: nn.Module, path: Path, classes: int) -> None:
+    """Load weights in place, except those of a last layer with another number of classes."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    remedy = "Give the safetensors file of a network of this kind, trained on as many stains."
+    remedy = "Use a safetensors file of the same architecture, trained on as many stains."
     try:
-        given = load_file(path)
+        loaded = load_file(path)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"the weights cannot be read ({error})", remedy, path=path) from error
-    own = model.state_dict()
-    last = [known for known in own if known.endswith("weight") and len(own[known]) == classes][-1:]
-    head = {*last, *(known.removesuffix("weight") + "bias" for known in last)}
-    odd = {known for known in own.keys() & given.keys() if own[known].shape != given[known].shape}
-    fresh = {known for known in odd & head if own[known].shape[1:] == given[known].shape[1:]}
-    for what, names in (
-        ("lack", own.keys() - given.keys()),
-        ("have unknown", given.keys() - own.keys()),
-        ("have other shapes for", odd - fresh),
+    current = model.state_dict()
+    last_weight = [name for name in current if name.endswith("weight") and len(current[name]) == classes][-1:]
+    head = {*last_weight, *(name.removesuffix("weight") + "bias" for name in last_weight)}
+    differing = {name for name in current.keys() & loaded.keys() if current[name].shape != loaded[name].shape}
+    # A head that differs only in its number of classes keeps its current weights.
+    kept = {name for name in differing & head if current[name].shape[1:] == loaded[name].shape[1:]}
+    for problem, names in (
+        ("lack", current.keys() - loaded.keys()),
+        ("have unknown", loaded.keys() - current.keys()),
+        ("have other shapes for", differing - kept),
     ):
         if names:
-            some = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            raise BundleError(f"the weights {what} {some}", remedy, path=path)
-    model.load_state_dict({**given, **{known: own[known] for known in fresh}})
+            listed = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise BundleError(f"the weights {problem} {listed}", remedy, path=path)
+    model.load_state_dict({**loaded, **{name: current[name] for name in kept}})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.names import slug
+from gradcamo_assets.names import check_name
 from gradcamo_assets.plates.formats.configuration import CONFIGURATION_ENDING
 from gradcamo_assets.plates.omezarr import plate_name_of
 from gradcamo_assets.plates.spreadsheets import read_table
@@ -84,7 +84,9 @@ def _find_broad_maps(barcodes: Path, plate: str) -> list[Path]:
         problem = "the columns Assay_Plate_Barcode and Plate_Map_Name are missing"
         raise GradcamoError(problem, "Give the table these two columns.")
     pairs = table.select(columns["assayplatebarcode"], columns["platemapname"]).iter_rows()
-    names = {slug(map_name, "plate map name") for barcode, map_name in pairs if barcode.replace(" ", "_") == plate}
+    names = {
+        check_name(map_name, "plate map name") for barcode, map_name in pairs if barcode.replace(" ", "_") == plate
+    }
     if len(names) > 1:
         raise GradcamoError(f"it lists two plate maps, {' and '.join(sorted(names))}", "Keep one of them.")
     maps = [

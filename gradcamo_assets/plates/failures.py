@@ -16,11 +16,11 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 from gradcamo_assets.plates.plate_records import home_folder
 from gradcamo_assets.plates.staging import ingestion_lock
-from gradcamo_assets.retries import NextTry, next_try
-from gradcamo_assets.storage import children, read_bytes, remove, write_json
+from gradcamo_assets.retries import RetryDecision, decide_retry
+from gradcamo_assets.storage import list_visible, read_bytes, remove, write_json
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Failures:
         """The latest attempt; there must be at least one."""
         return self.attempts[-1]
 
-    def next_try(self, now: datetime) -> NextTry:
+    def decide_retry(self, now: datetime) -> RetryDecision:
         """When to try the plate again, provided that no attempt is running."""
-        return next_try([attempt.at for attempt in self.attempts], now)
+        return decide_retry([attempt.at for attempt in self.attempts], now)
 
 
 _STORED = TypeAdapter(Failures)
@@ -63,7 +63,7 @@ _STORED = TypeAdapter(Failures)
 
 def read_failures(plates: Path) -> dict[str, Failures]:
     """The failures of every plate that has any, by name. An unreadable file is ignored, so its plate is tried again."""
-    failures = {path.stem: _read(path) for path in children(plates / "failures", "*.json")}
+    failures = {path.stem: _read(path) for path in list_visible(plates / "failures", "*.json")}
     return {name: failed for name, failed in failures.items() if failed is not None}
 
 
@@ -104,7 +104,7 @@ def recorded_attempt(plates: Path, name: str, signature: str, now: datetime | No
 
 
 def _failures_file(plates: Path, name: str) -> Path:
-    return plates / "failures" / f"{plate_name(name)}.json"
+    return plates / "failures" / f"{check_plate_name(name)}.json"
 
 
 def _write(path: Path, failures: Failures) -> None:

@@ -122,7 +122,7 @@ def plate_states(
             return "changed", f"it changed after ingestion. To ingest it again, materialise its plate_images.{last}"
         if name in known and not failed:
             return "known", ""
-        if failed is not None and not (retry := failed.next_try(now)).due:
+        if failed is not None and not (retry := failed.decide_retry(now)).due:
             if retry.at is None:
                 count = f"it failed {len(failed.attempts)} times; the last {failed.last}"
                 return "quarantined", f"{count}. To try again: gradcamo inbox --retry {name}"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.names import natural_key, plate_name, slug, well_name
+from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name
 from gradcamo_assets.plates.illumination import correct_illumination
 from gradcamo_assets.plates.image_quality import PixelDigest
 from gradcamo_assets.provenance import digest
@@ -92,7 +92,7 @@ def plate_name_of(path: Path) -> str:
     Raises:
         PlateError: the result is not a valid plate name.
     """
-    return plate_name(path.name.removesuffix(".zarr").removesuffix(".ome").replace(" ", "_"))
+    return check_plate_name(path.name.removesuffix(".zarr").removesuffix(".ome").replace(" ", "_"))
 
 
 def open_plate(path: Path) -> Plate:
@@ -223,7 +223,7 @@ def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | No
     import ngio
 
     # Do not look the name up in the list of labels: ome-zarr 0.18 writes an NGFF 0.5 list that ngio rejects.
-    folder = plate.path / field.path / "labels" / slug(name, "label name")
+    folder = plate.path / field.path / "labels" / check_name(name, "label name")
     if not folder.is_dir():
         return None
     with _reading(plate.path, field, f"its label {name!r} cannot be read"):
@@ -259,7 +259,7 @@ def _wells(plate: str, paths: Sequence[str]) -> dict[str, str]:
     for path in sorted(paths, key=natural_key):
         if not _WELL_PATH.fullmatch(path):
             raise PlateError(f"{path!r} is not a well path", "Well paths must look like B/03.", plate=plate)
-        well = well_name(path.replace("/", ""))
+        well = normalise_well_name(path.replace("/", ""))
         if wells.setdefault(well, path) != path:
             problem = f"both {wells[well]!r} and {path!r} are well {well}"
             raise PlateError(problem, "List every well once.", plate=plate, well=well)
@@ -277,7 +277,7 @@ def _fields(plate: str, well: str, well_path: str, root: Path) -> list[Field]:
     paths = sorted({str(image.path) for image in images}, key=natural_key)
     if not paths:
         raise PlateError(f"well {well} lists no images", "List its images, or export the plate again.")
-    checked = enumerate((slug(path, "field path") for path in paths), start=1)
+    checked = enumerate((check_name(path, "field path") for path in paths), start=1)
     return [Field(plate, well, site, f"{well_path}/{path}") for site, path in checked]
 
 
@@ -289,7 +289,7 @@ def _open_field(root: Path, field: Field) -> Any:
     with _reading(root, field, "its metadata or its array cannot be read"):
         container = ngio.open_ome_zarr_container(str(root / field.path), mode="r", validate_arrays=False)
         for part in "/".join(map(str, container.level_paths)).split("/"):
-            slug(part, "array path")
+            check_name(part, "array path")
         image = container.get_image()
         for level in container.level_paths:
             if (axes := zarr.open_array(root / field.path / level, mode="r").ndim) != len(image.shape):

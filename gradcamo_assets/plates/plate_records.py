@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 from gradcamo_assets.plates.companions import LABELS_ENDING
 from gradcamo_assets.plates.omezarr import Field, Plate
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.storage import children, mark, read_json
+from gradcamo_assets.storage import create_marker, list_visible, read_json
 
 ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING = ".illumination.npy", ".platemap.csv", ".json"
 PLATE_FILE_ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
@@ -26,12 +26,12 @@ PLATE_FILE_ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_END
 
 def known_markers(plates: Path, name: str) -> list[Path]:
     """The marker file of a known plate: a list of one path, or an empty list."""
-    return children(plates / "known", f"{plate_name(name)}@*")
+    return list_visible(plates / "known", f"{check_plate_name(name)}@*")
 
 
 def mark_known(plates: Path, name: str, signature: str) -> None:
     """Mark a fully written plate as known, with the signature of its source."""
-    mark(plates / "known" / f"{plate_name(name)}@{signature}")
+    create_marker(plates / "known" / f"{check_plate_name(name)}@{signature}")
 
 
 def list_known_plates(plates: Path) -> dict[str, str]:
@@ -40,9 +40,9 @@ def list_known_plates(plates: Path) -> dict[str, str]:
     Raises:
         PlateError: plates of an earlier release, or an unreadable record while no plate is marked as known.
     """
-    markers = children(plates / "known")
+    markers = list_visible(plates / "known")
     if not markers:
-        for record in children(plates, f"*{RECORD_ENDING}"):
+        for record in list_visible(plates, f"*{RECORD_ENDING}"):
             read_plate_record(plates, record.stem)  # Raises for a record of an earlier release.
     return {name: signature for name, _, signature in (file.name.partition("@") for file in markers) if signature}
 
@@ -69,7 +69,7 @@ def read_plate_record(plates: Path, name: str) -> dict[str, Any] | None:
     Raises:
         PlateError: the record is unreadable or was written by an earlier release.
     """
-    path = plates / f"{plate_name(name)}{RECORD_ENDING}"
+    path = plates / f"{check_plate_name(name)}{RECORD_ENDING}"
     try:
         record = read_json(path)
         if record is None:

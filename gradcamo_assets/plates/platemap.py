@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from gradcamo_assets.errors import PlateError, PlateMapError
-from gradcamo_assets.names import well_name
+from gradcamo_assets.names import normalise_well_name
 from gradcamo_assets.plates.spreadsheets import read_table
 from gradcamo_assets.plates.treatments import (
     TEXT_COLUMNS,
@@ -93,7 +93,7 @@ def read_plate_map(path: Path | None, wells: Sequence[str], metadata: Sequence[P
         PlateMapError: an unreadable file, no well or compound column, an invalid well name, a well listed twice, a dose
             that is negative or not a number, an unknown unit or perturbation type, a sample described twice.
     """
-    names = list(dict.fromkeys(well_name(well) for well in wells))
+    names = list(dict.fromkeys(normalise_well_name(well) for well in wells))
     plate = pl.DataFrame({"Metadata_Well": names}, schema={"Metadata_Well": pl.String})
     plate_map = pl.DataFrame(schema=dict.fromkeys(("Metadata_Well", *TEXT_COLUMNS), pl.String))
     if path is not None:
@@ -162,7 +162,9 @@ def _read_text_columns(path: Path, required: tuple[str, ...] = (), size_factor: 
             raise PlateMapError(problem, _REMEDY, path=path)
     if "Metadata_Well" in required:
         try:
-            wells = {well: well_name(well or "") for well in frame["Metadata_Well"].unique(maintain_order=True)}
+            wells = {
+                well: normalise_well_name(well or "") for well in frame["Metadata_Well"].unique(maintain_order=True)
+            }
         except PlateError as error:
             raise error.at(PlateMapError, path=path) from error
         frame = frame.with_columns(pl.col("Metadata_Well").replace(wells))

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 from gradcamo_assets.plates.plate_records import PLATE_FILE_ENDINGS, RECORD_ENDING, known_markers, mark_known
-from gradcamo_assets.storage import children, move, read_json, remove, replaced_file, write_bytes, write_json
+from gradcamo_assets.storage import atomic_file, list_visible, move, read_json, remove, write_bytes, write_json
 
 _LOCK_TIMEOUT = 1.0
 """Seconds to wait for the lock. ``ingestion_progress`` holds it for an instant, which must not stop an ingestion."""
@@ -45,7 +45,7 @@ class Staging:
         """Number of finished fields and of all fields; (0, 0) before the first field."""
         try:
             total = read_json(self._made_from)["fields"]
-            return len(children(self._fields, "*.json")), total
+            return len(list_visible(self._fields, "*.json")), total
         except (OSError, ValueError, KeyError, TypeError):
             return 0, 0
 
@@ -58,7 +58,7 @@ class Staging:
 
     def finish(self, key: str, row: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Record that a field is complete, with its row (as JSON) and its arrays."""
-        with replaced_file(self._fields / f"{key}.npz") as path, path.open("wb") as file:
+        with atomic_file(self._fields / f"{key}.npz") as path, path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         # Written last: this file marks the field as finished.
         write_json(self._fields / f"{key}.json", row)
@@ -104,7 +104,7 @@ class Staging:
                 remove(self._made_from)
             remove(self._commit)
         if read_json(self._made_from) != made_from:
-            remove(*(path for path in children(self.folder) if path.is_dir()))
+            remove(*(path for path in list_visible(self.folder) if path.is_dir()))
             write_json(self._made_from, made_from)
 
 
@@ -173,4 +173,4 @@ def ingestion_progress(plates: Path, name: str) -> tuple[int, int] | None:
 
 def _lock_file(plates: Path, name: str) -> Path:
     """Outside the staging area, which is removed while the lock is held."""
-    return plates / ".locks" / plate_name(name)
+    return plates / ".locks" / check_plate_name(name)

@@ -12,7 +12,7 @@ import polars as pl
 
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.profiles.well_profiles import MODEL, stack_vectors
-from gradcamo_assets.storage import new_folder, remove
+from gradcamo_assets.storage import atomic_folder, remove
 
 _METADATA_NAMES = {
     "model_name": "Metadata_Model",
@@ -57,7 +57,7 @@ def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ..
             path=folder,
         )
     names = []
-    with new_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for (population,), part in profiles.group_by(["population"], maintain_order=True):
             wide = wide_profiles(part)
             for file_format in formats:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gradcamo_assets.errors import StoreError
-from gradcamo_assets.storage import replaced_file
+from gradcamo_assets.storage import atomic_file
 
 
 def fitted_digest(arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> str:
@@ -30,7 +30,7 @@ def save_fitted(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str
     from safetensors.numpy import save_file
 
     content = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with replaced_file(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file(content, temporary, {**notes, "digest": fitted_digest(content, notes)})
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from gradcamo_assets.names import row_index, well_name
+from gradcamo_assets.names import normalise_well_name, row_index
 from gradcamo_assets.report.style import COLOURS, GREY, MARKERS, empty_figure, new_figure, treatment_name
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def plate_grid(wells: Iterable[str]) -> tuple[tuple[int, int], list[str], np.nda
     Raises:
         PlateError: for an invalid well name.
     """
-    names = [well_name(name) for name in wells]
+    names = [normalise_well_name(name) for name in wells]
     positions = np.array([(row_index(name[:-2]), int(name[-2:]) - 1) for name in names])
     size = next(size for size in _PLATE_FORMATS if (positions < size).all())
     letters = [*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase)]

@@ -1,4 +1,4 @@
-"""Crops and a model in, rows out: embedding and Grad-CAMO in one pass, and the question of what is still to be scored.
+"""Score stored crops with a trained encoder: embeddings and Grad-CAMO in one pass, audits, and a background baseline.
 
-Knows crops, bundles and the score; not where rows are kept, and not who asks.
+This package returns rows; storing them and scheduling the work belong to other packages.
 """

@@ -1,4 +1,4 @@
-"""The audit of an encoder on a sample of stored crops: which cells, and what ``explain.faithfulness`` says of them."""
+"""Audit an encoder on a sample of stored crops with ``explain.faithfulness``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField
 from gradcamo_assets.explain.faithfulness import audit
 from gradcamo_assets.scoring.scorer import Scorer
 
-_TOGETHER = 64
+_MAX_PART_SIZE = 64
+"""Cells that are audited together and change places with each other."""
 
 
 def sample_cells(cells: pl.DataFrame, n: int) -> pl.DataFrame:
-    """Up to ``n`` kept cells, the same ones every time, spread over the wells as the cells are."""
-    kept = cells.filter(pl.col("crop_index").is_not_null()).sort("Metadata_CellID")
-    return kept if len(kept) <= n else kept.sample(n, seed=0).sort("Metadata_CellID")
+    """Draw up to ``n`` cells with a crop. The sample is reproducible and follows the distribution over wells."""
+    with_crop = cells.filter(pl.col("crop_index").is_not_null()).sort("Metadata_CellID")
+    return with_crop if len(with_crop) <= n else with_crop.sample(n, seed=0).sort("Metadata_CellID")
 
 
-def in_parts(count: int) -> list[slice]:
-    """Slices of so many cells, at most 64 from all over the list in each: the cells that change places."""
-    parts = -(-count // _TOGETHER)
+def split_into_parts(count: int) -> list[slice]:
+    """Split ``count`` cells into slices of at most 64 cells, each spread over the whole list."""
+    parts = -(-count // _MAX_PART_SIZE)
     return [slice(part, None, parts) for part in range(parts)]
 
 
@@ -32,21 +33,23 @@ def audit_crops(
     cells: Sequence[str],
     treatments: Sequence[str | None] | None = None,
 ) -> pl.DataFrame:
-    """What the audit says of some cells: ``Metadata_CellID`` and its columns, a row a cell, in their order.
+    """Audit cells: ``Metadata_CellID`` and the columns of ``faithfulness.audit``, one row per cell in the given order.
 
     Args:
         fields: stored crops by the ``<plate>/<well>/<site>`` of their cells.
-        cells: at least two ``Metadata_CellID``; up to 64 from all over the list take each other's place, and all are in
-            memory at once.
-        treatments: of each cell; they change places with cells of another one. By default what was predicted.
+        cells: at least two ``Metadata_CellID``. Up to 64 from all over the list exchange surroundings and are in memory
+            together.
+        treatments: of each cell; cells exchange surroundings with cells of another treatment. By default the predicted
+            classes.
 
     Raises:
-        BundleError: where crops do not fit the encoder. CropError: where one cannot be read.
-        ExplainError: for fewer than two cells, or none with background.
+        BundleError: if the crops do not fit the encoder.
+        CropError: if a crop cannot be read.
+        ExplainError: for fewer than two cells, or if no crop has background.
     """
     tables = [
         _audit_part(scorer, fields, cells[part], None if treatments is None else treatments[part])
-        for part in in_parts(len(cells))
+        for part in split_into_parts(len(cells))
     ]
     order = pl.DataFrame({"Metadata_CellID": list(cells)})
     return order.join(pl.concat(tables), on="Metadata_CellID", how="left", maintain_order="left")
@@ -66,5 +69,5 @@ def _audit_part(
     _, columns = audit(
         scorer.model, crops, regions == TARGET, scorer.config.layer, regions == NEIGHBOUR, treatments=treatments
     )
-    found = pl.DataFrame({"Metadata_CellID": list(cells), **columns}).fill_nan(None)
-    return found.with_columns(pl.col("survives_swap").cast(pl.Boolean))
+    table = pl.DataFrame({"Metadata_CellID": list(cells), **columns}).fill_nan(None)
+    return table.with_columns(pl.col("survives_swap").cast(pl.Boolean))

@@ -1,4 +1,4 @@
-"""What the encoder makes of the background alone: a baseline, since a profile that needs no cell describes none."""
+"""Embed crops without their cells: a baseline that shows how much of a profile comes from the background."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ import torch
 
 from gradcamo_assets.cells import BACKGROUND, CropField
 from gradcamo_assets.errors import CropError
-from gradcamo_assets.explain.faithfulness import background_of_others
-from gradcamo_assets.explain.swap_test import respond
+from gradcamo_assets.explain.faithfulness import make_background_crops
+from gradcamo_assets.explain.swap_test import run_network
 from gradcamo_assets.scoring.scorer import Scorer
 
-_BATCH = 32
+_BATCH_SIZE = 32
 
 
-def background_embeddings(
+def compute_background_embeddings(
     scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence[str]
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """The embeddings of crops whose cells, target and neighbours, gave way to the background of other crops.
+    """Embed crops after background of other crops replaces all cells, target and neighbours.
 
-    What is left of the image is where no cell is, and the shape of the hole.
+    The image keeps its own background and the outline of the replaced cells.
 
     Args:
         fields: stored crops by the ``<plate>/<well>/<site>`` of their cells.
-        cells: ``Metadata_CellID``, in any order; best from all over the plate, since 32 at a time lend each other
-            their background.
+        cells: ``Metadata_CellID`` in any order, ideally spread over the plate: each batch of 32 crops shares its
+            background.
 
     Returns:
-        Embeddings by cell; and why a field could not be read, by its name: its cells are left out.
+        Embeddings by cell, and the reasons why fields could not be read, by field. Cells of such fields are left out.
 
     Raises:
-        BundleError: where crops do not fit the encoder. ExplainError: where no crop has background.
+        BundleError: if the crops do not fit the encoder.
+        ExplainError: if no crop has background.
     """
-    found: dict[str, list[float]] = {}
-    damaged: dict[str, str] = {}
-    for batch in np.array_split(np.asarray(cells, dtype=object), -(-len(cells) // _BATCH)):
-        read = {}
+    embeddings: dict[str, list[float]] = {}
+    unreadable: dict[str, str] = {}
+    for batch in np.array_split(np.asarray(cells, dtype=object), -(-len(cells) // _BATCH_SIZE)):
+        crops = {}
         for cell in batch:
             name = cell.rsplit("/", 1)[0]
             row = fields[name].cell_ids.index(cell)
             try:
                 ((image, labels),) = scorer.batches(fields[name], [slice(row, row + 1)])
             except CropError as error:
-                damaged[name] = str(error)
+                unreadable[name] = str(error)
             else:
-                read[cell] = image.clone(), labels
-        if len(read) < 2:
+                crops[cell] = image.clone(), labels
+        if len(crops) < 2:
             continue
-        images, labels = (torch.cat(parts) for parts in zip(*read.values(), strict=True))
+        images, labels = (torch.cat(parts) for parts in zip(*crops.values(), strict=True))
         occupied = labels != BACKGROUND
-        images = torch.where(occupied[:, None], background_of_others(images, occupied), images)
-        embeddings = respond(scorer.model, images, scorer.config.layer, _BATCH).embedding.float().cpu().tolist()
-        found |= dict(zip(read, embeddings, strict=True))
-    return found, damaged
+        images = torch.where(occupied[:, None], make_background_crops(images, occupied), images)
+        output = run_network(scorer.model, images, scorer.config.layer, _BATCH_SIZE)
+        embeddings |= dict(zip(crops, output.embedding.float().cpu().tolist(), strict=True))
+    return embeddings, unreadable

@@ -1,7 +1,7 @@
-"""The same function, faster: BatchNorm folded into the convolution before it, and bfloat16 where the machine has it.
+"""Speed up inference: fold BatchNorm into the preceding convolution, and use bfloat16 on devices that support it.
 
-What can be folded is found by running the network once, not by its structure, so it works for any network. Either is
-believed only where the outputs agree.
+Foldable layers are found by running the network once, so any architecture works. Both changes are applied only if the
+outputs agree.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from gradcamo_assets.explain.maps import logits_of
+from gradcamo_assets.explain.maps import extract_logits
 
-TOLERANCE = 1e-3
-"""How far a folded network's logits may lie from the network's own, relative to the largest."""
+FOLDING_TOLERANCE = 1e-3
+"""Largest difference between a folded network's logits and the original ones, relative to the largest logit."""
 
-HALF_TOLERANCE = 0.05
+BFLOAT16_TOLERANCE = 0.05
 """The same for a network in bfloat16, which has three digits."""
 
 
 def fold_batchnorm(model: nn.Module, images: Tensor, keep: Collection[str] = ()) -> nn.Module:
-    """A copy of the network in which every BatchNorm that directly follows a convolution is part of it.
+    """Return a copy of the network with each BatchNorm folded into the convolution directly before it.
 
     Args:
-        model: in eval mode; stays as it is. images: (B, C, \\*axes) of the size and kind it will be run on.
-        keep: dotted names of layers whose own output must not change (those to be explained).
+        model: network in eval mode; it is not changed.
+        images: (B, C, \\*axes), a sample of the expected size and type.
+        keep: dotted names of layers whose output must not change, such as the explained layer.
 
     Returns:
-        The folded copy; or an unfolded one where nothing can be folded or the outputs would differ.
+        The folded copy, or a plain copy if nothing can be folded or the outputs would differ.
     """
-    pairs = _pairs(model, images)
+    pairs = _find_foldable_pairs(model, images)
     folded = copy.deepcopy(model)
     for conv_name, norm_name in pairs.items():
         if conv_name in keep:
@@ -51,28 +52,33 @@ def fold_batchnorm(model: nn.Module, images: Tensor, keep: Collection[str] = ())
         )
         folded.set_submodule(norm_name, nn.Identity().eval())
     with torch.inference_mode():
-        before, after = logits_of(model(images)), logits_of(folded(images))
-    agree = (after - before).abs().max() <= TOLERANCE * before.abs().max().clamp_min(1e-6)
-    return folded if bool(agree) else copy.deepcopy(model)
+        before, after = extract_logits(model(images)), extract_logits(folded(images))
+    return folded if _logits_agree(before, after, FOLDING_TOLERANCE) else copy.deepcopy(model)
 
 
-def _pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
-    """Convolutions whose output goes straight into a BatchNorm, each run once, by name."""
+def _logits_agree(expected: Tensor, actual: Tensor, tolerance: float) -> bool:
+    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1e-6))
+
+
+def _find_foldable_pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
+    """Find convolutions whose output enters a BatchNorm directly and that both run once: BatchNorm by convolution."""
     names = {module: name for name, module in model.named_modules()}
-    made: dict[int, tuple[str, Tensor]] = {}
+    conv_outputs: dict[int, tuple[str, Tensor]] = {}
     runs: Counter[str] = Counter()
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
 
-    def see(module: nn.Module, inputs: Any, output: Any) -> None:
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
         name = names[module]
         runs[name] += 1
         if isinstance(module, _ConvNd):
-            made[id(output)] = (name, output)  # Held, so that its id is not given to another.
-        elif inputs and id(inputs[0]) in made:
-            found[made[id(inputs[0])][0]] = name
+            # Keeping the output prevents the reuse of its id.
+            conv_outputs[id(output)] = (name, output)
+        elif inputs and id(inputs[0]) in conv_outputs:
+            conv_name, _ = conv_outputs[id(inputs[0])]
+            pairs[conv_name] = name
 
     handles = [
-        module.register_forward_hook(see) for module in model.modules() if isinstance(module, _ConvNd | _BatchNorm)
+        module.register_forward_hook(record) for module in model.modules() if isinstance(module, _ConvNd | _BatchNorm)
     ]
     try:
         with torch.inference_mode():
@@ -80,26 +86,25 @@ def _pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
     finally:
         for handle in handles:
             handle.remove()
-    return {conv: norm for conv, norm in found.items() if runs[conv] == runs[norm] == 1}
+    return {conv: norm for conv, norm in pairs.items() if runs[conv] == runs[norm] == 1}
 
 
-def in_bfloat16(model: nn.Module, images: Tensor) -> nn.Module | None:
-    """The network in bfloat16 where its device computes in it and the logits agree; else None.
+def convert_to_bfloat16_if_native(model: nn.Module, images: Tensor) -> nn.Module | None:
+    """Return a bfloat16 copy of the network if the device supports bfloat16 natively and the logits agree, else None.
 
-    Silent wrong results of one convolution library are why agreement is asked for, not trusted.
+    Agreement is measured because one convolution library returned wrong results silently.
     """
     device = images.device
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        able = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return halved(model, images) if able else None
+        is_native = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return convert_to_bfloat16(model, images) if is_native else None
 
 
-def halved(model: nn.Module, images: Tensor) -> nn.Module | None:
-    """The network in bfloat16, whether or not the device is fast at it; None where its logits lie elsewhere."""
+def convert_to_bfloat16(model: nn.Module, images: Tensor) -> nn.Module | None:
+    """Return a bfloat16 copy of the network, or None if its logits differ."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     with torch.inference_mode():
-        exact, coarse = logits_of(model(images)), logits_of(half(images.to(torch.bfloat16))).float()
-    agree = bool((coarse - exact).abs().max() <= HALF_TOLERANCE * exact.abs().max().clamp_min(1e-6))
-    return half if agree else None
+        exact, coarse = extract_logits(model(images)), extract_logits(half(images.to(torch.bfloat16))).float()
+    return half if _logits_agree(exact, coarse, BFLOAT16_TOLERANCE) else None

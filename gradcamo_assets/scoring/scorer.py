@@ -1,4 +1,4 @@
-"""The batch loop that embeds and scores the crops of a field in one pass over them."""
+"""Embed and score the crops of a field in one pass."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gradcamo_assets.cells.dataset import channel_order, standardise
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import load_bundle
-from gradcamo_assets.networks.encoders import is_planar
-from gradcamo_assets.scoring.fast_path import fold_batchnorm, halved, in_bfloat16
+from gradcamo_assets.networks.encoders import is_2d
+from gradcamo_assets.scoring.fast_path import convert_to_bfloat16, convert_to_bfloat16_if_native, fold_batchnorm
 from gradcamo_assets.scoring.settings import ScoringConfig
 
 ON_TARGET_THRESHOLD = 0.5
-_FROM_RESULT = (
+_RESULT_COLUMNS = (
     "probability", "logit", "logit_bias", "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted",
     "neighbour_share", "background_share", "neighbour_fraction", "looks_at", "pointing_game",
     "relevance_rank_accuracy", "evidence_target", "evidence_neighbour", "evidence_background", "null_reason",
@@ -32,13 +32,13 @@ _FROM_RESULT = (
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What one pass over crops gives.
+class FieldScores:
+    """Result of one pass over the crops of a field.
 
     Attributes:
-        scores: a row a crop: ``Metadata_CellID``, ``predicted_class`` and the columns of the score.
+        scores: one row per crop: ``Metadata_CellID``, ``predicted_class`` and the columns of the score.
         embeddings: (N, K) float32, the mean of the explained layer's activations.
-        maps: (N, z, y, x) float32 low-resolution maps of the first crops, for pictures.
+        maps: (N, z, y, x) float32 low-resolution maps of the first crops, for figures.
     """
 
     scores: pl.DataFrame
@@ -47,13 +47,13 @@ class Scored:
 
 
 class Scorer:
-    """An encoder ready to embed and score crops: BatchNorm folded, channels last, in bfloat16 where that is faster.
+    """An encoder prepared for scoring: BatchNorm folded, channels last, and bfloat16 where it is faster.
 
     Args:
         bundle: folder of a model bundle.
 
     Raises:
-        BundleError: if the bundle is missing, damaged or inconsistent, or the precision not fit for this encoder.
+        BundleError: if the bundle is missing, damaged or inconsistent, or the encoder does not support the precision.
     """
 
     def __init__(self, bundle: Path, config: ScoringConfig | None = None):
@@ -61,40 +61,44 @@ class Scorer:
         model, self.config = load_bundle(bundle)
         self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = settings.batch_size or (64 if self.device.type == "cuda" else 8)
-        self.planar = is_planar(model)
-        memory = torch.channels_last if self.planar else torch.channels_last_3d
-        model = model.to(self.device, memory_format=memory)
+        self.is_2d = is_2d(model)
+        memory_format = torch.channels_last if self.is_2d else torch.channels_last_3d
+        model = model.to(self.device, memory_format=memory_format)
         generator = torch.Generator().manual_seed(0)
-        shape = self.config.crop_shape[1:] if self.planar else self.config.crop_shape
+        shape = self.config.crop_shape[1:] if self.is_2d else self.config.crop_shape
         sample = torch.randn(2, len(self.config.channels), *shape, generator=generator)
-        sample = sample.to(self.device, memory_format=memory)
+        sample = sample.to(self.device, memory_format=memory_format)
         model = fold_batchnorm(model, sample, keep=[self.config.layer])
         half = None
         if settings.precision == "auto":
-            half = in_bfloat16(model, sample)
+            half = convert_to_bfloat16_if_native(model, sample)
         elif settings.precision == "bfloat16":
-            half = halved(model, sample)
+            half = convert_to_bfloat16(model, sample)
             if half is None:
                 raise BundleError("the encoder's logits differ in bfloat16", "Set precision = 'float32'.", path=bundle)
-        # A copy in another type or with folded weights does not keep the memory format by itself.
-        self.model = (half or model).to(memory_format=memory)
+        # Copies in another type or with folded weights lose the memory format.
+        self.model = (half or model).to(memory_format=memory_format)
         self.precision = "bfloat16" if half else "float32"
-        self._memory: tuple[tuple[tuple[int, ...], int], list[Any]] | None = None
+        self._buffers: tuple[tuple[tuple[int, ...], int], list[Any]] | None = None
 
-    def misfit(self, field: CropField) -> str | None:
-        """Why these crops cannot be scored by this encoder, or None."""
+    def find_mismatch(self, field: CropField) -> str | None:
+        """Return the reason why the encoder cannot score these crops, or None."""
         shape = list(field.images.shape[2:])
         if shape != list(self.config.crop_shape):
-            return f"crops are {shape}, the encoder takes {list(self.config.crop_shape)} (z, y, x)"
-        return self.config.misfit(field.channels, field.voxel_size)
+            return f"crops are {shape}, the encoder expects {list(self.config.crop_shape)} (z, y, x)"
+        return self.config.find_mismatch(field.channels, field.voxel_size)
 
-    def score(self, field: CropField, keep_maps: int = 0) -> Scored:
+    def score(self, field: CropField, keep_maps: int = 0) -> FieldScores:
         """Score every crop of a field.
 
+        Args:
+            keep_maps: number of crops whose maps are returned.
+
         Raises:
-            BundleError: if the encoder does not fit the crops. CropError: if a crop cannot be read.
+            BundleError: if the encoder does not fit the crops.
+            CropError: if a crop cannot be read.
         """
-        columns: dict[str, list] = {name: [] for name in ("predicted_class", *_FROM_RESULT)}
+        columns: dict[str, list] = {name: [] for name in ("predicted_class", *_RESULT_COLUMNS)}
         embeddings: list[np.ndarray] = []
         maps: list[np.ndarray] = []
         rows = [slice(start, start + self.batch_size) for start in range(0, len(field), self.batch_size)]
@@ -108,43 +112,44 @@ class Scorer:
             )
             table = result.columns()
             columns["predicted_class"] += [self.config.classes[index] for index in table["predicted_class"]]
-            for name in _FROM_RESULT:
+            for name in _RESULT_COLUMNS:
                 columns[name] += table[name]
             embeddings.append(result.embedding.float().cpu().numpy())
             if sum(map(len, maps)) < keep_maps:
                 cam = result.cam.float().cpu().numpy()
-                maps.append(cam[:, None] if self.planar else cam)
+                maps.append(cam[:, None] if self.is_2d else cam)
         scores = pl.DataFrame(columns, schema=_SCHEMA).with_columns(
             pl.Series("Metadata_CellID", field.cell_ids, dtype=pl.String),
             on_target=pl.col("gradcamo") > ON_TARGET_THRESHOLD,
         )
-        return Scored(
-            scores,
-            np.concatenate(embeddings) if embeddings else np.zeros((0, 0), np.float32),
-            np.concatenate(maps)[:keep_maps] if maps else np.zeros((0, 1, 1, 1), np.float32),
+        return FieldScores(
+            scores=scores,
+            embeddings=np.concatenate(embeddings) if embeddings else np.zeros((0, 0), np.float32),
+            maps=np.concatenate(maps)[:keep_maps] if maps else np.zeros((0, 1, 1, 1), np.float32),
         )
 
     def batches(self, field: CropField, rows: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Standardised images, channels last, and labels on the device; the next are read while these are worked on.
+        """Yield standardised images (channels last) and labels on the device, while the next batch is read.
 
-        A 2D network gets planes, (B, C, Y, X) and (B, Y, X), any other (B, C, Z, Y, X) and (B, Z, Y, X).
-        The images of a batch are good until the next one is asked for: they lie in the same memory.
+        A 2D network gets planes, (B, C, Y, X) and (B, Y, X); any other (B, C, Z, Y, X) and (B, Z, Y, X).
+        All batches share one buffer: the images of a batch are valid until the next one is requested.
 
         Args:
             rows: crops of each batch.
 
         Raises:
-            BundleError: if the encoder does not fit the crops. CropError: if a crop cannot be read.
+            BundleError: if the encoder does not fit the crops.
+            CropError: if a crop cannot be read.
         """
-        reason = self.misfit(field)
+        reason = self.find_mismatch(field)
         if reason:
             raise BundleError(
-                f"the encoder does not fit these crops: {reason}", "Promote one that does.", path=field.path
+                f"the encoder does not fit these crops: {reason}", "Promote an encoder that does.", path=field.path
             )
         order = channel_order(field, self.config.channels)
         center, scale = (torch.from_numpy(values[order]).to(self.device) for values in (field.center, field.scale))
-        most = max((row.stop - row.start for row in rows), default=0)
-        plain, last, *stored = self._memory_for((most, *field.images.shape[1:]), len(order))
+        largest_batch = max((row.stop - row.start for row in rows), default=0)
+        contiguous, channels_last, *stored = self._buffers_for((largest_batch, *field.images.shape[1:]), len(order))
 
         def read(number: int) -> tuple[np.ndarray, np.ndarray]:
             images = stored[number % 2][: len(range(*rows[number].indices(len(field))))]
@@ -158,20 +163,21 @@ class Scorer:
                     pending.append(reader.submit(read, number + 1))
                 raw = self._to_device(images if order == list(range(images.shape[1])) else images[:, order])
                 n = len(raw)
-                last[:n].copy_(standardise(raw, center, scale, out=plain[:n]))
-                found = self._to_device(labels)
-                yield (last[:n, :, 0], found[:, 0]) if self.planar else (last[:n], found)
+                channels_last[:n].copy_(standardise(raw, center, scale, out=contiguous[:n]))
+                regions = self._to_device(labels)
+                yield (channels_last[:n, :, 0], regions[:, 0]) if self.is_2d else (channels_last[:n], regions)
 
-    def _memory_for(self, shape: tuple[int, ...], channels: int) -> list[Any]:
-        """Memory for a batch (contiguous, channels last) and for two of stored crops, kept from field to field.
+    def _buffers_for(self, shape: tuple[int, ...], channels: int) -> list[Any]:
+        """Return buffers for a batch (contiguous, channels last) and for two batches of stored crops.
 
-        Memory that is asked for anew costs more than the arithmetic on it.
+        They are reused between fields, since allocating them costs more than the arithmetic on them.
         """
-        if self._memory is None or self._memory[0] != (shape, channels):
-            plain = torch.empty((shape[0], channels, *shape[2:]), device=self.device)
-            last = torch.empty_like(plain, memory_format=torch.channels_last_3d)
-            self._memory = (shape, channels), [plain, last, np.empty(shape, np.uint16), np.empty(shape, np.uint16)]
-        return self._memory[1]
+        if self._buffers is None or self._buffers[0] != (shape, channels):
+            contiguous = torch.empty((shape[0], channels, *shape[2:]), device=self.device)
+            channels_last = torch.empty_like(contiguous, memory_format=torch.channels_last_3d)
+            stored = [np.empty(shape, np.uint16) for _ in range(2)]
+            self._buffers = (shape, channels), [contiguous, channels_last, *stored]
+        return self._buffers[1]
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -180,7 +186,7 @@ class Scorer:
 
 _SCHEMA: dict[str, type[pl.DataType]] = {
     "predicted_class": pl.String,
-    **dict.fromkeys(_FROM_RESULT, pl.Float64),
+    **dict.fromkeys(_RESULT_COLUMNS, pl.Float64),
     "looks_at": pl.String,
     "null_reason": pl.String,
 }

@@ -1,4 +1,4 @@
-"""How the scoring pass runs."""
+"""Settings of the scoring pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from gradcamo_assets.settings import section, setting
 
 @section
 class ScoringConfig:
-    """How the scoring pass runs: section ``[scoring]`` of ``gradcamo.toml``."""
+    """Settings of the scoring pass: section ``[scoring]`` of ``gradcamo.toml``."""
 
-    batch_size: int | None = setting(None, "Crops a forward pass; else 8, and 64 on a GPU.", ge=1)
+    batch_size: int | None = setting(None, "Crops per forward pass; by default 64 on a GPU, else 8.", ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "bfloat16: where the encoder's logits agree in it; auto: that, on machines that compute in it."
+        "auto",
+        "bfloat16 fails if the encoder's logits differ in it; auto uses it if supported and the logits agree.",
     )
-    device: str | None = setting(None, "cuda, cpu, ...; else the GPU if there is one.")
+    device: str | None = setting(None, "cuda, cpu, ...; by default the GPU if available.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradcamo_assets.errors import SegmentationError
-from gradcamo_assets.importing import IMPORT_PATH, imported
+from gradcamo_assets.importing import IMPORT_PATH, import_function
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the compact network's weights."""
@@ -43,7 +43,7 @@ def find_weights(network: str) -> dict[str, Path]:
     """The weights file for cells and for nuclei; empty for a registered network, which has its own weights.
 
     Raises:
-        SegmentationError: the weights do not exist, or the registered network cannot be imported.
+        SegmentationError: the weights do not exist, or the registered network cannot be import_function.
     """
     if network in CELLPOSE_NETWORKS:
         from cellpose.models import MODEL_DIR
@@ -57,7 +57,7 @@ def find_weights(network: str) -> dict[str, Path]:
             raise SegmentationError(f"the weights of {network} are not installed", remedy, path=path)
         return dict.fromkeys(KINDS, path)
     if network != "compact" and not Path(network).exists():
-        imported(network, "network", f"{REMEDY}.", SegmentationError)
+        import_function(network, "network", f"{REMEDY}.", SegmentationError)
         return {}
     location = SHIPPED_WEIGHTS if network == "compact" else Path(network)
     files = {kind: location if location.is_file() else location / f"{kind}.safetensors" for kind in KINDS}
@@ -128,7 +128,7 @@ def _load_registered(name: str, kind: str, device: Any) -> Any:
     """Load a user's network and check the shapes of its outputs."""
     import torch
 
-    network = imported(name, "network", f"{REMEDY}.", SegmentationError)(kind)
+    network = import_function(name, "network", f"{REMEDY}.", SegmentationError)(kind)
     try:
         network = network.to(device).eval()
         network.device = device

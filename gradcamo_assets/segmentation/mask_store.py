@@ -17,7 +17,7 @@ import polars as pl
 from gradcamo_assets.errors import SegmentationError
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, Masks
-from gradcamo_assets.storage import new_folder
+from gradcamo_assets.storage import atomic_folder
 
 _KINDS = ("cells", "nuclei")
 _CHUNK_VOXELS = 2**20
@@ -45,7 +45,7 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provena
     }
     depth, height, width = masks.cells.shape
     slices = int(np.clip(_CHUNK_VOXELS // max(1, height * width), 1, max(1, depth)))
-    with new_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
         labels = root.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(_KINDS)}})
         for kind in _KINDS:

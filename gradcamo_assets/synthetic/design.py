@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.names import plate_name
+from gradcamo_assets.names import check_plate_name
 
 COMPOUND, CONTROL, POOLED, UNIT = "cpd-A", "DMSO", "pooled", "uM"
 STAINS = ("DNA", "ER", "RNA", "AGP", "Mito", "Brightfield")
@@ -75,7 +75,7 @@ class SyntheticPlate:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        plate_name(self.name)
+        check_plate_name(self.name)
         z, y, x = self.shape
         for is_valid, name, allowed in (
             (1 <= self.wells <= 384, "wells", "1 to 384"),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gradcamo_assets.plates.omezarr_writer import create_field, create_plate
-from gradcamo_assets.storage import new_folder, remove, replaced_file
+from gradcamo_assets.storage import atomic_file, atomic_folder, remove
 from gradcamo_assets.synthetic.design import VOXEL_SIZE, SyntheticPlate, make_plate_map
 from gradcamo_assets.synthetic.render import render_field
 
@@ -30,7 +30,7 @@ def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: boo
     tables: list[pl.DataFrame] = []
     sites = range(1, config.sites + 1)
     remove(target)
-    with new_folder(target) as folder, TemporaryDirectory() as scratch:
+    with atomic_folder(target) as folder, TemporaryDirectory() as scratch:
         create_plate(folder, config.name, {well: [str(site - 1) for site in sites] for well in config.well_names})
         template = Path(scratch) / "field"
         create_field(template, (config.channels, *config.shape), config.stains, VOXEL_SIZE, ("cells", "nuclei"))
@@ -48,11 +48,11 @@ def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: boo
             for array_path, pixels in arrays.items():
                 zarr.open_array(path / array_path, mode="r+")[:] = pixels
             tables.append(field.table)
-        with replaced_file(directory / f"{config.name}.csv") as file:
+        with atomic_file(directory / f"{config.name}.csv") as file:
             make_plate_map(config).write_csv(file)
         labels = directory / f"{config.name}.labels.csv"
         remove(labels)
         if config.labels == "cell" or config.shortcut == "neighbour":
-            with replaced_file(labels) as file:
+            with atomic_file(labels) as file:
                 pl.concat(tables).write_csv(file)
     return target

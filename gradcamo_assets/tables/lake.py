@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from gradcamo_assets.errors import StoreError
-from gradcamo_assets.names import plate_name, slug
+from gradcamo_assets.names import check_name, check_plate_name
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.storage import children, read_bytes, read_json, remove
+from gradcamo_assets.storage import list_visible, read_bytes, read_json, remove
 from gradcamo_assets.tables.columns import KEY_COLUMNS, Table
 from gradcamo_assets.tables.conform import conform
 from gradcamo_assets.tables.schema import LAKE_TABLES, lake_table
@@ -346,7 +346,7 @@ class Lake:
         except (DeltaError, OSError) as error:
             remedy = "Restore its folder from a copy, or delete it and make its partitions again."
             raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error
-        if children(folder, "**/*.parquet"):
+        if list_visible(folder, "**/*.parquet"):
             problem = f"the table {table.name} was written by an earlier release, which this one does not read"
             raise StoreError(problem, "Begin a new GRADCAMO_HOME, and ingest the plates into it.", path=folder)
         return None
@@ -450,9 +450,9 @@ def _predicate(table: str, keys: dict[str, Any]) -> str | None:
         )
     for name, value in keys.items():
         if name == "plate":
-            plate_name(value)
+            check_plate_name(value)
         elif name == "model_run":
-            slug(value, "MLflow run")
+            check_name(value, "MLflow run")
         elif not isinstance(value, Integral):
             raise StoreError(f"{name} {value!r} is no whole number", "Give it as an integer.")
     values = {name: f"'{value}'" if isinstance(value, str) else str(value) for name, value in keys.items()}

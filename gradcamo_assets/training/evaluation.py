@@ -19,7 +19,7 @@ import gradcamo_assets
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.explain import gradcamo
-from gradcamo_assets.networks.encoders import is_planar
+from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.scoring.scorer import ON_TARGET_THRESHOLD
 
@@ -93,7 +93,7 @@ def evaluate_cells(
 
 def to_model_input(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Drop the z axis of images (B, C, 1, Y, X) and labels (B, 1, Y, X) for a 2D network; leave others unchanged."""
-    return (images.squeeze(2), labels.squeeze(1)) if is_planar(model) else (images, labels)
+    return (images.squeeze(2), labels.squeeze(1)) if is_2d(model) else (images, labels)
 
 
 def compute_metrics(cells: pl.DataFrame, part: str) -> dict[str, float]:

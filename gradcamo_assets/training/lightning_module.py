@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from gradcamo_assets.cells import TARGET
-from gradcamo_assets.cells.dataset import CropDataset, mixed
-from gradcamo_assets.explain.maps import logits_of
-from gradcamo_assets.networks.encoders import is_planar
+from gradcamo_assets.cells.dataset import CropDataset, mix_seeds
+from gradcamo_assets.explain.maps import extract_logits
+from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.training.augment import augment
 from gradcamo_assets.training.penalty import logits_and_penalty
 from gradcamo_assets.training.settings import TrainingConfig
@@ -54,7 +54,7 @@ class EncoderModule(lightning.LightningModule):
         super().__init__()
         self.model, self.config, self.steps, self.report = model, config, steps, report
         self.layer, self.donors = layer, donors
-        self.planar = is_planar(model)
+        self.planar = is_2d(model)
         self.curves: dict[str, list[float]] = {}
         self.embeddings: list[Tensor] = []
         self.seconds = 0.0
@@ -69,7 +69,7 @@ class EncoderModule(lightning.LightningModule):
         if self.trainer.training:
             # The random numbers of a step, dropout included, depend on its number and the process only. A resumed
             # training therefore repeats them.
-            torch.manual_seed(mixed(self.config.seed, self.global_step, self.global_rank))
+            torch.manual_seed(mix_seeds(self.config.seed, self.global_step, self.global_rank))
             images, labels = self._swap_and_augment(images, labels)
         masks = labels == TARGET
         return (images.squeeze(2), masks.squeeze(1), classes) if self.planar else (images, masks, classes)
@@ -99,7 +99,9 @@ class EncoderModule(lightning.LightningModule):
         images, masks, classes = batch
         config = self.config
         if config.regulariser == "none":
-            return self._classification_loss("train", logits_of(self.model(images)), classes, config.label_smoothing)
+            return self._classification_loss(
+                "train", extract_logits(self.model(images)), classes, config.label_smoothing
+            )
         logits, penalty = logits_and_penalty(self.model, self.layer, images, masks, classes, config.regulariser_target)
         self.log("train_penalty", penalty, on_step=False, on_epoch=True, batch_size=len(classes), sync_dist=True)
         loss = self._classification_loss("train", logits, classes, config.label_smoothing)
@@ -123,7 +125,7 @@ class EncoderModule(lightning.LightningModule):
         """Log loss and accuracy without swap, augmentation and penalty."""
         output, embedding = forward_with_embedding(self.model, self.layer, batch[0])
         self.track(embedding)
-        self._classification_loss("val", logits_of(output), batch[2], 0.0)
+        self._classification_loss("val", extract_logits(output), batch[2], 0.0)
 
     def _classification_loss(self, part: str, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         """Compute the cross-entropy; log it with the accuracy."""

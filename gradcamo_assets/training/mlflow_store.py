@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.names import slug
-from gradcamo_assets.storage import replaced_file
+from gradcamo_assets.names import check_name
+from gradcamo_assets.storage import atomic_file
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -55,7 +55,7 @@ def prepare_store(uri: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
         if not file.exists():
-            with replaced_file(file) as temporary:
+            with atomic_file(file) as temporary:
                 # The second argument replaces MLflow's default artifact location, the working folder.
                 SqlAlchemyStore(sqlite_uri(temporary), f"{SCHEME}:/").engine.dispose()
 
@@ -82,5 +82,5 @@ def artifact_repository(
             "Register the version again.",
             path=file,
         )
-    names = [slug(name, "name of an artifact") for name in address.path.split("/") if name]
+    names = [check_name(name, "name of an artifact") for name in address.path.split("/") if name]
     return LocalArtifactRepository(file.parent.joinpath(ARTIFACTS, *names).as_uri(), tracking_uri, registry_uri)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradcamo_assets.errors import BundleError
-from gradcamo_assets.names import slug
-from gradcamo_assets.networks.bundle import BundleConfig, Cure, read_config, save_bundle, verified_config
+from gradcamo_assets.names import check_name
+from gradcamo_assets.networks.bundle import BundleConfig, Cure, read_config, read_verified_config, save_bundle
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.storage import new_folder
+from gradcamo_assets.storage import atomic_folder
 from gradcamo_assets.training.mlflow_runs import Links, log_evidence, open_run
 from gradcamo_assets.training.mlflow_store import SCHEME, prepare_store, sqlite_file, sqlite_uri
 
@@ -63,7 +63,7 @@ class ModelRegistry:
 
     def __init__(self, folder: Path, name: str = "gradcamo-encoder", uri: str | None = None):
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        self.folder, self.name = folder, slug(name, "model name")
+        self.folder, self.name = folder, check_name(name, "model name")
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / "mlflow.db")
 
     @property
@@ -193,12 +193,12 @@ class ModelRegistry:
         from mlflow.artifacts import download_artifacts
 
         try:
-            folder = self.folder / "bundles" / slug(version.run_id, "MLflow run") / digest(version.source)
+            folder = self.folder / "bundles" / check_name(version.run_id, "MLflow run") / digest(version.source)
             if not folder.exists():
                 prepare_store(self.uri)
-                with new_folder(folder) as scratch:
+                with atomic_folder(folder) as scratch:
                     download_artifacts(artifact_uri=version.source, dst_path=str(scratch), tracking_uri=self.uri)
-                    verified_config(_bundle_root(scratch))
+                    read_verified_config(_bundle_root(scratch))
         except BundleError as error:
             raise error.at(path=version.source) from error
         except Exception as error:

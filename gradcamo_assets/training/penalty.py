@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradcamo_assets.explain import maps as cam
-from gradcamo_assets.explain.overlap import overlap, project_regions
+from gradcamo_assets.explain.overlap import measure_overlap, project_regions
 
 
 def logits_and_penalty(
@@ -37,11 +37,11 @@ def logits_and_penalty(
     Raises:
         ExplainError: if the layer did not run or the logits do not depend on it.
     """
-    output, activations = cam.captured(model, images, dict([cam.find_layer(model, layer)]))
-    logits, values = cam.logits_of(output), next(iter(activations.values()))
+    output, activations = cam.capture_activations(model, images, dict([cam.find_layer(model, layer)]))
+    logits, values = cam.extract_logits(output), next(iter(activations.values()))
     maps = class_maps(model, values, logits, classes)
     grid = maps.shape[1:]
-    adjusted = overlap(maps, project_regions(dilate_masks(masks, grid) > 0, None, grid)).gradcamo_adjusted
+    adjusted = measure_overlap(maps, project_regions(dilate_masks(masks, grid) > 0, None, grid)).gradcamo_adjusted
     has_score = ~torch.isnan(adjusted)
     penalty = (tau - adjusted[has_score]).clamp_min(0).sum() / has_score.sum().clamp_min(1)
     return logits, penalty.to(torch.promote_types(logits.dtype, torch.float32))
@@ -55,10 +55,10 @@ def class_maps(model: nn.Module, activations: Tensor, logits: Tensor, classes: T
     statistics, the effect of a sample on the logits of the others; in evaluation mode there is no such effect.
     """
     with torch.autocast(activations.device.type, enabled=False):
-        head = cam.pooled_head(model, activations, logits)
+        head = cam.find_pooled_head(model, activations, logits)
         if head is not None:
-            return cam.signed_map(activations, head.linear.weight[classes]).clamp_min(0)
-        return cam.gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations], graph=True)[0]
+            return cam.compute_signed_map(activations, head.linear.weight[classes]).clamp_min(0)
+        return cam.compute_gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations], graph=True)[0]
 
 
 def dilate_masks(masks: Tensor, grid: Sequence[int]) -> Tensor:

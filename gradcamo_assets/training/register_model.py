@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradcamo_assets.networks.bundle import BundleConfig, with_weights
+from gradcamo_assets.networks.bundle import BundleConfig, load_network
 from gradcamo_assets.networks.encoders import build_encoder
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 
@@ -47,4 +47,4 @@ def register_weights(
         crop_shape=[int(size) for size in crop_shape],
         voxel_size=[float(size) for size in voxel_size],
     )
-    return registry.register(with_weights(config, weights), config, tags={"weights": weights.name})
+    return registry.register(load_network(config, weights), config, tags={"weights": weights.name})

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from gradcamo_assets.cells.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.explain import maps as cam
-from gradcamo_assets.networks.encoders import is_planar
+from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.profiles.sphering import fit_sphering
 from gradcamo_assets.training.lightning_module import Batch, EncoderModule, forward_with_embedding
 
@@ -151,10 +151,10 @@ def find_pooled_head(model: nn.Module, layer: str, dataset: CropDataset) -> nn.L
         GradcamoError: if there is no such layer or it has no bias.
     """
     images, modules = dataset[0][0][None], dict([cam.find_layer(model, layer)])
-    images = images.squeeze(2) if is_planar(model) else images
+    images = images.squeeze(2) if is_2d(model) else images
     with torch.no_grad():
-        output, activations = cam.captured(model.eval(), images, modules, graph=False)
-        head = cam.pooled_head(model, activations[layer], cam.logits_of(output))
+        output, activations = cam.capture_activations(model.eval(), images, modules, graph=False)
+        head = cam.find_pooled_head(model, activations[layer], cam.extract_logits(output))
     model.train()
     if head is None or head.linear.bias is None:
         raise GradcamoError(
@@ -169,7 +169,7 @@ def compute_embeddings(model: nn.Module, layer: str, dataset: CropDataset, batch
     """Return the layer's mean over voxels for every crop without augmentation, (N, K) float32, in CPU memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.eval().to(device)
-    batches = (images.squeeze(2) if is_planar(model) else images for images, _, _ in DataLoader(dataset, batch_size))
+    batches = (images.squeeze(2) if is_2d(model) else images for images, _, _ in DataLoader(dataset, batch_size))
     embeddings = [forward_with_embedding(model, layer, images.to(device))[1].cpu() for images in batches]
     model.cpu()
     return torch.cat(embeddings)

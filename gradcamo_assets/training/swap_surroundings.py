@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
-from gradcamo_assets.explain.surroundings import moved_to
+from gradcamo_assets.explain.surroundings import transplant_cells
 
 
 def swap_surroundings(
@@ -38,7 +38,7 @@ def swap_surroundings(
         donors = torch.randint(len(donor_images), rows.shape)
     target = labels[rows] == TARGET
     donor_target, donor_neighbours = donor_labels[donors] == TARGET, donor_labels[donors] == NEIGHBOUR
-    swapped = moved_to(images[rows], target, donor_images[donors], donor_target, donor_neighbours, soften)
+    swapped = transplant_cells(images[rows], target, donor_images[donors], donor_target, donor_neighbours, soften)
     swapped_labels = (donor_neighbours & ~target) * NEIGHBOUR + target * TARGET
     images, labels = images.clone(), labels.clone()
     images[rows], labels[rows] = swapped, swapped_labels.to(labels.dtype)

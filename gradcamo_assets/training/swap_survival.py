@@ -10,8 +10,8 @@ from torch.utils.data import default_collate
 
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
 from gradcamo_assets.cells.dataset import CropDataset
-from gradcamo_assets.explain.swap_test import respond, swap_test
-from gradcamo_assets.scoring.audit import in_parts
+from gradcamo_assets.explain.swap_test import compute_swap_columns, run_network
+from gradcamo_assets.scoring.audit import split_into_parts
 from gradcamo_assets.training.evaluation import balanced_accuracy, sample_cells, to_model_input
 
 _SAMPLE_SIZE = 200
@@ -39,19 +39,19 @@ def run_swap_test(
     sample = sample_cells(evaluated.with_row_index(), max_cells)
     empty = sample.clear().with_columns(swapped_class=pl.lit("").cast(pl.String), survives_swap=pl.lit(True))
     tables, device = [empty], next(model.parameters()).device
-    for rows in in_parts(len(sample)):
+    for rows in split_into_parts(len(sample)):
         cells = sample[rows]
         if cells["true_class"].n_unique() < 2:
             continue
         crops, regions, _ = default_collate([dataset[row] for row in cells["index"]])
         images, labels = to_model_input(model, crops.to(device), regions.to(device))
-        result = swap_test(
+        result = compute_swap_columns(
             model,
             images,
             target=labels == TARGET,
             neighbours=labels == NEIGHBOUR,
             layer=layer,
-            intact=respond(model, images, layer),
+            intact=run_network(model, images, layer),
             treatments=cells["true_class"].to_list(),
         )
         tables.append(

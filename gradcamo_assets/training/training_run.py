@@ -177,7 +177,7 @@ def _evaluate(result: TrainingResult, crops: CropDataset, classes: list[str]) ->
 
 def _fits(field: CropField, bundle: BundleConfig) -> bool:
     same_shape = list(field.images.shape[2:]) == list(bundle.crop_shape)
-    return same_shape and bundle.misfit(field.channels, field.voxel_size) is None
+    return same_shape and bundle.find_mismatch(field.channels, field.voxel_size) is None
 
 
 def _draw_figures(

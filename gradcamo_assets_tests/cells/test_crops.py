@@ -1,4 +1,4 @@
-"""Cutting against a brute-force loop, the store, and the dataset's standardisation."""
+"""Test cropping against a brute-force loop, the crop store, and the dataset's standardisation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_cutting_against_a_loop_over_voxels(cells: np.ndarray, shape: tuple[int,
     try:
         crops = list(cut_crops(image, cells, table, CropConfig(shape), fill))
     except CropError:
-        return  # A scattered "cell" may have no voxel near its centroid; that is told, not cut.
+        return  # A scattered "cell" may have no voxel near its centroid, which is an error.
     for row, (crop, labels) in zip(rows, crops, strict=True):
         start = []
         for axis, n, size in zip("zyx", shape, cells.shape, strict=True):
@@ -72,7 +72,7 @@ def test_the_centre_of_a_cell_is_the_centre_of_its_crop() -> None:
     assert (y.min(), y.max(), x.min(), x.max()) == (3, 12, 4, 11)
 
 
-def test_masks_of_another_field_are_refused() -> None:
+def test_masks_of_another_shape_are_refused() -> None:
     with pytest.raises(CropError, match="differ in shape"):
         next(
             cut_crops(
@@ -101,8 +101,8 @@ def test_border_cells_are_flagged_and_crops_numbered() -> None:
 
 
 @given(st.floats(0, 39), st.floats(0, 49), st.sampled_from([(3, 16, 12), (3, 15, 13), (3, 60, 12)]))
-def test_cells_whose_crop_leaves_the_field_are_left_out_where_nothing_is_padded(y, x, shape) -> None:
-    """What is cut is the oracle: a crop that leaves the field in y or x holds padding, which is 0 here."""
+def test_without_padding_cells_whose_crop_leaves_the_field_are_left_out(y, x, shape) -> None:
+    """The crop is the oracle: one that leaves the field in y or x contains padding, which is 0 here."""
     image, cells = np.ones((1, 2, 40, 50), np.uint16), np.ones((2, 40, 50), np.uint32)
     table = pl.DataFrame(
         {"label": [1], "centroid_z": [0.5], "centroid_y": [y], "centroid_x": [x], "qc_flag": [None],
@@ -118,7 +118,7 @@ def test_cells_whose_crop_leaves_the_field_are_left_out_where_nothing_is_padded(
 
 
 def make_store(path: Path, n: int, channels: tuple[str, ...] = ("DNA", "ER"), shape: tuple[int, int, int] = (2, 8, 8)):
-    """A store of ``n`` random crops, and what went in."""
+    """Write a store of ``n`` random crops; return their images and labels."""
     rng = np.random.default_rng(n)
     images = rng.integers(0, 1000, (n, len(channels), *shape)).astype(np.uint16)
     labels = rng.integers(0, 3, (n, *shape)).astype(np.uint8)
@@ -132,9 +132,7 @@ def make_store(path: Path, n: int, channels: tuple[str, ...] = ("DNA", "ER"), sh
 
 
 @pytest.mark.parametrize(("n", "shards"), [(0, 0), (1, 1), (3, 1), (5, 2), (41, 6)])
-def test_the_store_gives_back_what_went_in(
-    tmp_path: Path, n: int, shards: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_crops_equal_written_crops(tmp_path: Path, n: int, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradcamo_assets.cells.crop_store._SHARD_BYTES", 9 * 512)
     images, labels = make_store(tmp_path / "a.zarr", n)
     field = open_crops(tmp_path / "a.zarr")
@@ -165,7 +163,7 @@ def test_damaged_stores_name_the_file(tmp_path: Path) -> None:
         open_crops(tmp_path / "b.zarr")
 
 
-def test_a_wrong_number_of_crops_is_no_store(tmp_path: Path) -> None:
+def test_a_wrong_number_of_crops_leaves_no_store(tmp_path: Path) -> None:
     with pytest.raises(CropError, match="0 crops for 1 cells"):
         write_crops(
             tmp_path / "a.zarr", iter([]), cell_ids=["x"], shape=(1, 4, 4), channels=["DNA"],
@@ -187,8 +185,8 @@ def test_the_dataset_standardises_by_the_plate_and_orders_channels(tmp_path: Pat
         CropDataset([open_crops(tmp_path / "a.zarr")], {}, ["Mito"])
 
 
-def test_a_crops_own_brightness_stays_in_it() -> None:
-    """Standardising per crop would map both of these to the same values."""
+def test_standardising_keeps_differences_of_brightness_between_crops() -> None:
+    """Standardising per crop would map both crops to the same values."""
     dim, bright = torch.full((1, 1, 2, 4, 4), 100.0), torch.full((1, 1, 2, 4, 4), 300.0)
     center, scale = torch.tensor([100.0]), torch.tensor([50.0])
     assert float(standardise(bright, center, scale).mean() - standardise(dim, center, scale).mean()) == 4.0

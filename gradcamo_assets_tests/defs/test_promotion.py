@@ -188,7 +188,7 @@ def test_the_command_promotes_and_says_what_follows(bench: Bench) -> None:
     (registry.fetch(found) / "model.safetensors").write_bytes(b"no weights")
     refused = cli.invoke(main, ["promote", "2"])
     assert refused.exit_code == 1
-    assert "not those the configuration was written for" in refused.stderr
+    assert "do not match the digest in the configuration" in refused.stderr
     assert registry.by_alias().version == 1  # type: ignore[union-attr]
     assert len(champion_moves(lake, registry.name)) == 1
 
@@ -279,13 +279,13 @@ def _logits(bench: Bench, network: nn.Module, field: str, row: int) -> torch.Ten
     ("change", "message"),
     [
         ({"classes": ["a", "b", "c"]}, "cannot be loaded"),
-        ({"classes": ["a", "a"]}, "stands there twice"),
+        ({"classes": ["a", "a"]}, "duplicate names a"),
         ({"channels": ["DNA"]}, "cannot be loaded"),
         ({"layer": "no.such"}, "no layer"),
         ({"layer": "4"}, "no feature map"),
-        ({"crop_shape": [2, 16]}, "cannot take a crop"),
+        ({"crop_shape": [2, 16]}, "fails on a crop"),
         ({"voxel_size": [1.0, 0.0, 0.5]}, "voxel_size"),
-        ({"encoder": "os:kill"}, "no known encoder"),
+        ({"encoder": "os:kill"}, "unknown encoder"),
     ],
 )
 def test_what_does_not_go_together_is_not_registered(

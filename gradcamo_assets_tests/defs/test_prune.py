@@ -162,7 +162,7 @@ def test_nothing_goes_without_a_yes(two_plates: Bench) -> None:
         assert CliRunner(env=environment).invoke(main, ["prune", *wrong]).exit_code == 2
     for name in ("nobody", "../tiny", ".."):
         unknown = CliRunner(env=environment).invoke(main, ["prune", "--plate", name, "--all", "--yes"])
-        assert unknown.exit_code == 1 and ("tiny, twin" in unknown.output or "no usable plate name" in unknown.output)
+        assert unknown.exit_code == 1 and ("tiny, twin" in unknown.output or "not a valid plate name" in unknown.output)
     assert everything(two_plates) == before
     assert "Delete this?" in gradcamo(two_plates, *arguments, answer="y\n")
     assert everything(two_plates) != before

@@ -18,7 +18,7 @@ from gradcamo_assets.defs.demo import QUIET
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.home import Home
-from gradcamo_assets.retries import PAUSES
+from gradcamo_assets.retries import RETRY_PAUSES
 from gradcamo_assets.scoring.scorer import Scorer
 from gradcamo_assets.tables import Lake, lake_table, run_sql
 from gradcamo_assets_tests.defs.conftest import Bench
@@ -260,7 +260,7 @@ def test_a_run_that_is_killed_half_way(daemon: Daemon, monkeypatch: pytest.Monke
         patch.setattr(Lake, "write", dying)
         assert daemon.settle() == 4
         assert scored_by(daemon.bench.home.lake)["P2", 1] == {1: 6}, "nothing of it is to be seen"
-        for attempt, pause in enumerate(PAUSES, start=2):
+        for attempt, pause in enumerate(RETRY_PAUSES, start=2):
             later = pause - timedelta(minutes=1)
             assert daemon.settle() == 0, "too soon"
             later = pause + timedelta(minutes=1)
@@ -332,7 +332,7 @@ def test_a_champion_whose_bundle_is_damaged_is_refused_before_any_run(daemon: Da
     weights.write_bytes(good[:-1] + b"\1")
     move(daemon, version.version)
     before = daemon.cursor
-    with pytest.raises(Exception, match="not those the configuration was written for"):
+    with pytest.raises(Exception, match="do not match the digest in the configuration"):
         daemon.tick()
     assert daemon.cursor == before
     weights.write_bytes(good)

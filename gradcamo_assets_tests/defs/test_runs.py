@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from gradcamo_assets.defs.automation.run_requests import partition_requests
-from gradcamo_assets.retries import MOST_ATTEMPTS
+from gradcamo_assets.retries import MAX_ATTEMPTS
 
 
 def test_runs_that_succeed_and_leave_their_work_undone_are_no_endless_loop() -> None:
@@ -21,7 +21,7 @@ def test_runs_that_succeed_and_leave_their_work_undone_are_no_endless_loop() -> 
             asked.append(request.run_key)
             tags = {**request.tags, "dagster/partition": str(request.partition_key)}
             instance.add_run(dg.DagsterRun("rescore", status=dg.DagsterRunStatus.SUCCESS, tags=tags))
-        assert len(asked) == len(set(asked)) == MOST_ATTEMPTS
+        assert len(asked) == len(set(asked)) == MAX_ATTEMPTS
         assert "left it undone" in given_up["P1", 1]
         later, others = now + timedelta(hours=2), {("P1", 1): "crops of tomorrow"}
         assert partition_requests(instance, "rescore", others, set(), now)[0], "other crops begin anew"

@@ -1,4 +1,4 @@
-"""Small networks, random or with known reasons, and the score by brute force: autograd, upsample, multiply, sum."""
+"""Small networks, random or with known behaviour, and the score by brute force: autograd, upsample, multiply, sum."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Net(nn.Module):
 def random_case(
     seed: int, axes: int, batch: int, crop: tuple[int, ...], **options
 ) -> tuple[Net, Tensor, Tensor, Tensor]:
-    """A network in eval mode, images, target masks and neighbour masks; no target mask is empty."""
+    """Make a network in eval mode, images, target masks and neighbour masks; no target mask is empty."""
     torch.manual_seed(seed)
     model = Net(axes, **options).eval()
     images = torch.randn(batch, 2, *crop)
@@ -45,16 +45,18 @@ def random_case(
 
 
 def brute_maps(model: nn.Module, images: Tensor, layer: nn.Module, classes: Tensor | None = None) -> Tensor:
-    """Grad-CAM by its definition, with the whole graph: (B, *grid) float32."""
-    kept = []
-    handle = layer.register_forward_hook(lambda _m, _i, output: kept.append(output))
+    """Compute Grad-CAM by its definition, with the whole graph: (B, *grid) float32."""
+    outputs = []
+    handle = layer.register_forward_hook(lambda _m, _i, output: outputs.append(output))
     with torch.enable_grad():
         logits = model(images.clone().requires_grad_())
         handle.remove()
         classes = logits.argmax(1) if classes is None else classes
-        gradient = torch.autograd.grad(sum(row[label] for row, label in zip(logits, classes, strict=True)), kept[0])[0]
+        gradient = torch.autograd.grad(sum(row[label] for row, label in zip(logits, classes, strict=True)), outputs[0])[
+            0
+        ]
     alpha = gradient.flatten(2).mean(2)
-    return torch.einsum("bk,bk...->b...", alpha, kept[0]).clamp_min(0).detach()
+    return torch.einsum("bk,bk...->b...", alpha, outputs[0]).clamp_min(0).detach()
 
 
 def brute_share(maps: Tensor, mask: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def brute_share(maps: Tensor, mask: Tensor) -> Tensor:
 
 
 class Reads(nn.Module):
-    """Three classes, by what the stain ``where`` shows most: 1, 2 or 3. Stain 0 is lit in targets only, 1 elsewhere."""
+    """Three classes by the most frequent level, 1, 2 or 3, in the stain ``where``."""
 
     def __init__(self, where: int, axes: int):
         super().__init__()
@@ -82,7 +84,7 @@ class Reads(nn.Module):
 
 
 def scene(axes: int, cells: int = 9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Targets show their class in stain 0, all that surrounds them the same class in stain 1."""
+    """Make crops whose targets show their class in stain 0 and whose surroundings show it in stain 1."""
     crop = (2, 36, 36)[3 - axes :]
     classes = torch.arange(cells) % 3
     target, neighbours = (torch.zeros(cells, *crop, dtype=torch.bool) for _ in range(2))

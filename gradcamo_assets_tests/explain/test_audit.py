@@ -1,4 +1,4 @@
-"""The audit against loops, against networks whose answer is known, and against scikit-learn."""
+"""Test the audit against loops, against networks with known behaviour, and against scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from sklearn.metrics import auc
 from torch import nn
 
 from gradcamo_assets.errors import ExplainError
-from gradcamo_assets.explain import faithfulness as a
-from gradcamo_assets.explain import gradcamo
-from gradcamo_assets.explain.overlap import overlap, project_regions
+from gradcamo_assets.explain import faithfulness, gradcamo
+from gradcamo_assets.explain.overlap import measure_overlap, project_regions
 from gradcamo_assets_tests.explain.nets import random_case
 
 
 class Bright(nn.Module):
-    """Two classes: the more there is in the first channel, above 0, the more it is the second class."""
+    """Two classes; the second one's logit grows with the positive part of the first channel."""
 
     def __init__(self, axes: int = 3):
         super().__init__()
@@ -34,7 +33,7 @@ class Bright(nn.Module):
 
 
 def scene(lit: str, axes: int = 3, cells: int = 5):
-    """Crops with a target and a neighbour; ``lit`` is bright. The backgrounds are dim and differ between crops."""
+    """Make crops with a target and a neighbour. The region ``lit`` is bright; dim backgrounds differ between crops."""
     generator = torch.Generator().manual_seed(0)
     crop = (4, 18, 20)[3 - axes :]
     images = 0.01 * torch.rand(cells, 2, *crop, generator=generator)
@@ -49,38 +48,38 @@ def scene(lit: str, axes: int = 3, cells: int = 5):
 
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("lit", ["target", "neighbour"])
-def test_the_region_that_matters_is_the_one_whose_deletion_hurts(lit, axes):
+def test_only_replacing_the_relevant_region_drops_the_logit(lit, axes):
     images, target, neighbours = scene(lit, axes)
     model = Bright(axes).eval()
-    scored, columns = a.audit(model, images, target, "act", neighbours)
+    scored, columns = faithfulness.audit(model, images, target, "act", neighbours)
     assert scored.predicted_class.tolist() == [1] * 5
-    for region in a.REGIONS:
+    for region in faithfulness.REGIONS:
         assert ((columns[f"logit_drop_{region}"] > 0.3) == (region == lit)).all(), region
     effect = columns["effect_target"]
     assert (effect > 0.95).all() if lit == "target" else (effect < 0.05).all()
-    # What is brightest goes first: little of the class is left, and little of the crop suffices for it.
+    # The brightest voxels are deleted or inserted first, so few of them remove or restore the class.
     assert (columns["insertion_auc"] > columns["deletion_auc"]).all()
 
 
-def test_drops_and_moves_equal_those_of_a_loop():
+def test_logit_drops_and_embedding_moves_equal_a_loop():
     model, images, target, neighbours = random_case(3, 3, 4, (4, 13, 12))
     neighbours[2] = False
-    scored, columns = a.audit(model, images, target, "act", neighbours, seed=5)
-    blank = a.background_of_others(images, target | neighbours, seed=5)
+    scored, columns = faithfulness.audit(model, images, target, "act", neighbours, seed=5)
+    blank = faithfulness.make_background_crops(images, target | neighbours, seed=5)
 
-    def ask(image):
+    def run(image):
         features = model.act(model.second(torch.tanh(model.first(image[None]))))[0]
         return model(image[None])[0], features.flatten(1).mean(1)
 
     for cell, label in enumerate(scored.predicted_class):
-        logits, embedding = ask(images[cell])
+        logits, embedding = run(images[cell])
         for name, mask in (("target", target), ("neighbour", neighbours), ("background", ~(target | neighbours))):
             if not mask[cell].any():
                 assert np.isnan(columns[f"logit_drop_{name}"][cell])
                 continue
             changed = images[cell].clone()
             changed[:, mask[cell]] = blank[cell][:, mask[cell]]
-            other, moved = ask(changed)
+            other, moved = run(changed)
             assert columns[f"logit_drop_{name}"][cell] == pytest.approx(float(logits[label] - other[label]), abs=1e-5)
             distance = 1 - float(embedding @ moved / embedding.norm() / moved.norm())
             assert columns[f"embedding_move_{name}"][cell] == pytest.approx(distance, abs=1e-5)
@@ -97,33 +96,36 @@ def test_a_blank_crop_holds_other_crops_background_of_the_same_slice(axes):
     occupied = torch.zeros(6, *crop, dtype=torch.bool)
     occupied[..., 4:12, 4:11] = True
     images[occupied[:, None].expand_as(images)] = -1
-    blank = a.background_of_others(images, occupied)
-    assert float(blank.min()) >= 100  # No cell is left.
+    blank = faithfulness.make_background_crops(images, occupied)
+    assert float(blank.min()) >= 100  # No voxel of a cell remains.
     if axes == 3:
         assert bool((blank.remainder(100).remainder(50) == torch.arange(3.0)[:, None, None]).all())
-    donors = (blank / 100).floor()
-    own = torch.arange(1.0, 7).reshape(6, *(1,) * (images.ndim - 1))
-    assert float((donors == own).float().mean()) < 0.02  # But for medians, which may happen to be one's own.
+    source_crop = (blank / 100).floor()
+    own_crop = torch.arange(1.0, 7).reshape(6, *(1,) * (images.ndim - 1))
+    assert float((source_crop == own_crop).float().mean()) < 0.02  # Medians may fall into the range of the own crop.
 
 
-def test_what_no_donor_covers_gets_the_median_and_impossible_backgrounds_are_refused():
+def test_uncovered_voxels_get_the_median_and_missing_background_is_refused():
     images = torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).clone()
     occupied = torch.ones(2, 4, 4, dtype=torch.bool)
     occupied[0, 0, 0] = False
-    assert torch.isfinite(a.background_of_others(images, occupied)).all()
-    for wrong, word in (((images[:1], occupied[:1]), "two crops"), ((images, torch.ones_like(occupied)), "larger")):
-        with pytest.raises(ExplainError, match=word):
-            a.background_of_others(*wrong)
+    assert torch.isfinite(faithfulness.make_background_crops(images, occupied)).all()
+    for arguments, message in (
+        ((images[:1], occupied[:1]), "two crops"),
+        ((images, torch.ones_like(occupied)), "larger"),
+    ):
+        with pytest.raises(ExplainError, match=message):
+            faithfulness.make_background_crops(*arguments)
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-def test_curves_equal_a_loop_over_voxels_and_their_area_scikit_learns(axes):
+def test_curves_equal_a_loop_over_voxels_and_areas_equal_scikit_learn(axes):
     model, images, target, _ = random_case(8, axes, 3, (4, 9, 10)[3 - axes :])
     scored = gradcamo(model, images, target, "act")
     classes = torch.as_tensor(scored.predicted_class)
-    maps = torch.rand(scored.cam.shape)  # No ties, so that there is one order only.
+    maps = torch.rand(scored.cam.shape)  # Without ties the order is unique.
     blank = torch.randn_like(images)
-    curves = a.deletion_insertion(model, images, blank, maps, "act", classes, steps=4)
+    curves = faithfulness.compute_deletion_insertion(model, images, blank, maps, "act", classes, steps=4)
     mode = "bilinear" if axes == 2 else "trilinear"
     fine = nn.functional.interpolate(maps[:, None], size=images.shape[2:], mode=mode)[:, 0]
     for cell in range(3):
@@ -146,30 +148,30 @@ def test_weights_are_shuffled_from_the_head_downwards():
     model, *_ = random_case(1, 2, 1, (8, 8), head="mlp")
     names = [name for name, _ in model.named_parameters()]
     for share, untouched in ((0.25, names[:6]), (0.5, names[:4]), (1.0, [])):
-        shuffled = dict(a.randomised(model, share).named_parameters())
+        shuffled = dict(faithfulness.randomise_weights(model, share).named_parameters())
         for name, before in model.named_parameters():
             after = shuffled[name]
             torch.testing.assert_close(after.flatten().sort().values, before.flatten().sort().values, rtol=0, atol=0)
             assert torch.equal(after, before) == (name in untouched), (share, name)
 
 
-def test_chance_is_the_same_map_under_other_cells_masks():
+def test_the_chance_level_is_the_score_under_other_cells_masks():
     generator = torch.Generator().manual_seed(4)
     maps = torch.rand(4, 3, 3, generator=generator)
     masks = torch.rand(4, 9, 9, generator=generator) < 0.3
     expected = [
         np.mean([
-            overlap(maps[cell : cell + 1], project_regions(masks[other : other + 1], None, (3, 3))).gradcamo_adjusted
+            measure_overlap(maps[cell][None], project_regions(masks[other][None], None, (3, 3))).gradcamo_adjusted
             for other in range(4) if other != cell
         ])
         for cell in range(4)
     ]  # fmt: skip
-    np.testing.assert_allclose(a.chance_adjusted(maps, masks), expected, rtol=1e-10)
-    assert np.isnan(a.chance_adjusted(maps[:1], masks[:1])).all()
+    np.testing.assert_allclose(faithfulness.compute_chance_level(maps, masks), expected, rtol=1e-10)
+    assert np.isnan(faithfulness.compute_chance_level(maps[:1], masks[:1])).all()
 
 
-def test_the_rank_correlation_leaves_out_what_is_unknown():
+def test_the_rank_correlation_ignores_nan():
     score = [0.1, 0.5, np.nan, 0.9, 0.7]
-    assert a.rank_correlation(score, [1, 2, 3, 9, 4]) == pytest.approx(1)
-    assert np.isnan(a.rank_correlation(score, [1, np.nan, 3, np.nan, 4]))
-    assert np.isnan(a.rank_correlation([1, 2, 3], [5, 5, 5]))
+    assert faithfulness.rank_correlation(score, [1, 2, 3, 9, 4]) == pytest.approx(1)
+    assert np.isnan(faithfulness.rank_correlation(score, [1, np.nan, 3, np.nan, 4]))
+    assert np.isnan(faithfulness.rank_correlation([1, 2, 3], [5, 5, 5]))

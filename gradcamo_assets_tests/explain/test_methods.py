@@ -1,4 +1,4 @@
-"""Parity with pytorch-grad-cam 1.5.7 itself, in 2D and 3D."""
+"""Test parity with pytorch-grad-cam 1.5.7 in 2D and 3D."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import METHODS, gradcamo
-from gradcamo_assets.explain.methods import FLAT_ONLY
+from gradcamo_assets.explain.methods import METHODS_2D_ONLY
 from gradcamo_assets_tests.explain.nets import brute_share, random_case
 
 CROPS = {2: (21, 34), 3: (7, 21, 18)}
 
 
 def library_score(name: str, model, images, target, layers, classes) -> np.ndarray:
-    """What a user of the library computes: its full-resolution map, summed in the mask over summed."""
+    """Compute the score from the library's full-resolution map: sum inside the mask divided by the sum."""
     with getattr(pytorch_grad_cam, name)(model, layers) as cam:
         maps = cam(images, [ClassifierOutputTarget(label) for label in classes])
     assert maps.shape == target.shape
@@ -28,20 +28,20 @@ def library_score(name: str, model, images, target, layers, classes) -> np.ndarr
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("head", ["gap", "mlp"])
 @pytest.mark.parametrize("stride", [2, 4])
-def test_its_definition_is_reproduced(axes, head, stride):
+def test_the_librarys_definition_is_reproduced(axes, head, stride):
     model, images, target, neighbours = random_case(11, axes, 3, CROPS[axes], head=head, stride=stride)
     result = gradcamo(model, images, target, model.act, neighbours, definition="pytorch_grad_cam", target=[2, 0, 1])
     expected = library_score("GradCAM", model, images, target, [model.act], [2, 0, 1])
     np.testing.assert_allclose(result.gradcamo, expected, atol=1e-4)
     assert not np.isnan(result.gradcamo).all()
     assert result.columns()["gradcamo_max"] == result.columns()["looks_at"] == [None] * 3
-    there = ~np.isnan(result.gradcamo)
+    is_scored = ~np.isnan(result.gradcamo)
     total = result.gradcamo + result.neighbour_share + result.background_share
-    np.testing.assert_allclose(total[there], 1)
+    np.testing.assert_allclose(total[is_scored], 1)
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-def test_its_mean_over_layers_is_reproduced(axes):
+def test_the_librarys_mean_over_layers_is_reproduced(axes):
     model, images, target, _ = random_case(12, axes, 2, CROPS[axes], head="mlp")
     layers = [model.first, model.act]
     result = gradcamo(model, images, target, layers, definition="pytorch_grad_cam", target=1)
@@ -51,10 +51,10 @@ def test_its_mean_over_layers_is_reproduced(axes):
 
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "randomcam"])
-def test_its_other_methods_feed_the_same_overlap(axes, method):
+def test_the_librarys_other_methods_use_the_same_overlap(axes, method):
     model, images, target, neighbours = random_case(13, axes, 2, CROPS[axes], stride=3, head="mlp")
     call = {"model": model, "images": images, "target_masks": target, "layer": "act", "method": method}
-    if axes == 3 and method in FLAT_ONLY:
+    if axes == 3 and method in METHODS_2D_ONLY:
         with pytest.raises(ExplainError, match="2D images only"):
             gradcamo(**call)
         return

@@ -1,4 +1,4 @@
-"""The raw maps against torch-cam and captum, on fresh random networks every run; and networks that are not ours."""
+"""Test raw maps against torch-cam and captum on new random networks in every run, and on third-party networks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_raw_maps_are_those_of_torch_cam_and_captum(axes, head):
 
 
 class TimmLike(nn.Module):
-    """``forward_features`` and ``forward_head``, the convention of timm; the pooling is a method, no module."""
+    """A network with ``forward_features`` as in timm, and pooling by a method instead of a module."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class TimmLike(nn.Module):
         return self.classifier(self.forward_features(x).mean((2, 3)))
 
 
-def _foreign(name: str):
+def _third_party_network(name: str):
     if name == "timm-like":
         return TimmLike(), (3, 33, 40), "act"
     if name == "torchvision-efficientnet":
@@ -72,13 +72,13 @@ def _foreign(name: str):
     return monai_resnet18(spatial_dims=3, n_input_channels=2, num_classes=6), (2, 21, 48, 40), "layer3"
 
 
-FOREIGN = ["timm-like", "torchvision-efficientnet", "torchvision-resnet", "monai-densenet", "monai-resnet"]
+THIRD_PARTY = ["timm-like", "torchvision-efficientnet", "torchvision-resnet", "monai-densenet", "monai-resnet"]
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_networks_of_others_are_scored_as_brute_force_does(name):
+@pytest.mark.parametrize("name", THIRD_PARTY)
+def test_third_party_networks_are_scored_as_by_brute_force(name):
     torch.manual_seed(fresh_seed())
-    model, shape, layer = _foreign(name)
+    model, shape, layer = _third_party_network(name)
     model.eval()
     images = torch.randn(2, *shape)
     target = torch.zeros(2, *shape[1:], dtype=torch.bool)
@@ -86,16 +86,16 @@ def test_networks_of_others_are_scored_as_brute_force_does(name):
     result = gradcamo(model, images, target, layer, target=3)
     with GradCAM(model, target_layer=layer, input_shape=shape) as extractor:
         maps = extractor(3, model(images), normalized=False)[0].detach()
-    there = maps.flatten(1).sum(1).numpy() > 0
-    np.testing.assert_allclose(result.gradcamo[there], brute_share(maps, target).numpy()[there], rtol=1e-4)
-    assert np.isnan(result.gradcamo[~there]).all()
+    has_mass = maps.flatten(1).sum(1).numpy() > 0
+    np.testing.assert_allclose(result.gradcamo[has_mass], brute_share(maps, target).numpy()[has_mass], rtol=1e-4)
+    assert np.isnan(result.gradcamo[~has_mass]).all()
     pooled = name in ("timm-like", "torchvision-efficientnet", "torchvision-resnet", "monai-densenet")
     assert np.isnan(result.evidence_target).all() != pooled
 
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_embeddings_are_explained_by_their_similarity_to_a_reference(axes):
-    """An encoder without classes: what it is told to look for is a direction, here a centroid less another."""
+    """An encoder without classes is explained by a direction, such as the difference of two centroids."""
     model, images, target, _ = random_case(fresh_seed(), axes, 3, CROPS[axes], classes=7)
     reference = torch.randn(7)
     result = gradcamo(model, images, target, "act", target=similarity_to(reference.numpy()))
@@ -106,7 +106,7 @@ def test_embeddings_are_explained_by_their_similarity_to_a_reference(axes):
     assert result.columns()["target_class"] == [None] * 3
 
 
-def test_a_pooled_head_needs_one_forward_pass_and_other_layers_need_no_second_try():
+def test_a_pooled_head_needs_one_forward_pass_and_other_layers_try_the_closed_form_once():
     model, images, target, _ = random_case(1, 2, 2, CROPS[2])
     runs = []
     model.register_forward_hook(lambda *_: runs.append(1))
@@ -114,7 +114,7 @@ def test_a_pooled_head_needs_one_forward_pass_and_other_layers_need_no_second_tr
     assert len(runs) == 1
     gradcamo(model, images, target, "second")
     gradcamo(model, images, target, "second")
-    assert len(runs) == 4  # The first time it was tried without a graph.
+    assert len(runs) == 4  # The first call also tried the closed form.
 
 
 def test_maps_are_made_without_a_gradient_of_any_weight():
@@ -124,7 +124,7 @@ def test_maps_are_made_without_a_gradient_of_any_weight():
 
 
 def test_a_network_in_bfloat16_explains_with_logits_of_its_own_activations():
-    """Its own logits have three digits; those made of its activations in float32 add up to five."""
+    """Logits in bfloat16 have three digits; logits recomputed from the activations in float32 add up to five."""
     model, images, target, neighbours = random_case(3, 3, 4, CROPS[3])
     result = gradcamo(model.bfloat16(), images, target, "act", neighbours)
     assert result.logits.dtype == torch.float32

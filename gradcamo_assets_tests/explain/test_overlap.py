@@ -1,4 +1,4 @@
-"""The algebra of the overlap, against torch's own upsampler and its autograd, and its invariants."""
+"""Test the algebra of the overlap against torch's upsampler and its autograd, and its invariants."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.nn import functional
 
 from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import LOOKS_AT, NULL_REASONS
-from gradcamo_assets.explain.maps import signed_map
+from gradcamo_assets.explain.maps import compute_signed_map
 from gradcamo_assets.explain.overlap import (
     Overlap,
-    mean_overlap,
-    named,
+    average_overlaps,
+    decode,
+    measure_overlap,
     project_mask,
     project_regions,
-    region_evidence,
+    split_evidence,
 )
-from gradcamo_assets.explain.overlap import overlap as overlap_of_regions
 from gradcamo_assets_tests.explain.nets import MODES, brute_share
 
 sizes = st.integers(2, 3).flatmap(
@@ -34,20 +34,19 @@ sizes = st.integers(2, 3).flatmap(
 quick = settings(max_examples=40, deadline=None)
 
 
-def overlap(cam: torch.Tensor, target: torch.Tensor, neighbours: torch.Tensor | None = None) -> Overlap:
-    regions = project_regions(target, neighbours, cam.shape[1:])
-    return overlap_of_regions(cam, regions)
+def measure(cam: torch.Tensor, target: torch.Tensor, neighbours: torch.Tensor | None = None) -> Overlap:
+    return measure_overlap(cam, project_regions(target, neighbours, cam.shape[1:]))
 
 
 def looks_at(got: Overlap) -> list[str | None]:
-    return named(got.looks_at, LOOKS_AT)
+    return decode(got.looks_at, LOOKS_AT)
 
 
 def null_reasons(got: Overlap) -> list[str | None]:
-    return named(got.null_reason, NULL_REASONS)
+    return decode(got.null_reason, NULL_REASONS)
 
 
-def drawn(seed: int, batch: int, crop: tuple[int, ...], grid: tuple[int, ...]):
+def make_maps_and_masks(seed: int, batch: int, crop: tuple[int, ...], grid: tuple[int, ...]):
     generator = torch.Generator().manual_seed(seed)
     draw = torch.rand(batch, *crop, generator=generator)
     return torch.rand(batch, *grid, generator=generator), draw < 0.3, draw > 0.75
@@ -57,7 +56,7 @@ def drawn(seed: int, batch: int, crop: tuple[int, ...], grid: tuple[int, ...]):
 @given(sizes, st.integers(1, 3), st.integers(0, 99), st.sampled_from([torch.bool, torch.uint8, torch.float32]))
 def test_projection_is_the_adjoint_of_torchs_upsampler(shapes, batch, seed, dtype):
     crop, grid = shapes
-    _, mask, _ = drawn(seed, batch, crop, grid)
+    _, mask, _ = make_maps_and_masks(seed, batch, crop, grid)
     maps = torch.zeros(batch, 1, *grid, dtype=torch.float64, requires_grad=True)
     upsampled = functional.interpolate(maps, size=crop, mode=MODES[len(crop)], align_corners=False)
     expected = torch.autograd.grad((upsampled[:, 0] * mask).sum(), maps)[0][:, 0]
@@ -69,7 +68,7 @@ def test_projection_is_the_adjoint_of_torchs_upsampler(shapes, batch, seed, dtyp
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_projection_keeps_its_digits_where_matrix_products_lose_theirs(precision):
-    _, mask, _ = drawn(0, 2, (21, 50, 47), (6, 12, 12))
+    _, mask, _ = make_maps_and_masks(0, 2, (21, 50, 47), (6, 12, 12))
     expected = project_mask(mask.double(), (6, 12, 12))
     before = torch.get_float32_matmul_precision()
     try:
@@ -85,8 +84,8 @@ def test_projection_keeps_its_digits_where_matrix_products_lose_theirs(precision
 @given(sizes, st.integers(1, 3), st.integers(0, 99))
 def test_shares_equal_upsample_multiply_sum(shapes, batch, seed):
     crop, grid = shapes
-    cam, target, neighbours = drawn(seed, batch, crop, grid)
-    got = overlap(cam, target, neighbours)
+    cam, target, neighbours = make_maps_and_masks(seed, batch, crop, grid)
+    got = measure(cam, target, neighbours)
     scored = ~torch.isnan(got.gradcamo)
     assert torch.equal(scored, target.flatten(1).any(1))
     for share, mask in (
@@ -107,29 +106,29 @@ def test_shares_equal_upsample_multiply_sum(shapes, batch, seed):
 @given(sizes, st.integers(0, 99))
 def test_a_uniform_map_scores_the_mask_fraction(shapes, seed):
     crop, grid = shapes
-    cam, target, neighbours = drawn(seed, 2, crop, grid)
+    cam, target, neighbours = make_maps_and_masks(seed, 2, crop, grid)
     target.view(2, -1)[:, 0] = True
-    got = overlap(torch.full_like(cam, 3.0), target, neighbours & ~target)
-    # Where the map is finer than the crop the upsampler leaves out map voxels; the share is the fraction all the same.
+    got = measure(torch.full_like(cam, 3.0), target, neighbours & ~target)
+    # The upsampler skips voxels of a map finer than the crop; the share still equals the fraction.
     torch.testing.assert_close(got.gradcamo, got.mask_fraction, rtol=1e-6, atol=1e-9)
 
 
 @quick
 @given(sizes, st.integers(0, 99))
-def test_one_voxels_map_scores_what_its_footprint_holds(shapes, seed):
+def test_a_map_with_one_bright_voxel_scores_its_footprints_coverage(shapes, seed):
     crop, grid = shapes
-    _, target, neighbours = drawn(seed, 1, crop, grid)
+    _, target, neighbours = make_maps_and_masks(seed, 1, crop, grid)
     target.view(1, -1)[:, 0] = True
     neighbours &= ~target
     voxels = math.prod(grid)
     units = torch.eye(voxels).reshape(voxels, *grid)
-    got = overlap(units, target.expand(voxels, *crop), neighbours.expand(voxels, *crop))
-    there = ~torch.isnan(got.gradcamo)
+    got = measure(units, target.expand(voxels, *crop), neighbours.expand(voxels, *crop))
+    is_scored = ~torch.isnan(got.gradcamo)
     expected = brute_share(units, target.expand(voxels, *crop))
-    torch.testing.assert_close(got.gradcamo[there], expected[there], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.gradcamo[is_scored], expected[is_scored], rtol=1e-5, atol=1e-6)
     if not target.all():
-        # The ceiling is reached by the best of them.
-        torch.testing.assert_close(got.gradcamo[there].max(), got.gradcamo_max[0], rtol=1e-6, atol=1e-9)
+        # The best voxel reaches the ceiling.
+        torch.testing.assert_close(got.gradcamo[is_scored].max(), got.gradcamo_max[0], rtol=1e-6, atol=1e-9)
 
 
 def test_a_hand_worked_crop():
@@ -142,7 +141,7 @@ def test_a_hand_worked_crop():
     cam = torch.zeros(4, 2, 2)
     cam[0, 0, 0] = cam[1, 1, 1] = cam[2, 0, 1] = 1
     cam[3] = 1
-    got = overlap(cam, target, torch.zeros_like(target))
+    got = measure(cam, target, torch.zeros_like(target))
     near, far = 1.75 / 2, 0.25 / 2
     assert got.gradcamo.tolist() == pytest.approx([near * near, far * far, near * far, 0.25], abs=1e-6)
     assert got.gradcamo_max.tolist() == pytest.approx([near * near] * 4, abs=1e-6)
@@ -150,29 +149,29 @@ def test_a_hand_worked_crop():
     assert looks_at(got) == ["target", "background", "background", "none"]
 
 
-def test_looks_at_names_the_region_and_leaves_out_what_is_not_there():
+def test_looks_at_names_the_region_and_ignores_absent_regions():
     target = torch.zeros(2, 12, 12, dtype=torch.bool)
     neighbours = torch.zeros_like(target)
     target[:, :4, :4] = True
     neighbours[0, 8:, 8:] = True
     cam = torch.zeros(2, 6, 6)
     cam[:, 5, 5] = 1
-    got = overlap(cam, target, neighbours)
+    got = measure(cam, target, neighbours)
     assert looks_at(got) == ["neighbour", "background"]
     assert got.neighbour_share.tolist() == [pytest.approx(1), 0]
     assert got.neighbour_fraction.tolist() == pytest.approx([16 / 144, 0])
 
 
-def test_without_neighbour_masks_nothing_is_said_about_neighbours():
-    cam, target, _ = drawn(1, 3, (9, 8), (3, 3))
-    got = overlap(cam, target)
+def test_columns_about_neighbours_are_null_without_neighbour_masks():
+    cam, target, _ = make_maps_and_masks(1, 3, (9, 8), (3, 3))
+    got = measure(cam, target)
     for column in (got.neighbour_share, got.background_share, got.neighbour_fraction):
         assert bool(torch.isnan(column).all())
     assert looks_at(got) == [None] * 3 and null_reasons(got) == [None] * 3
-    torch.testing.assert_close(got.gradcamo, overlap(cam, target, torch.zeros_like(target)).gradcamo)
+    torch.testing.assert_close(got.gradcamo, measure(cam, target, torch.zeros_like(target)).gradcamo)
 
 
-def test_what_cannot_be_answered_is_null_with_a_reason():
+def test_undefined_scores_are_null_with_a_reason():
     cam = torch.rand(5, 3, 3) + 0.1
     target = torch.zeros(5, 9, 9, dtype=torch.bool)
     target[:, 2:5, 2:5] = True
@@ -180,7 +179,7 @@ def test_what_cannot_be_answered_is_null_with_a_reason():
     target[1] = False
     target[2] = True
     cam[3, 1, 1] = torch.nan
-    got = overlap(cam, target, torch.zeros_like(target))
+    got = measure(cam, target, torch.zeros_like(target))
     reasons = ["empty map", "empty mask", "mask fills the crop", "map is not finite", None]
     assert null_reasons(got) == reasons
     assert torch.isnan(got.gradcamo).tolist() == [True, True, False, True, False]
@@ -193,28 +192,28 @@ def test_what_cannot_be_answered_is_null_with_a_reason():
 def test_a_map_of_one_voxel_has_a_score_but_no_adjusted_one():
     target = torch.zeros(1, 7, 9, 9, dtype=torch.bool)
     target[:, 2:4, 2:5, 1:6] = True
-    got = overlap(torch.ones(1, 1, 1, 1), target, torch.zeros_like(target))
+    got = measure(torch.ones(1, 1, 1, 1), target, torch.zeros_like(target))
     assert got.gradcamo[0] == pytest.approx(30 / 567) and torch.isnan(got.gradcamo_adjusted[0])
     assert null_reasons(got) == ["map too coarse for the mask"] and looks_at(got) == [None]
 
 
-def test_the_designs_coarse_map_cannot_reach_a_half():
-    """A compact cell that fills 5% of a 21 x 96 x 96 crop, under a 1 x 3 x 3 and under a 6 x 12 x 12 map."""
+def test_a_coarse_map_cannot_reach_a_score_of_one_half():
+    """A compact cell fills 5% of a 21 x 96 x 96 crop, once with a 1 x 3 x 3 and once with a 6 x 12 x 12 map."""
     z, y, x = torch.meshgrid(torch.arange(21), torch.arange(96), torch.arange(96), indexing="ij")
     cell = (((z - 10) / 8.0) ** 2 + ((y - 47.5) / 17.0) ** 2 + ((x - 47.5) / 17.0) ** 2 <= 1)[None]
     assert 0.04 < cell.double().mean() < 0.06
-    assert overlap(torch.ones(1, 1, 3, 3), cell).gradcamo_max[0] < 0.3
-    assert overlap(torch.ones(1, 6, 12, 12), cell).gradcamo_max[0] > 0.97
+    assert measure(torch.ones(1, 1, 3, 3), cell).gradcamo_max[0] < 0.3
+    assert measure(torch.ones(1, 6, 12, 12), cell).gradcamo_max[0] > 0.97
 
 
 @quick
 @given(sizes, st.integers(0, 99), st.booleans())
 def test_pointing_and_rank_accuracy_equal_a_loop_over_map_voxels(shapes, seed, ties):
     crop, grid = shapes
-    cam, target, _ = drawn(seed, 2, crop, grid)
+    cam, target, _ = make_maps_and_masks(seed, 2, crop, grid)
     target.view(2, -1)[:, 0] = True
     cam = (cam * 3).round() + 1e-3 if ties else cam
-    got = overlap(cam, target)
+    got = measure(cam, target)
     units = torch.eye(math.prod(grid)).reshape(-1, 1, *grid).double()
     footprints = functional.interpolate(units, size=crop, mode=MODES[len(crop)], align_corners=False).flatten(1)
     sizes_of = footprints.sum(1)
@@ -237,9 +236,9 @@ def test_pointing_and_rank_accuracy_equal_a_loop_over_map_voxels(shapes, seed, t
 
 
 def test_on_the_crops_own_grid_rank_accuracy_is_the_published_one():
-    """Arras et al.: of the K brightest pixels, K the size of the mask, the share that lies in it."""
-    cam, target, _ = drawn(4, 3, (11, 12), (11, 12))
-    got = overlap(cam, target)
+    """Arras et al.: the share of the K brightest pixels inside the mask, where K is the size of the mask."""
+    cam, target, _ = make_maps_and_masks(4, 3, (11, 12), (11, 12))
+    got = measure(cam, target)
     for cell in range(3):
         k = int(target[cell].sum())
         top = cam[cell].flatten().topk(k).indices
@@ -248,10 +247,10 @@ def test_on_the_crops_own_grid_rank_accuracy_is_the_published_one():
 
 
 def test_the_mean_of_maps_scores_as_their_normalised_sum():
-    fine, target, neighbours = drawn(3, 3, (12, 10), (6, 5))
+    fine, target, neighbours = make_maps_and_masks(3, 3, (12, 10), (6, 5))
     coarse = torch.rand(3, 3, 3)
     coarse[2] = 0
-    got = mean_overlap([overlap(fine, target, neighbours), overlap(coarse, target, neighbours)])
+    got = average_overlaps([measure(fine, target, neighbours), measure(coarse, target, neighbours)])
     upsampled = [
         functional.interpolate(cam[:, None].double(), size=(12, 10), mode="bilinear")[:, 0] for cam in (fine, coarse)
     ]
@@ -261,10 +260,10 @@ def test_the_mean_of_maps_scores_as_their_normalised_sum():
 
 
 def test_gradients_reach_the_map_and_stay_finite_beside_an_empty_one():
-    cam, target, neighbours = drawn(5, 2, (8, 8), (4, 4))
+    cam, target, neighbours = make_maps_and_masks(5, 2, (8, 8), (4, 4))
     cam[1] = 0
     cam.requires_grad_()
-    overlap(cam, target, neighbours).gradcamo[0].backward()
+    measure(cam, target, neighbours).gradcamo[0].backward()
     assert bool(torch.isfinite(cam.grad).all()) and bool((cam.grad[0] != 0).any())
 
 
@@ -272,41 +271,41 @@ def test_gradients_reach_the_map_and_stay_finite_beside_an_empty_one():
 @given(sizes, st.integers(0, 99), st.integers(1, 5))
 def test_evidence_adds_up_and_follows_the_signed_upsampled_map(shapes, seed, channels):
     crop, grid = shapes
-    _, target, neighbours = drawn(seed, 2, crop, grid)
+    _, target, neighbours = make_maps_and_masks(seed, 2, crop, grid)
     torch.manual_seed(seed)
     activations, weight = torch.randn(2, channels, *grid), torch.randn(2, channels)
-    signed = signed_map(activations, weight)
-    parts = region_evidence(signed, project_regions(target, neighbours, grid))
+    signed = compute_signed_map(activations, weight)
+    parts = split_evidence(signed, project_regions(target, neighbours, grid))
     pooled = (activations.double().flatten(2).mean(2) * weight).sum(1)
     torch.testing.assert_close(sum(parts.values()), pooled, rtol=1e-5, atol=1e-5)
-    # r_i by brute force: what part of each voxel's own upsampled footprint lies in the target.
+    # r_i by brute force: the share of each voxel's upsampled footprint inside the target.
     units = torch.eye(math.prod(grid), dtype=torch.float64).reshape(-1, 1, *grid)
     footprints = functional.interpolate(units, size=crop, mode=MODES[len(crop)], align_corners=False).flatten(1)
     whole = footprints.sum(1)
-    reach = torch.where(
+    coverage = torch.where(
         (whole > 0)[:, None], footprints @ target.flatten(1).double().T / whole.clamp_min(1e-9)[:, None], 0
     )
-    expected = (signed.double().flatten(1) * reach.T).sum(1)
+    expected = (signed.double().flatten(1) * coverage.T).sum(1)
     torch.testing.assert_close(parts["evidence_target"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_where_masks_overlap_the_target_wins():
     target, neighbours = torch.tensor([[[1, 0, 0, 1]]]), torch.tensor([[[0, 1, 0, 1]]])
     for masks in ((target, neighbours), (target.bool(), neighbours.float())):
-        reach = project_regions(*masks, (1, 4)).reach
-        assert reach[0, :, 0].tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]
+        coverage = project_regions(*masks, (1, 4)).coverage
+        assert coverage[0, :, 0].tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize(
-    ("call", "word"),
+    ("call", "message"),
     [
         (lambda: project_regions(torch.tensor([[[0, 3]]]), None, (1, 1)), "binary"),
         (lambda: project_regions(torch.tensor([[[0.0, 0.3]]]), None, (1, 1)), "binary"),
         (lambda: project_mask(torch.zeros(1, 4, 4), (2, 2, 2)), "axes"),
-        (lambda: overlap(torch.zeros(2, 3, 3), torch.zeros(1, 9, 9)), "one mask a cell"),
+        (lambda: measure(torch.zeros(2, 3, 3), torch.zeros(1, 9, 9)), "one mask per cell"),
         (lambda: project_regions(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 2), (1, 1)), "neighbour masks"),
     ],
 )
-def test_wrong_masks_are_named(call, word):
-    with pytest.raises(ExplainError, match=word):
+def test_invalid_masks_are_refused(call, message):
+    with pytest.raises(ExplainError, match=message):
         call()

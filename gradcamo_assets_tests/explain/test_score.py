@@ -1,4 +1,4 @@
-"""The score of random networks against brute force, its entries against each other, and what it leaves behind."""
+"""Test the score of random networks against brute force, its columns against each other, and side effects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import COLUMNS, gradcamo
-from gradcamo_assets.explain.maps import captured, find_layer, gradient_maps, pooled_head
+from gradcamo_assets.explain.maps import capture_activations, compute_gradient_maps, find_layer, find_pooled_head
 from gradcamo_assets_tests.explain.nets import Net, brute_maps, brute_share, random_case
 
 cases = st.integers(2, 3).flatmap(
@@ -23,7 +23,7 @@ cases = st.integers(2, 3).flatmap(
 
 
 def close(got: list, expected: list, relative: float) -> bool:
-    """Whether two columns agree: numbers nearly, everything else exactly."""
+    """Return whether two columns agree: numbers nearly, everything else exactly."""
     return all(
         one == (pytest.approx(two, rel=relative, abs=relative) if isinstance(two, float) else two)
         for one, two in zip(got, expected, strict=True)
@@ -61,13 +61,13 @@ def test_closed_form_and_truncated_backward_agree(case, batch, seed):
     model, images, target, neighbours = random_case(seed, axes, batch, crop, stride=stride)
     classes = torch.randint(0, 4, (batch,))
     result = gradcamo(model, images, target, "act", neighbours, target=classes)
-    logits, outputs = captured(model, images, {"act": model.act})
+    logits, outputs = capture_activations(model, images, {"act": model.act})
     activations = outputs["act"]
-    assert pooled_head(model, activations, logits).linear is model.fc
-    backward = gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations])[0]
+    assert find_pooled_head(model, activations, logits).linear is model.fc
+    backward = compute_gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations])[0]
     torch.testing.assert_close(result.cam, backward, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(backward, brute_maps(model, images, model.act, classes), rtol=1e-4, atol=1e-6)
-    # A callable target takes the backward, too.
+    # A callable target also needs the backward pass.
     called = gradcamo(model, images, target, "act", target=lambda out: out.gather(1, classes[:, None])[:, 0])
     torch.testing.assert_close(called.cam, backward, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(result.embedding, activations.detach().flatten(2).mean(2))
@@ -90,7 +90,7 @@ def test_scaled_logits_and_permuted_batches_change_nothing_else(axes):
     np.testing.assert_allclose(scaled.evidence_target, 8 * result.evidence_target, rtol=1e-5, atol=1e-6)
 
 
-def test_targets_are_none_one_class_one_a_sample_or_a_callable():
+def test_targets_are_none_one_class_one_per_sample_or_a_callable():
     model, images, target, _ = random_case(1, 2, 3, (10, 12))
     predicted = gradcamo(model, images, target, model.act)
     explicit = gradcamo(model, images, target, model.act, target=predicted.predicted_class.tolist())
@@ -105,7 +105,7 @@ def test_targets_are_none_one_class_one_a_sample_or_a_callable():
     assert tuple(called.columns()) == COLUMNS and len(called) == 3
 
 
-def test_several_layers_have_a_score_each_and_one_for_their_mean():
+def test_several_layers_are_scored_each_and_by_their_mean():
     model, images, target, neighbours = random_case(2, 3, 2, (5, 9, 8), head="mlp")
     result = gradcamo(model, images, target, [model.first, "act"], neighbours)
     assert list(result.layers) == ["first", "act"]
@@ -118,8 +118,8 @@ def test_several_layers_have_a_score_each_and_one_for_their_mean():
     assert (result.gradcamo <= result.gradcamo_max).all() and result.cam.shape == (2, 5, 9, 8)
 
 
-class _Shared(torch.nn.Module):
-    """One in-place activation after the captured convolution, a dictionary as output."""
+class _InPlace(torch.nn.Module):
+    """A network with an in-place activation after the captured convolution, which returns a dictionary."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +136,7 @@ class _Shared(torch.nn.Module):
 
 def test_a_later_in_place_activation_does_not_change_what_was_captured():
     torch.manual_seed(0)
-    model = _Shared().eval()
+    model = _InPlace().eval()
     images, target = torch.randn(2, 2, 13, 11), torch.ones(2, 13, 11, dtype=torch.bool)
     target[:, 4:] = False
     result = gradcamo(model, images, target, model.conv)
@@ -195,7 +195,7 @@ def test_resnet18_of_torchvision_by_module_and_by_name():
 
 
 def _inner_maps(model, images, classes):
-    """Grad-CAM at layer3.0.bn2, which is added to in place: an additive zero there has the same gradient."""
+    """Compute Grad-CAM at layer3.0.bn2, whose output is modified in place: an added zero has the same gradient."""
     kept = {}
 
     def add_zero(_module, _inputs, output):
@@ -222,8 +222,8 @@ def test_a_network_in_bfloat16_has_evidence_that_adds_up(bias):
 
 def test_a_linear_layer_that_does_not_follow_the_pooling_is_no_head():
     model, images, _, _ = random_case(5, 2, 3, (9, 10), head="mlp")
-    logits, outputs = captured(model, images, {"act": model.act})
-    assert pooled_head(model, outputs["act"], logits) is None
+    logits, outputs = capture_activations(model, images, {"act": model.act})
+    assert find_pooled_head(model, outputs["act"], logits) is None
 
 
 def test_layers_are_found_by_name_or_module():
@@ -232,7 +232,7 @@ def test_layers_are_found_by_name_or_module():
     assert find_layer(model, model.act) == ("act", model.act)
 
 
-def _wrong(**changes):
+def _call_with(**changes):
     model, images, target, _ = random_case(0, 2, 2, (9, 10))
     arguments = {"model": model, "images": images, "target_masks": target, "layer": "act"} | changes
     return lambda: gradcamo(**arguments)
@@ -243,31 +243,31 @@ NAN[1, 0, 3, 3] = torch.nan
 
 
 @pytest.mark.parametrize(
-    ("call", "word"),
+    ("call", "message"),
     [
-        (_wrong(target_masks=torch.zeros(2, 9, 9)), r"\(2, 9, 10\)"),
-        (_wrong(target_masks=torch.zeros(2, 1, 9, 10)), "channel axis"),
-        (_wrong(neighbour_masks=torch.zeros(1, 9, 10)), "neighbour_masks"),
-        (_wrong(target_masks=torch.full((2, 9, 10), 7)), "labels == label"),
-        (_wrong(layer="layer9"), "named_modules"),
-        (_wrong(layer=torch.nn.ReLU()), "no part of the model"),
-        (_wrong(layer=[]), "no layer"),
-        (_wrong(layer="fc"), "convolutional"),
-        (_wrong(model=Net(2)), r"model\.eval\(\)"),
-        (_wrong(images=NAN), "index 1"),
-        (_wrong(images=torch.zeros(0, 2, 9, 10), target_masks=torch.zeros(0, 9, 10)), "at least one image"),
-        (_wrong(images=torch.zeros(2, 9, 10)), r"\(B, C, Y, X\)"),
-        (_wrong(target=9), "class"),
-        (_wrong(target=torch.tensor([0, 9])), "outside 0 to 3"),
-        (_wrong(target=[0, 1, 2]), "one integer class a sample"),
-        (_wrong(target=lambda out: out), "one scalar a sample"),
-        (_wrong(target=lambda out: out[:, 0].detach()), "does not depend"),
-        (_wrong(definition="cubic"), "linear"),
-        (_wrong(method="saliency"), "choose one of"),
+        (_call_with(target_masks=torch.zeros(2, 9, 9)), r"\(2, 9, 10\)"),
+        (_call_with(target_masks=torch.zeros(2, 1, 9, 10)), "channel axis"),
+        (_call_with(neighbour_masks=torch.zeros(1, 9, 10)), "neighbour_masks"),
+        (_call_with(target_masks=torch.full((2, 9, 10), 7)), "labels == label"),
+        (_call_with(layer="layer9"), "named_modules"),
+        (_call_with(layer=torch.nn.ReLU()), "not part of the model"),
+        (_call_with(layer=[]), "no layer"),
+        (_call_with(layer="fc"), "convolutional"),
+        (_call_with(model=Net(2)), r"model\.eval\(\)"),
+        (_call_with(images=NAN), "index 1"),
+        (_call_with(images=torch.zeros(0, 2, 9, 10), target_masks=torch.zeros(0, 9, 10)), "at least one image"),
+        (_call_with(images=torch.zeros(2, 9, 10)), r"\(B, C, Y, X\)"),
+        (_call_with(target=9), "class"),
+        (_call_with(target=torch.tensor([0, 9])), "outside 0 to 3"),
+        (_call_with(target=[0, 1, 2]), "one integer class per sample"),
+        (_call_with(target=lambda out: out), "one scalar per sample"),
+        (_call_with(target=lambda out: out[:, 0].detach()), "does not depend"),
+        (_call_with(definition="cubic"), "linear"),
+        (_call_with(method="saliency"), "choose one of"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_to_pass_instead(call, word):
-    with pytest.raises(ExplainError, match=word):
+def test_invalid_arguments_are_refused_with_a_remedy(call, message):
+    with pytest.raises(ExplainError, match=message):
         call()
 
 

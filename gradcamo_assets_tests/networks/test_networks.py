@@ -1,4 +1,4 @@
-"""The encoder's geometry, the registry, and bundles that are refused."""
+"""Test the encoder's geometry, the registry, and the refusal of invalid bundles."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from gradcamo_assets.networks.encoders import build_encoder, encoder_names
 
 @given(st.tuples(st.integers(1, 23), st.integers(8, 70), st.integers(8, 70)))
 @settings(max_examples=15, deadline=None)
-def test_any_size_goes_in_and_the_map_is_rounded_up(shape: tuple[int, int, int]) -> None:
+def test_any_crop_size_works_and_the_map_size_is_rounded_up(shape: tuple[int, int, int]) -> None:
     model = EfficientNet3D(3, 2).eval()
     with torch.inference_mode():
         maps = model.forward_features(torch.zeros(1, 3, *shape))
     assert maps.shape[2:] == tuple(-(-n // s) for n, s in zip(shape, (2, 8, 8), strict=True))
 
 
-def test_a_map_voxel_sits_at_the_centre_of_what_it_sees() -> None:
-    """The centre of mass of each output's input footprint is where align_corners=False puts that output."""
+def test_a_map_voxel_lies_at_the_centre_of_its_footprint() -> None:
+    """The centre of mass of an output's footprint equals its position under align_corners=False."""
     conv = nn.Sequential(*[EvenStridedConv(1, 1, (1, 3, 3), (1, 2, 2)) for _ in range(3)])
     for layer in conv:
         nn.init.ones_(layer.weight)
@@ -45,7 +45,7 @@ def test_a_map_voxel_sits_at_the_centre_of_what_it_sees() -> None:
 
 
 @pytest.mark.parametrize("name", encoder_names())
-def test_every_encoder_has_the_layer_it_names_and_logits(name: str) -> None:
+def test_every_encoder_has_its_layer_and_returns_logits(name: str) -> None:
     model, layer = build_encoder(name, 4, 3)
     assert layer in dict(model.named_modules())
     with torch.inference_mode():
@@ -61,23 +61,23 @@ def test_forward_is_the_head_on_the_mean_of_the_features() -> None:
 
 
 def tiny_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
-    """A user's own network."""
+    """Build a user's network."""
     return nn.Sequential(
         nn.Conv3d(in_channels, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, classes)
     ), "1"
 
 
-def stubborn_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
-    """Three classes, whatever is asked for."""
+def three_class_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """Build a network with three classes, whatever the argument."""
     return tiny_encoder(in_channels, 3)
 
 
 def no_network(in_channels: int, classes: int) -> int:
-    """What a mistaken name may give."""
+    """Return a number instead of a network, as an import path of the wrong function does."""
     return in_channels + classes
 
 
-def test_a_users_own_encoder_by_import_path() -> None:
+def test_a_users_encoder_is_built_by_import_path() -> None:
     model, layer = build_encoder("gradcamo_assets_tests.networks.test_networks:tiny_encoder", 2, 3)
     assert isinstance(model, nn.Sequential)
     assert layer == "1"
@@ -95,27 +95,27 @@ def test_unknown_encoders_are_refused(name: str) -> None:
         build_encoder(name, 1, 2)
 
 
-def test_another_layer_is_checked_to_exist() -> None:
+def test_another_layer_must_exist() -> None:
     assert build_encoder("monai-resnet18", 2, 3, layer="layer3.1")[1] == "layer3.1"
     with pytest.raises(BundleError, match=r"no layer 'layer9'.*layer3"):
         build_encoder("monai-resnet18", 2, 3, layer="layer9")
 
 
 @pytest.mark.parametrize("name", ["efficientnet3d-small", f"{__name__}:tiny_encoder"])
-def test_weights_to_start_from(name: str, tmp_path: Path) -> None:
-    """All are taken over; with other classes all but the last layer; weights that do not fit are named."""
+def test_initial_weights_are_loaded_or_refused(name: str, tmp_path: Path) -> None:
+    """All weights are loaded; with other classes all but the last layer's; the error names weights that do not fit."""
     path, ours = tmp_path / "w.safetensors", build_encoder(name, 2, 3)[0]
     save_file(ours.state_dict(), path)
     same, other = (build_encoder(name, 2, classes, weights=path)[0] for classes in (3, 5))
     torch.testing.assert_close(same.state_dict(), ours.state_dict())
-    taken = {key for key, value in other.state_dict().items() if torch.equal(value, ours.state_dict().get(key))}
-    assert {key.rsplit(".", 1)[0] for key in other.state_dict().keys() - taken} == {list(_layers(other))[-1]}
+    loaded = {key for key, value in other.state_dict().items() if torch.equal(value, ours.state_dict().get(key))}
+    assert {key.rsplit(".", 1)[0] for key in other.state_dict().keys() - loaded} == {list(_layers(other))[-1]}
     with pytest.raises(BundleError, match=r"other shapes for \S*weight.*as many stains"):
         build_encoder(name, 4, 3, weights=path)
     state = ours.state_dict()
-    gone = next(iter(state))
-    save_file({key: value for key, value in state.items() if key != gone}, path)
-    with pytest.raises(BundleError, match=f"lack {gone}"):
+    removed = next(iter(state))
+    save_file({key: value for key, value in state.items() if key != removed}, path)
+    with pytest.raises(BundleError, match=f"lack {removed}"):
         build_encoder(name, 2, 3, weights=path)
     save_file({**state, "extra": torch.zeros(1)}, path)
     with pytest.raises(BundleError, match="unknown extra"):
@@ -156,7 +156,7 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-def test_a_bundle_comes_back_as_it_was(bundle: Path) -> None:
+def test_a_loaded_bundle_equals_the_saved_one(bundle: Path) -> None:
     model, config = load_bundle(bundle)
     assert {**asdict(config), "sha256": ""} == asdict(_config())
     assert not model.training
@@ -222,7 +222,7 @@ def test_hostile_configurations_are_refused(bundle: Path, key: str, value: objec
         load_bundle(bundle)
 
 
-def test_configurations_that_are_not_even_one_are_refused(bundle: Path) -> None:
+def test_files_that_are_no_configuration_are_refused(bundle: Path) -> None:
     config = bundle / "config.json"
     content = json.loads(config.read_text())
     required = content.keys() - {"split", "format", "cure", "objective"}
@@ -241,7 +241,7 @@ def test_configurations_that_are_not_even_one_are_refused(bundle: Path) -> None:
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner)),
        st.sampled_from(sorted(HOSTILE)))  # fmt: skip
 @settings(deadline=None, max_examples=200)
-def test_whatever_a_configuration_holds_it_is_read_or_refused(value: object, key: str) -> None:
+def test_any_value_in_a_configuration_is_read_or_refused(value: object, key: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = {**asdict(_config()), key: value}
         (Path(folder) / "config.json").write_text(json.dumps(content))
@@ -251,14 +251,14 @@ def test_whatever_a_configuration_holds_it_is_read_or_refused(value: object, key
             assert key in str(error)
 
 
-def test_a_head_of_another_length_and_a_layer_that_gives_no_map_are_refused(bundle: Path, tmp_path: Path) -> None:
+def test_another_number_of_classes_and_a_layer_without_a_map_are_refused(bundle: Path, tmp_path: Path) -> None:
     here = "gradcamo_assets_tests.networks.test_networks"
-    model, _ = stubborn_encoder(2, 3)
+    model, _ = three_class_encoder(2, 3)
     save_bundle(
-        tmp_path / "stubborn", model, _config(encoder=f"{here}:stubborn_encoder", layer="1", classes=["a", "b"])
+        tmp_path / "three", model, _config(encoder=f"{here}:three_class_encoder", layer="1", classes=["a", "b"])
     )
-    with pytest.raises(BundleError, match=r"gives \(1, 3\) for one crop, not 2 logits"):
-        load_bundle(tmp_path / "stubborn")
+    with pytest.raises(BundleError, match=r"returns \(1, 3\) for one crop, not 2 logits"):
+        load_bundle(tmp_path / "three")
     tiny, _ = tiny_encoder(2, 2)
     save_bundle(tmp_path / "tiny", tiny, _config(encoder=f"{here}:tiny_encoder", layer="4"))
     with pytest.raises(BundleError, match="no feature map"):
@@ -269,10 +269,10 @@ def test_a_head_of_another_length_and_a_layer_that_gives_no_map_are_refused(bund
             load_bundle(tmp_path / name)
 
 
-def test_a_plate_that_does_not_fit_is_told_why() -> None:
+def test_the_mismatch_of_a_plate_is_explained() -> None:
     config = _config()
-    assert config.misfit(["ER", "DNA", "Mito"], [1.1, 0.55, 0.5]) is None
-    assert "lacks channel ER" in str(config.misfit(["DNA"], [1.0, 0.5, 0.5]))
-    assert "0.2 um in y" in str(config.misfit(["DNA", "ER"], [1.0, 0.2, 0.2]))
+    assert config.find_mismatch(["ER", "DNA", "Mito"], [1.1, 0.55, 0.5]) is None
+    assert "lacks channel ER" in str(config.find_mismatch(["DNA"], [1.0, 0.5, 0.5]))
+    assert "0.2 um in y" in str(config.find_mismatch(["DNA", "ER"], [1.0, 0.2, 0.2]))
     flat = _config(crop_shape=[1, 32, 32])
-    assert flat.misfit(["DNA", "ER"], [7.0, 0.5, 0.5]) is None
+    assert flat.find_mismatch(["DNA", "ER"], [7.0, 0.5, 0.5]) is None

@@ -31,10 +31,10 @@ def test_failures_of_one_signature_add_up_and_success_forgets_them(tmp_path: Pat
         fail(tmp_path, night)
     found = read_failures(tmp_path)["a"]
     then = NIGHT + timedelta(days=3)
-    assert len(found.attempts) == 4 and found.next_try(then).at == then + timedelta(days=1)
+    assert len(found.attempts) == 4 and found.decide_retry(then).at == then + timedelta(days=1)
     assert found.last.reason == "plate a: no fields. Export it again."
     fail(tmp_path, 4)
-    assert read_failures(tmp_path)["a"].next_try(then).given_up
+    assert read_failures(tmp_path)["a"].decide_retry(then).given_up
     fail(tmp_path, 5, signature="2")
     assert len(read_failures(tmp_path)["a"].attempts) == 1, "a changed plate starts again"
     with recorded_attempt(tmp_path, "a", "2"):
@@ -67,7 +67,7 @@ def test_any_error_is_recorded_with_type_and_message_and_a_kill_too(tmp_path: Pa
     found = read_failures(tmp_path)["a"]
     assert len(found.attempts) == 2 and found.last.reason is None
     assert "stopped without an error message" in str(found.last)
-    assert found.next_try(NIGHT).at == NIGHT + timedelta(hours=1), "it counts as a failure"
+    assert found.decide_retry(NIGHT).at == NIGHT + timedelta(hours=1), "it counts as a failure"
 
 
 def test_forgotten_failures_are_counted_so_that_run_keys_differ(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folded networks and networks in bfloat16 answer as the network itself does, or are not handed out."""
+"""Test that folded networks and networks in bfloat16 agree with the original, or are not returned."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import nn
 
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.encoders import build_encoder, encoder_names
-from gradcamo_assets.scoring.fast_path import fold_batchnorm, halved, in_bfloat16
+from gradcamo_assets.scoring.fast_path import convert_to_bfloat16, convert_to_bfloat16_if_native, fold_batchnorm
 
 
-def lived_in(model: nn.Module) -> nn.Module:
-    """Statistics and weights of BatchNorm as training leaves them: not 0 and 1."""
+def with_trained_batchnorm(model: nn.Module) -> nn.Module:
+    """Set statistics and weights of BatchNorm to values other than 0 and 1, as after training."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.normal_(module.running_mean, std=0.3)
@@ -22,25 +22,25 @@ def lived_in(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def norms(model: nn.Module) -> int:
+def count_batchnorms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) for module in model.modules())
 
 
-def _foreign() -> nn.Module:
+def _third_party_network() -> nn.Module:
     from torchvision.models import resnet18
 
     return resnet18(weights=None, num_classes=3)
 
 
 @pytest.mark.parametrize("name", [*encoder_names(), "torchvision-resnet"])
-def test_a_folded_network_answers_and_explains_as_before(name):
-    model, layer = (_foreign(), "layer4") if name.startswith("torchvision") else build_encoder(name, 3, 4)
+def test_a_folded_network_has_the_same_logits_and_maps(name):
+    model, layer = (_third_party_network(), "layer4") if name.startswith("torchvision") else build_encoder(name, 3, 4)
     crop = (48, 40) if name.startswith("torchvision") else (7, 40, 36)
-    lived_in(model)
+    with_trained_batchnorm(model)
     images = torch.randn(3, 3, *crop)
     before = [value.clone() for value in model.state_dict().values()]
     folded = fold_batchnorm(model, images, keep=[layer])
-    assert norms(model) > 0 and norms(folded) == 0
+    assert count_batchnorms(model) > 0 and count_batchnorms(folded) == 0
     with torch.no_grad():
         torch.testing.assert_close(folded(images), model(images), rtol=1e-3, atol=1e-4)
     target = torch.zeros(3, *crop, dtype=torch.bool)
@@ -50,14 +50,14 @@ def test_a_folded_network_answers_and_explains_as_before(name):
     assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
 
 
-def test_a_convolution_that_is_explained_is_left_alone():
+def test_an_explained_convolution_is_not_folded():
     model, _ = build_encoder("efficientnet3d-small", 3, 4)
-    folded = fold_batchnorm(lived_in(model), torch.randn(1, 3, 4, 24, 24), keep=["project"])
-    assert norms(folded) == 1 and isinstance(folded.norm, nn.BatchNorm3d)
+    folded = fold_batchnorm(with_trained_batchnorm(model), torch.randn(1, 3, 4, 24, 24), keep=["project"])
+    assert count_batchnorms(folded) == 1 and isinstance(folded.norm, nn.BatchNorm3d)
 
 
 class Forked(nn.Module):
-    """The convolution's own output is needed beside the normalised one, so the two cannot be one."""
+    """The convolution's output is used beside the normalised one, so the two cannot be folded."""
 
     def __init__(self):
         super().__init__()
@@ -80,15 +80,15 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Forked, Twice])
-def test_what_cannot_be_folded_comes_back_as_it_is(kind):
-    model, images = lived_in(kind()), torch.randn(2, 2, 9, 9)
+def test_networks_that_cannot_be_folded_are_returned_unchanged(kind):
+    model, images = with_trained_batchnorm(kind()), torch.randn(2, 2, 9, 9)
     folded = fold_batchnorm(model, images)
-    assert folded is not model and norms(folded) == norms(model)
+    assert folded is not model and count_batchnorms(folded) == count_batchnorms(model)
     torch.testing.assert_close(folded(images), model(images))
 
 
 class Cancelling(nn.Module):
-    """Small differences of large numbers, which three digits cannot hold."""
+    """Small differences of large numbers, which bfloat16 cannot represent."""
 
     def __init__(self):
         super().__init__()
@@ -98,20 +98,20 @@ class Cancelling(nn.Module):
         return (x.mean((1, 2, 3))[:, None] + 1000.3) - 1000
 
 
-def test_bfloat16_is_used_where_the_machine_has_it_and_the_logits_agree(monkeypatch):
+def test_bfloat16_is_used_if_it_is_native_and_the_logits_agree(monkeypatch):
     model, _ = build_encoder("efficientnet3d-small", 3, 4)
     images = torch.randn(2, 3, 4, 24, 24)
-    half = halved(lived_in(model), images)
+    half = convert_to_bfloat16(with_trained_batchnorm(model), images)
     assert half is not None and next(half.parameters()).dtype == torch.bfloat16
     assert next(model.parameters()).dtype == torch.float32
-    assert halved(Cancelling().eval(), images) is None
-    for able in (True, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
-        assert (in_bfloat16(model, images) is not None) == able
+    assert convert_to_bfloat16(Cancelling().eval(), images) is None
+    for is_native in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda value=is_native: {"avx512_bf16": value})
+        assert (convert_to_bfloat16_if_native(model, images) is not None) == is_native
 
 
 class Named(nn.Module):
-    """A network that names its logits, as ``gradcamo`` allows."""
+    """A network that returns a mapping with the key ``logits``, as ``gradcamo`` allows."""
 
     def __init__(self):
         super().__init__()
@@ -121,8 +121,8 @@ class Named(nn.Module):
         return {"logits": self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))}
 
 
-def test_a_network_that_names_its_logits_is_folded_too():
-    model, images = lived_in(Named()), torch.randn(2, 2, 9, 9)
+def test_a_network_that_returns_a_mapping_is_folded():
+    model, images = with_trained_batchnorm(Named()), torch.randn(2, 2, 9, 9)
     folded = fold_batchnorm(model, images)
-    assert norms(folded) == 0
+    assert count_batchnorms(folded) == 0
     torch.testing.assert_close(folded(images)["logits"], model(images)["logits"], rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The scoring pass against pytorch-grad-cam and against a brute-force upsample-and-sum."""
+"""Test the scoring pass against pytorch-grad-cam and against a brute-force upsample-and-sum."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = (5, 40, 36)
 
 @pytest.fixture
 def field(tmp_path: Path) -> CropField:
-    """Eleven crops of blobs: a target in the middle, a neighbour in a corner of most."""
+    """Eleven crops with a target in the middle, most with a neighbour in a corner."""
     rng = np.random.default_rng()
     images = rng.integers(100, 900, (11, 3, *SHAPE)).astype(np.uint16)
     labels = np.zeros((11, *SHAPE), np.uint8)
@@ -43,7 +43,7 @@ def field(tmp_path: Path) -> CropField:
 
 
 def make_bundle(folder: Path, encoder: str = "efficientnet3d-small", **changes: object) -> Path:
-    """A fresh random encoder, its BatchNorm statistics those of noise."""
+    """Save a random encoder whose BatchNorm statistics come from noise."""
     model, layer = build_encoder(encoder, 3, 4)
     with torch.no_grad():
         for _ in range(20):
@@ -57,7 +57,7 @@ def make_bundle(folder: Path, encoder: str = "efficientnet3d-small", **changes: 
 
 
 def _inputs(field: CropField) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standardised by hand, in the bundle's channel order."""
+    """Standardise by hand, in the bundle's channel order."""
     images, labels = field.read(slice(0, len(field)))
     order = [field.channels.index(name) for name in CHANNELS]
     columns = [(images[:, i].astype(float) - field.center[i]) / field.scale[i] for i in order]
@@ -99,7 +99,7 @@ def test_parity_with_upsample_and_sum(field: CropField, tmp_path: Path) -> None:
 
 
 def test_parity_with_pytorch_grad_cam(field: CropField, tmp_path: Path) -> None:
-    """The library's own map, before its min-max scaling and its spline, is our map up to a factor."""
+    """The library's map, before its min-max scaling and its spline, equals our map up to a factor."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -117,14 +117,13 @@ def test_parity_with_pytorch_grad_cam(field: CropField, tmp_path: Path) -> None:
         theirs = np.maximum(
             cam.get_cam_image(images, model.activation, predicted, activations, gradients, eigen_smooth=False), 0
         )
-    ours = maps
-    for a, b in zip(ours, theirs, strict=True):
-        if b.max() > 0:
-            np.testing.assert_allclose(a / a.max(), b / b.max(), atol=1e-4)
+    for ours, expected in zip(maps, theirs, strict=True):
+        if expected.max() > 0:
+            np.testing.assert_allclose(ours / ours.max(), expected / expected.max(), atol=1e-4)
 
 
 @pytest.mark.parametrize("encoder", ["efficientnet3d-small", "monai-resnet18"])
-def test_the_size_of_a_batch_changes_nothing(field: CropField, tmp_path: Path, encoder: str) -> None:
+def test_scores_do_not_depend_on_the_batch_size(field: CropField, tmp_path: Path, encoder: str) -> None:
     if encoder == "monai-resnet18":
         pytest.importorskip("monai")
     bundle = make_bundle(tmp_path / "bundle", encoder) if encoder.startswith("eff") else _resnet(tmp_path / "bundle")
@@ -136,7 +135,7 @@ def test_the_size_of_a_batch_changes_nothing(field: CropField, tmp_path: Path, e
 
 
 def _resnet(folder: Path) -> Path:
-    """A foreign network whose explained layer is not followed by our head."""
+    """Save a third-party network without our pooled head."""
     model, layer = build_encoder("monai-resnet18", 3, 2)
     config = BundleConfig("monai-resnet18", layer, ["a", "b"], CHANNELS, list(SHAPE), [1.0, 0.5, 0.5])
     save_bundle(folder, model, config)
@@ -190,25 +189,24 @@ def test_the_audit_reads_crops_and_keeps_their_order(field: CropField, tmp_path:
     _, columns = audit(scorer.model, images[rows], labels[rows] == 1, "activation", labels[rows] == 2)
     for name, values in columns.items():
         np.testing.assert_allclose(table[name].cast(float).fill_null(np.nan).to_numpy(), values, atol=1e-5)
-    assert table["logit_drop_neighbour"].null_count() == 2  # Crops 0 and 3 have none.
+    assert table["logit_drop_neighbour"].null_count() == 2  # Crops 0 and 3 have no neighbour.
 
 
-def test_an_audit_in_parts_keeps_the_order_and_misses_nobody(
+def test_an_audit_in_parts_keeps_the_order_and_all_cells(
     field: CropField, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradcamo_assets.scoring.audit._TOGETHER", 3)
+    monkeypatch.setattr("gradcamo_assets.scoring.audit._MAX_PART_SIZE", 3)
     scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(precision="float32"))
     cells = [field.cell_ids[index] for index in (6, 1, 4, 0, 7, 3)]
     table = audit_crops(scorer, {"P/A01/1": field}, cells, ["a", "a", "b", "b", "a", "a"])
     assert table["Metadata_CellID"].to_list() == cells
-    known = [row is not None for row in table["survives_swap"]]
-    # Every other cell makes a part: a, b, a and a, b, a.
-    assert all(known) and table["survives_swap"].dtype == pl.Boolean
+    # Parts take every other cell: a, b, a and a, b, a.
+    assert table["survives_swap"].null_count() == 0 and table["survives_swap"].dtype == pl.Boolean
     alone = audit_crops(scorer, {"P/A01/1": field}, cells[:3], ["a"] * 3)
     assert alone["survives_swap"].null_count() == 3 and alone["logit_drop_background_only"].null_count() == 0
 
 
-def test_the_sample_is_the_same_every_time() -> None:
+def test_the_sample_is_reproducible() -> None:
     cells = pl.DataFrame({"Metadata_CellID": [f"P/A01/1/{i}" for i in range(50)], "crop_index": [*range(49), None]})
     first = sample_cells(cells, 8)
     assert len(first) == 8 and first.equals(sample_cells(cells.sample(50, shuffle=True), 8))

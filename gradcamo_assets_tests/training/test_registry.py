@@ -24,7 +24,7 @@ import pytest
 
 import gradcamo_assets
 from gradcamo_assets.errors import BundleError, GradcamoError
-from gradcamo_assets.networks.bundle import BundleConfig, verified_config
+from gradcamo_assets.networks.bundle import BundleConfig, read_verified_config
 from gradcamo_assets.tables import Lake
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
@@ -174,7 +174,7 @@ def test_weights_that_do_not_match_the_configuration_are_refused(registry: Model
     good = weights.read_bytes()
     weights.write_bytes(good[:-1] + b"\1")
     for _ in range(2):
-        with pytest.raises(BundleError, match="not those the configuration was written for"):
+        with pytest.raises(BundleError, match="do not match the digest in the configuration"):
             registry.fetch(version)
     assert not list((registry.folder / "bundles").rglob("*.json"))
     weights.write_bytes(good)
@@ -249,7 +249,7 @@ def _fetch_and_read(folder: Path, version: ModelVersion) -> None:
         download = mlflow.artifacts.download_artifacts
         patch.setattr(mlflow.artifacts, "download_artifacts", slow)
         bundle = ModelRegistry(folder).fetch(version)
-    verified_config(bundle)
+    read_verified_config(bundle)
 
 
 def _open_registry(folder: Path) -> None:

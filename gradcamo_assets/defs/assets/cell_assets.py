@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.cells import cut_crops, write_crops
-from gradcamo_assets.cells.cell_rows import field_cells, number_crops
+from gradcamo_assets.cells.cell_rows import build_field_cells, number_crops
 from gradcamo_assets.cells.crop import qc_flag
 from gradcamo_assets.defs.assets.mask_assets import masks
 from gradcamo_assets.defs.each_field import field_row, fields_at, for_each_field, listing, number
@@ -73,7 +73,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         mine = segmented[field.well]
         image = read_field(plate, field)
         check_pixels(home, plate, field, mine["read_version"])
-        return field_cells(
+        return build_field_cells(
             read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"])),
             plate=plate_name,
             well=field.well,

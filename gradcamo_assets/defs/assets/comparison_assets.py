@@ -15,7 +15,7 @@ from gradcamo_assets.defs.partitions import AUTOMATIC
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import accuracy_against_score, layer_scores, paired_differences, to_markdown
-from gradcamo_assets.storage import replaced_file
+from gradcamo_assets.storage import atomic_file
 from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION
 
 _MOST_VERSIONS = 12
@@ -111,7 +111,7 @@ def encoder_exploration(
         figures["crops"] = accuracy_against_score(named)
         metadata |= used(training=training)
     for name, table in tables.items():
-        with replaced_file(platform.home.reports / f"exploration_{name}.csv") as path:
+        with atomic_file(platform.home.reports / f"exploration_{name}.csv") as path:
             table.write_csv(path)
         metadata[f"{name}_figure"] = dg.MetadataValue.md(to_markdown(figures[name], f"Sweep over {name}"))
         metadata[f"{name}_table"] = dg.MetadataValue.md(_markdown(table))

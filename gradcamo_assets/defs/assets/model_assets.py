@@ -13,7 +13,7 @@ from gradcamo_assets.defs.launchpad import offers, overridden, used
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import to_markdown
-from gradcamo_assets.storage import replaced_file
+from gradcamo_assets.storage import atomic_file
 from gradcamo_assets.training.model_registry import CHAMPION
 from gradcamo_assets.training.settings import TrainingConfig
 from gradcamo_assets.training.split import PARTS, SplitUnit, split_wells
@@ -62,7 +62,7 @@ def data_split(context: dg.AssetExecutionContext, platform: Platform, config: Sp
     """Wells for training, validation and test: disjoint by well, every class in each part where it can be."""
     cells = kept_cells(platform, config.plates)
     split = split_wells(cells, **config.model_dump(exclude={"plates"}))
-    with replaced_file(platform.home.split_file) as path:
+    with atomic_file(platform.home.split_file) as path:
         split.write_csv(path)
     wells = {part: len(split.filter(split=part)) for part in PARTS}
     return dg.MaterializeResult(

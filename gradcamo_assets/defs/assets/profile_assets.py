@@ -15,7 +15,7 @@ from gradcamo_assets.defs.launchpad import offers, overridden, used
 from gradcamo_assets.defs.partitions import AUTOMATIC
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.names import slug
+from gradcamo_assets.names import check_name
 from gradcamo_assets.profiles import ProfilesConfig
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.report import map_by_epoch, to_gif, to_markdown, umap_scatter
@@ -45,7 +45,7 @@ def _keys(champion: ModelVersion) -> dict[str, Any]:
 
 def _fitted(platform: Platform, champion: ModelVersion) -> Path:
     """Where what is fitted once a model version is kept."""
-    return platform.home.fitted / slug(champion.run_id, "MLflow run")
+    return platform.home.fitted / check_name(champion.run_id, "MLflow run")
 
 
 def _plates(
@@ -90,7 +90,7 @@ def _with_background(
     context: dg.AssetExecutionContext, platform: Platform, champion: ModelVersion, cells: pl.DataFrame
 ) -> pl.DataFrame:
     """The cells of a plate, with the embeddings of the background of those of population ``all`` that have crops."""
-    from gradcamo_assets.scoring.background import background_embeddings
+    from gradcamo_assets.scoring.background import compute_background_embeddings
     from gradcamo_assets.scoring.scorer import Scorer
 
     drawn = cells.filter(population="all").drop_nulls("crop_version").select("Metadata_CellID", *FIELD, "crop_version")
@@ -105,7 +105,7 @@ def _with_background(
     if len(ids) < 2:
         return cells
     scorer = Scorer(platform.registry.fetch(champion), platform.settings.scoring)
-    found, damaged = background_embeddings(scorer, fields, ids)
+    found, damaged = compute_background_embeddings(scorer, fields, ids)
     for name, reason in damaged.items():
         context.log.warning(f"{name} has no baseline of the background: {reason}")
     made = pl.DataFrame(
@@ -227,7 +227,7 @@ def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> b
     from gradcamo_assets.profiles.well_profiles import stack_vectors
     from gradcamo_assets.training.mlflow_runs import EPOCH_EMBEDDINGS
 
-    path = platform.home.reports / "_training" / f"{slug(champion.name, 'model name')}-v{champion.version}.gif"
+    path = platform.home.reports / "_training" / f"{check_name(champion.name, 'model name')}-v{champion.version}.gif"
     if path.exists() and not again:
         return path.read_bytes()
     logged = platform.registry.read_artifact(champion, EPOCH_EMBEDDINGS)

@@ -12,7 +12,7 @@ from gradcamo_assets.defs.partitions import PLATES
 from gradcamo_assets.defs.report_pictures import of_cells, of_scores
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.names import slug
+from gradcamo_assets.names import check_name
 from gradcamo_assets.report import (
     Listing,
     plate_heat_map,
@@ -76,7 +76,7 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
         plate, version, found, pictures, _listings(home.database, tables), wells,
         made=f"scored {scores.sort('scored_at')['scored_at'][-1]:%Y-%m-%d}",
     )  # fmt: skip
-    target = home.reports / plate / f"{slug(model['model_name'], 'model name')}-v{model['model_version']}.html"
+    target = home.reports / plate / f"{check_name(model['model_name'], 'model name')}-v{model['model_version']}.html"
     write_bytes(target, page.encode())
     return dg.MaterializeResult(
         metadata={

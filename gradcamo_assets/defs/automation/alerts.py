@@ -71,7 +71,7 @@ def alert_of(home: Home, run: dg.DagsterRun, reason: str) -> dict[str, Any]:
     text = f"{run.job_name} failed{f' for plate {plate}' if plate else ''}{f', site {site}' if site else ''}: {reason}"
     state = None
     if failed is not None and failed.attempts:
-        next_try = failed.next_try(datetime.now(UTC))
+        next_try = failed.decide_retry(datetime.now(UTC))
         state = "quarantined" if next_try.given_up else "waiting"
         then = f"It is tried again {f'at {next_try.at:%Y-%m-%d %H:%M} UTC' if next_try.at else 'now'}."
         if next_try.given_up:

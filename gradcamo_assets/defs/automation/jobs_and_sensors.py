@@ -28,7 +28,7 @@ from gradcamo_assets.defs.automation.pending import (
 from gradcamo_assets.defs.automation.run_requests import MOST_REQUESTS, UNFINISHED, in_progress, partition_requests
 from gradcamo_assets.defs.partitions import PLATES, SITES
 from gradcamo_assets.defs.resources import Platform
-from gradcamo_assets.networks.bundle import verified_config
+from gradcamo_assets.networks.bundle import read_verified_config
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.tables import needs_publication
 from gradcamo_assets.training.model_registry import CHAMPION
@@ -105,7 +105,7 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
     move = f"move {len(champion_moves(lake, registry.name))} to version {champion.version}"
     new = context.cursor != move
     if new:  # A damaged bundle is one error here, not one in every run.
-        verified_config(registry.fetch(champion))
+        read_verified_config(registry.fetch(champion))
     # Before the lake is read: a run that ends in between has left its versions.
     busy = in_progress(context.instance)
     state = scoring_state(lake, registry, champion)

@@ -128,7 +128,7 @@ def scoring_state(lake: Lake, registry: ModelRegistry, champion: ModelVersion) -
     waiting = {plate for plate, _ in todo}
     reasons = {}
     for plate in lake.read("plates").filter(pl.col("Metadata_Plate").is_in(waiting)).iter_rows(named=True):
-        if reason := config.misfit(plate["channels"], [plate[f"voxel_{axis}_um"] for axis in "zyx"]):
+        if reason := config.find_mismatch(plate["channels"], [plate[f"voxel_{axis}_um"] for axis in "zyx"]):
             reasons[plate["Metadata_Plate"]] = reason
     refused = {partition: reasons[partition[0]] for partition in todo if partition[0] in reasons}
     return Scoring({key: version for key, version in todo.items() if key not in refused}, refused)

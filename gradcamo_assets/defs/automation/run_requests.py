@@ -10,7 +10,7 @@ import dagster as dg
 
 from gradcamo_assets.defs.automation.pending import Partition
 from gradcamo_assets.defs.partitions import plate_site_key
-from gradcamo_assets.retries import MOST_ATTEMPTS, next_try
+from gradcamo_assets.retries import MAX_ATTEMPTS, decide_retry
 
 PARTITION = "dagster/partition"
 _STATUS = dg.DagsterRunStatus
@@ -21,7 +21,7 @@ _MADE_FROM = "gradcamo/made_from"
 MOST_REQUESTS = 200
 """Runs of a job that wait or go on at a time: asking for all at once would outlast a tick."""
 _FRUITLESS = timedelta(hours=1)
-"""Runs that succeed and leave their partition undone show a fault: at most ``MOST_ATTEMPTS`` of them in this time."""
+"""Runs that succeed and leave their partition undone show a fault: at most ``MAX_ATTEMPTS`` of them in this time."""
 
 
 def in_progress(instance: dg.DagsterInstance) -> set[str | None]:
@@ -61,13 +61,13 @@ def partition_requests(
             key = plate_site_key(plate, site)
             ended = tried[str(key), made_from]
             failed = [record for record in ended if record.dagster_run.status != _STATUS.SUCCESS]
-            answer = next_try([_ended_at(record) for record in failed], now)
+            answer = decide_retry([_ended_at(record) for record in failed], now)
             if answer.given_up:
                 run = failed[-1].dagster_run.run_id
                 given_up[plate, site] = f"{job} failed {len(failed)} times: see run {run}, then launch it by hand"
-            elif len(ended) - len(failed) >= MOST_ATTEMPTS and now - _ended_at(ended[-MOST_ATTEMPTS]) < _FRUITLESS:
+            elif len(ended) - len(failed) >= MAX_ATTEMPTS and now - _ended_at(ended[-MAX_ATTEMPTS]) < _FRUITLESS:
                 run = ended[-1].dagster_run.run_id
-                given_up[plate, site] = f"{job} succeeded {MOST_ATTEMPTS} times and left it undone: see run {run}"
+                given_up[plate, site] = f"{job} succeeded {MAX_ATTEMPTS} times and left it undone: see run {run}"
             elif answer.due and len(requests) < room:
                 request = dg.RunRequest(
                     run_key=f"{job} {plate} {site} {made_from} {len(ended)}",

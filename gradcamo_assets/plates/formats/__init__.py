@@ -64,7 +64,7 @@ def read_export(folder: Path) -> Export:
             raise PlateError(f"unknown format {requested!r}", f"Use one of {', '.join(_READERS)}.")
         if (format := detect_format(folder)) is None:
             problem = "it is not an export of a supported microscope"
-            raise PlateError(problem, "Give a pattern (see gradcamo_assets/plates/README.md).")
+            raise PlateError(problem, "Give a pattern: see the page 'Your own plate' of the documentation.")
         return _READERS[format][1](folder)
     except OSError as error:
         remedy = "Check the folder and its permissions."

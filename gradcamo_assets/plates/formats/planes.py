@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.names import natural_key, well_name
+from gradcamo_assets.names import natural_key, normalise_well_name
 from gradcamo_assets.plates.formats.configuration import read_configuration
 from gradcamo_assets.plates.omezarr import plate_name_of
 
@@ -94,7 +94,7 @@ def well_from_indices(row: object, column: object) -> str:
     if not re.fullmatch("[A-Za-z]{1,2}", text):
         index = parse_integer(text, "the row of a well", 1, 32) - 1
         text = ("A" if index >= 26 else "") + chr(ord("A") + index % 26)
-    return well_name(f"{text}{parse_integer(column, 'the column of a well', 1, 48)}")
+    return normalise_well_name(f"{text}{parse_integer(column, 'the column of a well', 1, 48)}")
 
 
 def build_export(
@@ -120,7 +120,7 @@ def build_export(
     if not 0 < rows.height <= MAX_PLANES:
         raise PlateError(f"{source} lists {rows.height} planes", f"There must be 1 to {MAX_PLANES}.")
     labels = _channel_labels(channels, configuration.channels)
-    wells = {well: well_name(well) for well in rows["well"].unique()}
+    wells = {well: normalise_well_name(well) for well in rows["well"].unique()}
     if "page" not in rows.columns:
         rows = rows.with_columns(page=pl.lit(0))
     rows = rows.with_columns(

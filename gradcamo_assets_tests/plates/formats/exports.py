@@ -11,7 +11,7 @@ import polars as pl
 import tifffile
 from numpy.typing import NDArray
 
-from gradcamo_assets.names import row_index, well_name
+from gradcamo_assets.names import normalise_well_name, row_index
 
 Pixels = Mapping[tuple[str, int], NDArray[np.uint16]]
 CHANNELS = ("DNA", "ER")
@@ -282,7 +282,7 @@ def write_hcs_ai(
     rows = []
     for (well, site), stack in pixels.items():
         for c, z in np.ndindex(stack.shape[:2]):
-            file = f"{well_name(well)}_{site}_{c}_{z}.tif"
+            file = f"{normalise_well_name(well)}_{site}_{c}_{z}.tif"
             tifffile.imwrite(place / "images" / file, stack[c, z])
             rows.append({
                 "Row": row_index(well[0]) + 1, "Column": int(well[1:]), "Field": site, "Wavelength": c, "Timepoint": 0,
