@@ -56,11 +56,11 @@ def test_a_map_of_the_plates_name_comes_before_the_barcode_table(tmp_path: Path)
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        (TABLE + "BR1,../../x\n", "'../../x' is no usable plate map name"),
-        (TABLE + "BR1,/etc/passwd\n", "'/etc/passwd' is no usable"),
-        (TABLE + "BR1,..\n", "no usable"),
-        (TABLE + "BR1,a\\b\n", "no usable"),
-        (TABLE + "BR1,\n", "'' is no usable"),
+        (TABLE + "BR1,../../x\n", "'../../x' is not a valid plate map name"),
+        (TABLE + "BR1,/etc/passwd\n", "'/etc/passwd' is not a valid"),
+        (TABLE + "BR1,..\n", "not a valid"),
+        (TABLE + "BR1,a\\b\n", "not a valid"),
+        (TABLE + "BR1,\n", "'' is not a valid"),
         (TABLE + "BR1,M-1\nBR1,M-2\n", "two plate maps, M-1 and M-2"),
         (TABLE + "BR1,M-9\n", "M-9 does not exist"),
         (TABLE + "BR1\n", "1 cells"),
@@ -111,4 +111,4 @@ def test_one_plates_wrong_map_name_does_not_hide_the_others(tiny: Path) -> None:
     found = list_inbox(inbox)
     snapshot, other = found[tiny], found[inbox / "other.zarr"]
     assert snapshot is not None and snapshot.problem is None
-    assert other is not None and "no usable plate map name" in (other.problem or "")
+    assert other is not None and "not a valid plate map name" in (other.problem or "")

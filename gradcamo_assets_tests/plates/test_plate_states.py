@@ -64,7 +64,7 @@ def test_a_folder_that_is_no_plate_is_listed_and_blocks_no_plate() -> None:
 
 def test_an_unusable_name_is_unreadable() -> None:
     (found,) = all_states({BOX / "my plate;.zarr": FolderSnapshot("1", SETTLED)})
-    assert found.state == "unreadable" and "no usable plate name" in found.reason
+    assert found.state == "unreadable" and "not a valid plate name" in found.reason
 
 
 @pytest.mark.parametrize(

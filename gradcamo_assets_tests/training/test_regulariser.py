@@ -77,7 +77,7 @@ def test_closed_form_and_double_backward_give_equal_gradients(monkeypatch):
     for closed in (True, False):
         model, images, target, _ = random_case(4, 3, 3, (4, 12, 12))
         if not closed:
-            monkeypatch.setattr(cam, "pooled_head", lambda *_: None)
+            monkeypatch.setattr(cam, "find_pooled_head", lambda *_: None)
         logits_and_penalty(model, "act", images, target, CLASSES)[1].backward()
         # The penalty does not depend on the head's bias.
         gradients.append([p.grad for name, p in model.named_parameters() if name != "fc.bias"])
@@ -91,7 +91,7 @@ def test_the_map_equals_that_of_pytorch_grad_cam():
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model, images, *_ = random_case(3, 2, 3, (12, 12), head="mlp")
-    output, activations = cam.captured(model, images, {"act": model.act})
+    output, activations = cam.capture_activations(model, images, {"act": model.act})
     ours = class_maps(model, activations["act"], output, CLASSES).detach().numpy()
     with GradCAM(model, [model.act]) as library:
         library(images, targets := [ClassifierOutputTarget(k) for k in CLASSES.tolist()])

@@ -33,7 +33,7 @@ class Scene(Dataset):
 
 @pytest.mark.parametrize("where", [0, 1])
 def test_perfect_accuracy_passes_only_if_it_comes_from_the_cell(where: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradcamo_assets.scoring.audit._TOGETHER", 9)
+    monkeypatch.setattr("gradcamo_assets.scoring.audit._MAX_PART_SIZE", 9)
     crops, model = Scene(40), Reads(where, 3).eval()
     evaluated = evaluate_cells(model, ["act"], crops, CLASSES)["act"]  # type: ignore[arg-type]
     assert (evaluated["predicted_class"] == evaluated["true_class"]).all()

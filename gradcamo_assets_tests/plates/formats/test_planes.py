@@ -172,7 +172,7 @@ def test_a_damaged_configuration_does_not_hide_a_plate(tmp_path: Path) -> None:
 def test_an_invalid_name_does_not_hide_a_plate(tmp_path: Path) -> None:
     folder = exports.write_operetta(tmp_path / "plate(1)", STACK)
     assert detect_format(folder) == "Operetta"
-    with pytest.raises(PlateError, match="no usable plate name"):
+    with pytest.raises(PlateError, match="not a valid plate name"):
         read_export(folder)
 
 
