@@ -107,10 +107,10 @@ _FORMAT = click.option(
 
 def _database() -> Path:
     """The QC database; published again where it reads the lake of another place, since the home was moved."""
-    from gradcamo_assets.tables import Lake, publish, published_for
+    from gradcamo_assets.tables import Lake, is_published_from, publish
 
     home = Home.from_environment()
-    if home.database.exists() and not published_for(Lake(home.lake), home.database):
+    if home.database.exists() and not is_published_from(Lake(home.lake), home.database):
         publish(Lake(home.lake), home.database)
     return home.database
 

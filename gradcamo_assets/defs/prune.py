@@ -22,7 +22,7 @@ from gradcamo_assets.plates.plate_records import ENDINGS, known_files
 from gradcamo_assets.plates.staging import Staging
 from gradcamo_assets.storage import children, read_json, remove
 from gradcamo_assets.tables import LAKE_TABLES, Lake
-from gradcamo_assets.tables.schema import tables_filed_by
+from gradcamo_assets.tables.schema import tables_keyed_by
 from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry
 
 Keys = Mapping[str, Any]
@@ -78,17 +78,23 @@ def plan_crops(home: Home, lake: Lake, plate: str) -> Plan:
         GradcamoError: where there are none.
     """
     edits: list[tuple[str, Keys, pl.DataFrame]] = []
-    for row in lake.versions("crop_versions", plate=plate_name(plate)).filter(pl.col("n") > 0).iter_rows(named=True):
+    for row in (
+        lake.partition_versions("crop_versions", plate=plate_name(plate)).filter(pl.col("n") > 0).iter_rows(named=True)
+    ):
         keys = {"plate": plate, "site": row["Metadata_Site"]}
         crops, fields = lake.read("crops", **keys), lake.read("field_crops", **keys)
         edits += [
             ("crops", keys, crops.with_columns(crop_index=None, crop_version=None)),
             ("field_crops", keys, fields.with_columns(n_crops=0, crop_version=None)),
             # The version stays: what it was made from has not changed, so that nobody cuts them again by himself.
-            ("crop_versions", keys, pl.DataFrame([{**row, "n": 0}], schema=lake.versions("crop_versions").schema)),
+            (
+                "crop_versions",
+                keys,
+                pl.DataFrame([{**row, "n": 0}], schema=lake.partition_versions("crop_versions").schema),
+            ),
         ]
     edits = [
-        (table, keys, frame.cast(LAKE_TABLES[table].polars))  # type: ignore[arg-type]
+        (table, keys, frame.cast(LAKE_TABLES[table].schema))  # type: ignore[arg-type]
         for table, keys, frame in edits
     ]
     return _checked(Plan(home, lake, edits=tuple(edits), paths=_there([home.crops], plate)), plate)
@@ -113,7 +119,7 @@ def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, p
     run = next(run for run, number in runs.items() if number == version)
     paths = _there([*children(home.exports, plate or "*")], f"{registry.name}-v{version}")
     if plate is not None:
-        tables = tables_filed_by("plate", "model_run")
+        tables = tables_keyed_by("plate", "model_run")
         return Plan(home, lake, tuple((t, {"plate": plate_name(plate), "model_run": run}) for t in tables), paths=paths)
     return Plan(home, lake, _drops_of_run(run), paths=paths + _there([home.fitted], run))
 
@@ -128,11 +134,11 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     if any(list_inbox(home.inbox, only=plate_name(plate)).values()):
         remedy = "It would be taken in again: move it out of the inbox first."
         raise GradcamoError("the plate still lies in the inbox", remedy, plate=plate, path=home.inbox)
-    drops = tuple((table, {"plate": plate}) for table in tables_filed_by("plate"))
+    drops = tuple((table, {"plate": plate}) for table in tables_keyed_by("plate"))
     drops = tuple(drop for drop in drops if _count(lake, *drop))
     edits: list[tuple[str, Keys, pl.DataFrame]] = []
     for table in LAKE_TABLES.values():
-        if table.keys == ("model_run",) and "Metadata_Plate" in table.polars:
+        if table.keys == ("model_run",) and "Metadata_Plate" in table.schema:
             rows = lake.read(table.name)
             for run in rows.filter(Metadata_Plate=plate)["model_run"].unique().sort():
                 others = rows.filter(pl.col("Metadata_Plate").ne_missing(plate), model_run=run)
@@ -175,12 +181,12 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
 
 
 def _drops_of_run(run: str) -> tuple[tuple[str, Keys], ...]:
-    return tuple((table, {"model_run": run}) for table in tables_filed_by("model_run"))
+    return tuple((table, {"model_run": run}) for table in tables_keyed_by("model_run"))
 
 
 def _lost_runs(lake: Lake, registry: ModelRegistry) -> list[str]:
     """The MLflow runs of this model that computed something, and that no registered version names any more."""
-    tables = [name for name in tables_filed_by("model_run") if "model_name" in LAKE_TABLES[name].polars]
+    tables = [name for name in tables_keyed_by("model_run") if "model_name" in LAKE_TABLES[name].schema]
     rows = pl.concat([lake.scan(name).select("model_name", "model_run") for name in tables]).unique().collect()
     computed = set(rows.filter(model_name=registry.name)["model_run"])
     return sorted(computed - {version.run_id for version in registry.versions()})
@@ -188,7 +194,7 @@ def _lost_runs(lake: Lake, registry: ModelRegistry) -> list[str]:
 
 def _runs(lake: Lake) -> set[str]:
     """The MLflow runs whose models have computed something."""
-    return set(lake.versions("score_versions")["model_run"]) | set(lake.read("unscored")["model_run"])
+    return set(lake.partition_versions("score_versions")["model_run"]) | set(lake.read("unscored")["model_run"])
 
 
 def _there(folders: list[Path], *names: str) -> tuple[Path, ...]:

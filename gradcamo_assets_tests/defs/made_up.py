@@ -53,12 +53,12 @@ def add_plate(bench: Bench, plate: str, sites: int = 2, masks: str = "first", sh
         keys: dict[str, Any] = {"plate": plate, "site": site}
         rows = [row for well in ("A01", "A02") for row in _crops(bench, plate, well, site, masks, shape)]
         for table in ("cells", "crops"):
-            columns = lake_table(table).polars
+            columns = lake_table(table).schema
             lake.write(table, _frame(table, [{k: v for k, v in row.items() if k in columns} for row in rows]), **keys)
         made_from = None
         for stage in ("image", "mask", "cell", "crop"):
             version = digest([plate, site, masks, stage])
-            lake.record(f"{stage}_versions", version, made_from, len(rows), **keys)
+            lake.record_version(f"{stage}_versions", version, made_from, len(rows), **keys)
             made_from = version
 
 
@@ -88,7 +88,7 @@ def _crops(bench: Bench, plate: str, well: str, site: int, masks: str, shape: tu
 
 
 def _frame(table: str, rows: list[dict]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema=lake_table(table).polars)
+    return pl.DataFrame(rows, schema=lake_table(table).schema)
 
 
 def scored_by(lake: Path, table: str = "scores") -> dict[tuple[str, int], dict[int, int]]:

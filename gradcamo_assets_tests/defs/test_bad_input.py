@@ -15,7 +15,7 @@ from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.plates import load_plate, read_field
 from gradcamo_assets.segmentation import read_masks
 from gradcamo_assets.synthetic import write_synthetic_plate
-from gradcamo_assets.tables import publish, run_sql, violations
+from gradcamo_assets.tables import find_violations, publish, run_sql
 from gradcamo_assets_tests.defs.conftest import TINY, Bench
 
 
@@ -122,7 +122,7 @@ def test_damaged_crops_fail_their_partition_and_no_other(scored_bench: Bench, tm
     assert bench.run("rescore", plate_site_key("tiny", 2)).success
     done = bench.run("refresh_qc")
     assert done.success, _failure(done)
-    assert violations(bench.home.database) == []
+    assert find_violations(bench.home.database) == []
     assert run_sql(bench.home.database, "SELECT DISTINCT Metadata_Site FROM scores").rows() == [(2,)]
 
 
@@ -131,14 +131,14 @@ def test_an_unreadable_bundle_is_named_and_scores_stay(scored_bench: Bench, tmp_
     registry = bench.platform.registry
     champion = registry.by_alias()
     assert champion is not None
-    before = bench.platform.lake.version("scores")
+    before = bench.platform.lake.delta_version("scores")
     weights = registry.fetch(champion) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     again = {"scores_and_embeddings": {"config": {"again": True}}}
     failed = bench.run("rescore", plate_site_key("tiny", 1), ops=again)
     assert not failed.success
     assert "model.safetensors" in _failure(failed)
-    assert bench.platform.lake.version("scores") == before
+    assert bench.platform.lake.delta_version("scores") == before
 
 
 def _failure(result: object) -> str:

@@ -52,7 +52,7 @@ def test_what_stages_say_of_a_field_stands_together_and_each_replaces_its_own(tm
 
     def say(table: str, *said: dict) -> None:
         rows = [field_row("P", well, 1, **values) for well, values in zip(wells, said, strict=False)]
-        lake.write(table, pl.DataFrame(rows, schema=lake_table(table).polars), plate="P", site=1)
+        lake.write(table, pl.DataFrame(rows, schema=lake_table(table).schema), plate="P", site=1)
 
     def fields(*columns: str) -> list[tuple]:
         publish(lake, tmp_path / "qc.duckdb")

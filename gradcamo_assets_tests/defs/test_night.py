@@ -26,7 +26,7 @@ from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates import failures
 from gradcamo_assets.synthetic import write_synthetic_plate
 from gradcamo_assets.tables import Lake
-from gradcamo_assets.tables.schema import tables_filed_by
+from gradcamo_assets.tables.schema import tables_keyed_by
 from gradcamo_assets_tests.defs.conftest import TINY, Bench
 from gradcamo_assets_tests.defs.test_automation import requested, tick
 
@@ -119,7 +119,7 @@ def test_sites_that_a_plate_no_longer_has_leave_no_rows(scored_bench: Bench, tmp
         meta["attributes"]["ome"]["well"]["images"] = meta["attributes"]["ome"]["well"]["images"][:1]
         well.write_text(json.dumps(meta))
     assert bench.ingest("tiny").success
-    for table in tables_filed_by("plate", "site"):
+    for table in tables_keyed_by("plate", "site"):
         assert set(lake.read(table, plate="tiny")["Metadata_Site"]) == {1}, table
     assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 1))]
 

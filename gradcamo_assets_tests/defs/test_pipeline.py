@@ -14,13 +14,13 @@ from gradcamo_assets.cells import open_crops
 from gradcamo_assets.cells.cell_rows import cells_with_crops
 from gradcamo_assets.cli import main
 from gradcamo_assets.defs.partitions import plate_site_key
-from gradcamo_assets.tables import qc_table, run_sql, violations
+from gradcamo_assets.tables import find_violations, qc_table, run_sql
 from gradcamo_assets_tests.defs.conftest import Bench
 
 
 def test_every_kept_cell_has_one_score_and_the_numbers_hold(scored_bench: Bench) -> None:
     home = scored_bench.home
-    assert violations(home.database) == []
+    assert find_violations(home.database) == []
     counts = run_sql(
         home.database,
         "SELECT (SELECT count(*) FROM cells WHERE qc_flag IS NULL) AS kept, count(*) AS scores, "
@@ -84,9 +84,9 @@ def test_the_audit_holds_a_sample_of_cells_and_is_made_once(scored_bench: Bench,
     )
     assert summary["n_cells"] == len(audited)
     assert summary["score_effect_correlation"] == pytest.approx(spearmanr(*joined.to_numpy().T).statistic)
-    before = bench.platform.lake.version("audit")
+    before = bench.platform.lake.delta_version("audit")
     assert bench.run("audit_plates", "tiny").success
-    assert bench.platform.lake.version("audit") == before
+    assert bench.platform.lake.delta_version("audit") == before
 
 
 def test_a_rerun_computes_nothing_that_is_already_right(scored_bench: Bench, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_rerun_computes_nothing_that_is_already_right(scored_bench: Bench, tmp
 
     def made() -> list[pl.DataFrame]:
         rows = [lake.read(table).sort("Metadata_CellID") for table in ("cells", "crops")]
-        return rows + [lake.versions(f"{stage}_versions") for stage in ("mask", "cell", "crop")]
+        return rows + [lake.partition_versions(f"{stage}_versions") for stage in ("mask", "cell", "crop")]
 
     before, files = made(), {path for store in (bench.home.masks, bench.home.crops) for path in store.rglob("*")}
     result = bench.run("process_fields", plate_site_key("tiny", 1))
@@ -131,9 +131,9 @@ def test_the_command_line_answers(scored_bench: Bench, monkeypatch: pytest.Monke
         assert expected in result.output
     refused = runner.invoke(main, ["sql", "DROP TABLE scores"])
     assert refused.exit_code == 1
-    assert "only one reading statement" in refused.output
+    assert "single read-only statement" in refused.output
     monkeypatch.setenv("GRADCAMO_HOME", str(scored_bench.home.root / "nowhere"))
-    assert "no QC database" in runner.invoke(main, ["qc"]).output
+    assert "QC database does not exist" in runner.invoke(main, ["qc"]).output
 
 
 def test_synth_writes_a_plate(tmp_path: Path) -> None:

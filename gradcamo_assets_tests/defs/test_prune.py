@@ -20,12 +20,12 @@ from gradcamo_assets.defs.unfinished_runs import announced
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.plates.plate_records import mark_known
-from gradcamo_assets.tables import LAKE_TABLES, publish, run_sql, violations
+from gradcamo_assets.tables import LAKE_TABLES, find_violations, publish, run_sql
 from gradcamo_assets_tests.defs.conftest import SETTINGS, Bench
 from gradcamo_assets_tests.defs.test_automation import another_version, requested, tick
 
 OF_RUNS = [name for name, table in LAKE_TABLES.items() if "model_run" in table.keys]
-OF_PLATES = [name for name, table in LAKE_TABLES.items() if "Metadata_Plate" in table.polars]
+OF_PLATES = [name for name, table in LAKE_TABLES.items() if "Metadata_Plate" in table.schema]
 SHOWN = (
     "plates", "wells", "fields", "cells", "scores", "embeddings", "audit", "profiles", "umap", "confounder_audit",
     "channel_correlation", "current_scores", "qc_by_dose",
@@ -93,7 +93,7 @@ def test_a_whole_plate_goes_and_nothing_else(two_plates: Bench) -> None:
     publication = publish(bench.platform.lake, bench.home.database)
     assert "twin" in publication.plates and not publication.rebuilt
     assert counts(bench) == {(name, plate): n for (name, plate), n in rows.items() if plate != "twin"}
-    assert violations(bench.home.database) == []
+    assert find_violations(bench.home.database) == []
     assert requested(tick(bench, inbox_sensor)) == requested(tick(bench, champion_model_sensor)) == []
 
 
@@ -117,7 +117,7 @@ def test_crops_go_and_no_version_asks_for_them(two_plates: Bench) -> None:
     crops = cells_with_crops(lake, plate="twin").select("crop_version", "crop_index").collect()
     assert len(crops.drop_nulls()) == 0 and len(crops) == rows["cells", "twin"]
     publish(lake, bench.home.database)
-    assert counts(bench) == rows and violations(bench.home.database) == []
+    assert counts(bench) == rows and find_violations(bench.home.database) == []
     another_version(bench)
     asked = [key for job, key in requested(tick(bench, champion_model_sensor)) if job == "rescore"]
     assert {key.keys_by_dimension["plate"] for key in asked} == {"tiny"}  # type: ignore[union-attr]
@@ -148,7 +148,7 @@ def test_scores_of_an_old_version_go_and_those_of_the_champion_stay(two_plates: 
     publish(lake, bench.home.database)
     assert {name for name, _ in counts(bench)} <= {"plates", "wells", "fields", "cells", "channel_correlation"}
     assert run_sql(bench.home.database, "SELECT count(*) FROM models").item() == 2
-    assert violations(bench.home.database) == []
+    assert find_violations(bench.home.database) == []
 
 
 def test_nothing_goes_without_a_yes(two_plates: Bench) -> None:
@@ -229,7 +229,7 @@ def test_earlier_masks_and_crops_go_once_nothing_names_them(scored_bench: Bench,
     assert "masks/tiny" in output
 
     assert requested(tick(bench, inbox_sensor)) == requested(tick(bench, champion_model_sensor)) == []
-    assert violations(home.database) == []
+    assert find_violations(home.database) == []
     process(bench, 200)
     assert named(bench) < stored(bench), "what went can be made again"
 
@@ -281,4 +281,4 @@ def test_what_a_model_computed_that_mlflow_has_lost_goes_and_no_other(scored_ben
         assert old.run_id not in lake.read(name)["model_run"], name
     assert not (bench.home.fitted / old.run_id).exists()
     assert set(lake.read("scores")["model_run"]) == {new.run_id, "another-run"}
-    assert bench.ask(scores) == [(new.run_id, n)] and violations(bench.home.database) == []
+    assert bench.ask(scores) == [(new.run_id, n)] and find_violations(bench.home.database) == []

@@ -52,7 +52,7 @@ def test_a_publication_asks_for_reports_of_the_plates_that_it_changed(published:
 
 
 def test_audits_and_stains_of_all_plates_are_one_publication(published: Bench) -> None:
-    bench, version = published, published.platform.lake.version
+    bench, version = published, published.platform.lake.delta_version
     cursor = tick(bench, report_sensor).cursor
     before = bench.home.database.read_bytes()
     asked = []

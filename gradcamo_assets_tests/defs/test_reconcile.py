@@ -37,7 +37,7 @@ def put(lake: Lake, table: str, rows: dict, **of_runs: dict) -> None:
         for run, some in {"": rows, **of_runs}.items()
         for (plate, site), (version, made_from, n) in some.items()
     ]  # fmt: skip
-    columns = lake_table(table).polars
+    columns = lake_table(table).schema
     lake.replace(table, pl.DataFrame([{name: row[name] for name in columns} for row in frame], schema=columns))
 
 
@@ -76,9 +76,9 @@ def test_what_is_to_be_processed(lake: Lake, stages: tuple[dict, ...]) -> None:
     if wanted:  # With other masks its attempts begin anew, with another table of cells they do not.
         plate, site = wanted[0]
         for version, made_from in (("d", "a"), ("x", None)):
-            lake.record("cell_versions", version, made_from, 1, plate=plate, site=site)
+            lake.record_version("cell_versions", version, made_from, 1, plate=plate, site=site)
             assert partitions_to_process(lake) == todo
-        lake.record("mask_versions", "d", "a", 1, plate=plate, site=site)
+        lake.record_version("mask_versions", "d", "a", 1, plate=plate, site=site)
         now = partitions_to_process(lake)
         assert now.pop((plate, site)) != todo.pop((plate, site)) and now == todo
 

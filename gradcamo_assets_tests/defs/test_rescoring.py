@@ -308,10 +308,10 @@ def test_new_plates_and_new_masks_are_scored_by_the_champion_of_the_moment(daemo
 
 def test_a_run_for_what_is_scored_already_does_nothing_unless_told(daemon: Daemon) -> None:
     lake = daemon.bench.platform.lake
-    before = lake.version("scores")
+    before = lake.delta_version("scores")
     result = daemon.bench.run("rescore", plate_site_key("P1", 1))
     assert result.success
-    assert lake.version("scores") == before
+    assert lake.delta_version("scores") == before
     assert result.get_asset_materialization_events() == []
     seen = [event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
     assert len(seen) == 2
@@ -319,7 +319,7 @@ def test_a_run_for_what_is_scored_already_does_nothing_unless_told(daemon: Daemo
     assert daemon.bench.checks(result)["cells_scored"].passed
     again = {"ops": {"scores_and_embeddings": {"config": {"again": True}}}}
     assert len(daemon.bench.run("rescore", plate_site_key("P1", 1), **again).get_asset_materialization_events()) == 2
-    assert lake.version("scores") > before
+    assert lake.delta_version("scores") > before
     assert_scored(daemon, 1)
 
 
@@ -343,7 +343,7 @@ def test_a_champion_whose_bundle_is_damaged_is_refused_before_any_run(daemon: Da
 def test_a_promotion_over_many_partitions_asks_for_two_hundred_at_a_time(daemon: Daemon) -> None:
     """Most partitions are rows of the version tables alone, and their runs are taken for done."""
     bench, lake = daemon.bench, daemon.bench.platform.lake
-    crops = lake.versions("crop_versions")
+    crops = lake.partition_versions("crop_versions")
     many = [
         {**crops.row(0, named=True), "Metadata_Plate": f"M{n // 9:02d}", "Metadata_Site": n % 9 + 1} for n in range(446)
     ]
@@ -357,9 +357,9 @@ def test_a_promotion_over_many_partitions_asks_for_two_hundred_at_a_time(daemon:
             plate, site = request.partition_key.keys_by_dimension.values()  # type: ignore[union-attr]
             done.append({"Metadata_Plate": plate, "Metadata_Site": int(site), "model_run": run, "version": "s", "n": 6})
             bench.instance.delete_run(dead.run_id)
-        rows = pl.DataFrame(done, schema=lake_table("score_versions").polars).drop("made_from")
-        made = rows.join(lake.versions("crop_versions").select(*KEY, made_from="version"), on=KEY)
-        lake.replace("score_versions", made.select(list(lake_table("score_versions").polars)))
+        rows = pl.DataFrame(done, schema=lake_table("score_versions").schema).drop("made_from")
+        made = rows.join(lake.partition_versions("crop_versions").select(*KEY, made_from="version"), on=KEY)
+        lake.replace("score_versions", made.select(list(lake_table("score_versions").schema)))
         daemon.queue = daemon.queue[number:]
 
     done: list[dict] = []

@@ -28,7 +28,7 @@ def contents(bench: Bench) -> dict[str, list[tuple]]:
 
 
 def version(bench: Bench, table: str) -> int:
-    return bench.platform.lake.version(table)
+    return bench.platform.lake.delta_version(table)
 
 
 def answers(bench: Bench) -> dict[str, list[tuple]]:

@@ -130,9 +130,9 @@ def test_a_stage_made_anew_asks_for_those_after_it(bench: Bench) -> None:
 
 def test_a_tick_opens_no_file_of_cells_scores_or_plates(bench: Bench) -> None:
     lake, keys = bench.platform.lake, {"plate": "tiny", "site": 1}
-    made_from = lake.version_of("cell_versions", **keys)
+    made_from = lake.partition_version("cell_versions", **keys)
     assert made_from is not None
-    lake.record("crop_versions", "others", made_from["version"], 3, **keys)
+    lake.record_version("crop_versions", "others", made_from["version"], 3, **keys)
     data = list(lake.root.glob("*/Metadata_Plate=*/**/*.parquet"))
     assert {file.relative_to(lake.root).parts[0] for file in data} >= {"cells", "crops", "scores", "crop_versions"}
     for file in [*data, *bench.home.plates.glob("*.json")]:

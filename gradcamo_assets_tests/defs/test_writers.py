@@ -46,7 +46,9 @@ def process(bench: Bench, settings: str = SETTINGS) -> bool:
 def state(bench: Bench) -> Partition:
     """The versions of the partition by stage, its cells, and the crops and scores they have."""
     lake, keys = bench.platform.lake, {"plate": "tiny", "site": 1}
-    versions = [lake.versions(f"{stage}_versions", **keys) for stage in ("image", "mask", "cell", "crop", "score")]
+    versions = [
+        lake.partition_versions(f"{stage}_versions", **keys) for stage in ("image", "mask", "cell", "crop", "score")
+    ]
     cells = cells_with_crops(lake, **keys).sort("Metadata_CellID").collect()
     scores = lake.read("scores", **keys).sort("Metadata_CellID").drop("run_id", "scored_at")
     fields = [lake.read(table, **keys).sort("Metadata_Well") for table in ("masks", "field_verdicts", "field_crops")]

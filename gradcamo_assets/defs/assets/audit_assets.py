@@ -36,7 +36,7 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     champion, scoring = platform.champion(), platform.settings.scoring
     keys: dict[str, Any] = {"plate": plate, "model_run": champion.run_id}
     made_from = lake.combined_version("score_versions", **keys)
-    done = lake.version_of("audit_versions", **keys)
+    done = lake.partition_version("audit_versions", **keys)
     if done is not None and done["made_from"] == made_from:
         context.log.info("These scores have been audited; nothing is computed again.")
         rows = lake.read("audit", **keys)

@@ -36,7 +36,7 @@ def _segmented(
     """
     plate, fields = fields_at(platform.home, plate_name, site)
     # Before the rows: newer rows than their version cost work, older ones would pass for new.
-    version = platform.lake.version_of("mask_versions", plate=plate_name, site=site)
+    version = platform.lake.partition_version("mask_versions", plate=plate_name, site=site)
     rows = platform.lake.read("masks", plate=plate_name, site=site).drop_nulls("mask_version")
     if version is None or rows.is_empty():
         remedy = "Materialise masks for this plate and site."
@@ -97,7 +97,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     unusable = {well: verdict.unusable for well, verdict in verdicts.items() if verdict.unusable}
     warnings = {well: verdict.warning for well, verdict in verdicts.items() if verdict.warning}
     reason = pl.format("unusable masks: {}", pl.col("Metadata_Well").replace_strict(unusable, default=None))
-    table = table.with_columns(qc_flag=pl.coalesce("qc_flag", reason)).select(list(lake_table("cells").polars))
+    table = table.with_columns(qc_flag=pl.coalesce("qc_flag", reason)).select(list(lake_table("cells").schema))
     flags = {well: f"unusable masks: {why}" for well, why in unusable.items()}
     flags |= {well: f"not tabulated: {why}" for well, why in outcome.failed.items()}
     rows = [
@@ -108,7 +108,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         for well in segmented
     ]  # fmt: skip
     version = digest([table.sort("Metadata_CellID").to_dicts(), rows])
-    frames = {"cells": table, "field_verdicts": pl.DataFrame(rows, schema=lake_table("field_verdicts").polars)}
+    frames = {"cells": table, "field_verdicts": pl.DataFrame(rows, schema=lake_table("field_verdicts").schema)}
     lake.write_stage(
         "cell_versions", frames, version=version, made_from=made_from, n=len(table), plate=plate_name, site=site
     )
@@ -154,7 +154,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     plate, fields, segmented, _ = _segmented(platform, plate_name, site)
     record = known_plate(home.plates, plate_name) or {}
     center, scale = ([float(record["statistics"][name][key]) for name in plate.channels] for key in ("center", "scale"))
-    made_from = lake.version_of("cell_versions", plate=plate_name, site=site)
+    made_from = lake.partition_version("cell_versions", plate=plate_name, site=site)
     if made_from is None:
         raise GradcamoError("there is no table of cells", "Materialise cells first.", plate=plate_name, site=site)
     table = lake.read("cells", plate=plate_name, site=site)
@@ -212,8 +212,8 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             for name in segmented
         ]  # fmt: skip
         frames = {
-            "crops": updated.select(list(lake_table("crops").polars)),
-            "field_crops": pl.DataFrame(rows, schema=lake_table("field_crops").polars),
+            "crops": updated.select(list(lake_table("crops").schema)),
+            "field_crops": pl.DataFrame(rows, schema=lake_table("field_crops").schema),
         }
         version, n = of_fields(outcome.done), int(updated["crop_index"].count())
         lake.write_stage(

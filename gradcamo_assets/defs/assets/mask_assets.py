@@ -64,7 +64,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         rows += [
             field_row(plate_name, well, site, qc_flag=f"not segmented: {why}") for well, why in outcome.failed.items()
         ]
-        table = pl.DataFrame(rows, schema=lake_table("masks").polars)
+        table = pl.DataFrame(rows, schema=lake_table("masks").schema)
         version = of_fields(dict(table.select("Metadata_Well", "mask_version").iter_rows()))
         lake.write_stage(
             "mask_versions", {"masks": table}, version=version, made_from=site_version(plate, site),

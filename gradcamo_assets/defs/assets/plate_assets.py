@@ -18,7 +18,7 @@ from gradcamo_assets.home import Home
 from gradcamo_assets.plates import Ingested, ingest_plate
 from gradcamo_assets.plates.failures import attempt
 from gradcamo_assets.report import illumination_maps, to_markdown
-from gradcamo_assets.tables.schema import tables_filed_by
+from gradcamo_assets.tables.schema import tables_keyed_by
 
 
 def source_of(home: Home, plate: str) -> tuple[Path, str]:
@@ -74,10 +74,12 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
             site = int(str(key))
             lake.write("fields", fields, plate=name, site=site)
             readable = len(fields) - fields["qc_flag"].count()
-            lake.record("image_versions", site_version(found.plate, site), None, readable, plate=name, site=site)
-        there = set(lake.versions("image_versions", plate=name)["Metadata_Site"])
+            lake.record_version(
+                "image_versions", site_version(found.plate, site), None, readable, plate=name, site=site
+            )
+        there = set(lake.partition_versions("image_versions", plate=name)["Metadata_Site"])
         for site in there - set(found.fields_frame["Metadata_Site"]):
-            for table in tables_filed_by("plate", "site"):
+            for table in tables_keyed_by("plate", "site"):
                 lake.drop(table, plate=name, site=site)
     sites = sorted({str(field.site) for field in found.plate.fields}, key=int)
     context.instance.add_dynamic_partitions(str(SITES.name), sites)

@@ -54,14 +54,14 @@ def _plates(
     """Plates that the champion has embedded, with the version of what is made from each: of its scores and ``inputs``.
     And those of them of which the version table ``table`` names another."""
     lake = platform.lake
-    scored = lake.versions("score_versions", **_keys(champion)).sort("Metadata_Plate", "Metadata_Site")
+    scored = lake.partition_versions("score_versions", **_keys(champion)).sort("Metadata_Plate", "Metadata_Site")
     if scored.is_empty():
         raise GradcamoError(f"{champion} has embedded no cell yet", "Materialise embeddings first.")
     wanted = {
         str(plate): digest([rows.select("Metadata_Site", "version").rows(), *inputs])
         for (plate,), rows in scored.group_by("Metadata_Plate", maintain_order=True)
     }
-    made = dict(lake.versions(table, **_keys(champion)).select("Metadata_Plate", "made_from").iter_rows())
+    made = dict(lake.partition_versions(table, **_keys(champion)).select("Metadata_Plate", "made_from").iter_rows())
     return wanted, [plate for plate, version in wanted.items() if made.get(plate) != version]
 
 
@@ -286,7 +286,7 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     for plate in todo:
         version = digest([plates[plate], champion.run_id])
         n = len(table.filter(Metadata_Plate=plate))
-        lake.record("confounder_versions", version, plates[plate], n, plate=plate, **_keys(champion))
+        lake.record_version("confounder_versions", version, plates[plate], n, plate=plate, **_keys(champion))
     found = table.filter(population="all", representation="embedding").select("target", "score")
     return dg.MaterializeResult(
         metadata={

@@ -4,7 +4,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.defs.resources import Platform
-from gradcamo_assets.tables import checked, publish, qc_table, violations
+from gradcamo_assets.tables import find_violations, mark_checked, publish, qc_table
 from gradcamo_assets.training.promotion import record_champion, record_versions
 
 
@@ -28,9 +28,9 @@ def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mat
     record_champion(lake, registry, by="unknown")
     publication = publish(lake, home.database)
     # What the command publishes has not been checked, and is in no report yet; what was wrong may be still.
-    problems = violations(home.database, None if publication.rebuilt else publication.unchecked)
+    problems = find_violations(home.database, None if publication.rebuilt else publication.unchecked)
     if not problems:
-        checked(home.database, publication)
+        mark_checked(home.database, publication)
     table = qc_table(home.database, by="dose")
     return dg.MaterializeResult(
         metadata={

@@ -72,11 +72,11 @@ def scores_and_embeddings(
     champion, settings = platform.champion(), platform.settings
     keys: dict[str, Any] = {"plate": plate, "site": site, "model_run": champion.run_id}
     # Before the rows: newer rows than their version cost work, older ones would pass for new.
-    made_from = lake.version_of("crop_versions", plate=plate, site=site)
+    made_from = lake.partition_version("crop_versions", plate=plate, site=site)
     if made_from is None:
         raise GradcamoError("there are no crops", "Materialise crops for it first.", plate=plate, site=site)
     kept = cells_with_crops(lake, plate=plate, site=site).filter(pl.col("crop_index").is_not_null()).collect()
-    before = lake.version_of("score_versions", **keys)
+    before = lake.partition_version("score_versions", **keys)
     if not config.again and before is not None and before["made_from"] == made_from["version"]:
         note = f"{champion} has scored plate {plate}, site {site} already; set again to compute it anew."
         context.log.info(note)

@@ -81,9 +81,9 @@ def partitions_to_process(lake: Lake) -> dict[Partition, str]:
     To each a digest of its images and masks: with others, attempts begin anew.
     """
     keys = ["Metadata_Plate", "Metadata_Site"]
-    chained = lake.versions("image_versions").filter(pl.col("n") > 0).select(*keys, image="version")
+    chained = lake.partition_versions("image_versions").filter(pl.col("n") > 0).select(*keys, image="version")
     for stage in _STAGES[1:]:
-        made = lake.versions(f"{stage}_versions").drop_nulls("made_from").drop("n")
+        made = lake.partition_versions(f"{stage}_versions").drop_nulls("made_from").drop("n")
         made = made.rename({"version": stage, "made_from": f"{stage}_from"})
         chained = chained.join(made, on=keys, how="left")
     links = (pl.col(f"{stage}_from").eq_missing(pl.col(before)) for before, stage in pairwise(_STAGES))
@@ -107,9 +107,9 @@ def partitions_to_score(lake: Lake, champion: ModelVersion) -> dict[Partition, s
     that are still there have to go.
     """
     keys = ["Metadata_Plate", "Metadata_Site"]
-    scored = lake.versions("score_versions", model_run=champion.run_id).select(*keys, "made_from", scored="n")
+    scored = lake.partition_versions("score_versions", model_run=champion.run_id).select(*keys, "made_from", scored="n")
     # Crops that are made from nothing are being written, or their writer was killed.
-    crops = lake.versions("crop_versions").drop_nulls("made_from").drop("made_from")
+    crops = lake.partition_versions("crop_versions").drop_nulls("made_from").drop("made_from")
     both = crops.join(scored, on=keys, how="left").sort(keys)
     todo = both.filter(pl.col("made_from").ne_missing(pl.col("version")) & ((pl.col("n") > 0) | (pl.col("scored") > 0)))
     return {(plate, site): version for plate, site, version in todo.select(*keys, "version").iter_rows()}
@@ -145,7 +145,7 @@ def record_refusals(lake: Lake, champion: ModelVersion, refused: Mapping[Partiti
         {"Metadata_Plate": plate, "Metadata_Site": site, **model, "reason": reason}
         for (plate, site), reason in sorted(refused.items())
     ]
-    lake.write("unscored", pl.DataFrame(rows, schema=lake_table("unscored").polars), model_run=champion.run_id)
+    lake.write("unscored", pl.DataFrame(rows, schema=lake_table("unscored").schema), model_run=champion.run_id)
     return True
 
 
@@ -156,7 +156,7 @@ def unlearned_plates(lake: Lake, registry: ModelRegistry) -> list[str]:
         with suppress(BundleError):  # Whatever a damaged version was trained on, it can be trained on again.
             wells = chain.from_iterable(read_config(registry.fetch(version)).split.values())
             seen |= {well.split("/")[0] for well in wells}
-    cropped = lake.versions("crop_versions").filter(pl.col("n") > 0)["Metadata_Plate"].unique()
+    cropped = lake.partition_versions("crop_versions").filter(pl.col("n") > 0)["Metadata_Plate"].unique()
     return sorted(set(cropped) - seen)
 
 
