@@ -25,7 +25,7 @@ import dagster as dg
 from dagster_shared.serdes import deserialize_value, serialize_value
 
 from benchmarks.scale_home import SITES, WELLS, add_runs, make_home, plate_names, rescore
-from gradcamo_assets.defs.automation.run_requests import MOST_REQUESTS
+from gradcamo_assets.defs.automation.run_requests import MAX_REQUESTS
 from gradcamo_assets.defs.build import build_definitions
 from gradcamo_assets.defs.demo import QUIET
 from gradcamo_assets.defs.partitions import plate_site_key
@@ -168,7 +168,7 @@ def queue(root: Path, plates: list[str]) -> None:
     """Let what a tick after a promotion asked for be on its way."""
     with open_instance(Home(root)) as instance:
         keys = [plate_site_key(plate, site) for plate in plates for site in range(1, SITES + 1)]
-        add_runs(instance, "rescore", keys[:MOST_REQUESTS], dg.DagsterRunStatus.STARTED)
+        add_runs(instance, "rescore", keys[:MAX_REQUESTS], dg.DagsterRunStatus.STARTED)
 
 
 def promote(root: Path, version: int) -> None:
@@ -222,7 +222,7 @@ class Measured:
         first = self.publish("nothing was published before")
         print(_HEAD)
         plates, changed = len(self.names), self.names[len(self.names) // 2]
-        self.ask("published first", "report_sensor", times=-(-plates // MOST_REQUESTS) + 1)
+        self.ask("published first", "report_sensor", times=-(-plates // MAX_REQUESTS) + 1)
         self.ask("all is done", *SENSORS)
         self.step("one partition scored anew", change, changed)
         self.ask("one partition scored", "publication_sensor", "automation")

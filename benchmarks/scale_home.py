@@ -87,11 +87,11 @@ def make_home(root: Path, plates: int, cells: int) -> ModelVersion:
 def rescore(lake: Lake, plate: str, site: int, champion: ModelVersion) -> None:
     """One partition's scores written anew, as the asset writes them."""
     keys: dict[str, Any] = {"plate": plate, "site": site, "model_run": champion.run_id}
-    made_from = lake.versions("crop_versions", plate=plate, site=site)["version"].item()
+    made_from = lake.partition_versions("crop_versions", plate=plate, site=site)["version"].item()
     scores = lake.read("scores", **keys).with_columns(scored_at=pl.col("scored_at") + timedelta(days=1))
     lake.write("embeddings", lake.read("embeddings", **keys), **keys)
     lake.write("scores", scores, **keys)
-    lake.record("score_versions", digest([made_from, champion.run_id]), made_from, len(scores), **keys)
+    lake.record_version("score_versions", digest([made_from, champion.run_id]), made_from, len(scores), **keys)
 
 
 def _registered(registry: ModelRegistry, plates: list[str]) -> ModelVersion:
@@ -136,7 +136,9 @@ def add(lake: Lake, table: str, frame: pl.DataFrame) -> None:
     folders = [KEY_COLUMNS[key] for key in description.partitioned_by]
     frame = frame.sort(keys, maintain_order=True)
     # What the log keeps extremes of is the same in all rows of a key.
-    firsts = frame.group_by(keys, maintain_order=True).agg(pl.len(), pl.col(description.counted).exclude(keys).first())
+    firsts = frame.group_by(keys, maintain_order=True).agg(
+        pl.len(), pl.col(description.statistics_columns).exclude(keys).first()
+    )
     rows = frame.drop(folders).to_arrow()
 
     def written(first: dict[str, Any], start: int) -> AddAction:
@@ -145,7 +147,7 @@ def add(lake: Lake, table: str, frame: pl.DataFrame) -> None:
         file = lake.root / table / path
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(rows.slice(start, first["len"]), file)
-        counted = {name: first[name] for name in description.counted}
+        counted = {name: first[name] for name in description.statistics_columns}
         told = json.dumps({"numRecords": first["len"], "minValues": counted, "maxValues": counted})
         return AddAction(path, file.stat().st_size, at, int(time.time() * 1000), True, told)
 
@@ -165,7 +167,7 @@ def _lengthen_logs(lake: Lake) -> None:
 
     commit = json.dumps({"commitInfo": {"timestamp": int(time.time() * 1000), "operation": "WRITE"}})
     for folder in filter(Path.is_dir, lake.root.iterdir()):
-        last, files = lake.version(folder.name), len(lake.snapshot(folder.name).files)
+        last, files = lake.delta_version(folder.name), len(lake.snapshot(folder.name).files)
         # Links to one commit of the table: the room on the disk matters, its contents do not.
         empty = folder / ".commit.json"
         empty.write_text(commit)
@@ -209,7 +211,7 @@ def _versions(stage: str, plates: Iterable[str], sites: Iterable[int], n: int, c
     ]  # fmt: skip
     table = lake_table(f"{stage}_versions")
     return pl.DataFrame(rows, schema_overrides={"made_from": pl.String}).select(
-        pl.col(name).cast(dtype) for name, dtype in table.polars.items()
+        pl.col(name).cast(dtype) for name, dtype in table.schema.items()
     )
 
 
@@ -238,7 +240,7 @@ def _add_site(lake: Lake, plates: list[str], site: int, n: int, champion: ModelV
     """What has rows by plate x site, of one site of some plates."""
     rng, here = np.random.default_rng(site), {"Metadata_Site": site}
     fields = _each(plates, WELLS.select("Metadata_Well")).with_columns(Metadata_Site=site, path=pl.lit("A/1/0"))
-    lists = {name: None for name, dtype in lake_table("fields").polars.items() if isinstance(dtype, pl.List)}
+    lists = {name: None for name, dtype in lake_table("fields").schema.items() if isinstance(dtype, pl.List)}
     add(lake, "fields", _made_up("fields", fields, image_version="i", **lists))
     for table in ("masks", "field_verdicts", "field_crops"):
         add(lake, table, _made_up(table, fields, image_version="i", mask_version="m", crop_version="c"))
@@ -253,14 +255,14 @@ def _add_site(lake: Lake, plates: list[str], site: int, n: int, champion: ModelV
         crop_index=pl.col("label") - 1,
     )
     add(lake, "cells", _made_up("cells", cells.drop("crop_version", "crop_index")))
-    add(lake, "crops", _made_up("crops", cells.select(name for name in lake_table("crops").polars if name in cells)))
+    add(lake, "crops", _made_up("crops", cells.select(name for name in lake_table("crops").schema if name in cells)))
     scores = _scores(rng, cells, champion)
     add(lake, "scores", scores)
     vectors = pl.Series("embedding", rng.random((len(cells), _DIMENSIONS), np.float32))
-    keys = [name for name in lake_table("embeddings").polars if name in scores]
+    keys = [name for name in lake_table("embeddings").schema if name in scores]
     add(lake, "embeddings", _made_up("embeddings", scores.select(keys).with_columns(vectors)))
     if site == 1:
-        add(lake, "umap", _made_up("umap", scores.select(name for name in lake_table("umap").polars if name in scores)))
+        add(lake, "umap", _made_up("umap", scores.select(name for name in lake_table("umap").schema if name in scores)))
         add(lake, "audit", _made_up("audit", scores.group_by("Metadata_Plate").head(32)))
     for stage in (*_STAGES, "score"):
         add(lake, f"{stage}_versions", _versions(stage, plates, [site], n, champion))

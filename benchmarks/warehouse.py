@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from gradcamo_assets.tables import Lake, needs_publication, publish, run_sql, violations
+from gradcamo_assets.tables import Lake, find_violations, needs_publication, publish, run_sql
 from gradcamo_assets.tables.columns import DOSE_NAMES, Table
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.tables.schema_scores import REGIONS
@@ -56,7 +56,7 @@ def plate_map() -> pl.DataFrame:
 def fitted(table: Table, known: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
     """``known`` with all columns of the table: the others hold random numbers, or nothing where they are text."""
     n, made = len(known), []
-    for name, dtype in table.polars.items():
+    for name, dtype in table.schema.items():
         if name in known.columns:
             continue
         if dtype == pl.List(pl.Float64):
@@ -68,7 +68,7 @@ def fitted(table: Table, known: pl.DataFrame, rng: np.random.Generator) -> pl.Da
         else:
             values = pl.Series([None]).extend_constant(None, n - 1)
         made.append(values.cast(dtype).alias(name))
-    return known.with_columns(made).select(pl.col(name).cast(dtype) for name, dtype in table.polars.items())
+    return known.with_columns(made).select(pl.col(name).cast(dtype) for name, dtype in table.schema.items())
 
 
 def cells(rng: np.random.Generator, wells: pl.DataFrame, plate: str, n: int) -> pl.DataFrame:
@@ -101,7 +101,7 @@ def scores(rng: np.random.Generator, found: pl.DataFrame, version: int) -> pl.Da
     n = len(found)
     shares, evidence = rng.dirichlet([1 + version, 1, 2], n), rng.normal(size=(n, 3))
     regions = ("target", "neighbour", "background")
-    names = [name for name in lake_table("scores").polars if name in found.columns]
+    names = [name for name in lake_table("scores").schema if name in found.columns]
     known = found.select(names).with_columns(
         **of_model(version),
         true_class=found["treatment_class"],
@@ -161,8 +161,8 @@ def append(lake: Lake, table: str, frame: pl.DataFrame, rng: np.random.Generator
     from deltalake import write_deltalake
 
     description = lake_table(table)
-    frame = frame.select(name for name in description.polars if name in frame.columns)
-    if lake.version(table) < 0:
+    frame = frame.select(name for name in description.schema if name in frame.columns)
+    if lake.delta_version(table) < 0:
         lake.replace(table, description.empty())
     write_deltalake(lake.root / table, fitted(description, frame, rng), mode="append")
 
@@ -230,8 +230,8 @@ def publications(lake: Lake, database: Path, plate: str, changes: int) -> dict[s
         "publish_seconds": statistics.median(wall),
         "publish_processor_seconds": statistics.median(processor),
         "needs_publication_seconds": seconds(lambda: needs_publication(lake, database), 5)[0],
-        "check_plate_seconds": seconds(lambda: violations(database, [plate]))[0],
-        "check_all_seconds": seconds(lambda: violations(database))[0],
+        "check_plate_seconds": seconds(lambda: find_violations(database, [plate]))[0],
+        "check_all_seconds": seconds(lambda: find_violations(database))[0],
         "megabytes": size / 1e6,
         "megabytes_after_changes": database.stat().st_size / 1e6,
     }

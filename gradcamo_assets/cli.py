@@ -1,4 +1,4 @@
-"""The ``gradcamo`` command: parses, calls, prints. Whatever it does can be done from Python too."""
+"""The ``gradcamo`` command line. Every command is also available as a Python function."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _SHORTCUT = click.option(
     type=click.Choice(["none", "background", "neighbour"]),
     default="none",
     show_default=True,
-    help="Where the dose shows: in the cell, or outside it, so that an encoder can cheat.",
+    help="Where the dose is visible: in the cell, or outside it, so that an encoder can cheat.",
 )
 _LABELS = click.option(
     "--labels",
     type=click.Choice(["well", "cell"]),
     default="well",
     show_default=True,
-    help="One treatment a well, or one a cell (a pooled screen).",
+    help="One treatment per well, or per cell (a pooled screen).",
 )
 _SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 
 
 class _Commands(click.Group):
-    """Turns our errors into one line on stderr and exit code 1."""
+    """Command group that reports GradcamoErrors as one line on stderr, with exit code 1."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -43,7 +43,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gradcamo-assets")
 def main() -> None:
-    """Does a single-cell profile look at its cell? Data lives under GRADCAMO_HOME (default: data/)."""
+    """Measure whether single-cell profiles describe their cell. Data are stored in GRADCAMO_HOME (default: data/)."""
 
 
 @main.command()
@@ -66,10 +66,10 @@ def demo(shortcut: str, labels: str, seed: int, cure: bool) -> None:
     run_demo(Home.from_environment(), *demo_plates(shortcut, labels, seed, cure))
 
 
-def _shape(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int, int]:
+def _parse_shape(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int, int]:
     parts = value.replace("x", ",").split(",")
     if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
-        raise click.BadParameter("give Z,Y,X, for example 12,160,160")
+        raise click.BadParameter(f"expected Z,Y,X, for example 12,160,160, got {value!r}")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
@@ -78,21 +78,23 @@ def _shape(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int,
 @click.option("--plate", default="synthetic", show_default=True, help="Name of the plate.")
 @click.option("--wells", type=int, default=24, show_default=True)
 @click.option("--sites", type=int, default=2, show_default=True)
-@click.option("--shape", callback=_shape, default="12,160,160", show_default=True, help="Z,Y,X of a field in voxels.")
-@click.option("--channels", type=int, default=5, show_default=True, help="Stains, 4 to 6.")
+@click.option(
+    "--shape", callback=_parse_shape, default="12,160,160", show_default=True, help="Size Z,Y,X of a field, voxels."
+)
+@click.option("--channels", type=int, default=5, show_default=True, help="Number of stains, 4 to 6.")
 @click.option("--doses", type=int, default=3, show_default=True)
-@click.option("--cells", type=int, default=10, show_default=True, help="Cells a field, on average.")
+@click.option("--cells", type=int, default=10, show_default=True, help="Mean number of cells per field.")
 @click.option(
     "--background-shift",
     type=int,
-    help="With --shortcut background: cells show their class too, and the background that of the class so many places "
-    "on; 0: their own.",
+    help="With --shortcut background: cells also show their class, and the background shows the class this many "
+    "positions further on; 0: their own class.",
 )
 @_SHORTCUT
 @_LABELS
 @_SEED
 def synth(directory: Path, plate: str, **options: object) -> None:
-    """Write one synthetic OME-Zarr HCS plate with plate map and true masks into DIRECTORY."""
+    """Write a synthetic OME-Zarr HCS plate with plate map and true masks to DIRECTORY."""
     from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -105,12 +107,12 @@ _FORMAT = click.option(
 )
 
 
-def _database() -> Path:
-    """The QC database; published again where it reads the lake of another place, since the home was moved."""
-    from gradcamo_assets.tables import Lake, publish, published_for
+def _current_database() -> Path:
+    """The path of the QC database, which is published again first if the home was moved since."""
+    from gradcamo_assets.tables import Lake, is_published_from, publish
 
     home = Home.from_environment()
-    if home.database.exists() and not published_for(Lake(home.lake), home.database):
+    if home.database.exists() and not is_published_from(Lake(home.lake), home.database):
         publish(Lake(home.lake), home.database)
     return home.database
 
@@ -122,11 +124,11 @@ def sql(query: str, form: str) -> None:
     """Run a read-only QUERY on the QC database."""
     from gradcamo_assets.tables import render, run_sql
 
-    render(run_sql(_database(), query), form)  # type: ignore[arg-type]
+    render(run_sql(_current_database(), query), form)  # type: ignore[arg-type]
 
 
 class _QcTable(click.ParamType):
-    """The choices of ``qc_table``, looked up when they are needed: polars and DuckDB take half a second to import."""
+    """The choices of ``qc_table``, imported on use, since polars and DuckDB take half a second to import."""
 
     name = "table"
 
@@ -145,24 +147,26 @@ class _QcTable(click.ParamType):
 
 @main.command()
 @click.option("--by", type=_QcTable(), default="dose,site", show_default=True)
-@click.option("--plate", metavar="NAME", help="Only this plate.")
+@click.option("--plate", metavar="NAME", help="Show this plate only.")
 @_FORMAT
 def qc(by: str, plate: str | None, form: str) -> None:
-    """Print a ready-made QC table of the champion model, or the answer to a question."""
+    """Print a QC table or the answer to a question about the champion model."""
     from gradcamo_assets.tables import qc_table, render
 
-    table = qc_table(_database(), by=by, plate=plate)
+    table = qc_table(_current_database(), by=by, plate=plate)
     render(table, form)  # type: ignore[arg-type]
     if table.is_empty():
-        click.echo("No row. What the champion has yet to score: gradcamo sql 'SELECT * FROM stale_scores'", err=True)
+        click.echo(
+            "No rows. To see what the champion has not scored yet: gradcamo sql 'SELECT * FROM stale_scores'", err=True
+        )
 
 
 @main.command()
-@click.option("--full", is_flag=True, help="Look into files of plates that are in, not only at names and sizes.")
-@click.option("--retry", metavar="PLATE", help="Forget the failures of PLATE first: it is tried again.")
+@click.option("--full", is_flag=True, help="Inspect the content of ingested plates' files, not only names and sizes.")
+@click.option("--retry", metavar="PLATE", help="Forget the failures of PLATE, so that it is ingested again.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 def inbox(full: bool, retry: str | None, form: str) -> None:
-    """List the plates in the inbox, what is to become of each, and why."""
+    """List the plates in the inbox with their state and the reason."""
     from datetime import UTC, datetime
 
     import polars as pl
@@ -179,28 +183,32 @@ def inbox(full: bool, retry: str | None, form: str) -> None:
     if retry is not None:
         names = sorted({state.name for state in states})
         if retry not in names:
-            there = f"There are: {', '.join(names) or 'none'}."
-            raise GradcamoError(f"the inbox holds no plate {retry!r}", there, path=home.inbox)
+            remedy = f"Plates in the inbox: {', '.join(names) or 'none'}."
+            raise GradcamoError(f"the inbox has no plate {retry!r}", remedy, path=home.inbox)
         forget_failures(home.plates, retry)
         states = read_inbox(home, now, depth=depth).states
     rows = [(state.name, state.state, state.reason) for state in states]
     columns = dict.fromkeys(["plate", "state", "reason"], pl.String)
     render(pl.DataFrame(rows, columns, orient="row"), form)  # type: ignore[arg-type]
-    if form == "table":  # It cuts long texts.
+    if form == "table":  # The table truncates long texts.
         click.echo("".join(f"\n{name}: {reason}" for name, _, reason in rows if len(reason) > 60))
 
 
 @main.command()
-@click.option("--plate", metavar="NAME", help="The plate; with --scores, all plates where it is left out.")
-@click.option("--crops", is_flag=True, help="Its crops; they can be cut again.")
-@click.option("--scores", type=int, metavar="MODEL_VERSION", help="What a version that is not champion computed.")
-@click.option("--all", "everything", is_flag=True, help="All of a plate that no longer lies in the inbox.")
-@click.option("--unused", is_flag=True, help="Earlier masks and crops, and what models computed that MLflow has lost.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--plate", metavar="NAME", help="Plate to prune; with --scores, default: all plates.")
+@click.option("--crops", is_flag=True, help="Delete the plate's crops; they can be cut again.")
+@click.option(
+    "--scores", type=int, metavar="MODEL_VERSION", help="Delete the results of a version that is not the champion."
+)
+@click.option("--all", "everything", is_flag=True, help="Delete all data of a plate that is no longer in the inbox.")
+@click.option(
+    "--unused", is_flag=True, help="Delete outdated masks and crops, and results of models deleted from MLflow."
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, unused: bool, yes: bool) -> None:
-    """Show what would be deleted, ask, and delete it. Never from the inbox."""
+    """Show the data to delete, ask for confirmation and delete them. The inbox is never changed."""
     if crops + (scores is not None) + everything + unused != 1:
-        raise click.UsageError("Give one of --crops, --scores MODEL_VERSION, --all and --unused.")
+        raise click.UsageError("Give exactly one of --crops, --scores MODEL_VERSION, --all and --unused.")
     if plate is None and scores is None and not unused:
         raise click.UsageError("Give --plate NAME.")
     from gradcamo_assets.defs import prune as pruning
@@ -219,26 +227,27 @@ def prune(plate: str | None, crops: bool, scores: int | None, everything: bool, 
     render(plan.table())
     if not yes:
         click.confirm("Delete this?", abort=True)
-    plan.carry_out()
-    click.echo("Deleted. The rows leave qc.duckdb with its next publication (job refresh_qc).")
+    plan.execute()
+    click.echo("Deleted. The next publication (job refresh_qc) removes the rows from qc.duckdb.")
 
 
 @main.command()
 def publish() -> None:
-    """Publish qc.duckdb from the lake now; after a home was moved, too."""
+    """Publish qc.duckdb from the lake now, for example after moving GRADCAMO_HOME."""
     from gradcamo_assets.defs.resources import Platform
     from gradcamo_assets.tables import publish as publish_lake
 
     platform = Platform()
-    done = publish_lake(platform.lake, platform.home.database)
-    click.echo(f"{platform.home.database}: {', '.join(done.changed) or 'nothing has changed'} ({done.seconds:.1f} s)")
+    publication = publish_lake(platform.lake, platform.home.database)
+    changes = ", ".join(publication.changed) or "no changes"
+    click.echo(f"{platform.home.database}: {changes} ({publication.seconds:.1f} s)")
 
 
 @main.command()
 @click.argument("version", type=click.IntRange(1))
-@click.option("--reason", default="by hand", show_default=True, help="Why; it is kept in the table promotions.")
+@click.option("--reason", default="by hand", show_default=True, help="Reason, recorded in the table promotions.")
 def promote(version: int, reason: str) -> None:
-    """Make VERSION of the encoder the champion: an older one, too. What it has not scored is scored by it."""
+    """Make VERSION of the encoder the champion, also an older one. It scores the crops that it has not scored."""
     from getpass import getuser
 
     from gradcamo_assets.defs.automation.pending import scoring_state
@@ -247,35 +256,37 @@ def promote(version: int, reason: str) -> None:
 
     platform = Platform()
     lake, registry = platform.lake, platform.registry
-    found = promotion.find_version(registry, version)
-    promotion.promote(lake, registry, found, by=getuser(), reason=reason)
-    state = scoring_state(lake, registry, found)
-    click.echo(f"{found} is champion.")
+    champion = promotion.find_version(registry, version)
+    promotion.promote(lake, registry, champion, by=getuser(), reason=reason)
+    state = scoring_state(lake, registry, champion)
+    click.echo(f"{champion} is champion.")
     if state.todo:
         click.echo(f"champion_model_sensor (gradcamo ui) rescores {len(state.todo)} plate x site:")
     else:
-        click.echo("Nothing is left to score; champion_model_sensor (gradcamo ui) publishes the QC database.")
+        click.echo("It has scored all crops; champion_model_sensor (gradcamo ui) publishes the QC database.")
     for plate in sorted({plate for plate, _ in state.todo}):
         click.echo(f"  {plate}: sites {', '.join(str(site) for name, site in state.todo if name == plate)}")
-    for reason in sorted({f"{plate} is left out: {reason}" for (plate, _), reason in state.refused.items()}):
+    for reason in sorted({f"{plate} cannot be scored: {reason}" for (plate, _), reason in state.refused.items()}):
         click.echo(f"  {reason}")
 
 
-def _listed(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+def _split_list(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
     return [part.strip() for part in value.split(",")] if value else None
 
 
 @main.command()
 @click.argument("encoder", metavar="MODULE:FUNCTION")
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False, exists=True), required=True)
-@click.option("--classes", callback=_listed, required=True, metavar="A,B,...", help="Class of each logit, in order.")
-@click.option("--layer", help="Dotted name of the layer to explain; by default the one FUNCTION names.")
+@click.option(
+    "--classes", callback=_split_list, required=True, metavar="A,B,...", help="Classes, in the order of the logits."
+)
+@click.option("--layer", help="Dotted name of the layer to explain; default: the one that FUNCTION returns.")
 @click.option("--plate", help="Take channels, crop shape and voxel size from the crops of this plate.")
-@click.option("--channels", callback=_listed, metavar="A,B,...", help="Stains in the order of its input.")
-@click.option("--crop-shape", callback=_listed, metavar="Z,Y,X", help="Voxels; Z is 1 for a 2D network.")
-@click.option("--voxel-size", callback=_listed, metavar="Z,Y,X", help="Micrometres.")
+@click.option("--channels", callback=_split_list, metavar="A,B,...", help="Stains, in the order of the input channels.")
+@click.option("--crop-shape", callback=_split_list, metavar="Z,Y,X", help="Crop size, voxels; Z is 1 for a 2D network.")
+@click.option("--voxel-size", callback=_split_list, metavar="Z,Y,X", help="Voxel size, micrometres.")
 def register(encoder: str, plate: str | None, **given: Any) -> None:
-    """Register an encoder that was trained elsewhere: FUNCTION(channels, classes) builds it, safetensors fill it."""
+    """Register an encoder trained elsewhere. FUNCTION(channels, classes) builds it; --weights is a safetensors file."""
     from gradcamo_assets.cells import open_crops
     from gradcamo_assets.defs.field_results import crop_folder
     from gradcamo_assets.defs.resources import Platform
@@ -290,19 +301,19 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
                 "the plate has no crops", "Give --channels, --crop-shape and --voxel-size.", plate=plate
             )
         crops = open_crops(crop_folder(platform.home, rows.row(0, named=True)))
-        like = {"channels": crops.channels, "crop_shape": crops.images.shape[2:], "voxel_size": crops.voxel_size}
-        given |= {name: value for name, value in like.items() if given[name] is None}
+        defaults = {"channels": crops.channels, "crop_shape": crops.images.shape[2:], "voxel_size": crops.voxel_size}
+        given |= {name: value for name, value in defaults.items() if given[name] is None}
     if missing := [
         f"--{name.replace('_', '-')}" for name in ("channels", "crop_shape", "voxel_size") if not given[name]
     ]:
-        raise click.UsageError(f"Give --plate, or {', '.join(missing)}.")
+        raise click.UsageError(f"Give --plate or {', '.join(missing)}.")
     try:
         given["crop_shape"] = [int(n) for n in given["crop_shape"]]
         given["voxel_size"] = [float(um) for um in given["voxel_size"]]
     except ValueError as error:
-        raise click.UsageError(f"--crop-shape and --voxel-size are numbers: {error}") from error
+        raise click.UsageError(f"--crop-shape and --voxel-size must be numbers: {error}") from error
     version = register_weights(platform.registry, encoder, **given)
-    click.echo(f"{version} is registered as challenger. It scores after: gradcamo promote {version.version}")
+    click.echo(f"{version} is registered as challenger. To score with it: gradcamo promote {version.version}")
 
 
 @main.command()

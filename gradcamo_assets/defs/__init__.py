@@ -1,4 +1,4 @@
-"""The only package that imports Dagster: assets, partitions, resources, checks, jobs, schedules, sensors, the demo.
+"""Dagster definitions: assets, partitions, resources, checks, jobs, schedules, sensors and the demo.
 
-An asset body loads, calls, saves and reports. The science is in the packages below.
+No other package imports Dagster. Assets load inputs, call other packages, and store and report the results.
 """

@@ -1,4 +1,4 @@
-"""All definitions on one platform."""
+"""Build the Dagster definitions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dagster as dg
 
 from gradcamo_assets.defs.assets import ASSETS
 from gradcamo_assets.defs.automation.jobs_and_sensors import JOBS, SCHEDULES, SENSORS
-from gradcamo_assets.defs.catalogue import catalogued
+from gradcamo_assets.defs.catalogue import add_column_schema
 from gradcamo_assets.defs.resources import Platform
 
 
 def build_definitions(platform: Platform | None = None) -> dg.Definitions:
-    """All assets, jobs, schedules and sensors; tests and the demo pass a platform of their own."""
+    """All assets, jobs, schedules and sensors, with the given ``platform`` (tests, demo) or the default one."""
     return dg.Definitions(
-        assets=dg.map_asset_specs(catalogued, ASSETS),
+        assets=dg.map_asset_specs(add_column_schema, ASSETS),
         jobs=JOBS,
         schedules=SCHEDULES,
         sensors=SENSORS,

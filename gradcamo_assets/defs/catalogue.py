@@ -1,4 +1,4 @@
-"""What the catalogue of the UI says about an asset beside its own words: the columns of its table."""
+"""Add the columns of an asset's table to its page in the Dagster UI."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dagster as dg
 
 from gradcamo_assets.tables import LAKE_TABLES
 
-# The table of the lake whose rows an asset writes, where it is named otherwise.
-_TABLES = {"plate_images": "fields", "trained_model": "models", "gradcamo_scores": "scores"}
+# Assets whose lake table has another name.
+_TABLE_OF_ASSET = {"plate_images": "fields", "trained_model": "models", "gradcamo_scores": "scores"}
 
 
-def catalogued(spec: dg.AssetSpec) -> dg.AssetSpec:
-    """The asset with the columns of its table as DuckDB's comments describe them."""
+def add_column_schema(spec: dg.AssetSpec) -> dg.AssetSpec:
+    """Return the asset with the names, types and comments of its table's columns as metadata."""
     asset = spec.key.to_user_string()
-    table = LAKE_TABLES.get(_TABLES.get(asset, asset))
+    table = LAKE_TABLES.get(_TABLE_OF_ASSET.get(asset, asset))
     if table is None:
         return spec
     columns = [

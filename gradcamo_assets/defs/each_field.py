@@ -1,4 +1,4 @@
-"""Doing one thing to every field of a plate x site: a bad field is named and left, the others go on."""
+"""Process the fields of a plate x site one by one; errors of single fields are recorded and do not stop the others."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates import Field, Plate, load_plate
 
-_EVERY_SECONDS = 30.0
+_LOG_INTERVAL_SECONDS = 30.0
 T = TypeVar("T")
 
 
-def number(value: object) -> float:
-    """A polars aggregate as a number that Dagster can plot; 0 where there was nothing to aggregate."""
+def as_number(value: object) -> float:
+    """Convert a polars aggregate to a float for Dagster metadata; 0 if it is null."""
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def bullets(texts: Iterable[str]) -> str:
-    """Texts as a markdown list."""
+def markdown_list(texts: Iterable[str]) -> str:
+    """Format texts as a markdown list."""
     return "\n".join(f"- {text}" for text in texts) or "none"
 
 
-def listing(reasons: Mapping[str, str]) -> str:
-    """Wells and what is said of each, as markdown."""
-    return bullets(f"{well}: {reason}" for well, reason in sorted(reasons.items()))
+def markdown_reasons(reasons: Mapping[str, str]) -> str:
+    """Format the reasons by well (or another name) as a markdown list."""
+    return markdown_list(f"{well}: {reason}" for well, reason in sorted(reasons.items()))
 
 
 @dataclass
 class Outcome(Generic[T]):
-    """What became of the fields of one partition: results and reasons by well."""
+    """Results and failure reasons of the fields of one partition, by well."""
 
     done: dict[str, T] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def check(self, name: str) -> dg.AssetCheckResult:
-        """A check that fails, without blocking, where a field did."""
+    def check_result(self, name: str) -> dg.AssetCheckResult:
+        """The result of a non-blocking check that passes if no field failed."""
         return dg.AssetCheckResult(
             check_name=name,
             passed=not self.failed,
             severity=dg.AssetCheckSeverity.ERROR,
-            metadata={"failed_fields": len(self.failed), "reasons": dg.MetadataValue.md(listing(self.failed))},
+            metadata={"failed_fields": len(self.failed), "reasons": dg.MetadataValue.md(markdown_reasons(self.failed))},
         )
 
 
-def fields_at(home: Home, plate_name: str, site: int) -> tuple[Plate, list[Field]]:
-    """The plate and its readable fields at one site.
+def load_site_fields(home: Home, plate_name: str, site: int) -> tuple[Plate, list[Field]]:
+    """Load the plate and its readable fields at one site.
 
     Raises:
-        dg.Failure: if the plate has no such site; the partition should never have been asked for.
+        dg.Failure: if the plate has no readable field at the site.
     """
     plate = load_plate(home.plates, plate_name, illumination=read_settings(home).plates.illumination)
     fields = [item for item in plate.fields if item.site == site]
@@ -65,22 +65,22 @@ def fields_at(home: Home, plate_name: str, site: int) -> tuple[Plate, list[Field
 
 
 def field_row(plate: str, well: str, site: int, **values: Any) -> dict[str, Any]:
-    """A row of a table with a row a field."""
+    """A row of a table with one row per field."""
     return {"Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Site": site, **values}
 
 
-def for_each_field(
+def process_fields_of_site(
     context: dg.AssetExecutionContext, fields: Iterable[Field], work: Callable[[Field], T]
 ) -> Outcome[T]:
-    """Call ``work`` on each field, log progress with the time left, and keep going where one fails.
+    """Call ``work`` on each field, log the progress, and continue after errors of single fields.
 
     Raises:
-        dg.Failure: if every field failed.
+        dg.Failure: if all fields failed.
     """
     fields = list(fields)
     outcome: Outcome[T] = Outcome()
-    took: list[float] = []
-    told = begun = time.monotonic()
+    durations: list[float] = []
+    logged_at = started_at = time.monotonic()
     for count, item in enumerate(fields, start=1):
         try:
             outcome.done[item.well] = work(item)
@@ -88,30 +88,31 @@ def for_each_field(
             outcome.failed[item.well] = str(error)
             context.log.error(f"{item.plate} {item.well} site {item.site}: {error}")
         now = time.monotonic()
-        took.append(now - begun)
-        begun = now
-        if now - told >= _EVERY_SECONDS or count == len(fields):
-            context.log.info(progress(item.well, count, len(fields), took))
-            told = now
+        durations.append(now - started_at)
+        started_at = now
+        if now - logged_at >= _LOG_INTERVAL_SECONDS or count == len(fields):
+            context.log.info(format_progress(item.well, count, len(fields), durations))
+            logged_at = now
     if fields and not outcome.done:
         raise dg.Failure("No field of this partition could be processed:\n" + "\n".join(outcome.failed.values()))
     return outcome
 
 
-def progress(well: str, done: int, of: int, took: list[float]) -> str:
-    """``B03 done, 12 of 384, 41 s a field, about 4 h left``.
+def format_progress(well: str, done: int, total: int, durations: list[float]) -> str:
+    """Format the progress, such as ``B03 done, 12 of 384, 41 s per field, about 4 h left``.
 
     Args:
-        took: seconds that each field took; what went twenty times faster than the slowest of the last hundred was
-            there already and tells nothing of those to come.
+        durations: seconds per field. Fields that took less than a twentieth of the slowest of the last hundred were
+            already done and do not count for the estimate.
     """
-    worked = [seconds for seconds in took[-100:] if seconds * 20 >= max(took[-100:])]
-    each = sum(worked[-20:]) / len(worked[-20:])
-    left = each * (of - done)
-    if left >= 5400:
-        text = f"about {left / 3600:.0f} h left"
-    elif left >= 90:
-        text = f"about {left / 60:.0f} min left"
+    recent = durations[-100:]
+    computed = [seconds for seconds in recent if seconds * 20 >= max(recent)][-20:]
+    mean = sum(computed) / len(computed)
+    remaining = mean * (total - done)
+    if remaining >= 5400:
+        estimate = f"about {remaining / 3600:.0f} h left"
+    elif remaining >= 90:
+        estimate = f"about {remaining / 60:.0f} min left"
     else:
-        text = f"about {left:.0f} s left"
-    return f"{well} done, {done} of {of}, {each:.3g} s a field" + (f", {text}" if done < of else "")
+        estimate = f"about {remaining:.0f} s left"
+    return f"{well} done, {done} of {total}, {mean:.3g} s per field" + (f", {estimate}" if done < total else "")

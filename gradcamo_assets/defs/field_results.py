@@ -1,4 +1,4 @@
-"""Where each field's results lie: a folder for each version, which never changes once it is there."""
+"""Folders and versions of the results of fields. Every version has its own folder, which is never modified."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from gradcamo_assets.plates import Field, Plate, field_version, is_current
 from gradcamo_assets.provenance import digest
 
 FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
-"""The columns that name a field."""
+"""The columns that identify a field."""
 
 
 def mask_folder(home: Home, plate: str, well: str, site: int, version: str) -> Path:
-    """Masks of one field."""
+    """The folder of the masks of one field."""
     return home.masks / plate / f"{well}_s{site}" / version
 
 
 def crop_folder(home: Home, row: Mapping[str, Any]) -> Path:
-    """Crops of the field that a row of a cell belongs to."""
+    """The folder of the crops of the field to which the row of a cell belongs."""
     field = f"{row['Metadata_Well']}_s{row['Metadata_Site']}"
     return home.crops / row["Metadata_Plate"] / field / row["crop_version"]
 
 
 def site_version(plate: Plate, site: int) -> str:
-    """Version of the images of a plate x site. The whole plate counts, since its statistics stand in every crop."""
+    """The version of the images of a plate x site. It depends on the whole plate, whose statistics are in its crops."""
     return digest([plate.version, site])
 
 
-def of_fields(versions: Mapping[str, str | None]) -> str:
-    """Version of a plate x site by those of its fields, by well; fields without one do not count."""
+def combine_field_versions(versions: Mapping[str, str | None]) -> str:
+    """The version of a plate x site from the versions of its fields, by well. Fields without a version are ignored."""
     return digest(sorted((well, version) for well, version in versions.items() if version is not None))
 
 
-def check_pixels(home: Home, plate: Plate, field: Field, made_from: str | None = None) -> None:
-    """Refuse the pixels of a field that was just read where they may be others than they were taken for.
+def require_current_pixels(home: Home, plate: Plate, field: Field, made_from: str | None = None) -> None:
+    """Check that the pixels of a field just read are those of the expected version.
 
     Args:
-        made_from: the version that they must have (``field_version``); by default the one ``plate`` knows.
+        made_from: the expected ``field_version``; default: any version of ``plate``.
 
     Raises:
-        GradcamoError: where the plate was taken in again meanwhile, or they have another version.
+        GradcamoError: if the plate was ingested again meanwhile, or the field has another version.
     """
     if not is_current(home.plates, plate) or made_from not in (None, field_version(plate, field)):
         raise GradcamoError(
-            "the plate was taken in again since this field was segmented", "Launch process_fields again.",
+            "the plate was ingested again since this field was segmented", "Launch process_fields again.",
             plate=plate.name, well=field.well, site=field.site,
         )  # fmt: skip

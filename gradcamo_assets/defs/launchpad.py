@@ -1,4 +1,4 @@
-"""Sections of the settings in Dagster's launchpad, and in the metadata of what was made with them."""
+"""Offer settings in Dagster's launchpad, and record the settings used as metadata of materializations."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -14,45 +14,48 @@ T = TypeVar("T")
 C = TypeVar("C", bound=dg.Config)
 
 
-def offers(kind: type, *but: str) -> Callable[[type[C]], type[C]]:
-    """Give a launchpad configuration the fields of a section: optional ones, where None is not given.
+def with_section_fields(kind: type, *excluded: str) -> Callable[[type[C]], type[C]]:
+    """Class decorator that adds the fields of a settings section to a launchpad configuration.
+
+    The fields are optional; None: not given.
 
     Args:
-        but: fields of the section that are left out.
+        kind: the class of the section.
+        excluded: fields of the section to leave out.
     """
 
     def add(config: type[C]) -> type[C]:
-        given: dict[str, Any] = {}
-        for name, known in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
-            if name not in but:
-                offered = _offered(known.annotation, f"{config.__name__}_{name}")
-                given[name] = (offered | None, Field(default=None, description=known.description))
-        return create_model(config.__name__, __base__=config, __doc__=config.__doc__, **given)
+        added: dict[str, Any] = {}
+        for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+            if name not in excluded:
+                offered = _launchpad_type(field.annotation, f"{config.__name__}_{name}")
+                added[name] = (offered | None, Field(default=None, description=field.description))
+        return create_model(config.__name__, __base__=config, __doc__=config.__doc__, **added)
 
     return add
 
 
-def _offered(kind: Any, name: str) -> Any:
-    """The type as Dagster understands it: no tuples, no literals."""
+def _launchpad_type(kind: Any, name: str) -> Any:
+    """Convert a type for Dagster, which supports neither tuples nor literals."""
     inner = [part for part in get_args(kind) if part not in (NoneType, ...)]
     if get_origin(kind) is Literal:
         return StrEnum(name, [(choice, choice) for choice in inner])
     if get_origin(kind) is tuple:
-        return list[_offered(inner[0], name)]  # type: ignore[misc]
+        return list[_launchpad_type(inner[0], name)]  # type: ignore[misc]
     return inner[0] if inner else kind
 
 
-def overridden(section: T, config: dg.Config) -> T:
-    """The section with what the launchpad gives in its place.
+def override_settings(section: T, config: dg.Config) -> T:
+    """Return the section with the values given in the launchpad.
 
     Raises:
-        GradcamoError: for a value that the section does not take.
+        GradcamoError: for values that the section does not accept.
     """
     names = {field.name for field in fields(section)}  # type: ignore[arg-type]
-    given = config.model_dump(mode="json", include=names, exclude_none=True)
-    return replace(section, **{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})  # type: ignore[type-var]
+    values = config.model_dump(mode="json", include=names, exclude_none=True)
+    return replace(section, **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})  # type: ignore[type-var]
 
 
-def used(**sections: object) -> dict[str, dg.MetadataValue]:
-    """Metadata that says with which settings something was made."""
+def settings_metadata(**sections: object) -> dict[str, dg.MetadataValue]:
+    """Metadata with the settings that a materialization used."""
     return {"settings": dg.MetadataValue.json(to_jsonable_python(sections))}

@@ -1,4 +1,7 @@
-"""The two dynamic dimensions, plates and sites. Which pairs exist is asked of the plates, not of the cross product."""
+"""The dynamic partitions by plate and site, and the automation condition of assets made from them.
+
+Not every plate x site pair exists. The lake's version tables list those that do.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import dagster as dg
 
 PLATES = dg.DynamicPartitionsDefinition(name="plates")
 SITES = dg.DynamicPartitionsDefinition(name="sites")
-AUTOMATIC = dg.AutomationCondition.eager().without(
+ON_INPUT_CHANGE = dg.AutomationCondition.eager().without(
     ~dg.AutomationCondition.any_deps_missing()
 ) & dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing())
-"""Made when what it is made from has changed. Plain ``eager`` would wait for plate x site pairs that no plate has; and
-without its own condition it would make a new plate's partition from nothing."""
+"""Materialise when inputs have changed.
+
+Plain ``eager`` would wait for plate x site pairs that do not exist. Without the second condition, a new plate's
+partition would be requested before any of its inputs exist.
+"""
 PLATE_SITES = dg.MultiPartitionsDefinition({"plate": PLATES, "site": SITES})
 
 
@@ -20,8 +26,8 @@ def plate_site_key(plate: str, site: int) -> dg.MultiPartitionKey:
 
 
 def plate_site_of(context: dg.AssetExecutionContext) -> tuple[str, int]:
-    """Plate and site of the partition a run is for."""
+    """The plate and site of the run's partition."""
     key = context.partition_key
     if not isinstance(key, dg.MultiPartitionKey):
-        raise TypeError(f"{key!r} is no plate x site partition")
+        raise TypeError(f"expected a plate x site partition key, got {key!r}")
     return key.keys_by_dimension["plate"], int(key.keys_by_dimension["site"])

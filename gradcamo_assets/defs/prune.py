@@ -1,6 +1,7 @@
-"""The one place that deletes data, on request: a plate's crops, a version's scores, a whole plate, what nothing names.
+"""Delete data on request: a plate's crops, a version's scores, a whole plate, or unused results.
 
-A plan is made and shown first. Nothing in the inbox is ever touched, and no other plate or version loses a row.
+No other module deletes data. Each function returns a plan that can be shown before it is executed. Plans never include
+the inbox, nor rows of other plates or versions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gradcamo_assets.plates.plate_records import PLATE_FILE_ENDINGS, known_marke
 from gradcamo_assets.plates.staging import Staging
 from gradcamo_assets.storage import list_visible, read_json, remove
 from gradcamo_assets.tables import LAKE_TABLES, Lake
-from gradcamo_assets.tables.schema import tables_filed_by
+from gradcamo_assets.tables.schema import tables_keyed_by
 from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry
 
 Keys = Mapping[str, Any]
@@ -30,8 +31,15 @@ Keys = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What would go. ``drops``: rows of the lake, by table and keys. ``edits``: what some keys of a table would hold.
-    ``paths``: files and folders."""
+    """The data to delete.
+
+    Attributes:
+        home: the installation.
+        lake: its lake.
+        drops: lake rows to delete, as table and keys.
+        edits: lake rows to replace, as table, keys and new rows.
+        paths: files and folders to delete.
+    """
 
     home: Home
     lake: Lake
@@ -40,24 +48,24 @@ class Plan:
     paths: tuple[Path, ...] = ()
 
     def table(self) -> pl.DataFrame:
-        """One row a folder, file or lake table: ``what``, ``files``, ``bytes``, and ``rows`` (NULL for images)."""
+        """One row per folder, file or lake table: ``what``, ``files``, ``bytes``, and ``rows`` (NULL for files)."""
         rows: list[tuple[str, int | None, int | None, int | None]] = []
         for name in LAKE_TABLES:
-            gone = sum(_count(self.lake, name, keys) for table, keys in self.drops if table == name)
-            changed = sum(_lost(self.lake, *edit) for edit in self.edits if edit[0] == name)
-            if gone or changed:
-                rows.append((f"lake/{name}{'' if gone else ' (rows changed)'}", None, None, gone + changed))
+            dropped = sum(_count_rows(self.lake, name, keys) for table, keys in self.drops if table == name)
+            changed = sum(_count_lost_rows(self.lake, *edit) for edit in self.edits if edit[0] == name)
+            if dropped or changed:
+                rows.append((f"lake/{name}{'' if dropped else ' (rows changed)'}", None, None, dropped + changed))
         for path in self.paths:
-            sizes = [file.stat().st_size for file in _files(path)]
+            sizes = [file.stat().st_size for file in _files_below(path)]
             rows.append((path.relative_to(self.home.root).as_posix(), len(sizes), sum(sizes), None))
         columns = {"what": pl.String, "files": pl.Int64, "bytes": pl.Int64, "rows": pl.Int64}
         return pl.DataFrame(rows, columns, orient="row")
 
-    def carry_out(self) -> None:
-        """Delete it. The lake goes first: what has no rows there is asked for by nobody.
+    def execute(self) -> None:
+        """Delete the data: first the rows of the lake, so that no reader looks for deleted files.
 
         Raises:
-            GradcamoError: for a path that cannot be removed; prune again to go on.
+            GradcamoError: if a path cannot be deleted. Pruning again continues.
         """
         for table, keys in self.drops:
             self.lake.drop(table, **keys)
@@ -67,163 +75,166 @@ class Plan:
             try:
                 remove(path)
             except OSError as error:
-                remedy = "See to its permissions, then prune again."
-                raise GradcamoError(f"it cannot be removed: {error.strerror}", remedy, path=path) from error
+                remedy = "Check its permissions, then prune again."
+                raise GradcamoError(f"it cannot be deleted: {error.strerror}", remedy, path=path) from error
 
 
 def plan_crops(home: Home, lake: Lake, plate: str) -> Plan:
-    """The crops of a plate. Its cells and scores stay; no version scores it again until ``process_fields`` is launched.
+    """Plan to delete the crops of a plate. Its cells and scores remain.
+
+    No version scores the plate again until ``process_fields`` is launched.
 
     Raises:
-        GradcamoError: where there are none.
+        GradcamoError: if the plate has no crops.
     """
     edits: list[tuple[str, Keys, pl.DataFrame]] = []
-    for row in (
-        lake.versions("crop_versions", plate=check_plate_name(plate)).filter(pl.col("n") > 0).iter_rows(named=True)
-    ):
+    versions = lake.partition_versions("crop_versions", plate=check_plate_name(plate))
+    for row in versions.filter(pl.col("n") > 0).iter_rows(named=True):
         keys = {"plate": plate, "site": row["Metadata_Site"]}
         crops, fields = lake.read("crops", **keys), lake.read("field_crops", **keys)
         edits += [
             ("crops", keys, crops.with_columns(crop_index=None, crop_version=None)),
             ("field_crops", keys, fields.with_columns(n_crops=0, crop_version=None)),
-            # The version stays: what it was made from has not changed, so that nobody cuts them again by himself.
-            ("crop_versions", keys, pl.DataFrame([{**row, "n": 0}], schema=lake.versions("crop_versions").schema)),
+            # The version remains, so that the crops do not count as out of date and are not cut again automatically.
+            ("crop_versions", keys, pl.DataFrame([{**row, "n": 0}], schema=versions.schema)),
         ]
     edits = [
-        (table, keys, frame.cast(LAKE_TABLES[table].polars))  # type: ignore[arg-type]
+        (table, keys, frame.cast(LAKE_TABLES[table].schema))  # type: ignore[arg-type]
         for table, keys, frame in edits
     ]
-    return _checked(Plan(home, lake, edits=tuple(edits), paths=_there([home.crops], plate)), plate)
+    return _require_content(Plan(home, lake, edits=tuple(edits), paths=_existing_paths([home.crops], plate)), plate)
 
 
 def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, plate: str | None = None) -> Plan:
-    """All that a version of the model computed, of one plate or of all: scores, embeddings, profiles, audits.
+    """Plan to delete all results of a model version, of one plate or all: scores, embeddings, profiles, audits.
 
     Raises:
-        GradcamoError: for the champion's version, or where there is nothing.
+        GradcamoError: if the version is the champion or has no results.
     """
     champion = registry.by_alias(CHAMPION)
     if champion is not None and champion.version == version:
         raise GradcamoError(f"version {version} is the champion", "Promote another version first.", plate=plate)
     runs = {known.run_id: known.version for known in registry.versions()}
-    computed = {runs[run] for run in _runs(lake) if run in runs}
-    if version not in computed:
+    with_results = {runs[run] for run in _runs_with_results(lake) if run in runs}
+    if version not in with_results:
         raise GradcamoError(
-            f"version {version} has computed nothing that is kept",
-            f"There are scores of versions {_listed(computed)}.", plate=plate,
+            f"version {version} has no results",
+            f"Versions with results: {_join_names(with_results)}.", plate=plate,
         )  # fmt: skip
     run = next(run for run, number in runs.items() if number == version)
-    paths = _there([*list_visible(home.exports, plate or "*")], f"{registry.name}-v{version}")
+    paths = _existing_paths([*list_visible(home.exports, plate or "*")], f"{registry.name}-v{version}")
     if plate is not None:
-        tables = tables_filed_by("plate", "model_run")
-        return Plan(
-            home, lake, tuple((t, {"plate": check_plate_name(plate), "model_run": run}) for t in tables), paths=paths
-        )
-    return Plan(home, lake, _drops_of_run(run), paths=paths + _there([home.fitted], run))
+        tables = tables_keyed_by("plate", "model_run")
+        drops = tuple((table, {"plate": check_plate_name(plate), "model_run": run}) for table in tables)
+        return Plan(home, lake, drops, paths=paths)
+    return Plan(home, lake, _drops_of_run(run), paths=paths + _existing_paths([home.fitted], run))
 
 
 def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
-    """All that there is of a plate outside the inbox. Dagster's own record of its runs stays.
+    """Plan to delete all data of a plate. Dagster's records of its runs remain.
 
     Raises:
-        PlateError: where the inbox cannot be listed, so that nobody knows whether the plate still lies there.
-        GradcamoError: where it does, or where there is no such plate.
+        PlateError: if the inbox cannot be listed, so that it is unknown whether it contains the plate.
+        GradcamoError: if the plate is in the inbox or unknown.
     """
     if any(list_inbox(home.inbox, only=check_plate_name(plate)).values()):
-        remedy = "It would be taken in again: move it out of the inbox first."
-        raise GradcamoError("the plate still lies in the inbox", remedy, plate=plate, path=home.inbox)
-    drops = tuple((table, {"plate": plate}) for table in tables_filed_by("plate"))
-    drops = tuple(drop for drop in drops if _count(lake, *drop))
+        remedy = "Move it out of the inbox first, or it is ingested again."
+        raise GradcamoError("the plate is still in the inbox", remedy, plate=plate, path=home.inbox)
+    drops = tuple((table, {"plate": plate}) for table in tables_keyed_by("plate"))
+    drops = tuple(drop for drop in drops if _count_rows(lake, *drop))
     edits: list[tuple[str, Keys, pl.DataFrame]] = []
     for table in LAKE_TABLES.values():
-        if table.keys == ("model_run",) and "Metadata_Plate" in table.polars:
+        if table.keys == ("model_run",) and "Metadata_Plate" in table.schema:
             rows = lake.read(table.name)
             for run in rows.filter(Metadata_Plate=plate)["model_run"].unique().sort():
                 others = rows.filter(pl.col("Metadata_Plate").ne_missing(plate), model_run=run)
                 edits.append((table.name, {"model_run": run}, others))
-    files = [f"{plate}{ending}" for ending in (*PLATE_FILE_ENDINGS, ".zarr")]
-    files.append(Staging(home.plates, plate).folder.name)
+    files = [f"{plate}{ending}" for ending in (*PLATE_FILE_ENDINGS, ".zarr")] + [
+        Staging(home.plates, plate).folder.name
+    ]
     paths = [
-        *known_markers(home.plates, plate), *_there([home.plates], *files),
-        *_there([home.plates / "failures"], f"{plate}.json"),
-        *_there([home.masks, home.crops, home.reports, home.exports, *list_visible(home.fitted, "*/sphering")], plate),
+        *known_markers(home.plates, plate), *_existing_paths([home.plates], *files),
+        *_existing_paths([home.plates / "failures"], f"{plate}.json"),
+        *_existing_paths([home.masks, home.crops, home.reports, home.exports], plate),
+        *_existing_paths(list_visible(home.fitted, "*/sphering"), plate),
     ]  # fmt: skip
-    return _checked(Plan(home, lake, drops, tuple(edits), tuple(paths)), plate)
+    return _require_content(Plan(home, lake, drops, tuple(edits), tuple(paths)), plate)
 
 
 def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.DagsterInstance) -> Plan:
-    """What nothing names any more: masks and crops of earlier versions, and what models computed that MLflow has lost.
+    """Plan to delete unused data: earlier versions of masks and crops, and results of models deleted from MLflow.
 
-    What an unfinished run is about to name stays.
+    Files that unfinished runs have announced remain.
     """
-    lost = _lost_runs(lake, registry)
-    drops = tuple(drop for run in lost for drop in _drops_of_run(run))
+    unregistered = _unregistered_runs(lake, registry)
+    drops = tuple(drop for run in unregistered for drop in _drops_of_run(run))
     busy, ended = set(), []
     for file in list_visible(home.unfinished, "*.json"):
-        said = read_json(file)
-        run = instance.get_run_by_id(said["run"])
+        announcement = read_json(file)
+        run = instance.get_run_by_id(announcement["run"])
         if run is None or run.is_finished:
             ended.append(file)
         else:
-            busy.add((said["store"], said["plate"], str(said["site"])))
-    unnamed: list[Path] = []
+            busy.add((announcement["store"], announcement["plate"], str(announcement["site"])))
+    unused: list[Path] = []
     for store, table, column in ((home.masks, "masks", "mask_version"), (home.crops, "field_crops", "crop_version")):
-        scores = lake.scan("scores").filter(~pl.col("model_run").is_in(lost))
+        scores = lake.scan("scores").filter(~pl.col("model_run").is_in(unregistered))
         rows = pl.concat([rows.select(*FIELD, column) for rows in (lake.scan(table), scores)]).drop_nulls().unique()
         keep = {(plate, f"{well}_s{site}", version) for plate, well, site, version in rows.collect().iter_rows()}
         for folder in list_visible(store, "*/*/*"):
             plate, field, version = folder.parts[-3:]
             if (plate, field, version) not in keep and (store.name, plate, field.rpartition("_s")[2]) not in busy:
-                unnamed += _there([folder.parent], version)
-    paths = (*unnamed, *ended, *(path for run in lost for path in _there([home.fitted], run)))
+                unused += _existing_paths([folder.parent], version)
+    fitted = (path for run in unregistered for path in _existing_paths([home.fitted], run))
+    paths = (*unused, *ended, *fitted)
     return Plan(home, lake, drops, paths=paths)
 
 
 def _drops_of_run(run: str) -> tuple[tuple[str, Keys], ...]:
-    return tuple((table, {"model_run": run}) for table in tables_filed_by("model_run"))
+    return tuple((table, {"model_run": run}) for table in tables_keyed_by("model_run"))
 
 
-def _lost_runs(lake: Lake, registry: ModelRegistry) -> list[str]:
-    """The MLflow runs of this model that computed something, and that no registered version names any more."""
-    tables = [name for name in tables_filed_by("model_run") if "model_name" in LAKE_TABLES[name].polars]
+def _unregistered_runs(lake: Lake, registry: ModelRegistry) -> list[str]:
+    """The MLflow runs of this model that have results but no registered version."""
+    tables = [name for name in tables_keyed_by("model_run") if "model_name" in LAKE_TABLES[name].schema]
     rows = pl.concat([lake.scan(name).select("model_name", "model_run") for name in tables]).unique().collect()
-    computed = set(rows.filter(model_name=registry.name)["model_run"])
-    return sorted(computed - {version.run_id for version in registry.versions()})
+    with_results = set(rows.filter(model_name=registry.name)["model_run"])
+    return sorted(with_results - {version.run_id for version in registry.versions()})
 
 
-def _runs(lake: Lake) -> set[str]:
-    """The MLflow runs whose models have computed something."""
-    return set(lake.versions("score_versions")["model_run"]) | set(lake.read("unscored")["model_run"])
+def _runs_with_results(lake: Lake) -> set[str]:
+    """The MLflow runs that have results."""
+    return set(lake.partition_versions("score_versions")["model_run"]) | set(lake.read("unscored")["model_run"])
 
 
-def _there(folders: list[Path], *names: str) -> tuple[Path, ...]:
-    """Those that exist. A link is not followed out of its folder."""
+def _existing_paths(folders: list[Path], *names: str) -> tuple[Path, ...]:
+    """The existing paths among ``names`` in ``folders``. Links to other folders are refused."""
     paths = [path for folder in folders for name in names if (path := folder / name).exists()]
     for path in paths:
         if path.resolve().parent != path.parent.resolve():
-            raise GradcamoError("it is a link to another place", "Remove it by hand.", path=path)
+            raise GradcamoError("it is a link to another folder", "Delete it by hand.", path=path)
     return tuple(paths)
 
 
-def _checked(plan: Plan, plate: str) -> Plan:
+def _require_content(plan: Plan, plate: str) -> Plan:
     if not (plan.drops or plan.edits or plan.paths):
-        there = plan.lake.read("plates")["Metadata_Plate"]
-        raise GradcamoError("there is nothing to prune", f"The plates that are in: {_listed(there)}.", plate=plate)
+        plates = plan.lake.read("plates")["Metadata_Plate"]
+        raise GradcamoError("there is nothing to prune", f"Ingested plates: {_join_names(plates)}.", plate=plate)
     return plan
 
 
-def _listed(names: Any) -> str:
+def _join_names(names: Any) -> str:
     return ", ".join(map(str, sorted(names))) or "none"
 
 
-def _count(lake: Lake, table: str, keys: Keys) -> int:
+def _count_rows(lake: Lake, table: str, keys: Keys) -> int:
     return int(lake.scan(table, **keys).select(pl.len()).collect().item())
 
 
-def _lost(lake: Lake, table: str, keys: Keys, after: pl.DataFrame) -> int:
+def _count_lost_rows(lake: Lake, table: str, keys: Keys, after: pl.DataFrame) -> int:
     before = lake.read(table, **keys)
     return len(before.join(after, on=before.columns, how="anti", nulls_equal=True))
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files_below(path: Path) -> Iterator[Path]:
     return (file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

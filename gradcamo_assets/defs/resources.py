@@ -1,4 +1,4 @@
-"""The one resource: where this installation keeps its data, its lake and its model registry."""
+"""The ``platform`` resource: data folders, lake and model registry of one installation."""
 
 from pathlib import Path
 
@@ -14,22 +14,24 @@ from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry, Mod
 class Platform(dg.ConfigurableResource):
     """Folders, lake and registry of one installation."""
 
-    root: str | None = Field(default=None, description="GRADCAMO_HOME; by default the environment variable's.")
-    model_name: str = Field(default="gradcamo-encoder", description="Registered model in MLflow whose champion scores.")
+    root: str | None = Field(default=None, description="GRADCAMO_HOME; default: the environment variable.")
+    model_name: str = Field(
+        default="gradcamo-encoder", description="Name of the registered MLflow model whose champion scores."
+    )
 
     @property
     def home(self) -> Home:
-        """The folders. They are not made here: an inbox that is out of reach must not turn into an empty one."""
+        """The data folders. They are not created here, so that an unreachable inbox does not become an empty one."""
         return Home(Path(self.root).absolute()) if self.root else Home.from_environment()
 
     @property
     def settings(self) -> Settings:
-        """What ``gradcamo.toml`` says at this moment."""
+        """The current settings from ``gradcamo.toml``."""
         return read_settings(self.home)
 
     @property
     def lake(self) -> Lake:
-        """The Parquet lake."""
+        """The lake."""
         return Lake(self.home.lake)
 
     @property
@@ -38,12 +40,12 @@ class Platform(dg.ConfigurableResource):
         return ModelRegistry(self.home.mlflow, self.model_name)
 
     def champion(self) -> ModelVersion:
-        """The champion of the moment.
+        """The current champion.
 
         Raises:
-            dg.Failure: if there is none yet.
+            dg.Failure: if there is no champion.
         """
-        found = self.registry.by_alias(CHAMPION)
-        if found is None:
-            raise dg.Failure("There is no champion model yet. Launch the train_model job, or move the alias in MLflow.")
-        return found
+        champion = self.registry.by_alias(CHAMPION)
+        if champion is None:
+            raise dg.Failure("There is no champion model. Launch the train_model job, or set the alias in MLflow.")
+        return champion

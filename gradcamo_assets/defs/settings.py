@@ -1,4 +1,4 @@
-"""Everything that can be set, ``gradcamo.toml`` as one model; and the two sections that only orchestration reads."""
+"""Read and check ``gradcamo.toml``; define its sections ``[alerts]`` and ``[retraining]``."""
 
 import json
 import tomllib
@@ -21,35 +21,35 @@ from gradcamo_assets.training.settings import TrainingConfig
 
 @section
 class AlertConfig:
-    """Who is told of a failed run: section ``[alerts]``. Without ``webhook`` and ``mail_to`` nobody is.
+    """Recipients of alerts on failed runs: section ``[alerts]``. Without ``webhook`` and ``mail_to``, none are sent.
 
-    Where the environment holds ``GRADCAMO_SMTP_PASSWORD``, the mail server is spoken to over TLS.
+    If the environment variable ``GRADCAMO_SMTP_PASSWORD`` is set, mail is sent over TLS with a login.
     """
 
-    # The address is a secret: it stands in no message.
+    # The address is secret (repr=False): no message contains it.
     webhook: str | None = setting(
         None,
-        "An address that takes JSON: https, or http on this machine.",
+        "URL to which alerts are posted as JSON: https, or http on this machine.",
         repr=False,
         pattern=r"^(https://[^/?#\s]|http://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?([/?#]|$))",
     )
-    mail_to: str | tuple[str, ...] = setting((), "One address or a list.")
-    mail_from: str = setting("gradcamo@localhost", "The sender.")
-    smtp_host: str = setting("localhost", "The mail server.")
-    smtp_port: int = setting(25, "Its port.", ge=1, le=65535)
-    smtp_user: str | None = setting(None, "Who logs in there; else mail_from.")
+    mail_to: str | tuple[str, ...] = setting((), "Recipient: an address or a list of addresses.")
+    mail_from: str = setting("gradcamo@localhost", "Sender address.")
+    smtp_host: str = setting("localhost", "Host name of the mail server.")
+    smtp_port: int = setting(25, "Port of the mail server.", ge=1, le=65535)
+    smtp_user: str | None = setting(None, "Login name at the mail server; default: mail_from.")
 
 
 @section
 class RetrainingConfig:
-    """When an encoder is trained again by itself: section ``[retraining]``."""
+    """Automatic training of a new encoder: section ``[retraining]``."""
 
-    after_plates: Count = setting(0, "After how many new plates; 0: never.")
+    after_plates: Count = setting(0, "Number of new plates after which an encoder is trained; 0: never.")
 
 
 @section
 class Settings:
-    """All sections of ``gradcamo.toml`` by their names; what the file leaves out has its default."""
+    """All sections of ``gradcamo.toml``. Omitted settings have their defaults."""
 
     inbox: InboxConfig = InboxConfig()
     plates: IngestConfig = IngestConfig()
@@ -69,18 +69,18 @@ _SETTINGS = TypeAdapter(Settings)
 
 
 def read_settings(home: Home) -> Settings:
-    """The settings of an installation, checked as a whole.
+    """Read the settings of an installation and check all of them.
 
     Raises:
-        GradcamoError: if the file is no TOML, or for all that is wrong in it: unknown sections and keys, types, values.
+        GradcamoError: if the file is not TOML, or lists all unknown sections and keys, wrong types and wrong values.
     """
     path = home.settings_file
     try:
         values = tomllib.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError) as error:
-        raise GradcamoError(f"the settings cannot be read ({error})", "Mend the file.", path=path) from error
+        raise GradcamoError(f"the settings cannot be read ({error})", "Correct the file.", path=path) from error
     try:
-        # As JSON, where a list is the only sequence there is: from Python, pydantic tells lists from tuples.
+        # JSON, since strict validation of Python objects would reject lists for fields that are tuples.
         return _SETTINGS.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise GradcamoError(describe_errors(error, Settings), "Mend the file.", path=path) from None
+        raise GradcamoError(describe_errors(error, Settings), "Correct the file.", path=path) from None

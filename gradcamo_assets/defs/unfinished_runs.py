@@ -1,4 +1,4 @@
-"""What runs are about to make, written down before its files, so that ``prune`` leaves it alone."""
+"""Announce the folders that running jobs are about to write, so that ``prune`` does not delete them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from gradcamo_assets.storage import remove, write_json
 
 
 @contextmanager
-def announced(home: Home, run_id: str, store: Path, plate: str, site: int) -> Iterator[None]:
-    """Say that a run makes new versions in ``store`` (masks or crops) of a plate x site, until the lake names them.
+def announce_outputs(home: Home, run_id: str, store: Path, plate: str, site: int) -> Iterator[None]:
+    """Announce that a run writes new versions in ``store`` (masks or crops) of a plate x site until the block ends.
 
-    What a killed run said stays, and counts as long as Dagster does not know the run to have ended.
+    By then the lake contains the versions. The announcement of a killed run remains and counts until Dagster reports
+    that the run has finished.
     """
     place = {"run": run_id, "store": store.name, "plate": check_plate_name(plate), "site": site}
     file = home.unfinished / f"{check_name(run_id, 'run')}.{store.name}.json"

@@ -1,6 +1,7 @@
-"""How a table or view is described: columns with type and comment, the key its files are filed under, what names a row.
+"""Descriptions of tables and views: columns with types and comments, write keys and row identity.
 
-The tables are in ``schema`` and ``schema_scores``, which share the columns at the end of this module.
+The tables are defined in ``schema``, ``schema_scores`` and ``schema_profiles``. The columns they share are defined at
+the end of this module.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from typing import Any
 
 import polars as pl
 
-TEXTS = pl.List(pl.String)
-NUMBERS = pl.List(pl.Float64)
-TIME = pl.Datetime("us")
+STRING_LIST = pl.List(pl.String)
+FLOAT_LIST = pl.List(pl.Float64)
+TIMESTAMP = pl.Datetime("us")
 
 KEY_COLUMNS = {"plate": "Metadata_Plate", "site": "Metadata_Site", "model_run": "model_run"}
-"""What a commit to the lake may replace, and the column that holds it."""
+"""The keys by which a lake commit can replace rows, and the column that holds each key."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column. ``allowed`` lists the only values a text column may hold, NULL aside."""
+    """One column. ``allowed`` lists the values that a text column accepts besides NULL; empty: any value."""
 
     name: str
     dtype: pl.DataType | type[pl.DataType]
@@ -34,9 +35,11 @@ class Table:
     """One table.
 
     Attributes:
-        keys: (of ``KEY_COLUMNS``) what a commit to the lake replaces together; none: rows are merged one by one.
-        partitioned_by: those of ``keys`` that have files of their own. Small files of one partition can be merged.
-        unique: the columns that name a row.
+        keys: names from ``KEY_COLUMNS``. A commit to the lake replaces all rows with the same keys. A table without
+            keys is replaced whole or appended to.
+        partitioned_by: the ``keys`` by which Delta Lake partitions the files. Compaction merges the small files of one
+            partition.
+        unique: the columns that identify a row.
     """
 
     name: str
@@ -47,29 +50,33 @@ class Table:
     unique: tuple[str, ...] = ()
 
     @property
-    def polars(self) -> dict[str, Any]:
-        """Column name to polars type, as ``pl.DataFrame(rows, schema=...)`` takes it."""
+    def schema(self) -> dict[str, Any]:
+        """Column names and polars types, as ``pl.DataFrame(rows, schema=...)`` takes them."""
         return {column.name: column.dtype for column in self.columns}
 
     @property
-    def partitions(self) -> list[str]:
-        """The columns that have files of their own: they stand in the paths of files, not in the files."""
+    def partition_columns(self) -> list[str]:
+        """The columns that partition the files. Their values are in the file paths, not in the files."""
         return [KEY_COLUMNS[name] for name in self.partitioned_by]
 
     @property
-    def counted(self) -> list[str]:
-        """Columns whose extremes Delta's log keeps: what a commit looks for in files, and all of a version table."""
-        wanted = [KEY_COLUMNS[name] for name in self.keys if name not in self.partitioned_by]
-        return wanted + [column.name for column in self.columns if column in VERSIONS]
+    def statistics_columns(self) -> list[str]:
+        """The columns whose minimum and maximum the Delta log keeps.
+
+        Commits use the keys among them to find the files to replace. ``Lake.partition_versions`` reads version tables
+        from them alone.
+        """
+        keys = [KEY_COLUMNS[name] for name in self.keys if name not in self.partitioned_by]
+        return keys + [column.name for column in self.columns if column in VERSIONS]
 
     def empty(self) -> pl.DataFrame:
-        """A frame of no rows with the table's columns."""
-        return pl.DataFrame(schema=self.polars)
+        """A frame with the table's columns and no rows."""
+        return pl.DataFrame(schema=self.schema)
 
 
 @dataclass(frozen=True)
 class View:
-    """One view: its query, and a comment for every column that means something else than in the tables it reads."""
+    """One view: its query, and comments for the columns whose meaning differs from the tables it reads."""
 
     name: str
     comment: str
@@ -78,11 +85,9 @@ class View:
 
 
 VERSIONS = (
-    Column("version", pl.String, "Version (digest) of what stands there now", nullable=False),
-    Column("made_from", pl.String, "Version of what it was made from; NULL: of nothing that has one"),
-    Column(
-        "n", pl.Int64, "How many there are: readable fields, fields with masks, cells, crops or scores", nullable=False
-    ),
+    Column("version", pl.String, "Version (digest) of the stored result", nullable=False),
+    Column("made_from", pl.String, "Version of the input it was made from; NULL: the input has no version"),
+    Column("n", pl.Int64, "Number of readable fields, fields with masks, cells, crops or scores", nullable=False),
 )
 
 
@@ -95,7 +100,7 @@ WELL = _key("Metadata_Well", pl.String, "Well, row letters and two-digit column:
 SITE = _key("Metadata_Site", pl.Int32, "Field of view within the well, from 1, in natural order of the field paths")
 CELL_ID = _key("Metadata_CellID", pl.String, "Cell, as plate/well/site/label")
 DOSE = (
-    Column("Metadata_Compound", pl.String, "Compound; NULL where the plate map names none"),
+    Column("Metadata_Compound", pl.String, "Compound; NULL: the plate map names none"),
     Column("Metadata_Dose", pl.Float64, "Dose in Metadata_Dose_Unit, 0 for controls"),
     Column("Metadata_Dose_Unit", pl.String, "Unit of the dose, as the plate map gives it"),
 )
@@ -110,9 +115,13 @@ CELL = (PLATE, WELL, SITE, *TREATMENT, CELL_ID)
 MODEL = (
     _key("model_name", pl.String, "Registered model name"),
     _key("model_version", pl.Int32, "Registered model version"),
-    _key("model_run", pl.String, "MLflow run that trained the version: its identity, since version numbers begin anew"),
+    _key(
+        "model_run",
+        pl.String,
+        "MLflow run that trained the version; identifies the model, since version numbers can be reused",
+    ),
 )
 MADE_FROM = (
-    Column("mask_version", pl.String, "Version (digest) of the masks the row comes from"),
-    Column("crop_version", pl.String, "Version (digest) of the crops the row comes from"),
+    Column("mask_version", pl.String, "Version (digest) of the masks the row was made from"),
+    Column("crop_version", pl.String, "Version (digest) of the crops the row was made from"),
 )

@@ -1,7 +1,7 @@
-"""The lake: the source of truth. One Delta Lake table (https://delta.io) for each lake table.
+"""Read and write the lake, the source of truth: one Delta Lake table (https://delta.io) per lake table.
 
-A commit replaces what stands under one key (plate, site, MLflow run), whole. Nothing here knows DuckDB: the QC database
-is made from these tables and can be made again at any time.
+A commit replaces all rows with the same keys (plate, site, MLflow run). This module does not depend on DuckDB: the QC
+database is built from these tables and can be rebuilt at any time.
 """
 
 from __future__ import annotations
@@ -33,20 +33,23 @@ from gradcamo_assets.tables.schema import LAKE_TABLES, lake_table
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-_ATTEMPTS = 40
-_ODD = r"[\[\]\\\x00-\x1f]|%[0-9A-Fa-f]{2}"
-_LONGEST_PAUSE_SECONDS = 2.0
-# Merged in one commit, and again where a writer overtook it.
-_PLATES_AT_ONCE = 50
+_MAX_COMMIT_ATTEMPTS = 40
+# Delta Lake misreads brackets, backslashes, control characters and percent-encoding in paths.
+_UNSAFE_PATH = r"[\[\]\\\x00-\x1f]|%[0-9A-Fa-f]{2}"
+_MAX_PAUSE_SECONDS = 2.0
+# Plates compacted in one commit. A conflicting commit of a writer repeats the work for all of them.
+_PLATES_PER_COMPACTION = 50
+# No column of a table has this name.
+_PATH_COLUMN = "source file path"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A table at one moment.
+    """The files of a table at one version.
 
     Attributes:
-        version: of the Delta table; -1 where there is none yet.
-        files: one row a data file: ``path`` (absolute), ``rows``, and the columns that the table is partitioned by.
+        version: version of the Delta table; -1: the table does not exist yet.
+        files: one row per data file: ``path`` (absolute), ``rows``, and the partition columns of the table.
     """
 
     version: int
@@ -55,57 +58,58 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Lake:
-    """The tables under one folder. Writers of different keys never meet; of one key, the last one wins whole.
+    """The tables in one folder. Concurrent writers of the same keys do not mix rows: the last one replaces all of them.
 
-    Keys are given by name, such as ``plate="P1", site=3``. Writers on several machines need no lock: a commit that
-    another one overtook is made again.
+    Keys are keyword arguments, such as ``plate="P1", site=3``. Writers on several machines need no lock: a commit that
+    conflicts with another one is repeated.
     """
 
     root: Path
 
     def __post_init__(self) -> None:
-        if odd := re.search(_ODD, str(self.root)):
-            problem = f"the path holds {odd.group()!r}, which Delta Lake reads as something else"
+        if unsafe := re.search(_UNSAFE_PATH, str(self.root)):
+            problem = f"the path contains {unsafe.group()!r}, which Delta Lake misreads"
             raise StoreError(problem, "Rename the folder, or move GRADCAMO_HOME.", path=self.root)
-        columns = {name for table in LAKE_TABLES.values() for name in table.polars}
-        if alike := [part for part in self.root.absolute().parts if part.partition("=")[0] in columns and "=" in part]:
-            problem = f"the folder {alike[0]} reads like a column of the lake's tables"
+        columns = {name for table in LAKE_TABLES.values() for name in table.schema}
+        parts = self.root.absolute().parts
+        if partition_like := [part for part in parts if "=" in part and part.partition("=")[0] in columns]:
+            problem = f"readers would take the folder {partition_like[0]} for a partition of the lake's tables"
             raise StoreError(problem, "Rename the folder, or move GRADCAMO_HOME.", path=self.root)
 
     def write(self, table: str, frame: pl.DataFrame, **keys: Any) -> None:
-        """Replace what the lake holds under one key, given by all of ``lake_table(table).keys``.
+        """Replace all rows with the same keys. All of ``lake_table(table).keys`` must be given.
 
         Raises:
-            StoreError: where the rows do not fit the table or do not lie in the key.
+            StoreError: if the rows do not fit the table or have other keys.
         """
         self._write(table, frame, keys)
 
     def _write(
-        self, table: str, frame: pl.DataFrame, keys: dict[str, Any], still: Callable[[], None] | None = None
+        self, table: str, frame: pl.DataFrame, keys: dict[str, Any], check: Callable[[], None] | None = None
     ) -> None:
-        """``still`` is called before each try to commit, which fails where another commit to the key came after it."""
+        """Call ``check`` before each commit attempt, which fails if a writer of the same keys commits after that."""
         from deltalake import write_deltalake
 
         description = lake_table(table)
         rows = conform(description, frame)
         predicate = _predicate(table, keys)
-        if wanted := sorted(set(description.keys) - set(keys)):
-            raise StoreError(f"{table} is filed by {', '.join(description.keys)}", f"Give {', '.join(wanted)} too.")
+        if missing := sorted(set(description.keys) - set(keys)):
+            raise StoreError(f"{table} has the keys {', '.join(description.keys)}", f"Give {', '.join(missing)} too.")
         for name, value in keys.items():
-            if len(astray := rows[KEY_COLUMNS[name]].filter(rows[KEY_COLUMNS[name]] != value)):
+            column = rows[KEY_COLUMNS[name]]
+            if len(other_values := column.filter(column != value)):
                 raise StoreError(
-                    f"{len(astray)} rows of {table} have {KEY_COLUMNS[name]} {astray[0]}, "
-                    f"but were to be filed under {name} {value}",
+                    f"{len(other_values)} rows of {table} have {KEY_COLUMNS[name]} {other_values[0]}, expected {value}",
                     "Write every row under its own key.",
                     plate=keys.get("plate"),
                     site=keys.get("site"),
                 )
         if not keys:
-            raise StoreError(f"{table} is filed by nothing", "Use replace or append.")
+            raise StoreError(f"{table} has no keys", "Use replace or append.")
 
         def commit(delta: DeltaTable) -> None:
-            if still:
-                still()
+            if check:
+                check()
             write_deltalake(delta, rows, mode="overwrite", predicate=predicate)
 
         self._commit(description, commit)
@@ -114,27 +118,27 @@ class Lake:
         """Replace all rows of a table in one commit.
 
         Raises:
-            StoreError: for rows that do not fit the table.
+            StoreError: if the rows do not fit the table.
         """
         self._rewrite(lake_table(table), lambda _: frame)
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
-        """Add rows to a table without keys (``models``, ``promotions``); a row with the same identity is replaced.
+        """Add rows to a table without keys (``models``, ``promotions``), replacing rows with the same identity.
 
         Raises:
-            StoreError: for a table that is filed by keys, or rows that do not fit it.
+            StoreError: if the table has keys or the rows do not fit it.
         """
         description = lake_table(table)
         if description.keys:
-            raise StoreError(f"{table} is filed by {', '.join(description.keys)}", "Write it key by key.")
+            raise StoreError(f"{table} has the keys {', '.join(description.keys)}", "Use write, key by key.")
         new = conform(description, frame)
         self._rewrite(
             description,
-            lambda there: pl.concat([there, new]).unique(description.unique, keep="last", maintain_order=True),
+            lambda present: pl.concat([present, new]).unique(description.unique, keep="last", maintain_order=True),
         )
 
     def _rewrite(self, table: Table, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-        """Replace all rows by what ``change`` makes of them; it is asked again where another commit came between."""
+        """Replace all rows with ``change(rows)``, which is called again after a conflict with another commit."""
         from deltalake import write_deltalake
 
         def commit(delta: DeltaTable) -> None:
@@ -144,55 +148,56 @@ class Lake:
         self._commit(table, commit)
 
     def drop(self, table: str, **keys: Any) -> None:
-        """Remove the rows under ``keys``."""
+        """Delete the rows with these keys."""
         predicate = _predicate(table, keys)
         if self._delta(lake_table(table)) is not None:
             self._commit(lake_table(table), lambda delta: delta.delete(predicate))
 
     def scan(self, table: str, **keys: Any) -> pl.LazyFrame:
-        """The rows under ``keys`` (all, without any), lazily; none: an empty frame with the table's columns."""
+        """The rows with these keys as a lazy frame; all rows without keys."""
         _predicate(table, keys)
         description = lake_table(table)
-        of_files = {name: value for name, value in keys.items() if name in description.partitioned_by}
-        files = self.snapshot(table).files.filter(**{KEY_COLUMNS[name]: value for name, value in of_files.items()})
-        found = scan_files(description, files)
-        return found.filter(**{KEY_COLUMNS[k]: v for k, v in keys.items() if k not in of_files}) if keys else found
+        values = {KEY_COLUMNS[name]: value for name, value in keys.items()}
+        of_files = {name: value for name, value in values.items() if name in description.partition_columns}
+        of_rows = {name: value for name, value in values.items() if name not in of_files}
+        rows = scan_files(description, self.snapshot(table).files.filter(**of_files))
+        return rows.filter(**of_rows) if of_rows else rows
 
     def read(self, table: str, **keys: Any) -> pl.DataFrame:
-        """The rows under ``keys``.
+        """The rows with these keys.
 
         Raises:
-            StoreError: where a file cannot be read; polars' own error names it.
+            StoreError: if a file cannot be read; the message includes polars' error, which names the file.
         """
         try:
             return self.scan(table, **keys).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise StoreError(
-                f"the table {table} cannot be read: {error}", "Make the partition anew whose file is damaged."
+                f"the table {table} cannot be read: {error}", "Materialise the partition of the damaged file again."
             ) from error
 
     def snapshot(self, table: str, version: int | None = None) -> Snapshot:
-        """The files of a table, now or at a version.
+        """The files of a table at a version; default: the current one.
 
         Raises:
-            StoreError: where the table cannot be read, or was written by an earlier release.
+            StoreError: if the table cannot be read or was written by an earlier release.
         """
         description = lake_table(table)
-        number = self.version(table) if version is None else version
+        number = self.delta_version(table) if version is None else version
         if number < 0:
-            types = {name: description.polars[name] for name in description.partitions}
+            types = {name: description.schema[name] for name in description.partition_columns}
             return Snapshot(-1, pl.DataFrame(schema={"path": pl.String, "rows": pl.Int64, **types}))
-        return Snapshot(number, _files(description, _listed(self, table, self.revision(table, number))))
+        return Snapshot(number, _files(description, _cached_listing(self, table, self.revision(table, number))))
 
-    def version(self, table: str) -> int:
-        """The version of a Delta table; it grows with every commit. -1 where there is none yet.
+    def delta_version(self, table: str) -> int:
+        """The version of a Delta table, which increases with every commit; -1: the table does not exist yet.
 
         Raises:
-            StoreError: where the table cannot be read, or was written by an earlier release.
+            StoreError: if the table cannot be read or was written by an earlier release.
         """
         log, number = self.root / lake_table(table).name / "_delta_log", -1
-        # Not by a listing: a log of thousands of commits is asked for its last one at every tick.
-        with suppress(OSError, ValueError, LookupError, TypeError):  # Without it, the commits are counted.
+        # Sensors ask for the version at every tick, so that listing a log of thousands of commits would be too slow.
+        with suppress(OSError, ValueError, LookupError, TypeError):  # Without the hint, counting starts at 0.
             number = read_json(log / "_last_checkpoint")["version"]
         while (log / f"{number + 1:020}.json").exists():
             number += 1
@@ -201,48 +206,49 @@ class Lake:
         return number
 
     def revision(self, table: str, version: int | None = None) -> str:
-        """What tells the rows of a table at a version (its last) from any others, those of a table made anew included.
+        """An identifier of a table's rows at a version, which differs even if the table was deleted and recreated.
 
-        The version and a digest of its commit, as ``12-0f3a5c``; the version alone where the log has lost the commit.
+        It consists of the version (default: the current one) and a digest of its commit, such as ``12-0f3a5c``, or of
+        the version alone if the log no longer contains the commit.
         """
-        number = self.version(table) if version is None else version
+        number = self.delta_version(table) if version is None else version
         if (commit := self._commit_file(table, number)) is None:
             return str(number)
         return f"{number}-{hashlib.sha256(commit).hexdigest()[:16]}"
 
-    def versions(self, table: str, **keys: Any) -> pl.DataFrame:
-        """The rows of one of the version tables, read from Delta's log alone: no data file is opened.
+    def partition_versions(self, table: str, **keys: Any) -> pl.DataFrame:
+        """The rows of a version table. They are read from the Delta log alone, without opening data files.
 
         Returns:
-            The key columns, ``version``, ``made_from`` and ``n``, sorted by the keys.
+            One row per partition: the key columns, ``version``, ``made_from`` and ``n``, sorted by the keys.
         """
         _predicate(table, keys)
         description = lake_table(table)
-        number = self.version(table)
+        number = self.delta_version(table)
         columns = [KEY_COLUMNS[name] for name in description.keys]
-        files = _listed(self, table, self.revision(table, number)) if number >= 0 else pl.DataFrame()
+        files = _cached_listing(self, table, self.revision(table, number)) if number >= 0 else pl.DataFrame()
         if files.is_empty():
             return description.empty()
-        # A version table has one row a file, so that the highest value of a file is its only one.
-        found = files.select(
+        # A version table has one row per file, so that the maximum of a column in a file is its only value.
+        rows = files.select(
             *(pl.col(f"partition.{name}").alias(name) for name in columns),
-            *(pl.col(f"max.{name}").alias(name) for name in description.polars if name not in columns),
+            *(pl.col(f"max.{name}").alias(name) for name in description.schema if name not in columns),
         )
-        found = found.filter(**{KEY_COLUMNS[name]: value for name, value in keys.items()}) if keys else found
-        return found.cast(description.polars).sort(columns)  # type: ignore[arg-type]
+        rows = rows.filter(**{KEY_COLUMNS[name]: value for name, value in keys.items()}) if keys else rows
+        return rows.cast(description.schema).sort(columns)  # type: ignore[arg-type]
 
-    def version_of(self, table: str, **keys: Any) -> dict[str, Any] | None:
-        """The row of one partition in a version table; None where nothing stands there yet."""
-        found = self.versions(table, **keys)
-        return found.row(0, named=True) if len(found) else None
+    def partition_version(self, table: str, **keys: Any) -> dict[str, Any] | None:
+        """The row of one partition in a version table; None: the partition has no version yet."""
+        versions = self.partition_versions(table, **keys)
+        return versions.row(0, named=True) if len(versions) else None
 
     def combined_version(self, table: str, **keys: Any) -> str:
-        """One version for all partitions under ``keys`` of a version table: what is made from all of them has it."""
+        """A digest of the versions of all partitions with these keys: the input version of results made from them."""
         columns = [KEY_COLUMNS[name] for name in lake_table(table).keys]
-        return digest(self.versions(table, **keys).select(*columns, "version").rows())
+        return digest(self.partition_versions(table, **keys).select(*columns, "version").rows())
 
-    def record(self, table: str, version: str, made_from: str | None, n: int, **keys: Any) -> None:
-        """Write the version of what now stands in one partition, after it was written itself."""
+    def record_version(self, table: str, version: str, made_from: str | None, n: int, **keys: Any) -> None:
+        """Record the version of one partition's content. Call it after the content has been written."""
         self.write(table, _version_row(table, keys, version, made_from, n), **keys)
 
     def write_stage(
@@ -255,82 +261,96 @@ class Lake:
         n: int,
         **keys: Any,
     ) -> None:
-        """Write what a stage made of one partition, and its version last.
+        """Write the results of a stage for one partition, and their version last.
 
-        In between, the partition is made from nothing: of a killed writer nothing passes for done. Of two writers at
-        once, the one that was overtaken leaves it so.
+        While it writes, the partition has a placeholder version with ``made_from`` NULL, so that the partition counts
+        as out of date after a crash. If two writers overlap, the one that notices leaves the placeholder in place.
 
         Args:
-            table: the stage's version table. frames: the rows by table.
+            table: version table of the stage.
+            frames: the rows, by table.
 
         Raises:
-            StoreError: where another writer overtook this one, or rows do not fit their table.
+            StoreError: if another writer wrote the same partition meanwhile, or rows do not fit their table.
         """
-        before, mine = self.version_of(table, **keys), f"written since {uuid.uuid4().hex}"
-        self.record(table, mine, None, before["n"] if before else 0, **keys)
+        before, placeholder = self.partition_version(table, **keys), f"written since {uuid.uuid4().hex}"
+        self.record_version(table, placeholder, None, before["n"] if before else 0, **keys)
         for name, frame in frames.items():
             self.write(name, frame, **keys)
 
-        def still() -> None:
-            if (there := self.version_of(table, **keys)) is None or there["version"] != mine:
-                self.record(table, mine, None, n, **keys)
-                problem, remedy = "another run has written the same at the same time", "Run it again."
-                raise StoreError(problem, remedy, plate=keys.get("plate"), site=keys.get("site"))
+        def check_sole_writer() -> None:
+            current = self.partition_version(table, **keys)
+            if current is None or current["version"] != placeholder:
+                self.record_version(table, placeholder, None, n, **keys)
+                raise StoreError(
+                    "another run wrote the same partition at the same time",
+                    "Run it again.",
+                    plate=keys.get("plate"),
+                    site=keys.get("site"),
+                )
 
-        self._write(table, _version_row(table, keys, version, made_from, n), keys, still)
+        self._write(table, _version_row(table, keys, version, made_from, n), keys, check_sole_writer)
 
     def changes(self, table: str, since: int, until: int) -> pl.DataFrame | None:
-        """The partitions whose rows changed after version ``since``, up to ``until``; compaction changes none.
+        """The partitions whose rows changed after version ``since``, up to ``until``. Compaction changes no rows.
 
         Returns:
-            One row a partition, the columns that the table is partitioned by; None where the log does not reach back.
+            One row per partition, with the partition columns of the table; None: the log no longer has all the commits.
         """
         description = lake_table(table)
-        columns = description.partitions
-        touched: set[tuple[str, ...]] = set()
+        columns = description.partition_columns
+        changed: set[tuple[str, ...]] = set()
         for version in range(since + 1, until + 1):
             if (commit := self._commit_file(table, version)) is None:
                 return None
             for action in map(json.loads, commit.splitlines()):
                 change = action.get("add") or action.get("remove")
                 if change and change["dataChange"]:
-                    touched.add(tuple(change["partitionValues"][name] for name in columns))
-        schema = {name: description.polars[name] for name in columns}
-        return pl.DataFrame(sorted(touched), dict.fromkeys(columns, pl.String), orient="row").cast(schema)  # type: ignore[arg-type]
+                    changed.add(tuple(change["partitionValues"][name] for name in columns))
+        schema = {name: description.schema[name] for name in columns}
+        return pl.DataFrame(sorted(changed), dict.fromkeys(columns, pl.String), orient="row").cast(schema)  # type: ignore[arg-type]
 
     def compact(self, table: str) -> int:
-        """Merge the small files of each partition, so that readers open fewer. How many files went.
+        """Merge the small files of each partition, so that readers open fewer files.
 
-        A version table keeps its files: each is one row of the index. Writers may go on: what one of them overtook is
-        merged again.
+        Version tables are left alone, since they need one file per row. Writers can continue meanwhile: compaction is
+        repeated after a conflict with their commits.
+
+        Returns:
+            The number of files replaced.
         """
         description = lake_table(table)
         if description.partitioned_by and set(description.partitioned_by) == set(description.keys):
             return 0
         files = self.snapshot(table).files
         plates = files["Metadata_Plate"].unique().sort().to_list() if description.partitioned_by else []
-        starts = range(0, len(plates), _PLATES_AT_ONCE)
-        parts: list[Any] = [[("Metadata_Plate", "in", plates[start : start + _PLATES_AT_ONCE])] for start in starts]
-        merged: list[int] = []
+        starts = range(0, len(plates), _PLATES_PER_COMPACTION)
+        parts: list[Any] = [
+            [("Metadata_Plate", "in", plates[start : start + _PLATES_PER_COMPACTION])] for start in starts
+        ]
+        removed: list[int] = []
 
         def merge(delta: DeltaTable, part: Any) -> None:
-            merged.append(delta.optimize.compact(part)["numFilesRemoved"])
+            removed.append(delta.optimize.compact(part)["numFilesRemoved"])
 
-        for part in parts or [None] if len(files) > 1 else ():
+        for part in (parts or [None]) if len(files) > 1 else ():
             self._commit(description, partial(merge, part=part))
-        return sum(merged)
+        return sum(removed)
 
     def vacuum(self, table: str, hours: int, keep: set[str]) -> int:
-        """Delete files that no version of the last ``hours`` names and that are not in ``keep`` (absolute paths)."""
+        """Delete the files that no version of the last ``hours`` uses and that are not in ``keep`` (absolute paths).
+
+        Returns:
+            The number of files deleted.
+        """
         delta = self._delta(lake_table(table))
         if delta is None:
             return 0
         delta.create_checkpoint()
-        old = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
-        gone = [path for name in old if str(path := self.root / table / name) not in keep]
-        for path in gone:
-            remove(path)
-        return len(gone)
+        unused = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
+        deletable = [path for name in unused if str(path := self.root / table / name) not in keep]
+        remove(*deletable)
+        return len(deletable)
 
     def _commit_file(self, table: str, version: int) -> bytes | None:
         return read_bytes(self.root / table / "_delta_log" / f"{version:020}.json")
@@ -344,20 +364,20 @@ class Lake:
             if (folder / "_delta_log").is_dir():
                 return DeltaTable(folder, version=version)
         except (DeltaError, OSError) as error:
-            remedy = "Restore its folder from a copy, or delete it and make its partitions again."
+            remedy = "Restore the folder from a backup, or delete it and materialise its partitions again."
             raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error
         if list_visible(folder, "**/*.parquet"):
-            problem = f"the table {table.name} was written by an earlier release, which this one does not read"
-            raise StoreError(problem, "Begin a new GRADCAMO_HOME, and ingest the plates into it.", path=folder)
+            problem = f"the table {table.name} was written by an earlier release in a format that this one cannot read"
+            raise StoreError(problem, "Create a new GRADCAMO_HOME and ingest the plates into it.", path=folder)
         return None
 
     def _commit(self, table: Table, change: Callable[[DeltaTable], object]) -> None:
-        """Change a table, which is made where it is missing; once more where another commit came between."""
+        """Change a table, creating it if it does not exist. Repeat the change after a conflict with another commit."""
         from deltalake import DeltaTable
         from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
         folder = self.root / table.name
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(_MAX_COMMIT_ATTEMPTS):
             try:
                 delta = self._delta(table)
                 if delta is None:
@@ -366,87 +386,94 @@ class Lake:
                         folder,
                         table.empty().to_arrow().schema,
                         mode="ignore",
-                        partition_by=table.partitions or None,
+                        partition_by=table.partition_columns or None,
                         configuration={
-                            # Statistics of all columns would make the log a hundred times as long.
+                            # Statistics of all columns would make the log a hundred times longer.
                             "delta.dataSkippingNumIndexedCols": "0",
-                            **({"delta.dataSkippingStatsColumns": ",".join(table.counted)} if table.counted else {}),
+                            **(
+                                {"delta.dataSkippingStatsColumns": ",".join(table.statistics_columns)}
+                                if table.statistics_columns
+                                else {}
+                            ),
                         },
                     )
                 change(delta)
                 return
             except (CommitFailedError, TableNotFoundError) as error:
-                overtaken = error
-                time.sleep(random.uniform(0, min(_LONGEST_PAUSE_SECONDS, 0.02 * 2**attempt)))
+                conflict = error
+                time.sleep(random.uniform(0, min(_MAX_PAUSE_SECONDS, 0.02 * 2**attempt)))
             except DeltaError as error:
                 raise StoreError(
-                    f"the table {table.name} cannot be written: {error}", "See to the disk, then run it again.",
+                    f"the table {table.name} cannot be written: {error}", "Check the disk, then run it again.",
                     path=folder,
                 ) from error  # fmt: skip
         raise StoreError(
-            f"the table {table.name} changes faster than it can be written", "Run it again with fewer runs at a time.",
-            path=folder,
-        ) from overtaken  # fmt: skip
+            f"{_MAX_COMMIT_ATTEMPTS} attempts to write the table {table.name} conflicted with other commits",
+            "Run it again with fewer concurrent runs.", path=folder,
+        ) from conflict  # fmt: skip
 
 
 def _version_row(table: str, keys: dict[str, Any], version: str, made_from: str | None, n: int) -> pl.DataFrame:
     row = {KEY_COLUMNS[name]: value for name, value in keys.items()}
     row |= {"version": version, "made_from": made_from, "n": n}
-    return pl.DataFrame([row], schema=lake_table(table).polars)
+    return pl.DataFrame([row], schema=lake_table(table).schema)
 
 
 def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
-    """The rows of some files of a table, as ``Snapshot.files`` has them, lazily."""
+    """The rows of files of a table as a lazy frame. ``files`` has the columns of ``Snapshot.files``."""
     if files.is_empty():
         return table.empty().lazy()
-    schema = table.polars
-    partitions = table.partitions
-    found = pl.scan_parquet(
+    schema, partitions = table.schema, table.partition_columns
+    rows = pl.scan_parquet(
         files["path"].to_list(),
-        # A path is no pattern, and a folder named a=b above the lake is no column.
+        # Do not interpret paths as glob patterns, nor a folder named a=b above the lake as a column.
         glob=False,
         hive_partitioning=False,
         schema={name: dtype for name, dtype in schema.items() if name not in partitions},
-        # No column of a table has this name.
-        include_file_paths="its file" if partitions else None,
+        include_file_paths=_PATH_COLUMN if partitions else None,
     )
     if partitions:
-        found = found.join(files.lazy().select(pl.col("path").alias("its file"), *partitions), on="its file")
-    return found.select(*schema)
+        rows = rows.join(files.lazy().select(pl.col("path").alias(_PATH_COLUMN), *partitions), on=_PATH_COLUMN)
+    return rows.select(*schema)
 
 
-# A table at a revision never changes. To read the log of a thousand plates takes a tenth of a second.
+# The files of a revision never change, and reading the log of a thousand plates takes a tenth of a second.
 @lru_cache(maxsize=2 * len(LAKE_TABLES))
-def _listed(lake: Lake, table: str, revision: str) -> pl.DataFrame:
-    """What the log says of the files of a table at a revision, as ``_listing`` has it."""
+def _cached_listing(lake: Lake, table: str, revision: str) -> pl.DataFrame:
+    """``_listing`` of a table at a revision; an empty frame if the table does not exist."""
     delta = lake._delta(lake_table(table), int(revision.partition("-")[0]))
     return pl.DataFrame() if delta is None else _listing(lake.root / table, delta)
 
 
 def _listing(folder: Path, delta: DeltaTable) -> pl.DataFrame:
-    """One row a file, sorted: ``path`` (absolute), ``num_records``, ``partition.*``, and ``max.*`` where it is kept."""
+    """One row per file, sorted: ``path`` (absolute), ``num_records``, ``partition.*``, and ``max.*`` if recorded."""
     from urllib.parse import unquote
 
-    found = pl.DataFrame(delta.get_add_actions(flatten=True))
-    paths = [f"{folder}/{unquote(path)}" for path in found["path"]]
-    return found.with_columns(pl.Series("path", paths, pl.String)).sort("path")
+    files = pl.DataFrame(delta.get_add_actions(flatten=True))
+    paths = [f"{folder}/{unquote(path)}" for path in files["path"]]
+    return files.with_columns(pl.Series("path", paths, pl.String)).sort("path")
 
 
 def _files(table: Table, listing: pl.DataFrame) -> pl.DataFrame:
-    """The files of a snapshot, as ``Snapshot.files`` has them."""
+    """The columns of ``Snapshot.files`` from a ``_listing``."""
     return listing.select(
         "path",
         pl.col("num_records").alias("rows"),
-        *(pl.col(f"partition.{name}").cast(table.polars[name]).alias(name) for name in table.partitions),
+        *(pl.col(f"partition.{name}").cast(table.schema[name]).alias(name) for name in table.partition_columns),
     )
 
 
 def _predicate(table: str, keys: dict[str, Any]) -> str | None:
-    """The keys as a condition in SQL, if the table is filed by them and their values are safe in paths and SQL."""
-    filed_by = lake_table(table).keys
-    if alien := sorted(set(keys) - set(filed_by)):
+    """The keys as an SQL condition; None without keys.
+
+    Raises:
+        StoreError: if the table does not have one of the keys, or a site is not an integer.
+        GradcamoError: if a plate name or run ID is unsafe in paths or SQL.
+    """
+    known = lake_table(table).keys
+    if unknown := sorted(set(keys) - set(known)):
         raise StoreError(
-            f"{table} is not filed by {', '.join(alien)}", f"It is filed by {', '.join(filed_by) or 'nothing'}."
+            f"{table} does not have the key {', '.join(unknown)}", f"Its keys: {', '.join(known) or 'none'}."
         )
     for name, value in keys.items():
         if name == "plate":
@@ -454,6 +481,6 @@ def _predicate(table: str, keys: dict[str, Any]) -> str | None:
         elif name == "model_run":
             check_name(value, "MLflow run")
         elif not isinstance(value, Integral):
-            raise StoreError(f"{name} {value!r} is no whole number", "Give it as an integer.")
+            raise StoreError(f"{name} must be an integer, got {value!r}", "Give it as an integer.")
     values = {name: f"'{value}'" if isinstance(value, str) else str(value) for name, value in keys.items()}
     return " AND ".join(f"{KEY_COLUMNS[name]} = {value}" for name, value in values.items()) or None

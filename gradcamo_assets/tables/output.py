@@ -1,4 +1,4 @@
-"""Answers on standard output: a table for the terminal, CSV, JSON, Parquet."""
+"""Write query results to standard output as a terminal table, CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def render(frame: pl.DataFrame, format: Format = "table") -> None:
     """Write a frame to standard output.
 
     Args:
-        format: ``table`` is for people, see ``as_table``. ``csv`` and ``json`` (an array of objects) keep every digit,
-            and nested values as JSON.
+        format: ``table`` is readable text, see ``format_table``. ``csv`` and ``json`` (an array of objects) keep every
+            digit. CSV writes nested values as JSON.
 
     Raises:
-        StoreError: for another format.
+        StoreError: for an unknown format.
     """
     if format == "table":
-        sys.stdout.write(as_table(frame, shutil.get_terminal_size((100, 24)).columns))
+        sys.stdout.write(format_table(frame, shutil.get_terminal_size((100, 24)).columns))
     elif format == "csv":
         nested = [column for column in frame.iter_columns() if column.dtype.is_nested()]
         texts = [pl.Series(c.name, [None if v is None else _json(v) for v in c.to_list()], pl.String) for c in nested]
@@ -38,29 +38,31 @@ def render(frame: pl.DataFrame, format: Format = "table") -> None:
     elif format == "parquet":
         frame.write_parquet(sys.stdout.buffer)
     else:
-        raise StoreError(f"there is no format {format!r}", "Choose table, csv, json or parquet.")
+        raise StoreError(f"unknown format {format!r}", "Choose table, csv, json or parquet.")
 
 
 def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, default=lambda v: float(v) if isinstance(v, Decimal) else str(v), indent=indent)
 
 
-def as_table(frame: pl.DataFrame, width: int) -> str:
-    """A frame as lines of text for people, with four digits of every number.
+def format_table(frame: pl.DataFrame, width: int) -> str:
+    """Format a frame as a table for the terminal, with four significant digits.
 
-    Where that is wider than ``width`` characters, text and keys that say the same in every row stand above the table,
-    and the column names are broken at their underscores.
+    If the table is wider than ``width`` characters, text and key columns with the same value in every row are moved
+    above the table, and column names are broken at underscores.
     """
-    lines, head = _aligned(frame), ""
+    lines, header = _table_lines(frame), ""
     if max(map(len, lines), default=0) > width:
-        names = set(frame.select(cs.string()).columns) | set(frame.columns) & set(KEY_COLUMNS.values())
-        alike = [name for name in frame.columns if name in names and len(frame) > 1 and frame[name].n_unique() == 1]
-        head = "".join(f"{name}: {frame[name][0]}\n" for name in alike)
-        lines = _aligned(frame.drop(alike).rename(lambda name: name.replace("_", "_\n")))
-    return head + "\n".join(lines) + f"\n({len(frame)} row{'' if len(frame) == 1 else 's'})\n"
+        movable = set(frame.select(cs.string()).columns) | set(frame.columns) & set(KEY_COLUMNS.values())
+        constant = [
+            name for name in frame.columns if name in movable and len(frame) > 1 and frame[name].n_unique() == 1
+        ]
+        header = "".join(f"{name}: {frame[name][0]}\n" for name in constant)
+        lines = _table_lines(frame.drop(constant).rename(lambda name: name.replace("_", "_\n")))
+    return header + "\n".join(lines) + f"\n({len(frame)} row{'' if len(frame) == 1 else 's'})\n"
 
 
-def _aligned(frame: pl.DataFrame) -> list[str]:
+def _table_lines(frame: pl.DataFrame) -> list[str]:
     with pl.Config(
         tbl_formatting="NOTHING",
         tbl_hide_column_data_types=True,

@@ -1,8 +1,8 @@
-"""Publishing the QC database: copy, change what changed in the lake, rename over. Never edited in place.
+"""Publish the QC database: copy the current file, apply the changes of the lake to the copy, rename it into place.
 
-Readers never block a publication and a publication never blocks readers: they keep the file that they opened. A crash
-at any moment leaves the last good file. What changed is found by comparing the revisions of the lake's tables with the
-ones that the database was published from, so no caller can forget a table.
+Readers and publications never block each other: readers keep the file that they opened. A crash at any moment leaves
+the last good file. Changes are found by comparing the revisions of the lake tables with those that the database was
+published from, so that callers need not report them.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from gradcamo_assets.storage import read_json, remove, write_json
 from gradcamo_assets.tables import database as db
 from gradcamo_assets.tables.lake import Lake
 from gradcamo_assets.tables.queries import run_sql
-from gradcamo_assets.tables.refresh import refresh
+from gradcamo_assets.tables.refresh import refresh_summaries
 from gradcamo_assets.tables.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES, lake_table
 
 _WAIT_SECONDS = 1800.0
 _HEADER_BYTES = 3 * 4096
 
-# What is to be scored is read first: a stage writes it last, so that the rows are at least as new.
-_PUBLISHED = (*INDEX_TABLES, *COPIED_TABLES, *VIEWED_TABLES)
-_IN_REPORTS = ("scores", "audit", "umap", "profiles", "channel_correlation")
+# Index tables are read first. Stages write them last, so that the rows read afterwards are at least as new.
+_PUBLISHED_TABLES = (*INDEX_TABLES, *COPIED_TABLES, *VIEWED_TABLES)
+_REPORTED_TABLES = ("scores", "audit", "umap", "profiles", "channel_correlation")
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What one publication did. Nothing changed and not rebuilt: the old file stays where it is.
+    """The result of one publication. The file is left untouched if nothing changed and no rebuild was needed.
 
     Attributes:
-        changed: the tables of the lake with another revision than the file before was published from.
-        plates: those of which a champion's rows, or what a report tells beside them, changed; sorted.
-        unchecked: those plates, and those of earlier publications that nobody has said to be ``checked``.
-        rebuilt: whether the database was made anew.
-        seconds: how long it took.
+        changed: the lake tables whose revision differs from the one that the previous file was published from.
+        plates: the plates whose reports are out of date, sorted: rows of a champion, or other reported rows, changed.
+        unchecked: ``plates``, and those of earlier publications that were not passed to ``mark_checked``.
+        rebuilt: whether the database was built from scratch.
+        seconds: duration of the publication.
     """
 
     changed: tuple[str, ...]
@@ -57,89 +57,99 @@ class Publication:
 
 
 def publish(lake: Lake, database: Path) -> Publication:
-    """Bring the QC database up to the lake.
+    """Update the QC database to the current content of the lake.
 
     Args:
         lake: the source of truth.
-        database: the file to publish; made where it is missing, made anew from the lake where it is damaged, of another
-            schema, of a lake in another place, or was written to by anybody else.
+        database: the file to publish. It is built from scratch if it is missing or damaged, has another schema, belongs
+            to a lake in another folder, or was modified by anything other than this function.
 
     Raises:
-        StoreError: where another publisher does not finish within half an hour, or a lake file cannot be read.
+        StoreError: if another publisher does not finish within half an hour, or a lake file cannot be read.
     """
     started, database = time.perf_counter(), database.absolute()
     work = database.with_name(f".{database.name}.next.tmp")
     try:
         with FileLock(database.with_name(f".{database.name}.lock"), timeout=_WAIT_SECONDS):
             try:
-                published = _published(lake, database)
+                published = _published_revisions(lake, database)
                 if published is not None:
-                    with suppress(duckdb.Error):  # It is damaged.
-                        return _publish(lake, database, work, published, started)
-                return _publish(lake, database, work, None, started)
+                    with suppress(duckdb.Error):  # The file is damaged: rebuild it below.
+                        return _publish_changes(lake, database, work, published, started)
+                return _publish_changes(lake, database, work, None, started)
             finally:
-                _remove(work)
+                _remove_database(work)
     except Timeout as error:
         raise StoreError(
-            "another publisher has not finished", "End the run that hangs, then publish again.", path=database
+            f"another publisher still holds the lock after {_WAIT_SECONDS / 60:.0f} minutes",
+            "Stop the run that hangs, then publish again.",
+            path=database,
         ) from error
 
 
 def needs_publication(lake: Lake, database: Path) -> bool:
-    """Whether ``publish`` would change anything. No database and no data file is opened."""
-    published = _published(lake, database.absolute())
-    return published is None or any(lake.revision(name) != published.get(name) for name in _PUBLISHED)
+    """Whether ``publish`` would change the database. This opens neither the database nor data files."""
+    published = _published_revisions(lake, database.absolute())
+    return published is None or any(lake.revision(name) != published.get(name) for name in _PUBLISHED_TABLES)
 
 
-def published_for(lake: Lake, database: Path) -> bool:
-    """Whether the database reads this very lake: not after its home was moved, or this release knows other columns."""
-    return _published(lake, database.absolute()) is not None
+def is_published_from(lake: Lake, database: Path) -> bool:
+    """Whether the database was published from this lake with the current schema. False after its home was moved."""
+    return _published_revisions(lake, database.absolute()) is not None
 
 
 def published_files(database: Path) -> set[str]:
-    """The files of the lake that the views of the database read, absolute paths; none where there is no database.
+    """The absolute paths of the lake files that the views of the database read; empty without a database.
 
     Raises:
-        StoreError: where the database cannot be opened.
+        StoreError: if the database cannot be opened.
     """
     return set(run_sql(database, "SELECT path FROM publication.files")["path"]) if database.exists() else set()
 
 
-def checked(database: Path, publication: Publication) -> None:
-    """Let the plates of a publication count as checked, unless another one has come meanwhile."""
+def mark_checked(database: Path, publication: Publication) -> None:
+    """Record that the plates of a publication were checked, unless a later publication added others."""
     with FileLock(database.with_name(f".{database.name}.lock"), timeout=_WAIT_SECONDS):
-        if (notes := _notes(database)).get("unchecked") == list(publication.unchecked):
-            write_json(_notes_of(database), {_fingerprint(database): {**notes, "unchecked": []}})
+        if (notes := _read_notes(database)).get("unchecked") == list(publication.unchecked):
+            write_json(_notes_path(database), {_fingerprint(database): {**notes, "unchecked": []}})
 
 
-def _publish(lake: Lake, database: Path, work: Path, published: dict[str, str] | None, started: float) -> Publication:
+def _publish_changes(
+    lake: Lake, database: Path, work: Path, published: dict[str, str] | None, started: float
+) -> Publication:
     before = published or {}
-    changed = tuple(name for name in _PUBLISHED if lake.revision(name) != before.get(name))
+    changed = tuple(name for name in _PUBLISHED_TABLES if lake.revision(name) != before.get(name))
     plates: tuple[str, ...] = ()
-    unchecked = _notes(database).get("unchecked", []) if published else []
+    unchecked = _read_notes(database).get("unchecked", []) if published else []
     if changed:
         with tempfile.TemporaryDirectory() as folder:
-            # DuckDB can read, but not write below a folder with a question mark in its name.
-            filled = Path(folder, "qc.duckdb") if "?" in str(work) else work
-            _remove(filled)
+            # DuckDB can read but not write files in a folder with a question mark in its name.
+            copy = Path(folder, "qc.duckdb") if "?" in str(work) else work
+            _remove_database(copy)
             if published is not None:
-                shutil.copyfile(database, filled)
-            revisions, plates = _fill(filled, lake, before, changed)
-            if filled != work:
-                shutil.copyfile(filled, work)
+                shutil.copyfile(database, copy)
+            revisions, plates = _update_copy(copy, lake, before, changed)
+            if copy != work:
+                shutil.copyfile(copy, work)
         work.chmod(0o444)
         unchecked = sorted({*unchecked, *plates})
-        _note(lake, database, work, before | revisions, unchecked)
-        # Before the rename, or a reader in between would find the new file with another's log.
-        remove(_log_of(database))
+        _write_notes(lake, database, work, before | revisions, unchecked)
+        # Remove the log before the rename, so that no reader combines the new file with the old log.
+        remove(_wal_path(database))
         work.replace(database)
-    return Publication(changed, plates, tuple(unchecked), published is None, time.perf_counter() - started)
+    return Publication(
+        changed=changed,
+        plates=plates,
+        unchecked=tuple(unchecked),
+        rebuilt=published is None,
+        seconds=time.perf_counter() - started,
+    )
 
 
-def _fill(
+def _update_copy(
     work: Path, lake: Lake, before: dict[str, str], changed: tuple[str, ...]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Change the copy in one transaction, then close it: whole, without a log.
+    """Apply the changes to the copy in one transaction, then close it without a write-ahead log.
 
     Returns:
         The revisions of the changed tables, and the plates whose reports are out of date.
@@ -150,81 +160,82 @@ def _fill(
         connection.execute("SET enable_progress_bar = false")
         connection.execute("BEGIN")
         if not before:
-            db.create(connection, lake.root.absolute())
+            db.create_schema(connection, lake.root.absolute())
         for name in changed:
             if name in INDEX_TABLES:
                 revisions[name] = lake.revision(name)
-                db.replace(connection, lake_table(name), lake.versions(name))
+                db.replace_rows(connection, lake_table(name), lake.partition_versions(name))
                 continue
             snapshot = lake.snapshot(name)
             revisions[name] = lake.revision(name, snapshot.version)
             if name in COPIED_TABLES:
-                touched[name] = db.copy(connection, lake_table(name), snapshot.files)
+                touched[name] = db.copy_files(connection, lake_table(name), snapshot.files)
             else:
-                all_of_them = db.show_files(connection, lake_table(name), snapshot.files)
-                changes = _changes(lake, name, before.get(name, ""), snapshot.version)
-                touched[name] = all_of_them if changes is None else changes
-        refresh(connection, touched)
+                all_partitions = db.set_view_files(connection, lake_table(name), snapshot.files)
+                partitions = _changed_partitions(lake, name, before.get(name, ""), snapshot.version)
+                touched[name] = all_partitions if partitions is None else partitions
+        refresh_summaries(connection, touched)
         plates = _plates_to_report(connection, touched)
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT")
     return revisions, plates
 
 
-def _changes(lake: Lake, name: str, before: str, version: int) -> pl.DataFrame | None:
-    """The partitions that changed since a revision; None where the log does not tell, or the table was made anew."""
+def _changed_partitions(lake: Lake, name: str, before: str, version: int) -> pl.DataFrame | None:
+    """The partitions that changed since a revision; None: unknown, or the table was recreated."""
     since = int(before.partition("-")[0] or -1)
     return lake.changes(name, since, version) if since >= 0 and lake.revision(name, since) == before else None
 
 
 def _plates_to_report(connection: duckdb.DuckDBPyConnection, touched: dict[str, pl.DataFrame]) -> tuple[str, ...]:
+    """The plates with changed rows in tables that reports show. Rows of other models than champions are ignored."""
     champions = connection.sql("SELECT model_run FROM champions").pl()
-    found: set[str] = set()
-    for rows in (touched[name] for name in _IN_REPORTS if name in touched):
+    plates: set[str] = set()
+    for rows in (touched[name] for name in _REPORTED_TABLES if name in touched):
         of_champion = rows.join(champions, on="model_run", how="semi") if "model_run" in rows.columns else rows
-        found.update(of_champion["Metadata_Plate"])
-    return tuple(sorted(found))
+        plates.update(of_champion["Metadata_Plate"])
+    return tuple(sorted(plates))
 
 
-def _published(lake: Lake, database: Path) -> dict[str, str] | None:
-    """The revisions of the lake's tables that the file was published from; None where it cannot be built upon."""
-    notes = _notes(database)
-    return notes.get("tables") if notes.get("made_for") == _made_for(lake) else None
+def _published_revisions(lake: Lake, database: Path) -> dict[str, str] | None:
+    """The revisions of the lake tables that the file was published from; None: it must be rebuilt."""
+    notes = _read_notes(database)
+    return notes.get("tables") if notes.get("made_for") == _layout_digest(lake) else None
 
 
-def _notes(database: Path) -> dict[str, Any]:
-    """What was written down of this very file; empty where nothing was, or it was changed since."""
+def _read_notes(database: Path) -> dict[str, Any]:
+    """The notes on this file; empty if there are none or the file was modified since."""
     try:
-        notes = read_json(_notes_of(database))[_fingerprint(database)]
+        notes = read_json(_notes_path(database))[_fingerprint(database)]
         return notes if isinstance(notes, dict) else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
-def _note(lake: Lake, database: Path, work: Path, revisions: dict[str, str], unchecked: list[str]) -> None:
-    """Write down what the next file was published from, beside the same of the present one: either may be found."""
-    present = {_fingerprint(database): notes} if (notes := _notes(database)) else {}
-    next_one = {"made_for": _made_for(lake), "tables": revisions, "unchecked": unchecked}
-    write_json(_notes_of(database), present | {_fingerprint(work): next_one})
+def _write_notes(lake: Lake, database: Path, work: Path, revisions: dict[str, str], unchecked: list[str]) -> None:
+    """Write the notes on the next file, keeping those on the current one: a crash can leave either in place."""
+    current = {_fingerprint(database): notes} if (notes := _read_notes(database)) else {}
+    new_notes = {"made_for": _layout_digest(lake), "tables": revisions, "unchecked": unchecked}
+    write_json(_notes_path(database), current | {_fingerprint(work): new_notes})
 
 
-def _made_for(lake: Lake) -> str:
+def _layout_digest(lake: Lake) -> str:
     return digest([db.schema_version(), str(lake.root.absolute())])
 
 
 def _fingerprint(database: Path) -> str:
-    """Size and a digest of DuckDB's headers, which every session that changed the file has written anew."""
+    """Size of the file and a digest of DuckDB's headers, which every session that modifies the file rewrites."""
     with database.open("rb") as file:
         return f"{database.stat().st_size}-{hashlib.sha256(file.read(_HEADER_BYTES)).hexdigest()[:16]}"
 
 
-def _notes_of(database: Path) -> Path:
+def _notes_path(database: Path) -> Path:
     return database.with_name(f".{database.name}.json")
 
 
-def _log_of(database: Path) -> Path:
+def _wal_path(database: Path) -> Path:
     return database.with_name(f"{database.name}.wal")
 
 
-def _remove(database: Path) -> None:
-    remove(database, _log_of(database))
+def _remove_database(database: Path) -> None:
+    remove(database, _wal_path(database))

@@ -1,6 +1,6 @@
-"""Asking the QC database: read-only connections, one-statement queries, the ready-made tables.
+"""Query the QC database: read-only connections, single SQL statements, ready-made tables.
 
-How an answer is printed or written is in ``render``.
+``output.render`` prints the results.
 """
 
 from __future__ import annotations
@@ -15,41 +15,43 @@ import polars as pl
 
 from gradcamo_assets.errors import StoreError
 from gradcamo_assets.storage import remove
-from gradcamo_assets.tables.database import quoted
+from gradcamo_assets.tables.database import sql_literal
 from gradcamo_assets.tables.questions import QUESTIONS
 from gradcamo_assets.tables.schema import VIEWED_TABLES
 from gradcamo_assets.tables.schema_scores import QC_GROUPS
 
 QC_CHOICES = ("dose", "site", "dose,site", "well", "plate", "model", *(view.name for view in QUESTIONS))
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
+_READ_STATEMENTS = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
 
 
 def connect(database: Path) -> duckdb.DuckDBPyConnection:
-    """A read-only connection that can read no other files than those of the lake's big tables. Close it when done.
+    """Open a read-only connection whose file access is restricted to the folders of the viewed lake tables.
 
-    A process that still holds a connection to an earlier publication gets that one again.
+    The caller closes it. A process that still holds a connection to an earlier publication gets that publication again.
 
     Raises:
-        StoreError: where the file is missing or cannot be opened.
+        StoreError: if the file is missing or cannot be opened.
     """
     if not database.exists():
-        raise StoreError("there is no QC database yet", "Run the pipeline, or `gradcamo demo`, first.", path=database)
+        raise StoreError(
+            "the QC database does not exist yet", "Run the pipeline or `gradcamo demo` first.", path=database
+        )
     try:
         connection = _open(database)
         if connection.execute("SELECT current_setting('enable_external_access')").fetchall()[0][0]:
             lake = connection.execute("SELECT value FROM publication.record WHERE name = 'lake'").fetchall()[0][0]
-            # DuckDB compares the folder once as the view's pattern spells it, once as the files are found.
+            # DuckDB checks the folder twice: as spelled in the view's pattern, and as spelled in the paths found.
             folders = (f"{folder}/{name}" for folder in (lake, glob.escape(lake)) for name in VIEWED_TABLES)
-            allowed = ", ".join(map(quoted, folders))
+            allowed = ", ".join(map(sql_literal, folders))
             connection.execute(f"SET allowed_directories = [{allowed}]")
             connection.execute("SET enable_progress_bar = false")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET python_enable_replacements = false")
     except (duckdb.Error, LookupError) as error:
         raise StoreError(
-            f"this is no QC database, or one that cannot be opened: {error}",
-            "Delete it and publish again: it is made anew from the lake.",
+            f"the file is not a QC database or cannot be opened: {error}",
+            "Delete it and publish again: it is rebuilt from the lake.",
             path=database,
         ) from error
     return connection
@@ -59,7 +61,7 @@ def _open(database: Path) -> duckdb.DuckDBPyConnection:
     try:
         return duckdb.connect(database, read_only=True)
     except duckdb.Error as error:
-        # A published file has no log of its own: one beside it is what a writing session left of an earlier file.
+        # Published files have no write-ahead log. A log beside one was left by a session that wrote to an earlier file.
         log = database.with_name(f"{database.name}.wal")
         if "WAL" not in str(error) or not log.exists():
             raise
@@ -68,54 +70,54 @@ def _open(database: Path) -> duckdb.DuckDBPyConnection:
 
 
 def run_sql(database: Path, sql: str, parameters: dict[str, object] | None = None) -> pl.DataFrame:
-    """The answer to one reading statement; ``parameters`` fill its ``$name`` places.
+    """Run one read-only statement; ``parameters`` are the values of its ``$name`` placeholders.
 
     Raises:
-        StoreError: for several statements, for one that is none of a reader's, and for DuckDB's own errors.
+        StoreError: for several statements, a statement that is not read-only, and DuckDB's own errors.
     """
     with closing(connect(database)) as connection:
         try:
             statements = connection.extract_statements(sql)
             if len(statements) != 1 or not _only_reads(connection, statements[0]):
                 raise StoreError(
-                    "only one reading statement is answered",
-                    "Ask one SELECT, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN; the lake is where rows change.",
+                    "expected a single read-only statement",
+                    "Use one SELECT, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN; rows are changed in the lake.",
                 )
             frame = connection.sql(statements[0], params=parameters).pl()
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
-            remedy = "`SHOW TABLES` and `DESCRIBE scores` say what can be asked."
+            remedy = "List tables with `SHOW TABLES` and columns with, for example, `DESCRIBE scores`."
             if "No files found" in str(error):
-                remedy = "Publish the QC database again: the lake has been moved, or its files have."
+                remedy = "Publish the QC database again: the lake or its files were moved."
             raise StoreError(f"the query failed: {error}", remedy) from error
-    # Sums of whole numbers; those beyond 64 bits stay as they are.
-    whole = frame.select(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
-    return frame.with_columns(column for column in whole if column.null_count() == frame[column.name].null_count())
+    # DuckDB returns sums of integers as 128-bit decimals: cast the columns that fit 64 bits.
+    integers = frame.select(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
+    return frame.with_columns(column for column in integers if column.null_count() == frame[column.name].null_count())
 
 
 def _only_reads(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> bool:
-    """Whether a statement is a reader's. What EXPLAIN ANALYZE is given is run, though it writes a file."""
+    """Whether a statement is read-only. EXPLAIN ANALYZE runs the explained statement, which can write files."""
     if statement.type == duckdb.StatementType.EXPLAIN:
         explained = re.sub(r"(?i)^\s*EXPLAIN\s+(ANALYZE\s+)?(\([^)]*\)\s*)?", "", statement.query)
         return [part.type for part in connection.extract_statements(explained)] == [duckdb.StatementType.SELECT]
-    return statement.type in _READING
+    return statement.type in _READ_STATEMENTS
 
 
 def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate: str | None = None) -> pl.DataFrame:
-    """One of the ready-made tables, sorted for reading: the model's name and version say enough, without its run.
+    """Read one of the ready-made tables, sorted, without the column ``model_run``.
 
     Args:
-        by: one of ``QC_CHOICES``; ``model`` puts all versions side by side, the last six are questions.
-        champion_only: only the champion's rows; ``model`` always shows all.
-        plate: only this plate; ``model`` is over all plates.
+        by: one of ``QC_CHOICES``. ``model`` compares all versions; the last six are ``QUESTIONS``.
+        champion_only: return the champion's rows only; ignored by ``model``, which returns all versions.
+        plate: return the rows of this plate only; not possible with ``model``.
 
     Raises:
-        StoreError: for another ``by``, or where the database cannot be read.
+        StoreError: for an unknown ``by``, a plate with ``model``, or if the database cannot be read.
     """
     if by not in QC_CHOICES:
-        raise StoreError(f"there is no QC table by {by!r}", f"Choose one of {', '.join(map(repr, QC_CHOICES))}.")
+        raise StoreError(f"there is no QC table by {by!r}", f"Use one of {', '.join(map(repr, QC_CHOICES))}.")
     if by == "model":
         if plate is not None:
-            raise StoreError("the comparison of models is over all plates", "Leave the plate out, or ask model_gain.")
+            raise StoreError("the comparison of models is over all plates", "Omit the plate, or use model_gain.")
         sql = "SELECT * EXCLUDE (model_run) FROM model_comparison ORDER BY model_name, model_version"
         return run_sql(database, sql)
     name, order = by, "ALL"

@@ -1,6 +1,6 @@
-"""What a biologist asks, as views that answer with a small table: one row a thing to decide about, and a verdict.
+"""Views that answer a biologist's questions with a small table and a verdict per row.
 
-They speak of the champion of each model name and of cells that it was not trained on; ``plate_drift`` of every version.
+They cover the champion of each model name, ``plate_drift`` every version, and exclude cells of the training split.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _MODEL = "model_name, model_version, model_run"
 _CHAMPION = f"JOIN champions USING ({_MODEL})"
 _MODELS = f"LEFT JOIN models USING ({_MODEL})"
 
-# Scales a median absolute deviation to a normal standard deviation, and keeps wells or plates that are nearly all alike
-# from making a hundredth look large.
-_DEVIATION = "({value} - {middle}) / greatest(1.4826 * {spread}, 0.01)"
+# 1.4826 scales a median absolute deviation to the standard deviation of a normal distribution. The lower limit of 0.01
+# keeps small differences between nearly identical wells or plates from looking large.
+_ROBUST_DEVIATION = "({value} - {middle}) / greatest(1.4826 * {spread}, 0.01)"
 
 
 def _sign_test(up: str, down: str) -> str:
-    """``up`` or ``down``, in SQL, where the wells agree too well for chance (sign test at 5%, normal approximation)."""
+    """SQL for ``up`` or ``down`` if a sign test over wells is significant at 5% (normal approximation)."""
     return f"""CASE
             WHEN abs(wells_up - wells_down) - 1 < 1.96 * sqrt(wells_up + wells_down) THEN 'no clear difference'
             WHEN wells_up > wells_down THEN {up} ELSE {down} END"""
@@ -28,9 +28,9 @@ def _sign_test(up: str, down: str) -> str:
 
 TRUSTED_DOSES = View(
     "trusted_doses",
-    "One row a compound x dose x plate of the champion: is it sure that most of its profiles describe their cell?",
+    "One row per compound x dose x plate of the champion: do most of its profiles certainly describe their cell?",
     f"""
-    WITH answers AS (SELECT {_KEYS}, avg(survives_swap::INTEGER) AS survives_swap FROM audit GROUP BY ALL)
+    WITH audited AS (SELECT {_KEYS}, avg(survives_swap::INTEGER) AS survives_swap FROM audit GROUP BY ALL)
     SELECT
         {_KEYS}, {_DOSE}, n_cells, n_wells,
         median_adjusted, on_target_fraction, ci_low, ci_high,
@@ -42,18 +42,18 @@ TRUSTED_DOSES = View(
             WHEN survives_swap IS NULL AND regulariser <> 'none' THEN 'trained for'
             ELSE 'trusted'
         END AS verdict
-    FROM qc_by_dose {_CHAMPION} {_MODELS} LEFT JOIN answers USING ({_KEYS})
+    FROM qc_by_dose {_CHAMPION} {_MODELS} LEFT JOIN audited USING ({_KEYS})
     """,
     {
-        "verdict": "trusted: the whole interval is above 0.5; not trusted: below; undecided: it holds 0.5; above 0.5, "
-        "but fails the swap: half or more of the plate's audited cells do not survive it; trained for: maps were "
-        "rewarded in training, and nothing is audited"
+        "verdict": "trusted: the interval is above 0.5; not trusted: below 0.5; undecided: it contains 0.5; fails the "
+        "swap: it is above 0.5, but at least half of the plate's audited cells do not survive the swap; trained for: "
+        "it is above 0.5, but training optimised the maps and no cell is audited"
     },
 )
 
 WELLS_TO_DROP = View(
     "wells_to_drop",
-    "One row a well whose profiles should not be used, with the reason",
+    "One row per well whose profiles should not be used, with the reason",
     f"""
     WITH compared AS (
         SELECT *, n_cells - null_cells AS n_scored, median(median_adjusted) OVER plate AS plate_adjusted,
@@ -61,7 +61,8 @@ WELLS_TO_DROP = View(
         FROM qc_by_well {_CHAMPION} WINDOW plate AS (PARTITION BY {_KEYS})
     ), judged AS (
         SELECT *,
-            {_DEVIATION.format(value="median_adjusted", middle="plate_adjusted", spread="spread")} AS deviation,
+            {_ROBUST_DEVIATION.format(value="median_adjusted", middle="plate_adjusted", spread="spread")}
+                AS deviation,
             CASE
                 WHEN n_scored < 5 THEN 'fewer than 5 cells with a score'
                 WHEN median_adjusted < 0.05 THEN 'no better than chance'
@@ -75,16 +76,16 @@ WELLS_TO_DROP = View(
     FROM judged LEFT JOIN wells USING (Metadata_Plate, Metadata_Well) WHERE reason IS NOT NULL
     """,
     {
-        "n_scored": "Cells with a score",
+        "n_scored": "Number of cells with a score",
         "plate_adjusted": "Median of median_adjusted over the wells of the plate",
-        "deviation": "Robust deviations of median_adjusted from plate_adjusted, of at least 0.01 each",
-        "reason": "Why the well should be dropped: below 0.05 is chance, below -4 deviations far below",
+        "deviation": "Robust z score of median_adjusted against plate_adjusted; standard deviation at least 0.01",
+        "reason": "Why to drop the well: fewer than 5 scored cells, median_adjusted below 0.05, or deviation below -4",
     },
 )
 
 SITE_EFFECT = View(
     "site_effect",
-    "One row a site x plate of the champion: does it differ from the other sites of the same wells?",
+    "One row per site x plate of the champion: does it differ from the other sites of the same wells?",
     f"""
     SELECT {_KEYS}, Metadata_Site, n_cells, on_target_fraction, median_adjusted, difference, wells_up, wells_down,
         {_sign_test("'higher'", "'lower'")} AS verdict
@@ -98,7 +99,7 @@ SITE_EFFECT = View(
 
 PREVIOUS_CHAMPIONS = View(
     "aggregates.previous_champions",
-    "One row a model name: its champion, and the run that was champion before",
+    "One row per model name: its champion, and the previous champion",
     f"""
     WITH held AS (
         SELECT model_name, promoted_at, 1 AS later, to_run AS previous_run, to_version AS previous_version
@@ -110,39 +111,39 @@ PREVIOUS_CHAMPIONS = View(
     FROM held JOIN champions USING (model_name) WHERE previous_run <> model_run
     ORDER BY model_name, held.promoted_at DESC, later DESC, previous_version DESC
     """,
-    {"previous_run": "MLflow run that was champion before", "previous_version": "Version that was champion before"},
+    {"previous_run": "MLflow run of the previous champion", "previous_version": "Version of the previous champion"},
 )
 
-_HELPED = "if(regulariser <> 'none', 'helped, but trained for', 'helped')"
+_HELPED_VERDICT = "if(regulariser <> 'none', 'helped, but trained for', 'helped')"
 MODEL_GAIN = View(
     "model_gain",
-    "One row a plate: has the champion helped over the champion before it, on the cells that both have scored?",
+    "One row per plate: is the champion better than its predecessor, on the cells that both scored?",
     f"""
     SELECT
         {_KEYS}, previous_version, n_cells, n_wells,
         hits_before / n_cells AS on_target_before, hits_now / n_cells AS on_target_now,
         adjusted_before / n_cells AS adjusted_before, adjusted_now / n_cells AS adjusted_now, wells_up, wells_down,
-        {_sign_test(_HELPED, "'harmed'")} AS verdict
+        {_sign_test(_HELPED_VERDICT, "'harmed'")} AS verdict
     FROM aggregates.gains JOIN aggregates.previous_champions USING (model_run, previous_run) {_MODELS}
     WHERE n_cells > 0 AND previous_run IN (SELECT model_run FROM models)
     """,
     {
-        "previous_version": "Version that was champion before",
-        "n_cells": "Cells with a score of both versions, made from the same masks and crops",
-        "on_target_before": "Share of them on target, by the version before",
-        "on_target_now": "Share of them on target, by the champion",
-        "adjusted_before": "Mean adjusted score, by the version before",
+        "previous_version": "Version of the previous champion",
+        "n_cells": "Number of cells with a score of both versions, made from the same masks and crops",
+        "on_target_before": "Fraction of these cells on target, by the previous champion",
+        "on_target_now": "Fraction of these cells on target, by the champion",
+        "adjusted_before": "Mean adjusted score, by the previous champion",
         "adjusted_now": "Mean adjusted score, by the champion",
-        "wells_up": "Wells whose mean adjusted score rose",
-        "wells_down": "Wells whose mean adjusted score fell",
-        "verdict": "helped, harmed, or no clear difference: sign test over wells at 5%; helped, but trained for: "
-        "maps on the cell were rewarded in the champion's training, so that the gain is no evidence",
+        "wells_up": "Number of wells whose mean adjusted score rose",
+        "wells_down": "Number of wells whose mean adjusted score fell",
+        "verdict": "helped, harmed, or no clear difference: sign test over wells at 5%; helped, but trained for: the "
+        "champion's training optimised the maps, so that the gain is no evidence",
     },
 )
 
 CELLS_TO_LOOK_AT = View(
     "cells_to_look_at",
-    "Three rows a compound x dose x plate of the champion: the cells its maps miss most, and where their crops are",
+    "Up to three rows per compound x dose x plate of the champion: the cells with the lowest adjusted scores",
     f"""
     SELECT {_KEYS}, {_DOSE}, place, Metadata_CellID, crop_index, looks_at, gradcamo, gradcamo_adjusted
     FROM aggregates.worst_cells JOIN champions USING (model_run)
@@ -150,22 +151,24 @@ CELLS_TO_LOOK_AT = View(
     {column.name: column.comment for column in WORST_CELLS.columns},
 )
 
-# What is compared from plate to plate, and what its comparison is called.
-_DRIFT = {"on_target_fraction": "on_target", "median_adjusted": "adjusted", "control_adjusted": "control"}
+# The values compared between plates, and the prefix of the columns of their comparison.
+_DRIFT_VALUES = {"on_target_fraction": "on_target", "median_adjusted": "adjusted", "control_adjusted": "control"}
 
 
-def _drift(template: str) -> str:
-    return ", ".join(template.format(value=value, name=name) for value, name in _DRIFT.items())
+def _for_each_drift_value(template: str) -> str:
+    return ", ".join(template.format(value=value, name=name) for value, name in _DRIFT_VALUES.items())
 
 
-_EARLIER = _drift("median({value}) OVER earlier AS {name}_before, mad({value}) OVER earlier AS {name}_spread")
-_DEVIATIONS = _drift(
-    _DEVIATION.format(value="{value}", middle="{name}_before", spread="{name}_spread") + " AS {name}_deviation"
+_EARLIER = _for_each_drift_value(
+    "median({value}) OVER earlier AS {name}_before, mad({value}) OVER earlier AS {name}_spread"
+)
+_DEVIATIONS = _for_each_drift_value(
+    _ROBUST_DEVIATION.format(value="{value}", middle="{name}_before", spread="{name}_spread") + " AS {name}_deviation"
 )
 
 PLATE_DRIFT = View(
     "plate_drift",
-    "One row a plate x model version: is it like the plates taken in before it?",
+    "One row per plate x model version: does it resemble the plates ingested before it?",
     f"""
     WITH controls AS (
         SELECT {_KEYS}, median(median_adjusted) AS control_adjusted
@@ -180,22 +183,22 @@ PLATE_DRIFT = View(
     ), judged AS (SELECT *, {_DEVIATIONS} FROM compared)
     SELECT
         {_MODEL}, ingested_at, Metadata_Plate, earlier_plates,
-        {_drift("{value}, {name}_before, {name}_deviation")},
+        {_for_each_drift_value("{value}, {name}_before, {name}_deviation")},
         CASE
             WHEN earlier_plates < 8 THEN 'too few earlier plates'
-            WHEN greatest({_drift("abs({name}_deviation)")}) > 4 THEN 'differs'
+            WHEN greatest({_for_each_drift_value("abs({name}_deviation)")}) > 4 THEN 'differs'
             ELSE 'as before'
         END AS verdict
     FROM judged
     """,
     {
-        "earlier_plates": "Plates taken in before it that the version has scored",
+        "earlier_plates": "Number of plates ingested before it that the version scored",
         "control_adjusted": "Median of median_adjusted over the negative control wells",
-        "verdict": "differs: a value is over 4 robust deviations off; by chance 3% after 8 plates, 0.4% after 20",
-        **{f"{name}_before": f"Median of {value} over the earlier plates" for value, name in _DRIFT.items()},
+        "verdict": "differs: a deviation is over 4; by chance in 3% of cases after 8 plates, 0.4% after 20",
+        **{f"{name}_before": f"Median of {value} over the earlier plates" for value, name in _DRIFT_VALUES.items()},
         **{
-            f"{name}_deviation": f"Robust deviations of {value} from {name}_before, of at least 0.01 each"
-            for value, name in _DRIFT.items()
+            f"{name}_deviation": f"Robust z score of {value} against {name}_before; standard deviation at least 0.01"
+            for value, name in _DRIFT_VALUES.items()
         },
     },
 )

@@ -1,6 +1,6 @@
-"""Bringing the stored summaries up to the scores: made anew for the plates x MLflow runs that changed, and no others.
+"""Update the stored summaries of the plates x MLflow runs whose scores changed.
 
-Like ``database``, it works on an open connection within the caller's transaction.
+Like those of ``database``, the functions work on an open connection, within the caller's transaction.
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ from gradcamo_assets.tables.lake import scan_files
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.tables.summaries import (
     AUDITED_SCORES,
-    COMPARED,
+    COMPARISON_COLUMNS,
+    FIELD_STATE_SOURCES,
     FIELD_STATES,
-    NEEDED,
-    STATES_FROM,
     SUMMARIES,
+    SUMMARY_COLUMNS,
     WORST_CELLS,
-    compare,
+    compare_runs,
     summarise,
 )
 
-_ROWS_AT_ONCE = 1_000_000
+_ROWS_PER_BATCH = 1_000_000
 
 
-def refresh(connection: duckdb.DuckDBPyConnection, touched: dict[str, pl.DataFrame]) -> None:
-    """Make the summaries anew of what changed.
+def refresh_summaries(connection: duckdb.DuckDBPyConnection, touched: dict[str, pl.DataFrame]) -> None:
+    """Update the summaries after a change of the lake.
 
     Args:
-        touched: of which rows changed, by table: the plates x runs, or the plates where a table knows no run.
+        touched: keys of the changed rows, by table: plate and run, or plate alone if the table has no ``model_run``.
 
     Raises:
-        StoreError: where a file of the lake cannot be read.
+        StoreError: if a lake file cannot be read.
     """
-    _label(connection)
-    nothing = pl.DataFrame(schema=dict.fromkeys(KEYS, pl.String))
-    scored, audited = (touched.get(name, nothing).select(KEYS) for name in ("scores", "audit"))
-    plates = pl.concat([scored, touched.get("crops", nothing)], how="diagonal").select("Metadata_Plate").unique()
-    files = db.files_of(connection, "scores")
+    _refresh_labels(connection)
+    no_keys = pl.DataFrame(schema=dict.fromkeys(KEYS, pl.String))
+    scored, audited = (touched.get(name, no_keys).select(KEYS) for name in ("scores", "audit"))
+    plates = pl.concat([scored, touched.get("crops", no_keys)], how="diagonal").select("Metadata_Plate").unique()
+    files = db.view_files(connection, "scores")
     if len(scored):
-        _summarise(connection, files, scored)
+        _refresh_summary_tables(connection, files, scored)
     if len(plates):
-        _find_crops(connection, plates)
-    _compare(connection, files)
+        _refresh_crop_indexes(connection, plates)
+    _add_missing_gains(connection, files)
     if len(both := pl.concat([scored, audited]).unique()):
-        _keep_audited(connection, files, both)
-    fields = [touched[name] for name in STATES_FROM if name in touched]
+        _refresh_audited_scores(connection, files, both)
+    fields = [touched[name] for name in FIELD_STATE_SOURCES if name in touched]
     if fields and len(plates := pl.concat(fields).unique()):
-        _keep_fields(connection, plates)
+        _refresh_field_states(connection, plates)
 
 
-def _summarise(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame, scored: pl.DataFrame) -> None:
+def _refresh_summary_tables(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame, scored: pl.DataFrame) -> None:
     for table in SUMMARIES:
-        db.delete(connection, f"aggregates.{table.name}", scored)
+        db.delete_rows(connection, f"aggregates.{table.name}", scored)
     for run in ("model_run", "previous_run"):
-        db.delete(connection, "aggregates.gains", scored.rename({"model_run": run}))
-    for scores in _read(files.join(scored, on=KEYS, how="semi"), NEEDED):
+        db.delete_rows(connection, "aggregates.gains", scored.rename({"model_run": run}))
+    for scores in _read_scores_in_batches(files.join(scored, on=KEYS, how="semi"), SUMMARY_COLUMNS):
         for name, rows in summarise(scores).items():
-            db.insert(connection, f"aggregates.{name}", rows)
+            db.insert_rows(connection, f"aggregates.{name}", rows)
 
 
-def _label(connection: duckdb.DuckDBPyConnection) -> None:
-    """Bring the names and versions of runs up to the tables ``models`` and ``promotions``."""
+def _refresh_labels(connection: duckdb.DuckDBPyConnection) -> None:
+    """Update the names, versions and champions of runs from ``models`` and ``promotions``."""
     connection.execute("DELETE FROM aggregates.labels")
     connection.execute(
         """
@@ -79,33 +79,34 @@ def _label(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _read(files: pl.DataFrame, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
-    """Scores of whole plates: as many of them as are well held at once."""
+def _read_scores_in_batches(files: pl.DataFrame, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+    """Yield the scores of whole plates, about ``_ROWS_PER_BATCH`` rows at a time."""
     by_plate = files.group_by("Metadata_Plate").agg(pl.col("rows").sum()).sort("Metadata_Plate")
-    part = (pl.col("rows").cum_sum() - pl.col("rows")) // _ROWS_AT_ONCE
-    for found in files.join(by_plate.select("Metadata_Plate", part=part), on="Metadata_Plate").partition_by("part"):
-        yield _collect("scores", scan_files(lake_table("scores"), found).select(columns))
+    batch = (pl.col("rows").cum_sum() - pl.col("rows")) // _ROWS_PER_BATCH
+    batches = files.join(by_plate.select("Metadata_Plate", batch=batch), on="Metadata_Plate").partition_by("batch")
+    for batch_files in batches:
+        yield _collect("scores", scan_files(lake_table("scores"), batch_files).select(columns))
 
 
 def _collect(table: str, rows: pl.LazyFrame) -> pl.DataFrame:
-    with db.reading(table):
+    with db.name_unreadable_table(table):
         return rows.collect()
 
 
-def _find_crops(connection: duckdb.DuckDBPyConnection, touched: pl.DataFrame) -> None:
-    """Where the crops of the worst cells of the plates ``touched`` are now."""
+def _refresh_crop_indexes(connection: duckdb.DuckDBPyConnection, touched: pl.DataFrame) -> None:
+    """Update the crop indexes of the worst cells of the plates ``touched``."""
     worst = f"aggregates.{WORST_CELLS.name}"
     cells = connection.sql(f"FROM {worst} SEMI JOIN touched USING (Metadata_Plate)").pl().drop("crop_index")
-    files = db.files_of(connection, "crops").join(touched, on="Metadata_Plate", how="semi")
+    files = db.view_files(connection, "crops").join(touched, on="Metadata_Plate", how="semi")
     crop = ["Metadata_Plate", "Metadata_CellID", "mask_version", "crop_version"]
     crops = scan_files(lake_table("crops"), files).select(*crop, "crop_index").join(cells.lazy(), on=crop, how="semi")
-    db.delete(connection, worst, touched)
-    db.insert(connection, worst, cells.join(_collect("crops", crops), on=crop, how="left"))
+    db.delete_rows(connection, worst, touched)
+    db.insert_rows(connection, worst, cells.join(_collect("crops", crops), on=crop, how="left"))
 
 
-def _compare(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame) -> None:
-    """The gains of champions over the champions before them that are not stored yet."""
-    # Both directions are stored at once.
+def _add_missing_gains(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame) -> None:
+    """Compute the gains of champions over their predecessors that are not stored yet."""
+    # One direction of each pair is enough, since compare_runs returns both.
     pairs = connection.sql(
         "SELECT DISTINCT least(model_run, previous_run) AS model_run, "
         "greatest(model_run, previous_run) AS previous_run FROM aggregates.previous_champions"
@@ -115,34 +116,33 @@ def _compare(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame) -> None
     both = present.join(pairs, on="model_run").join(before, on=["Metadata_Plate", "previous_run"])
     stored = connection.sql("SELECT Metadata_Plate, model_run, previous_run FROM aggregates.gains").pl()
     missing = both.join(stored, on=both.columns, how="anti")
-    of_both = pl.concat(
-        [missing.select(KEYS), missing.select("Metadata_Plate", model_run="previous_run")], how="diagonal"
-    )
-    for scores in _read(files.join(of_both, on=KEYS, how="semi"), COMPARED):
-        here = missing.join(scores.select("Metadata_Plate").unique(), on="Metadata_Plate", how="semi")
-        db.insert(connection, "aggregates.gains", compare(scores, here))
+    runs = pl.concat([missing.select(KEYS), missing.select("Metadata_Plate", model_run="previous_run")], how="diagonal")
+    for scores in _read_scores_in_batches(files.join(runs, on=KEYS, how="semi"), COMPARISON_COLUMNS):
+        batch_pairs = missing.join(scores.select("Metadata_Plate").unique(), on="Metadata_Plate", how="semi")
+        db.insert_rows(connection, "aggregates.gains", compare_runs(scores, batch_pairs))
 
 
-def _keep_audited(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame, keys: pl.DataFrame) -> None:
-    """The scores of audited cells."""
+def _refresh_audited_scores(connection: duckdb.DuckDBPyConnection, files: pl.DataFrame, keys: pl.DataFrame) -> None:
+    """Update the stored scores of audited cells."""
     cell = [*KEYS, "Metadata_CellID"]
     audited = connection.sql(f"SELECT {', '.join(cell)} FROM lake.audit SEMI JOIN keys USING ({', '.join(KEYS)})").pl()
     scores = scan_files(lake_table("scores"), files.join(audited, on=KEYS, how="semi"))
-    # The cells by name first: these alone are read whole.
+    # Filter by cell first, so that the other columns are read for these cells only.
     scores = scores.filter(pl.col("Metadata_CellID").is_in(audited["Metadata_CellID"].implode()))
-    found = _collect("scores", scores.join(audited.lazy(), on=cell, how="semi").select(*AUDITED_SCORES.polars))
-    db.delete(connection, f"aggregates.{AUDITED_SCORES.name}", keys)
-    db.insert(connection, f"aggregates.{AUDITED_SCORES.name}", found)
+    audited_scores = scores.join(audited.lazy(), on=cell, how="semi").select(*AUDITED_SCORES.schema)
+    rows = _collect("scores", audited_scores)
+    db.delete_rows(connection, f"aggregates.{AUDITED_SCORES.name}", keys)
+    db.insert_rows(connection, f"aggregates.{AUDITED_SCORES.name}", rows)
 
 
-def _keep_fields(connection: duckdb.DuckDBPyConnection, plates: pl.DataFrame) -> None:
-    """What the tables of masks, verdicts and crops say of each field of some plates."""
+def _refresh_field_states(connection: duckdb.DuckDBPyConnection, plates: pl.DataFrame) -> None:
+    """Update the states of the fields of these plates from the tables of masks, verdicts and crops."""
     field = ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]
-    said = []
-    for name, columns in STATES_FROM.items():
-        files = db.files_of(connection, name).join(plates, on="Metadata_Plate", how="semi")
-        said.append(_collect(name, scan_files(lake_table(name), files).select(*field, **columns)))
-    db.delete(connection, f"aggregates.{FIELD_STATES.name}", plates)
-    # Each column has one value a field, beside the NULLs of other tables.
-    states = pl.concat(said, how="diagonal").group_by(field).agg(pl.all().max())
-    db.insert(connection, f"aggregates.{FIELD_STATES.name}", states)
+    parts = []
+    for name, columns in FIELD_STATE_SOURCES.items():
+        files = db.view_files(connection, name).join(plates, on="Metadata_Plate", how="semi")
+        parts.append(_collect(name, scan_files(lake_table(name), files).select(*field, **columns)))
+    db.delete_rows(connection, f"aggregates.{FIELD_STATES.name}", plates)
+    # Each column comes from one table, so that a field has one value besides the NULLs of other tables.
+    states = pl.concat(parts, how="diagonal").group_by(field).agg(pl.all().max())
+    db.insert_rows(connection, f"aggregates.{FIELD_STATES.name}", states)

@@ -1,4 +1,4 @@
-"""What profiles are and what they are worth: well profiles, the map of cells, replicability, probes, stains."""
+"""Definitions of the tables about profiles: well profiles, UMAP, replicability, confounder probes, stains."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from gradcamo_assets.tables import columns as c
 from gradcamo_assets.tables.columns import Column, Table
 from gradcamo_assets.tables.schema_scores import SPLITS
 
-_POPULATION = Column("population", pl.String, "Cells it is made of: all, on_target, trusted, matched, weighted")
-_TRAINED_SHARE = Column("trained_share", pl.Float64, "Share that the model was trained on, and so knows by heart")
+_POPULATION = Column("population", pl.String, "Cell population: all, on_target, trusted, matched, weighted")
+_TRAINED_SHARE = Column("trained_share", pl.Float64, "Fraction that the model was trained on")
 _QUARTILES = {"median": "Median", "q25": "Lower quartile", "q75": "Upper quartile"}
 
 PROFILE_TABLES = (
     Table(
         "profiles",
-        "One row a well x model version x population of cells: embeddings aggregated to wells, then sphered",
+        "One row per well x model version x population of cells: embeddings aggregated to wells, then sphered",
         (
             c.PLATE,
             c.WELL,
             *c.TREATMENT,
             *c.MODEL,
             _POPULATION,
-            Column("split", pl.String, "What the well was to the model", allowed=SPLITS),
-            Column("n_cells", pl.Int32, "Cells aggregated"),
-            Column("sphering", pl.String, "Digest of the sphering it went through; NULL: it is not sphered"),
+            Column("split", pl.String, "Data split of the well", allowed=SPLITS),
+            Column("n_cells", pl.Int32, "Number of cells aggregated"),
+            Column("sphering", pl.String, "Digest of the sphering transform; NULL: not sphered"),
             Column("profile", pl.List(pl.Float32), "Profile of the well"),
         ),
         keys=("plate", "model_run"),
@@ -33,7 +33,7 @@ PROFILE_TABLES = (
     ),
     Table(
         "umap",
-        "One row a cell x model version: its place on the two-dimensional map",
+        "One row per cell x model version: its coordinates on the two-dimensional map",
         (
             *c.CELL,
             *c.MODEL,
@@ -46,14 +46,14 @@ PROFILE_TABLES = (
     ),
     Table(
         "replicability",
-        "One row a treatment x model version x population of cells: do replicate wells find each other",
+        "One row per treatment x model version x population of cells: similarity of replicate wells",
         (
             *c.MODEL,
             _POPULATION,
             *c.DOSE,
             Column("mean_average_precision", pl.Float64, "Mean average precision of retrieving replicate wells"),
             Column("p_value", pl.Float64, "Permutation p value of the mean average precision"),
-            Column("n_wells", pl.Int32, "Replicate wells"),
+            Column("n_wells", pl.Int32, "Number of replicate wells"),
             _TRAINED_SHARE,
         ),
         keys=("model_run",),
@@ -61,21 +61,19 @@ PROFILE_TABLES = (
     ),
     Table(
         "confounder_audit",
-        "One row a probe x model version x population of cells: what a simple classifier reads, beside chance",
+        "One row per probe x model version x population of cells: accuracy of a simple classifier, and chance",
         (
             *c.MODEL,
             _POPULATION,
             Column("Metadata_Plate", pl.String, "Plate; NULL: all plates together"),
             Column(
-                "target", pl.String, "What is predicted: treatment, dose, site, well_row, well_column, plate", False
+                "target", pl.String, "Predicted variable: treatment, dose, site, well_row, well_column, plate", False
             ),
-            Column(
-                "representation", pl.String, "What from: embedding, cell_count, background (cells taken out)", False
-            ),
+            Column("representation", pl.String, "Input: embedding, cell_count, background (cells removed)", False),
             Column("score", pl.Float64, "Balanced accuracy of the probe, cross-validated over wells"),
-            Column("chance", pl.Float64, "Score of guessing"),
+            Column("chance", pl.Float64, "Balanced accuracy of guessing"),
             Column("silhouette", pl.Float64, "Mean silhouette of the target's groups, -1 to 1; 0: they overlap"),
-            Column("n", pl.Int32, "Cells the probe saw"),
+            Column("n", pl.Int32, "Number of cells of the probe"),
             _TRAINED_SHARE,
         ),
         keys=("model_run",),
@@ -83,13 +81,13 @@ PROFILE_TABLES = (
     ),
     Table(
         "channel_correlation",
-        "One row a plate x pair of stains: Pearson's correlation over the voxels of a cell, in a sample of cells",
+        "One row per plate x pair of stains: Pearson correlation over the voxels of a cell, in a sample of cells",
         (
             c.PLATE,
-            Column("channel_a", pl.String, "One stain", nullable=False),
-            Column("channel_b", pl.String, "The other", nullable=False),
+            Column("channel_a", pl.String, "First stain", nullable=False),
+            Column("channel_b", pl.String, "Second stain", nullable=False),
             *(Column(f"{name}_correlation", pl.Float64, f"{text} over cells") for name, text in _QUARTILES.items()),
-            Column("n_cells", pl.Int32, "Cells in which both stains vary"),
+            Column("n_cells", pl.Int32, "Number of cells in which both stains vary"),
         ),
         keys=("plate",),
         unique=("Metadata_Plate", "channel_a", "channel_b"),

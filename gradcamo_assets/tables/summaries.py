@@ -1,6 +1,7 @@
-"""What the database keeps of the scores, by plate and MLflow run, so that an answer about a whole screen reads no cell.
+"""Compute the summaries of scores per plate and MLflow run that the QC database stores.
 
-``refresh`` makes it anew for the plates x runs that changed. Nothing here knows the database.
+With them, queries about a whole screen need not read the rows of cells. ``refresh`` updates the plates x runs that
+changed. This module does not depend on the database.
 """
 
 from __future__ import annotations
@@ -10,25 +11,25 @@ from dataclasses import replace
 import polars as pl
 
 from gradcamo_assets.tables import columns as c
-from gradcamo_assets.tables.aggregates import KEYS, aggregate, counts, judged
+from gradcamo_assets.tables.aggregates import KEYS, aggregate, count_cells, evaluated_cells
 from gradcamo_assets.tables.columns import DOSE_NAMES, Column, Table
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.tables.schema_scores import QC_GROUPS, QC_TABLES, REGIONS, SCORES
 
-# The columns of ``scores`` that summaries are made of, and those of them that are compared.
-NEEDED = (
+# The columns of ``scores`` that ``summarise`` needs, and those that ``compare_runs`` needs.
+SUMMARY_COLUMNS = (
     *("model_run", "Metadata_Plate", "Metadata_Well", "Metadata_Site", *DOSE_NAMES, "Metadata_CellID"),
     *("mask_version", "crop_version", "true_class", "predicted_class", "split"),
     *("gradcamo", "gradcamo_adjusted", "on_target", "looks_at"),
 )
 
-COMPARED = (
+COMPARISON_COLUMNS = (
     *("model_run", "Metadata_Plate", "Metadata_Well", "Metadata_CellID", "mask_version", "crop_version"),
     *("split", "gradcamo_adjusted", "on_target"),
 )
 
-# Below so many scores a plate, they are kept as they are for the medians of a screen; above, to three digits.
-_EXACT = 2000
+# Scores per plate up to which score_values keeps exact values; above, it rounds them to three digits.
+_MAX_EXACT_SCORES = 2000
 
 _KEYS = (c.MODEL[2], c.PLATE)
 
@@ -39,81 +40,86 @@ def _count(name: str, comment: str) -> Column:
 
 TOTALS = Table(
     "totals",
-    "One row a plate x MLflow run: how many cells, those of split train left out",
+    "One row per plate x MLflow run: numbers of cells, without those of split train",
     (
         *_KEYS,
-        _count("n_cells", "Cells scored"),
-        _count("null_cells", "Cells of n_cells without a score"),
+        _count("n_cells", "Number of cells"),
+        _count("null_cells", "Number of the n_cells without a score"),
         *(
             column
             for split in ("test", "unseen")
             for column in (
-                _count(f"judged_{split}", f"Cells of split {split} whose class is known"),
-                _count(f"right_{split}", f"Cells of judged_{split} whose class was predicted"),
+                _count(f"judged_{split}", f"Number of cells of split {split} with a known class"),
+                _count(f"right_{split}", f"Number of the judged_{split} cells whose class was predicted"),
             )
         ),
-        _count("placed", "Cells with a score of which is known whether they are on target"),
-        _count("on_target", "Cells of placed that are on target"),
-        _count("looked", "Cells with a score of which is known what the map looks at"),
-        *(_count(f"looks_at_{region}", f"Cells of looked whose map looks at: {region}") for region in REGIONS),
+        _count("placed", "Number of cells with a score and a known on_target"),
+        _count("on_target", "Number of the placed cells that are on target"),
+        _count("looked", "Number of cells with a score and a known looks_at"),
+        *(_count(f"looks_at_{region}", f"Number of the looked cells with looks_at {region}") for region in REGIONS),
     ),
 )
 
 SCORE_VALUES = Table(
     "score_values",
-    "One row a value of a measure x plate x MLflow run: how often it stands there, cells of split train left out",
+    "One row per value of a measure x plate x MLflow run: its frequency, without cells of split train",
     (
         *_KEYS,
         Column("measure", pl.String, "gradcamo or gradcamo_adjusted", nullable=False),
-        Column("value", pl.Float64, f"Its value; to 0.001 where the plate has over {_EXACT} scores", nullable=False),
-        _count("n", "Cells with this value"),
+        Column(
+            "value",
+            pl.Float64,
+            f"Value; to 0.001 if the plate has over {_MAX_EXACT_SCORES} scores",
+            nullable=False,
+        ),
+        _count("n", "Number of cells with this value"),
     ),
 )
 
 SITE_DIFFERENCES = Table(
     "site_differences",
-    "One row a site x plate x MLflow run: its cells against those at the other sites of the same wells",
+    "One row per site x plate x MLflow run: its cells compared with those at the other sites of the same wells",
     (
         *_KEYS,
         c.SITE,
         Column(
             "difference",
             pl.Float64,
-            "Mean adjusted score of a well at this site less that at its other sites, median over wells",
+            "Mean adjusted score of a well at this site minus that at its other sites, median over wells",
         ),
-        _count("wells_up", "Wells whose cells score higher at this site"),
-        _count("wells_down", "Wells whose cells score lower at this site"),
+        _count("wells_up", "Number of wells whose cells score higher at this site"),
+        _count("wells_down", "Number of wells whose cells score lower at this site"),
     ),
 )
 
 WORST_CELLS = Table(
     "worst_cells",
-    "Three rows a compound x dose x plate x MLflow run: the cells with the lowest adjusted scores",
+    "Up to three rows per compound x dose x plate x MLflow run: the cells with the lowest adjusted scores",
     (
         *_KEYS,
         *c.DOSE,
-        Column("place", pl.Int64, "1 is the lowest adjusted score of its compound x dose", nullable=False),
+        Column("place", pl.Int64, "Rank by adjusted score within the compound x dose; 1 is the lowest", nullable=False),
         c.CELL_ID,
         *c.MADE_FROM,
-        Column("crop_index", pl.Int32, "Index of the cell's crop in its crop array; NULL where it is no more"),
+        Column("crop_index", pl.Int32, "Index of the cell's crop in the crop array; NULL: the crop no longer exists"),
         *(column for column in SCORES.columns if column.name in ("looks_at", "gradcamo", "gradcamo_adjusted")),
     ),
 )
 
 GAINS = Table(
     "gains",
-    "One row a plate x MLflow run x run before it: the cells that both have scored, from the same masks and crops",
+    "One row per plate x MLflow run x previous run: the cells that both scored, from the same masks and crops",
     (
         *_KEYS,
-        Column("previous_run", pl.String, "MLflow run that it is compared with", nullable=False),
-        _count("n_cells", "Cells with an adjusted score of both"),
-        _count("n_wells", "Wells they lie in"),
-        _count("hits_before", "Cells of them on target, by the run before"),
-        _count("hits_now", "Cells of them on target, by the run"),
-        Column("adjusted_before", pl.Float64, "Sum of their adjusted scores, by the run before"),
+        Column("previous_run", pl.String, "MLflow run to compare with", nullable=False),
+        _count("n_cells", "Number of cells with an adjusted score of both runs"),
+        _count("n_wells", "Number of their wells"),
+        _count("hits_before", "Number of these cells on target, by the previous run"),
+        _count("hits_now", "Number of these cells on target, by the run"),
+        Column("adjusted_before", pl.Float64, "Sum of their adjusted scores, by the previous run"),
         Column("adjusted_now", pl.Float64, "Sum of their adjusted scores, by the run"),
-        _count("wells_up", "Wells whose mean adjusted score rose"),
-        _count("wells_down", "Wells whose mean adjusted score fell"),
+        _count("wells_up", "Number of wells whose mean adjusted score rose"),
+        _count("wells_down", "Number of wells whose mean adjusted score fell"),
     ),
 )
 
@@ -121,18 +127,18 @@ GAINS = Table(
 _MASKS = {column.name: column for column in lake_table("masks").columns}
 FIELD_STATES = Table(
     "field_states",
-    "One row a field with masks: what is said of it after its images were taken in",
+    "One row per field with masks: results of the stages after ingestion",
     (
         *(_MASKS[name] for name in ("Metadata_Plate", "Metadata_Well", "Metadata_Site", "image_version", "n_cells")),
         _MASKS["foreground_share"],
-        Column("mask_flag", pl.String, "Why the field has no masks; NULL: it has"),
-        Column("verdict_flag", pl.String, "Why no cell of the field is used; NULL: they are"),
-        Column("verdict_warning", pl.String, "What to look at in a field that is used all the same"),
-        Column("crop_flag", pl.String, "Why the field has no crops; NULL: it has"),
+        Column("mask_flag", pl.String, "Why the field has no masks; NULL: it has masks"),
+        Column("verdict_flag", pl.String, "Why all cells of the field are excluded; NULL: they are used"),
+        Column("verdict_warning", pl.String, "What to check in a field that is used"),
+        Column("crop_flag", pl.String, "Why the field has no crops; NULL: it has crops"),
     ),
 )
-# The tables of the lake that it is made of, and its columns by theirs.
-STATES_FROM = {
+# The lake tables that FIELD_STATES is made from, with its column names and theirs.
+FIELD_STATE_SOURCES = {
     "masks": {"image_version": "image_version", "n_cells": "n_cells", "foreground_share": "foreground_share"}
     | {"mask_flag": "qc_flag"},
     "field_verdicts": {"verdict_flag": "qc_flag", "verdict_warning": "qc_warning"},
@@ -146,12 +152,12 @@ def _without_labels(table: Table, **changes: str) -> Table:
 
 
 AUDITED_SCORES = _without_labels(
-    SCORES, name="audited_scores", comment="One row an audited cell x MLflow run: its scores"
+    SCORES, name="audited_scores", comment="One row per audited cell x MLflow run: its scores"
 )
 
 LABELS = Table(
     "labels",
-    "One row an MLflow run that the registry names: the version it is shown as",
+    "One row per MLflow run that the registry names: the version it is shown as",
     (
         c.MODEL[2],
         *c.MODEL[:2],
@@ -159,38 +165,38 @@ LABELS = Table(
     ),
 )
 
-# Made of the scores of a plate x run alone.
+# Computed from the scores of one plate x run.
 SUMMARIES = (TOTALS, SCORE_VALUES, SITE_DIFFERENCES, WORST_CELLS, *map(_without_labels, QC_TABLES))
 
 
 def summarise(scores: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The rows of all ``SUMMARIES`` by name; ``crop_index`` is left out.
+    """Compute the rows of all ``SUMMARIES``, by table name, without ``crop_index``.
 
     Args:
-        scores: rows of ``scores`` of whole plates x runs, at least the columns ``NEEDED``.
+        scores: rows of ``scores`` of whole plates x runs, with at least the columns ``SUMMARY_COLUMNS``.
     """
-    cells = judged(scores)
-    counted = counts(cells)
+    cells = evaluated_cells(scores)
+    counts = count_cells(cells)
     return {
-        "totals": counted.group_by(KEYS).agg(pl.col(column.name).sum() for column in TOTALS.columns[2:]),
-        "score_values": pl.concat(_values(cells, name) for name in ("gradcamo", "gradcamo_adjusted")),
-        "site_differences": _site_differences(counted),
-        "worst_cells": _worst(cells),
-        **{f"qc_by_{by}": aggregate(cells, counted, by) for by in QC_GROUPS},
+        "totals": counts.group_by(KEYS).agg(pl.col(column.name).sum() for column in TOTALS.columns[2:]),
+        "score_values": pl.concat(_score_values(cells, name) for name in ("gradcamo", "gradcamo_adjusted")),
+        "site_differences": _site_differences(counts),
+        "worst_cells": _worst_cells(cells),
+        **{f"qc_by_{by}": aggregate(cells, counts, by) for by in QC_GROUPS},
     }
 
 
-def _values(cells: pl.DataFrame, measure: str) -> pl.DataFrame:
+def _score_values(cells: pl.DataFrame, measure: str) -> pl.DataFrame:
     value = pl.col("value")
     values = cells.select(*KEYS, measure=pl.lit(measure), value=measure).drop_nulls("value")
-    values = values.with_columns(pl.when(pl.len().over(KEYS) > _EXACT).then(value.round(3)).otherwise(value))
+    values = values.with_columns(pl.when(pl.len().over(KEYS) > _MAX_EXACT_SCORES).then(value.round(3)).otherwise(value))
     return values.group_by(*KEYS, "measure", "value").agg(n=pl.len()).sort(*KEYS, "value")
 
 
-def _site_differences(counted: pl.DataFrame) -> pl.DataFrame:
+def _site_differences(counts: pl.DataFrame) -> pl.DataFrame:
     well = [*KEYS, "Metadata_Well"]
     n, total, difference = pl.col("n_adjusted"), pl.col("sum_adjusted"), pl.col("difference")
-    fields = counted.group_by(*well, "Metadata_Site", maintain_order=True).agg(n.sum(), total.sum()).filter(n > 0)
+    fields = counts.group_by(*well, "Metadata_Site", maintain_order=True).agg(n.sum(), total.sum()).filter(n > 0)
     others = (total.sum().over(well) - total) / (n.sum().over(well) - n)
     paired = fields.with_columns(difference=pl.when(pl.len().over(well) > 1).then(total / n - others))
     return paired.group_by(*KEYS, "Metadata_Site").agg(
@@ -198,20 +204,20 @@ def _site_differences(counted: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _worst(cells: pl.DataFrame) -> pl.DataFrame:
+def _worst_cells(cells: pl.DataFrame) -> pl.DataFrame:
     treated, score = [*KEYS, *DOSE_NAMES], pl.col("gradcamo_adjusted")
     low = cells.filter(score.is_not_null()).filter(score.rank("min").over(treated) <= 3)
     low = low.sort("gradcamo_adjusted", "Metadata_CellID").with_columns(
         place=pl.int_range(1, pl.len() + 1).over(treated)
     )
-    return low.filter(pl.col("place") <= 3).select(name for name in WORST_CELLS.polars if name != "crop_index")
+    return low.filter(pl.col("place") <= 3).select(name for name in WORST_CELLS.schema if name != "crop_index")
 
 
-def compare(scores: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """The rows of ``GAINS``, in both directions, so that a rollback has nothing to compute.
+def compare_runs(scores: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Compute the rows of ``GAINS`` in both directions, so that a rollback needs no computation.
 
     Args:
-        scores: rows of ``scores`` of both runs of each pair, at least the columns ``COMPARED``.
+        scores: rows of ``scores`` of both runs of each pair, with at least the columns ``COMPARISON_COLUMNS``.
         pairs: ``Metadata_Plate``, ``model_run``, ``previous_run``.
     """
     score, gain = pl.col("gradcamo_adjusted"), pl.col("gain")
@@ -233,12 +239,12 @@ def compare(scores: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
         gain=(score - pl.col("gradcamo_adjusted_before")).sum(),
     )
     sums = [name for name in wells.columns if name.startswith(("n_", "hits_", "adjusted_"))]
-    found = wells.group_by(pairs.columns).agg(
+    gains = wells.group_by(pairs.columns).agg(
         *(pl.col(name).sum() for name in sums), n_wells=pl.len(), wells_up=(gain > 0).sum(), wells_down=(gain < 0).sum()
     )
-    # A pair without a common cell has a row too: it is known, and not asked for again.
-    found = pairs.join(found, on=pairs.columns, how="left").with_columns(pl.exclude(pairs.columns).fill_null(0))
+    # Pairs without common cells get a row too, so that they are not computed again.
+    gains = pairs.join(gains, on=pairs.columns, how="left").with_columns(pl.exclude(pairs.columns).fill_null(0))
     mirror = {"model_run": "previous_run", "wells_up": "wells_down", "hits_now": "hits_before"}
     mirror |= {"adjusted_now": "adjusted_before"}
-    mirrored = found.rename(mirror | {other: name for name, other in mirror.items()})
-    return pl.concat([found, mirrored], how="diagonal")
+    mirrored = gains.rename(mirror | {other: name for name, other in mirror.items()})
+    return pl.concat([gains, mirrored], how="diagonal")

@@ -1,7 +1,7 @@
-"""The views of the QC database: what SQL users see of the lake and of the stored summaries.
+"""Define the views of the QC database through which SQL users see the lake and the stored summaries.
 
-A view on a table about models joins ``aggregates.labels``: runs that the registry no longer names are not shown. DuckDB
-then reads no file of another run, and none of another plate where one is asked for.
+Views of tables with ``model_run`` join ``aggregates.labels``, which hides runs that the registry no longer contains.
+Queries for one run or plate read the files of that run or plate only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gradcamo_assets.tables.questions import PREVIOUS_CHAMPIONS, QUESTIONS
 from gradcamo_assets.tables.schema import COPIED_TABLES, VIEWED_TABLES, lake_table
 from gradcamo_assets.tables.schema_scores import AUDIT, QC_TABLES, REGIONS, SCORES
 
-# What a column of a view means where the view does not say it: what it means in the table it comes from.
+# Comments of view columns for which the view has none: those of the source tables.
 COLUMN_COMMENTS = {
     column.name: column.comment
     for table in (*COPIED_TABLES.values(), *VIEWED_TABLES.values(), *QC_TABLES, SCORES)
@@ -22,66 +22,71 @@ COLUMN_COMMENTS = {
 _LABELS = [column.name for column in MODEL[:2]]
 
 
-def _shown(name: str, source: str, columns: tuple[str, ...]) -> str:
-    """All columns, with the names and versions that the registry has today."""
+def _select_labelled(name: str, source: str, columns: tuple[str, ...]) -> str:
+    """SQL that selects these columns of a table, with the current model names and versions of the registry."""
     names = [f"labels.{column}" if column in _LABELS else f"{name}.{column}" for column in columns]
     return f"SELECT {', '.join(names)} FROM {source}.{name} JOIN aggregates.labels USING (model_run)"
 
 
-def _view_of(name: str) -> View:
-    """A lake table as users see it."""
+def _public_view(name: str) -> View:
+    """The public view of a lake table."""
     table = lake_table(name)
     columns = {column.name: column.comment for column in table.columns}
     labelled = "model_run" in columns and name != "models"
-    return View(name, table.comment, _shown(name, "lake", tuple(columns)) if labelled else f"FROM lake.{name}", columns)
+    return View(
+        name,
+        table.comment,
+        _select_labelled(name, "lake", tuple(columns)) if labelled else f"FROM lake.{name}",
+        columns,
+    )
 
 
-def _fields() -> View:
+def _fields_view() -> View:
     table = lake_table("fields")
     flag = "coalesce(fields.qc_flag, mask_flag, verdict_flag, crop_flag) AS qc_flag"
-    own = [name for name in table.polars if name not in ("qc_warning", "image_version")]
-    names = [flag if name == "qc_flag" else f"fields.{name}" for name in own]
+    shown = [name for name in table.schema if name not in ("qc_warning", "image_version")]
+    names = [flag if name == "qc_flag" else f"fields.{name}" for name in shown]
     return View(
         "fields",
         table.comment,
-        # Masks of other pixels than today's say nothing of the field.
+        # Ignore the states of fields whose masks were made from other pixels than the current ones.
         f"""
         SELECT {", ".join(names)}, n_cells, foreground_share,
             nullif(concat_ws('; ', fields.qc_warning, verdict_warning), '') AS qc_warning
-        FROM lake.fields LEFT JOIN aggregates.field_states ON {_same(table.unique, "fields", "field_states")}
+        FROM lake.fields LEFT JOIN aggregates.field_states ON {_columns_equal(table.unique, "fields", "field_states")}
             AND coalesce(field_states.image_version, '') IN ('', fields.image_version)
         """,
         {column.name: column.comment for column in (*lake_table("masks").columns, *table.columns)},
     )
 
 
-def _cells() -> View:
+def _cells_view() -> View:
     table = lake_table("cells")
     flag = "coalesce(cells.qc_flag, crops.qc_flag)"
-    shown = {
+    replacements = {
         "qc_flag": f"if({flag} IS NULL, crops.crop_index, NULL) AS crop_index, {flag} AS qc_flag",
         "mask_version": f"cells.mask_version, if({flag} IS NULL, crops.crop_version, NULL) AS crop_version",
     }
-    names = [shown.get(name, f"cells.{name}") for name in table.polars]
+    names = [replacements.get(name, f"cells.{name}") for name in table.schema]
     keys = ("Metadata_Plate", "Metadata_Site", "Metadata_CellID", "mask_version")
     return View(
         "cells",
         table.comment,
         f"""
         SELECT {", ".join(names)}
-        FROM lake.cells LEFT JOIN lake.crops ON {_same(keys, "cells", "crops")}
+        FROM lake.cells LEFT JOIN lake.crops ON {_columns_equal(keys, "cells", "crops")}
         """,
         {column.name: column.comment for column in (*lake_table("crops").columns, *table.columns)},
     )
 
 
-def _same(names: tuple[str, ...], one: str, other: str) -> str:
+def _columns_equal(names: tuple[str, ...], one: str, other: str) -> str:
     return " AND ".join(f"{one}.{name} = {other}.{name}" for name in names)
 
 
 CHAMPIONS = View(
     "champions",
-    "One row a model name: the version that the last move of the alias champion made champion",
+    "One row per model name: its champion by the last move of the alias",
     """
     SELECT model_name, to_version AS model_version, to_run AS model_run, last_move.promoted_at
     FROM (
@@ -91,34 +96,34 @@ CHAMPIONS = View(
     SEMI JOIN lake.models ON models.model_name = last_move.model_name AND models.model_run = to_run
         AND models.model_version = to_version
     """,
-    {"model_version": "Version of the champion", "promoted_at": "Since when, UTC"},
+    {"model_version": "Version of the champion", "promoted_at": "Time of promotion, UTC"},
 )
 
 CURRENT_SCORES = View(
     "current_scores",
     "The scores of the champion of each model name",
-    f"{_shown('scores', 'lake', tuple(SCORES.polars))} WHERE is_champion",
+    f"{_select_labelled('scores', 'lake', tuple(SCORES.schema))} WHERE is_champion",
 )
 
-_TRAINED_FOR = "Whether maps on the cell were rewarded in training, so that they alone are no evidence; NULL: not known"
-_AUDITED = [name for name in AUDIT.polars if name not in SCORES.polars]
+_TRAINED_FOR = "Whether training optimised the maps, so that the scores alone are no evidence; NULL: unknown"
+_AUDITED = [name for name in AUDIT.schema if name not in SCORES.schema]
 
 AUDITED_CELLS = View(
     "audited_cells",
-    "One row an audited cell x model version: what the map says, and what the network answers when the cell is moved",
+    "One row per audited cell x model version: its scores and its response to changes of the image",
     f"""
-    WITH scores AS ({_shown("audited_scores", "aggregates", tuple(SCORES.polars))})
+    WITH scores AS ({_select_labelled("audited_scores", "aggregates", tuple(SCORES.schema))})
     SELECT
         scores.*, {", ".join(_AUDITED)},
         coalesce(looks_at = 'target', false) AND survives_swap AS trusted,
         CASE WHEN looks_at = 'target' THEN swap_margin ELSE least(swap_margin, 0) END AS trust,
         regulariser <> 'none' AS trained_for_score
     FROM lake.audit JOIN scores USING (Metadata_Plate, Metadata_CellID, model_run)
-    LEFT JOIN models ON {_same(("model_name", "model_version", "model_run"), "models", "scores")}
+    LEFT JOIN models ON {_columns_equal(("model_name", "model_version", "model_run"), "models", "scores")}
     """,
     {
-        "trusted": "Whether the map looks at the cell and its class survives the swap of surroundings",
-        "trust": "What trusted is the cut of, at 0: swap_margin, and never above 0 where the map looks elsewhere",
+        "trusted": "Whether the map looks at the cell and the class survives the swap of surroundings",
+        "trust": "swap_margin, limited to 0 if the map looks elsewhere; trusted is trust > 0",
         "trained_for_score": _TRAINED_FOR,
     },
 )
@@ -127,7 +132,7 @@ _SHARES = ", ".join(f"sum(looks_at_{region}) / nullif(sum(looked), 0) AS looks_a
 
 MODEL_COMPARISON = View(
     "model_comparison",
-    "One row a model version: accuracy and scores on cells that it was not trained on",
+    "One row per model version: accuracy and scores on cells outside the training split",
     f"""
     WITH judged AS (
         SELECT
@@ -137,7 +142,7 @@ MODEL_COMPARISON = View(
             sum(on_target) / nullif(sum(placed), 0) AS on_target_fraction, {_SHARES}
         FROM aggregates.totals GROUP BY ALL
     ), bins AS (
-        -- Thousandths first: few of the values are anywhere near the middle.
+        -- Find the bin of width 0.001 that contains the median first: few values are left to sort.
         SELECT model_run, measure, floor(1000 * value) AS bin, sum(n) AS n FROM aggregates.score_values GROUP BY ALL
     ), ranked_bins AS (
         SELECT *, sum(n) OVER (PARTITION BY model_run, measure ORDER BY bin) AS up_to,
@@ -172,19 +177,19 @@ MODEL_COMPARISON = View(
     LEFT JOIN audited USING (model_run)
     """,
     {
-        "is_champion": "Whether it is the champion now",
-        "n_plates": "Plates it has scored",
-        "accuracy_test": "Share of cells of split test whose class was predicted",
-        "accuracy_unseen": "Share of cells of split unseen whose class was predicted",
+        "is_champion": "Whether it is the current champion",
+        "n_plates": "Number of plates it scored",
+        "accuracy_test": "Accuracy on cells of split test",
+        "accuracy_unseen": "Accuracy on cells of split unseen",
         "median_gradcamo": "Median score, to 0.001",
-        "median_adjusted": "Median adjusted score, to 0.001: 0 chance, 1 the best the map allows",
-        "trusted_fraction": "Share of audited cells whose map looks at the cell and whose class survives the swap",
+        "median_adjusted": "Median adjusted score, to 0.001; 0: chance, 1: the highest possible",
+        "trusted_fraction": "Fraction of audited cells whose map looks at the cell and whose class survives the swap",
     },
 )
 
 STALE_SCORES = View(
     "stale_scores",
-    "One row a plate x site whose kept cells the champion has not scored as they are now, and why",
+    "One row per plate x site whose current crops the champion has not scored, with the reason",
     """
     SELECT
         crop_versions.Metadata_Plate, crop_versions.Metadata_Site, labels.model_name, labels.model_version,
@@ -200,14 +205,14 @@ STALE_SCORES = View(
     """,
     {
         "model_version": "Version of the champion",
-        "n_cells": "Kept cells of the plate x site; 0: it has none any more, but scores of some that it had",
-        "reason": "never scored by the champion, crops changed, or the reason in unscored",
+        "n_cells": "Number of kept cells of the plate x site; 0: only scores of former cells remain",
+        "reason": "never scored by the champion, crops changed, or the reason from unscored",
     },
 )
 
 AUDIT_BY_PLATE = View(
     "audit_by_plate",
-    "One row a plate x model version: whether what the maps say is borne out when image and weights are changed",
+    "One row per plate x model version: summary of the audit",
     """
     WITH ranked AS (
         SELECT *,
@@ -240,22 +245,25 @@ AUDIT_BY_PLATE = View(
     GROUP BY ALL
     """,
     {
-        "n_cells": "Cells in the sample",
-        "score_effect_correlation": "Spearman's correlation of gradcamo_adjusted and effect_target over the sample",
+        "n_cells": "Number of audited cells",
+        "score_effect_correlation": "Spearman correlation of gradcamo_adjusted and effect_target over audited cells",
         "trained_for_score": _TRAINED_FOR,
-        "survives_swap": "Share of cells whose class survives the swap of surroundings",
-        "trusted": "Share of cells whose map looks at the cell and whose class survives the swap",
+        "survives_swap": "Fraction of cells whose class survives the swap of surroundings",
+        "trusted": "Fraction of cells whose map looks at the cell and whose class survives the swap",
         **{column.name: f"Median. {column.comment}" for column in AUDIT.columns if column.dtype == pl.Float64},
     },
 )
 
-# Each after those it reads.
+# In creation order: each view follows those it reads.
 VIEWS = (
-    *(_view_of(name) for name in COPIED_TABLES),
-    *(_view_of(name) for name in ("scores", "embeddings", "profiles", "umap")),
-    _fields(),
-    _cells(),
-    *(View(table.name, table.comment, _shown(table.name, "aggregates", tuple(table.polars))) for table in QC_TABLES),
+    *(_public_view(name) for name in COPIED_TABLES),
+    *(_public_view(name) for name in ("scores", "embeddings", "profiles", "umap")),
+    _fields_view(),
+    _cells_view(),
+    *(
+        View(table.name, table.comment, _select_labelled(table.name, "aggregates", tuple(table.schema)))
+        for table in QC_TABLES
+    ),
     CHAMPIONS,
     CURRENT_SCORES,
     AUDITED_CELLS,

@@ -1,4 +1,4 @@
-"""A platform in a temporary folder, jobs run in process, and one small plate led to its crops for all tests."""
+"""Fixtures: a platform in a temporary folder, jobs run in process, and one small scored plate for all tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gradcamo_assets.plates import load_plate
 from gradcamo_assets.synthetic import SyntheticPlate
 from gradcamo_assets.tables import publish, run_sql
 
-# Stitched slices take a sixth of the time, and these tests are not about masks.
+# Stitching slices takes a sixth of the time of 3D segmentation; these tests do not need good masks.
 SETTINGS = (
     '[segmentation]\nmode = "stitch"\n'
     "[crops]\nshape = [6, 48, 48]\nkeep_border = true\n[training]\nepochs = 3\nbatch_size = 8\n"
@@ -33,7 +33,7 @@ TINY = SyntheticPlate(name="tiny", wells=6, sites=2, shape=(6, 96, 96), cells=4,
 
 @dataclass
 class Bench:
-    """A platform with an instance of its own."""
+    """A platform with its own Dagster instance."""
 
     platform: Platform
     instance: dg.DagsterInstance
@@ -52,7 +52,7 @@ class Bench:
         )
 
     def materialize(self, asset: str, partition: str | None = None) -> dg.ExecuteInProcessResult:
-        """Make one asset, or a partition of it, alone, as the button in the UI does."""
+        """Materialise one asset, or one partition of it, like the button in the UI."""
         job = self.definitions.resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             instance=self.instance, partition_key=partition, asset_selection=[dg.AssetKey(asset)],
@@ -64,20 +64,20 @@ class Bench:
         publish(self.platform.lake, self.home.database)
         return run_sql(self.home.database, sql).rows()
 
-    def obey(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
-        """Run what a sensor has asked for; a failure is returned, not raised."""
+    def run_request(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        """Run the request of a sensor; a failure is returned, not raised."""
         return self.definitions.resolve_job_def(str(request.job_name)).execute_in_process(
             instance=self.instance, partition_key=str(request.partition_key), tags=dict(request.tags),
             raise_on_error=False, run_config=QUIET,
         )  # fmt: skip
 
-    def repaint(self, name: str = "tiny") -> None:
-        """Turn the pixels of one field in the inbox over: an export of the same size, with other contents."""
+    def change_pixels(self, name: str = "tiny") -> None:
+        """Mirror the pixels of one field in the inbox, so that the export has other content of the same size."""
         array = zarr.open_array(self.home.inbox / f"{name}.zarr" / "A" / "01" / "0" / "0", mode="r+")
         array[:] = np.asarray(array[:])[..., ::-1]
 
     def ingest(self, name: str) -> dg.ExecuteInProcessResult:
-        """Take a plate in from the inbox."""
+        """Ingest a plate from the inbox."""
         self.instance.add_dynamic_partitions(str(PLATES.name), [name])
         return self.run("ingest_plates", name)
 
@@ -91,7 +91,7 @@ class Bench:
         return {check.check_name: check for check in result.get_asset_check_evaluations()}
 
     def copy(self, folder: Path) -> Bench:
-        """The same state in another folder, with an instance that knows the same partitions."""
+        """A copy of the data in another folder, with a new instance that has the same partitions."""
         # Another process may have Dagster's databases open; their journals come and go.
         shutil.copytree(self.home.root, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("dagster"))
         Home(folder).create()
@@ -123,8 +123,8 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture(scope="session")
 def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """One tiny plate led from the inbox to ``qc.duckdb`` by the demo. Tests that write take a ``copy``."""
-    # pytest-xdist gives each worker a folder in one that they share.
+    """One tiny plate processed from the inbox to ``qc.duckdb`` by the demo. Tests that write use a ``copy``."""
+    # The base folders of pytest-xdist workers are in one shared folder.
     base = tmp_path_factory.getbasetemp()
     home = Home((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "scored")
     with FileLock(f"{home.root}.lock"):
@@ -134,7 +134,7 @@ def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("TQDM_DISABLE", "1")
                 for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
-                    patch.setenv(name, "")  # The demo sets them; this brings them back.
+                    patch.setenv(name, "")  # The demo sets them; the context restores them.
                 run_demo(home, TINY)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         yield Bench(Platform(root=str(home.root)), instance)
@@ -142,7 +142,7 @@ def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real microscope images, kept beside the repository and never in it."""
+    """Real microscope images, stored beside the repository."""
     folder = Path(__file__).parents[3] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the real images of shared/data are not on this machine")

@@ -1,4 +1,4 @@
-"""Plates that never were: rows in the lake and random crops, enough to be scored, made in milliseconds."""
+"""Synthetic lake rows and random crops of plates that can be scored, made in milliseconds."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ENCODER = "gradcamo_assets_tests.defs.made_up:tiny_encoder"
 
 
 def tiny_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
-    """A network that costs nothing to run."""
+    """A network that is fast to run."""
     return nn.Sequential(
         nn.Conv3d(in_channels, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, classes)
     ), "1"
 
 
 def add_version(bench: Bench, seed: int = 0, **changes: object) -> ModelVersion:
-    """Register a fresh tiny encoder as the next version."""
+    """Register a new tiny encoder as the next version."""
     torch.manual_seed(seed)
     model, layer = tiny_encoder(len(CHANNELS), len(CLASSES))
     values = {
@@ -42,7 +42,7 @@ def add_version(bench: Bench, seed: int = 0, **changes: object) -> ModelVersion:
 
 
 def add_plate(bench: Bench, plate: str, sites: int = 2, masks: str = "first", shape: tuple[int, ...] = SHAPE) -> None:
-    """A plate of two wells (a control and a treatment) with three cells a field, ingested, segmented and cropped."""
+    """Add an ingested, segmented and cropped plate: two wells (control, treatment), three cells per field."""
     lake = bench.platform.lake
     bench.instance.add_dynamic_partitions("plates", [plate])
     bench.instance.add_dynamic_partitions("sites", [str(site + 1) for site in range(sites)])
@@ -53,12 +53,12 @@ def add_plate(bench: Bench, plate: str, sites: int = 2, masks: str = "first", sh
         keys: dict[str, Any] = {"plate": plate, "site": site}
         rows = [row for well in ("A01", "A02") for row in _crops(bench, plate, well, site, masks, shape)]
         for table in ("cells", "crops"):
-            columns = lake_table(table).polars
+            columns = lake_table(table).schema
             lake.write(table, _frame(table, [{k: v for k, v in row.items() if k in columns} for row in rows]), **keys)
         made_from = None
         for stage in ("image", "mask", "cell", "crop"):
             version = digest([plate, site, masks, stage])
-            lake.record(f"{stage}_versions", version, made_from, len(rows), **keys)
+            lake.record_version(f"{stage}_versions", version, made_from, len(rows), **keys)
             made_from = version
 
 
@@ -88,11 +88,11 @@ def _crops(bench: Bench, plate: str, well: str, site: int, masks: str, shape: tu
 
 
 def _frame(table: str, rows: list[dict]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema=lake_table(table).polars)
+    return pl.DataFrame(rows, schema=lake_table(table).schema)
 
 
 def scored_by(lake: Path, table: str = "scores") -> dict[tuple[str, int], dict[int, int]]:
-    """Cells by version, by partition, as polars' own reader of Delta finds them. None may stand there twice."""
+    """Number of cells by partition and version, read with polars' Delta reader; fails for duplicate cells."""
     rows = pl.scan_delta(str(lake / table))
     found: dict[tuple[str, int], dict[int, int]] = {}
     counted = rows.group_by("Metadata_Plate", "Metadata_Site", "model_version").agg(

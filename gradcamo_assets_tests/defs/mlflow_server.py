@@ -1,4 +1,4 @@
-"""A real MLflow server on a free loopback port, with SQLite behind it, that can be stopped and started again."""
+"""A real MLflow server with SQLite on a free loopback port, which can be stopped and restarted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradcamo_assets.training.mlflow_store import ARTIFACTS, sqlite_uri
 
 
 class MlflowServer:
-    """One server; its state stays in ``folder`` while it is down."""
+    """One server, whose state is kept in ``folder`` while it is stopped."""
 
     def __init__(self, folder: Path):
         with socket.socket() as free:
@@ -25,7 +25,7 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers. Its own background jobs, which nobody asks for, stay off."""
+        """Start the server without its background jobs and wait until it responds."""
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -46,7 +46,7 @@ class MlflowServer:
         raise AssertionError("the MLflow server does not answer")
 
     def stop(self) -> None:
-        """Stop it as a power cut would, with the workers it has; twice does no harm."""
+        """Kill the server and its workers, as in a power cut. Can be called twice."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(20)

@@ -1,4 +1,4 @@
-"""Who is told of failed runs, how, and that nothing else happens where that fails."""
+"""Alerts on failed runs by webhook and mail; failing alerts have no other effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from gradcamo_assets.defs.automation.alerts import AlertConfig, alert_on_failure, post
+from gradcamo_assets.defs.automation.alerts import AlertConfig, alert_on_failure, post_alert
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.plates.failures import recorded_attempt
@@ -21,7 +21,7 @@ from gradcamo_assets_tests.defs.conftest import Bench
 
 
 class Hook(HTTPServer):
-    """A webhook on loopback; it answers with ``status``."""
+    """A webhook on loopback that responds with ``status``."""
 
     received: list[Any]
     status = 200
@@ -31,7 +31,7 @@ class Hook(HTTPServer):
         return f"http://127.0.0.1:{self.server_port}/hook"
 
 
-class _Answers(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     server: Hook
 
     def do_POST(self) -> None:
@@ -51,7 +51,7 @@ class _Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with HTTPServer(("127.0.0.1", 0), _Answers) as server:
+    with HTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.__class__ = Hook
         server.received = []  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -62,15 +62,15 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
 
 
 def failed_run(bench: Bench, name: str = "bad") -> dg.ExecuteInProcessResult:
-    """Ingestion of a plate that is none."""
+    """Ingest a folder that is not a plate; the run fails."""
     (bench.home.inbox / f"{name}.zarr").mkdir(exist_ok=True)
     result = bench.ingest(name)
     assert not result.success
     return result
 
 
-def tell(bench: Bench, run: dg.ExecuteInProcessResult) -> None:
-    """One failed run as the sensor meets it."""
+def send_alert(bench: Bench, run: dg.ExecuteInProcessResult) -> None:
+    """Call the sensor for one failed run."""
     event = next(event for event in run.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE)
     context = dg.build_run_status_sensor_context(
         sensor_name="alert_on_failure",
@@ -83,22 +83,22 @@ def tell(bench: Bench, run: dg.ExecuteInProcessResult) -> None:
 
 
 def test_without_settings_nothing_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradcamo_assets.defs.automation.alerts.post", pytest.fail)
-    monkeypatch.setattr("gradcamo_assets.defs.automation.alerts.mail", pytest.fail)
-    tell(bench, failed_run(bench))
+    monkeypatch.setattr("gradcamo_assets.defs.automation.alerts.post_alert", pytest.fail)
+    monkeypatch.setattr("gradcamo_assets.defs.automation.alerts.mail_alert", pytest.fail)
+    send_alert(bench, failed_run(bench))
 
 
-def test_a_webhook_is_told_where_and_why(bench: Bench, hook: Hook) -> None:
+def test_a_webhook_receives_place_and_reason(bench: Bench, hook: Hook) -> None:
     bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
     run = failed_run(bench)
-    tell(bench, run)
+    send_alert(bench, run)
     ((path, alert),) = hook.received
     assert path == "/hook"
     assert set(alert) == {"text", "job", "plate", "site", "run_id", "reason", "state"}
     assert (alert["job"], alert["plate"], alert["site"]) == ("ingest_plates", "bad", None)
     assert alert["run_id"] == run.run_id and alert["state"] == "waiting"
     assert alert["reason"].startswith("plate bad, file") and "not an OME-Zarr plate" in alert["reason"]
-    assert "tried again at" in alert["text"]
+    assert "retried at" in alert["text"]
 
 
 def test_the_fifth_failure_says_that_the_plate_is_quarantined(bench: Bench, hook: Hook) -> None:
@@ -108,7 +108,7 @@ def test_the_fifth_failure_says_that_the_plate_is_quarantined(bench: Bench, hook
     for _ in range(4):
         with pytest.raises(PlateError), recorded_attempt(bench.home.plates, "bad", signature):
             raise PlateError("still none", "Export it again.")
-    tell(bench, run)
+    send_alert(bench, run)
     alert = hook.received[0][1]
     assert alert["state"] == "quarantined" and "gradcamo inbox --retry bad" in alert["text"]
 
@@ -117,7 +117,7 @@ def test_plate_and_site_of_a_partition_are_named(bench: Bench, hook: Hook) -> No
     bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
     for dimension, key in (("plates", "tiny"), ("sites", "2")):
         bench.instance.add_dynamic_partitions(dimension, [key])
-    tell(bench, bench.run("process_fields", plate_site_key("tiny", 2)))
+    send_alert(bench, bench.run("process_fields", plate_site_key("tiny", 2)))
     alert = hook.received[0][1]
     assert (alert["plate"], alert["site"], alert["state"]) == ("tiny", "2", None)
     assert "not been ingested" in alert["reason"]
@@ -127,23 +127,23 @@ def test_plate_and_site_of_a_partition_are_named(bench: Bench, hook: Hook) -> No
 def test_a_webhook_that_refuses_or_redirects_is_no_failure(bench: Bench, hook: Hook, status: int) -> None:
     hook.status = status
     bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
-    tell(bench, failed_run(bench))
+    send_alert(bench, failed_run(bench))
     assert [path for path, _ in hook.received] == ["/hook"]
     with pytest.raises(OSError, match=str(status)):
-        post(hook.address, {})
+        post_alert(hook.address, {})
 
 
-def test_settings_that_are_wrong_are_no_failure(bench: Bench) -> None:
+def test_wrong_settings_are_no_failure(bench: Bench) -> None:
     run = failed_run(bench)
     for text in ('webhook = "ftp://x/"', "no_such = 1", 'webhook = "http://127.0.0.1:9/"', "nonsense"):
         bench.home.settings_file.write_text(f"[alerts]\n{text}\n")
-        tell(bench, run)
+        send_alert(bench, run)
 
 
 @pytest.mark.parametrize(
     "address", ["http://example.com/x", "http://10.0.0.1/", "file:///etc/passwd", "https:///x", "", "http://"]
 )
-def test_only_https_or_loopback_may_be_called(address: str) -> None:
+def test_other_addresses_are_refused(address: str) -> None:
     with pytest.raises(GradcamoError) as error:
         AlertConfig(webhook=address)
     assert not address or address not in str(error.value)
@@ -152,37 +152,37 @@ def test_only_https_or_loopback_may_be_called(address: str) -> None:
 @pytest.mark.parametrize(
     "address", ["https://example.com/x", "http://localhost:8/", "http://[::1]/", "http://127.0.0.2"]
 )
-def test_https_and_loopback_may(address: str) -> None:
+def test_https_and_loopback_are_accepted(address: str) -> None:
     assert AlertConfig(webhook=address).webhook == address
 
 
-class Post:
-    """A mail server that keeps what it is given."""
+class FakeSMTP:
+    """A mail server that records the calls."""
 
     calls: list[Any]
 
     def __init__(self, host: str, port: int, timeout: float):
-        Post.calls = [(host, port)]
+        FakeSMTP.calls = [(host, port)]
 
-    def __enter__(self) -> Post:
+    def __enter__(self) -> FakeSMTP:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def starttls(self, context: object) -> None:
-        Post.calls.append("tls")
+        FakeSMTP.calls.append("tls")
 
     def login(self, user: str, password: str) -> None:
-        Post.calls.append((user, password))
+        FakeSMTP.calls.append((user, password))
 
     def send_message(self, message: EmailMessage) -> None:
-        Post.calls.append(message)
+        FakeSMTP.calls.append(message)
 
 
 @pytest.mark.parametrize("password", [None, "hush-hush"])
 def test_mail_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch, password: str | None) -> None:
-    monkeypatch.setattr(smtplib, "SMTP", Post)
+    monkeypatch.setattr(smtplib, "SMTP", FakeSMTP)
     monkeypatch.delenv("GRADCAMO_SMTP_PASSWORD", raising=False)
     if password:
         monkeypatch.setenv("GRADCAMO_SMTP_PASSWORD", password)
@@ -190,8 +190,8 @@ def test_mail_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch, password: s
         '[alerts]\nmail_to = ["a@lab.org", "b@lab.org"]\nmail_from = "dagster@lab.org"\nsmtp_host = "mail.lab.org"\n'
         "smtp_port = 587\n"
     )
-    tell(bench, failed_run(bench))
-    server, *secured, message = Post.calls
+    send_alert(bench, failed_run(bench))
+    server, *secured, message = FakeSMTP.calls
     assert server == ("mail.lab.org", 587)
     assert secured == (["tls", ("dagster@lab.org", "hush-hush")] if password else [])
     assert message["To"] == "a@lab.org, b@lab.org" and message["From"] == "dagster@lab.org"
@@ -199,7 +199,7 @@ def test_mail_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch, password: s
     assert "hush-hush" not in message.as_string()
 
 
-def test_the_sensor_is_there_and_says_that_it_is_off_by_default(bench: Bench) -> None:
+def test_the_sensor_is_enabled_and_describes_its_default(bench: Bench) -> None:
     sensor = bench.definitions.resolve_sensor_def("alert_on_failure")
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
     assert "[alerts]" in str(sensor.description) and "does nothing" in str(sensor.description)

@@ -1,4 +1,4 @@
-"""Promotions and rollbacks: what is requested, and that it is requested once."""
+"""Requests of the sensors after promotions and rollbacks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_promotion_rescores_every_partition_once_and_a_rollback_republishes(
     scores = [("rescore", plate_site_key("tiny", site)) for site in (1, 2)]
     assert requested(promoted) == scores
     assert len({request.run_key for request in promoted.run_requests or []}) == 2
-    assert requested(tick(bench, publication_sensor)) == [("refresh_qc", None)], "the database lists what waits"
+    assert requested(tick(bench, publication_sensor)) == [("refresh_qc", None)], "the database lists the stale scores"
     again = tick(bench, champion_model_sensor, promoted.cursor)
     assert [r.run_key for r in again.run_requests or []] == [r.run_key for r in promoted.run_requests or []]
     assert bench.run("rescore", plate_site_key("tiny", 1)).success
@@ -76,7 +76,7 @@ def test_promotion_rescores_every_partition_once_and_a_rollback_republishes(
 
     registry.promote(1)
     back = tick(bench, champion_model_sensor, again.cursor)
-    assert requested(back) == [("refresh_qc", None)], "what is read from scores follows"
+    assert requested(back) == [("refresh_qc", None)], "results made from scores are updated"
     assert bench.run("refresh_qc").success
     assert run_sql(bench.home.database, "SELECT DISTINCT model_version FROM current_scores").item() == 1
     registry.promote(second.version)
@@ -96,7 +96,7 @@ def test_new_masks_are_scored_again(scored_bench: Bench, tmp_path: Path) -> None
     assert requested(tick(bench, champion_model_sensor, cursor)) == [("rescore", plate_site_key("tiny", 2))]
 
 
-def test_a_plate_the_champion_does_not_fit_is_left_with_the_reason(scored_bench: Bench, tmp_path: Path) -> None:
+def test_a_plate_the_champion_does_not_fit_is_recorded_as_unscored(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     lake = bench.platform.lake
     lake.write("plates", lake.read("plates").with_columns(voxel_y_um=3.0), plate="tiny")
@@ -114,14 +114,14 @@ def test_an_unreachable_registry_is_an_error_of_the_tick(scored_bench: Bench, mo
         tick(scored_bench, champion_model_sensor, "move 1 to version 1")
 
 
-def test_scores_without_a_champion_say_what_to_do(bench: Bench) -> None:
+def test_without_a_champion_the_reason_names_the_job(bench: Bench) -> None:
     write_synthetic_plate(bench.home.inbox, TINY)
     assert bench.ingest("tiny").success
     assert "train_model" in str(tick(bench, champion_model_sensor).skip_reason)
 
 
-def test_profiles_and_audits_follow_the_scores_by_themselves(scored_bench: Bench) -> None:
-    """Profiles are requested when scores are there, although some plate x site pairs never exist."""
+def test_profiles_and_audits_are_requested_after_scores(scored_bench: Bench) -> None:
+    """Profiles are requested when scores exist, although some plate x site pairs do not exist."""
     instance = dg.DagsterInstance.ephemeral()
     instance.add_dynamic_partitions("plates", ["tiny", "other"])
     instance.add_dynamic_partitions("sites", ["1", "2", "9"])
@@ -129,7 +129,7 @@ def test_profiles_and_audits_follow_the_scores_by_themselves(scored_bench: Bench
     for key in ("gradcamo_scores", "embeddings"):
         instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=str(plate_site_key("tiny", 1))))
     after = dg.evaluate_automation_conditions(scored_bench.definitions, instance, cursor=before.cursor)
-    assert after.get_num_requested(dg.AssetKey("qc_database")) == 0, "that is publication_sensor's"
+    assert after.get_num_requested(dg.AssetKey("qc_database")) == 0, "publication_sensor requests it"
     assert after.get_num_requested(dg.AssetKey("profiles")) == 1
     assert after.get_requested_partitions(dg.AssetKey("audit")) == {"tiny"}
     assert before.get_num_requested(dg.AssetKey("audit")) == 0

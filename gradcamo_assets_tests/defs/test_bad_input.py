@@ -1,4 +1,4 @@
-"""Bad input never loses good data: each bad thing is named, everything else completes."""
+"""Bad input is reported with its place, and all other data are processed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.plates import load_plate, read_field
 from gradcamo_assets.segmentation import read_masks
 from gradcamo_assets.synthetic import write_synthetic_plate
-from gradcamo_assets.tables import publish, run_sql, violations
+from gradcamo_assets.tables import find_violations, publish, run_sql
 from gradcamo_assets_tests.defs.conftest import TINY, Bench
 
 
@@ -29,7 +29,7 @@ def _fill(field: Path, values: np.ndarray | int) -> None:
 
 @pytest.fixture
 def damaged(bench: Bench) -> Bench:
-    """A plate of 6 wells x 2 sites in the inbox: three bad fields, one without cells, a map that lacks a well."""
+    """A plate of 6 wells x 2 sites in the inbox: three bad fields, one without cells, a plate map without a well."""
     plate = write_synthetic_plate(bench.home.inbox, TINY)
     wells = sorted(path.parent for path in plate.glob("*/*/zarr.json"))
     shutil.rmtree(wells[0] / "0" / "0")
@@ -42,7 +42,7 @@ def damaged(bench: Bench) -> Bench:
     return bench
 
 
-def test_bad_fields_are_named_and_the_others_reach_their_crops(damaged: Bench) -> None:
+def test_bad_fields_are_reported_and_the_others_are_processed(damaged: Bench) -> None:
     ingested = damaged.ingest("tiny")
     assert ingested.success
     checks = damaged.checks(ingested)
@@ -83,7 +83,7 @@ def test_bad_fields_are_named_and_the_others_reach_their_crops(damaged: Bench) -
     assert cells.filter(Metadata_Well=lacking.pop())["treatment_class"].null_count() > 0
 
 
-def test_a_field_that_breaks_after_ingestion_is_flagged_and_mended_by_a_rerun(bench: Bench) -> None:
+def test_a_field_damaged_after_ingestion_is_flagged_until_a_rerun(bench: Bench) -> None:
     write_synthetic_plate(bench.home.inbox, TINY)
     assert bench.ingest("tiny").success
     plate = load_plate(bench.home.plates, "tiny")
@@ -105,7 +105,7 @@ def test_a_field_that_breaks_after_ingestion_is_flagged_and_mended_by_a_rerun(be
     assert read_field(plate, plate.fields[0]).shape == (5, 6, 96, 96)
 
 
-def test_damaged_crops_fail_their_partition_and_no_other(scored_bench: Bench, tmp_path: Path) -> None:
+def test_damaged_crops_fail_their_partition_only(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     registry = bench.platform.registry
     champion = registry.by_alias()
@@ -122,26 +122,26 @@ def test_damaged_crops_fail_their_partition_and_no_other(scored_bench: Bench, tm
     assert bench.run("rescore", plate_site_key("tiny", 2)).success
     done = bench.run("refresh_qc")
     assert done.success, _failure(done)
-    assert violations(bench.home.database) == []
+    assert find_violations(bench.home.database) == []
     assert run_sql(bench.home.database, "SELECT DISTINCT Metadata_Site FROM scores").rows() == [(2,)]
 
 
-def test_an_unreadable_bundle_is_named_and_scores_stay(scored_bench: Bench, tmp_path: Path) -> None:
+def test_an_unreadable_bundle_is_reported_and_scores_remain(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     registry = bench.platform.registry
     champion = registry.by_alias()
     assert champion is not None
-    before = bench.platform.lake.version("scores")
+    before = bench.platform.lake.delta_version("scores")
     weights = registry.fetch(champion) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     again = {"scores_and_embeddings": {"config": {"again": True}}}
     failed = bench.run("rescore", plate_site_key("tiny", 1), ops=again)
     assert not failed.success
     assert "model.safetensors" in _failure(failed)
-    assert bench.platform.lake.version("scores") == before
+    assert bench.platform.lake.delta_version("scores") == before
 
 
 def _failure(result: object) -> str:
-    """The message of the error that ended a run's step."""
+    """The error messages of the failed steps."""
     events = result.all_events  # type: ignore[attr-defined]
     return " ".join(str(event.event_specific_data.error) for event in events if event.is_step_failure)

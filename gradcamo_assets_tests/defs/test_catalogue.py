@@ -1,4 +1,4 @@
-"""What the UI's catalogue says of each asset: words, and columns with their comments."""
+"""Every asset has a description, and the columns of its table with their comments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import duckdb
 from gradcamo_assets_tests.defs.conftest import Bench
 
 
-def test_every_asset_has_words_and_a_group(bench: Bench) -> None:
+def test_every_asset_has_a_description_and_a_group(bench: Bench) -> None:
     for spec in bench.definitions.resolve_all_asset_specs():
         assert spec.description and spec.group_name and spec.kinds, spec.key
 

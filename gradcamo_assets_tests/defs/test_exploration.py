@@ -1,4 +1,4 @@
-"""Versions side by side and settings tried, as assets on a scored plate; training and MLflow link to each other."""
+"""The assets that compare versions and explore settings; links between Dagster and MLflow runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _metadata(bench: Bench, asset: dg.AssetsDefinition, run_config: dict | None 
     }
 
 
-def test_the_run_in_mlflow_and_the_run_in_dagster_lead_to_each_other(scored_bench: Bench) -> None:
+def test_the_runs_in_mlflow_and_dagster_link_to_each_other(scored_bench: Bench) -> None:
     event = scored_bench.instance.get_latest_materialization_event(dg.AssetKey("trained_model"))
     assert event and event.asset_materialization
     metadata = event.asset_materialization.metadata
@@ -38,10 +38,10 @@ def test_the_run_in_mlflow_and_the_run_in_dagster_lead_to_each_other(scored_benc
     ).row(0)
     assert stored == (run.data.metrics["test_ece"], run.data.metrics["peak_memory_mb"])
     log = [entry.message for entry in scored_bench.instance.all_logs(event.run_id)]
-    assert any(version.run_id in line for line in log), "the link stands in the log from the first moment"
+    assert any(version.run_id in line for line in log), "the log contains the link"
 
 
-def test_the_numbers_logged_are_those_of_the_scores(scored_bench: Bench) -> None:
+def test_logged_metrics_equal_those_of_the_scores(scored_bench: Bench) -> None:
     registry = scored_bench.platform.registry
     metrics = registry.client.get_run(registry.versions()[0].run_id).data.metrics
     found = run_sql(
@@ -49,17 +49,17 @@ def test_the_numbers_logged_are_those_of_the_scores(scored_bench: Bench) -> None
         "SELECT accuracy_test, (SELECT count(*) FROM scores WHERE split = 'test') FROM model_comparison",
     ).row(0)
     assert found[1] == metrics["test_crops"]
-    # Scores may be made in bfloat16, where a close call may fall to the other side.
+    # Scores computed in bfloat16 can change the class of a cell with nearly equal logits.
     assert found[0] == pytest.approx(metrics["test_accuracy"], abs=1.01 / found[1])
 
 
-def test_versions_are_compared_and_settings_tried(scored_bench: Bench, tmp_path: Path) -> None:
+def test_versions_are_compared_and_settings_explored(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     registry = bench.platform.registry
     first = registry.versions()[0]
     alone = _metadata(bench, model_comparison)
     assert alone["champion"] == 1 and "version" not in alone["paired_with_the_champion"].splitlines()[-1]
-    again = _same_again(bench, first)
+    again = _register_copy(bench, first)
     both = _metadata(bench, model_comparison)
     assert both["versions"] == 2
     rows = both["paired_with_the_champion"].splitlines()[2:]
@@ -70,16 +70,16 @@ def test_versions_are_compared_and_settings_tried(scored_bench: Bench, tmp_path:
     assert float(rows[0].split("|")[5]) == 0, "it is the same network on the same cells"
 
     config = {"cells": 8, "epochs": 1, "crop_sizes": [32], "maskings": ["none"]}
-    tried = _metadata(bench, encoder_exploration, {"ops": {"encoder_exploration": {"config": config}}})
+    exploration = _metadata(bench, encoder_exploration, {"ops": {"encoder_exploration": {"config": config}}})
     layers = pl.read_csv(bench.home.reports / "exploration_layers.csv")
     assert layers["layer"].to_list()[-1] == "activation" and len(layers) > 1
     crops = pl.read_csv(bench.home.reports / "exploration_crops.csv")
     assert crops.select("size", "masking").rows() == [(32, "none")]
-    assert tried["model_version"] == 1 and tried["crops_figure"].startswith("![")
+    assert exploration["model_version"] == 1 and exploration["crops_figure"].startswith("![")
 
 
-def _same_again(bench: Bench, version: ModelVersion) -> ModelVersion:
-    """The network of a version as the next one, never champion, with the cells that were logged with the first."""
+def _register_copy(bench: Bench, version: ModelVersion) -> ModelVersion:
+    """Register the network of a version again as the next version, with the cells logged with the first."""
     from gradcamo_assets.networks.bundle import load_bundle
     from gradcamo_assets.training.training_run import CELLS
 

@@ -1,4 +1,4 @@
-"""The inbox of a home that is moved or copied, of one with many plates, and of one where a plate is being taken in."""
+"""The inbox of a moved or copied home, of a home with many plates, and during an ingestion."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def moved_with_times(change: Callable[[float], float]) -> Callable[[Path, Path],
         pytest.param(moved_with_times(lambda time: time + YEARS), id="its times ten years ahead"),
     ],
 )
-def test_plates_of_a_home_that_moved_are_known_unchanged_and_readable(
+def test_plates_of_a_moved_home_are_known_unchanged_and_readable(
     move: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make_bench(tmp_path / "first")
@@ -100,13 +100,15 @@ def test_plates_of_a_home_that_moved_are_known_unchanged_and_readable(
         np.testing.assert_array_equal(read_field(plate, field), pixels[field.well, field.site])
     plate = load_plate(home.plates, "tiny")
     assert plate.path == home.inbox / "tiny.zarr" and read_field(plate, plate.fields[0]).any()
-    told = [path for path in home.plates.rglob("*") if path.is_file() and str(first).encode() in path.read_bytes()]
-    assert told == []
+    with_old_path = [
+        path for path in home.plates.rglob("*") if path.is_file() and str(first).encode() in path.read_bytes()
+    ]
+    assert with_old_path == []
 
 
 @contextmanager
 def counted(*below: Path) -> Iterator[Counter[str]]:
-    """Counts how often files below these folders are opened, folders listed, and how often either is asked about."""
+    """Count the calls of open, listdir and stat for paths in these folders."""
     count: Counter[str] = Counter()
     places = tuple(map(str, below))
     asked = {"open": "open", "os.scandir": "list", "os.listdir": "list"}
@@ -132,11 +134,11 @@ def counted(*below: Path) -> Iterator[Counter[str]]:
         try:
             yield count
         finally:
-            on = False  # A hook stays for ever.
+            on = False  # Audit hooks cannot be removed.
 
 
 @pytest.mark.parametrize("ask", [inbox_sensor, nightly_ingest], ids=lambda asked: asked.name)
-def test_a_look_at_the_inbox_costs_the_same_whatever_is_known(
+def test_listing_the_inbox_costs_the_same_for_any_number_of_known_plates(
     ask: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make_bench(tmp_path / "home")
@@ -158,31 +160,29 @@ def test_a_look_at_the_inbox_costs_the_same_whatever_is_known(
 
     few, many = cost(5), cost(50)
     assert few == many
-    assert many["list"] >= 2 and many["open"] == 0, "the inbox and what is known are listed, no record is opened"
+    assert many["list"] >= 2 and many["open"] == 0, "the inbox and the known plates are listed, no record is opened"
     assert sum(many.values()) < 10
     assert {state for state, _ in inbox(bench.home, monkeypatch).values()} == {"known"}
 
 
-def _take_in_until_killed(source: Path, plates: Path, begun: Event) -> None:
-    def wait_at_the_third(done: int, of: int) -> None:
+def _ingest_until_killed(source: Path, plates: Path, begun: Event) -> None:
+    def wait_at_the_third_field(done: int, of: int) -> None:
         if done == 2:
             begun.set()
             signal.pause()
 
     with recorded_attempt(plates, "tiny", compute_signature(source)):
-        ingest_plate(source, plates, progress=wait_at_the_third)
+        ingest_plate(source, plates, progress=wait_at_the_third_field)
 
 
-def test_a_plate_that_is_being_taken_in_is_told_from_one_whose_ingestion_was_killed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ongoing_ingestion_is_distinguished_from_a_killed_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     home = bench.home
     source = write_synthetic_plate(home.inbox, replace(TINY, wells=2))
     home.settings_file.write_text("[inbox]\nsettle_seconds = 0\n")
     assert inbox(home, monkeypatch)["tiny"][0] == "ready"
     context = multiprocessing.get_context("spawn")
     begun = context.Event()
-    process = context.Process(target=_take_in_until_killed, args=(source, home.plates, begun))
+    process = context.Process(target=_ingest_until_killed, args=(source, home.plates, begun))
     process.start()
     try:
         assert begun.wait(120)
@@ -190,9 +190,9 @@ def test_a_plate_that_is_being_taken_in_is_told_from_one_whose_ingestion_was_kil
             state, reason = inbox(home, monkeypatch, *options)["tiny"]
             assert state == "ingesting" and "since 20" in reason
             assert "2 of 4 fields are done" in reason and "next try" not in reason
-        assert requested(tick(bench, inbox_sensor)) == [], "nothing else ingests it"
+        assert requested(tick(bench, inbox_sensor)) == [], "it is not ingested twice"
         assert not bench.ingest("tiny").success
-        assert inbox(home, monkeypatch)["tiny"][0] == "ingesting", "the other goes on"
+        assert inbox(home, monkeypatch)["tiny"][0] == "ingesting", "the first ingestion continues"
     finally:
         process.kill()
         process.join()

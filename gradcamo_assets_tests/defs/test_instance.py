@@ -1,4 +1,4 @@
-"""What Dagster is told of an installation: its owner's settings stay, and a wheel has all it needs."""
+"""The Dagster settings of an installation, and the files of the wheel."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
-        monkeypatch.setenv(name, "")  # An instance sets them; this brings them back.
+        monkeypatch.setenv(name, "")  # An instance sets them; monkeypatch restores them.
     return Home(tmp_path / "home")
 
 
-def test_settings_of_the_instance_are_written_once_and_stay_their_owners(home: Home) -> None:
+def test_instance_settings_are_written_once_and_user_changes_remain(home: Home) -> None:
     environment(home)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         assert not instance.telemetry_enabled and instance.run_monitoring_enabled
         assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 2  # type: ignore[union-attr]
-    mine = "concurrency:\n  runs:\n    max_concurrent_runs: 7\n"
-    (home.dagster / "dagster.yaml").write_text(mine)
+    changed = "concurrency:\n  runs:\n    max_concurrent_runs: 7\n"
+    (home.dagster / "dagster.yaml").write_text(changed)
     with open_instance(home) as instance:
         assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 7  # type: ignore[union-attr]
-    assert (home.dagster / "dagster.yaml").read_text() == mine
+    assert (home.dagster / "dagster.yaml").read_text() == changed
 
 
 @pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml"])
-def test_a_clone_and_the_package_say_the_same(home: Home, name: str) -> None:
+def test_repository_and_package_have_the_same_settings(home: Home, name: str) -> None:
     environment(home)
     assert (home.dagster / name).read_text() == (REPOSITORY / name).read_text()
 
 
-def test_a_wheel_has_all_it_needs(home: Home, tmp_path: Path) -> None:
+def test_the_wheel_has_all_files(home: Home, tmp_path: Path) -> None:
     source, wheels, there = tmp_path / "source", tmp_path / "wheels", tmp_path / "there"
     unwanted = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "gradcamo_assets", source / "gradcamo_assets", ignore=unwanted)

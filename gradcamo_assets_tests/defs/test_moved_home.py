@@ -1,4 +1,4 @@
-"""A home that is copied or moved: it reads and writes itself alone, and nothing in it counts as changed or undone."""
+"""A copied or moved home uses its own files only, and nothing in it is out of date."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def original(scored_bench: Bench, tmp_path: Path) -> Bench:
     return scored_bench.copy(tmp_path / "original home")
 
 
-def moved(original: Bench, folder: Path) -> Bench:
-    """A copy as ``cp -r`` makes it: every file as new as the copy, to a whole second."""
+def copy_home(original: Bench, folder: Path) -> Bench:
+    """A copy like that of ``cp -r``: all files have the time of the copy, in whole seconds."""
     shutil.copytree(original.home.root, folder, copy_function=shutil.copyfile)
     for path in folder.rglob("*"):
         os.utime(path, (2_000_000_000, 2_000_000_000))
@@ -46,12 +46,12 @@ def ask(home: Path, sql: str) -> str:
     return result.output
 
 
-def test_a_copy_has_nothing_to_do_and_never_touches_the_original(
+def test_a_copy_is_up_to_date_and_does_not_change_the_original(
     scored_bench: Bench, original: Bench, tmp_path: Path
 ) -> None:
     homes = [scored_bench.home.mlflow, original.home.root]
     before = [files(home) for home in homes]
-    copy = moved(original, tmp_path / "copy")
+    copy = copy_home(original, tmp_path / "copy")
     assert requested(tick(copy, inbox_sensor)) == [] and requested(tick(copy, champion_model_sensor)) == []
     another_version(copy)
     assert copy.run("process_fields", dg.MultiPartitionKey({"plate": "tiny", "site": "1"})).success
@@ -61,17 +61,17 @@ def test_a_copy_has_nothing_to_do_and_never_touches_the_original(
     assert [files(home) for home in homes] == before
 
 
-def test_a_moved_home_answers_from_its_new_place(original: Bench, tmp_path: Path) -> None:
+def test_a_moved_home_works_in_its_new_place(original: Bench, tmp_path: Path) -> None:
     count = "SELECT count(*) FROM embeddings"
     before = ask(original.home.root, count)
-    copy = moved(original, tmp_path / "copy")
+    copy = copy_home(original, tmp_path / "copy")
     shutil.rmtree(original.home.root)
     assert ask(copy.home.root, count) == before
     assert copy.run("report_plates", "tiny").success
     assert "changed" not in CliRunner().invoke(main, ["inbox"], env={"GRADCAMO_HOME": str(copy.home.root)}).output
 
 
-def test_no_file_of_a_home_names_its_place_but_the_database(original: Bench) -> None:
+def test_only_the_database_contains_the_path_of_the_home(original: Bench) -> None:
     place = os.fsencode(original.home.root)
     found = {name for name, content in files(original.home.root).items() if place in content}
     assert found <= {"qc.duckdb"}

@@ -1,4 +1,4 @@
-"""The inbox by night and by sensor: what is requested, when again, and that nothing is requested twice."""
+"""Ingestion by the nightly schedule and the inbox sensor: requests, retries, and no duplicate requests."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import pytest
 from click.testing import CliRunner
 
 from gradcamo_assets.cli import main
-from gradcamo_assets.defs.automation import inbox_automation as automation_of_nights
+from gradcamo_assets.defs.automation import inbox_automation
 from gradcamo_assets.defs.automation.jobs_and_sensors import inbox_sensor, nightly_ingest
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates import failures
 from gradcamo_assets.synthetic import write_synthetic_plate
 from gradcamo_assets.tables import Lake
-from gradcamo_assets.tables.schema import tables_filed_by
+from gradcamo_assets.tables.schema import tables_keyed_by
 from gradcamo_assets_tests.defs.conftest import TINY, Bench
 from gradcamo_assets_tests.defs.test_automation import requested, tick
 
@@ -44,19 +44,19 @@ def night(bench: Bench, date: datetime) -> list[dg.RunRequest] | dg.SkipReason:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Sets what time it is, so many hours from now, for automation and for attempts to ingest."""
+    """A function that sets the clock of automation and failure records to hours from now."""
     start = datetime.now(UTC)
 
     def later(hours: float) -> datetime:
         then = start + timedelta(hours=hours)
-        monkeypatch.setattr(automation_of_nights, "_now", lambda: then)
+        monkeypatch.setattr(inbox_automation, "_now", lambda: then)
         monkeypatch.setattr(failures, "datetime", SimpleNamespace(now=lambda _: then, fromisoformat=FROM_ISO))
         return then
 
     return later
 
 
-def test_a_plate_is_taken_in_once_it_has_stopped_changing(bench: Bench, clock: Clock) -> None:
+def test_a_plate_is_ingested_once_it_has_stopped_changing(bench: Bench, clock: Clock) -> None:
     clock(0)
     assert requested(tick(bench, inbox_sensor)) == []
     plate = write_synthetic_plate(bench.home.inbox, TINY)
@@ -66,52 +66,52 @@ def test_a_plate_is_taken_in_once_it_has_stopped_changing(bench: Bench, clock: C
     (plate / "growing").write_text("x")
     second = tick(bench, inbox_sensor, first.cursor)
     assert requested(second) == []
-    assert requested(tick(bench, inbox_sensor, second.cursor)) == [], "two looks in a row are too soon"
+    assert requested(tick(bench, inbox_sensor, second.cursor)) == [], "two consecutive ticks are too soon"
     clock(0.1)
     fourth = tick(bench, inbox_sensor, second.cursor)
     assert requested(fourth) == [("ingest_plates", "tiny")]
     assert [r.partition_keys for r in fourth.dynamic_partitions_requests or []] == [["tiny"]]
 
 
-def test_ingested_plates_ask_for_their_fields_and_for_no_site_that_is_not_there(bench: Bench) -> None:
+def test_fields_of_ingested_plates_are_requested_at_existing_sites_only(bench: Bench) -> None:
     write_synthetic_plate(bench.home.inbox, TINY)
     assert bench.ingest("tiny").success
     bench.instance.add_dynamic_partitions("sites", ["7"])
-    wanted = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
-    assert requested(tick(bench, inbox_sensor)) == wanted
+    expected = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
+    assert requested(tick(bench, inbox_sensor)) == expected
     refused = bench.run("process_fields", plate_site_key("tiny", 7))
     assert not refused.success
     assert bench.run("process_fields", plate_site_key("tiny", 1)).success
-    assert requested(tick(bench, inbox_sensor)) == wanted[1:]
+    assert requested(tick(bench, inbox_sensor)) == expected[1:]
 
 
-def test_a_plate_taken_in_again_gets_new_masks_and_crops(scored_bench: Bench, tmp_path: Path) -> None:
+def test_a_plate_ingested_again_gets_new_masks_and_crops(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     assert requested(tick(bench, inbox_sensor)) == []
     plate = bench.home.inbox / "tiny.zarr"
     before = (bench.home.plates / "tiny.json").read_text()
     (plate / "A" / "01" / "note.txt").write_text("x")
-    assert requested(tick(bench, inbox_sensor)) == [], "changed: on request only"
+    assert requested(tick(bench, inbox_sensor)) == [], "changed plates are ingested on request only"
     assert bench.ingest("tiny").success
     assert (bench.home.plates / "tiny.json").read_text() != before
     assert requested(tick(bench, inbox_sensor)) == [], "the same pixels"
-    wanted = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
-    bench.repaint()
+    expected = [("process_fields", plate_site_key("tiny", site)) for site in (1, 2)]
+    bench.change_pixels()
     assert requested(tick(bench, inbox_sensor)) == []
     assert bench.ingest("tiny").success
     again = tick(bench, inbox_sensor)
-    assert requested(again) == wanted
+    assert requested(again) == expected
     first, second = again.run_requests or []
-    assert bench.obey(first).success
-    assert requested(tick(bench, inbox_sensor)) == wanted[1:]
-    bench.repaint()
+    assert bench.run_request(first).success
+    assert requested(tick(bench, inbox_sensor)) == expected[1:]
+    bench.change_pixels()
     assert bench.ingest("tiny").success
     once_more = tick(bench, inbox_sensor)
-    assert requested(once_more) == wanted[:1], "site 2 has masks of these very pixels still"
+    assert requested(once_more) == expected[:1], "the masks of site 2 are up to date"
     assert not {r.run_key for r in once_more.run_requests or []} & {first.run_key, second.run_key}
 
 
-def test_sites_that_a_plate_no_longer_has_leave_no_rows(scored_bench: Bench, tmp_path: Path) -> None:
+def test_rows_of_removed_sites_are_deleted(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     lake = bench.platform.lake
     for well in (bench.home.inbox / "tiny.zarr").glob("[AB]/*/zarr.json"):
@@ -119,18 +119,18 @@ def test_sites_that_a_plate_no_longer_has_leave_no_rows(scored_bench: Bench, tmp
         meta["attributes"]["ome"]["well"]["images"] = meta["attributes"]["ome"]["well"]["images"][:1]
         well.write_text(json.dumps(meta))
     assert bench.ingest("tiny").success
-    for table in tables_filed_by("plate", "site"):
+    for table in tables_keyed_by("plate", "site"):
         assert set(lake.read(table, plate="tiny")["Metadata_Site"]) == {1}, table
     assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 1))]
 
 
-def test_the_night_is_a_reconciliation(bench: Bench, clock: Clock) -> None:
+def test_the_nightly_schedule_requests_new_plates(bench: Bench, clock: Clock) -> None:
     date = clock(0)
     assert isinstance(night(bench, date), dg.SkipReason)
     plate = write_synthetic_plate(bench.home.inbox, TINY)
     shutil.copytree(plate, plate.with_name("other.zarr"))
     shutil.copytree(plate, plate.with_name("other.ome.zarr"))
-    assert isinstance(night(bench, date), dg.SkipReason), "it may still be copied"
+    assert isinstance(night(bench, date), dg.SkipReason), "the plate may still be copied"
     date = clock(1)
     requests = night(bench, date)
     assert isinstance(requests, list)
@@ -144,7 +144,7 @@ def test_the_night_is_a_reconciliation(bench: Bench, clock: Clock) -> None:
         night(bench, date)
 
 
-def test_a_plate_that_fails_is_tried_again_four_times_and_then_quarantined(bench: Bench, clock: Clock) -> None:
+def test_a_plate_that_fails_is_retried_four_times_and_then_quarantined(bench: Bench, clock: Clock) -> None:
     (bench.home.inbox / "bad.zarr").mkdir()
     keys: list[str | None] = []
     for hours in (1, 1.2, 2.3, 8.4, 33):
@@ -167,24 +167,24 @@ def test_a_plate_that_fails_is_tried_again_four_times_and_then_quarantined(bench
     assert again.run_requests and again.run_requests[0].run_key not in keys
 
 
-def test_a_clock_that_was_set_back_hides_no_plate(bench: Bench, clock: Clock) -> None:
+def test_plates_are_ingested_after_the_clock_was_set_back(bench: Bench, clock: Clock) -> None:
     years = 24 * 3650
     plate = write_synthetic_plate(bench.home.inbox, TINY)
     (bench.home.inbox / "bad.zarr").mkdir()
     for path in (plate, *plate.rglob("*"), bench.home.inbox / "tiny.csv"):
         os.utime(path, (clock(years).timestamp(),) * 2)
     ahead = tick(bench, inbox_sensor)
-    assert requested(ahead) == [("ingest_plates", "bad")], "tiny is as new as can be"
+    assert requested(ahead) == [("ingest_plates", "bad")], "tiny has just changed"
     assert not bench.ingest("bad").success
     clock(0)
     first = tick(bench, inbox_sensor, ahead.cursor)
     assert ("ingest_plates", "tiny") not in requested(first)
     clock(0.1)
-    wanted = {("ingest_plates", "bad"), ("ingest_plates", "tiny")}
-    assert set(requested(tick(bench, inbox_sensor, first.cursor))) == wanted
+    expected = {("ingest_plates", "bad"), ("ingest_plates", "tiny")}
+    assert set(requested(tick(bench, inbox_sensor, first.cursor))) == expected
 
 
-def test_a_plate_that_a_run_is_busy_with_is_not_requested(bench: Bench, clock: Clock) -> None:
+def test_a_plate_with_an_unfinished_run_is_not_requested(bench: Bench, clock: Clock) -> None:
     write_synthetic_plate(bench.home.inbox, TINY)
     clock(1)
     job = bench.definitions.resolve_job_def("ingest_plates")
@@ -198,7 +198,7 @@ def test_a_plate_that_a_run_is_busy_with_is_not_requested(bench: Bench, clock: C
 
 
 def break_stage(stage: str, patch: pytest.MonkeyPatch) -> None:
-    """Let a stage fail before its first field, or, ``rows``, in the middle of what it writes to the lake."""
+    """Make a stage fail before its first field or, with ``rows``, while it writes to the lake."""
     write = Lake.write
 
     def full(self: Lake, table: str, *args: object, **keys: object) -> None:
@@ -214,34 +214,34 @@ def break_stage(stage: str, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("stage", ["masks", "crops", "rows"])
-def test_fields_that_failed_are_tried_again_four_times_and_then_left(bench: Bench, clock: Clock, stage: str) -> None:
+def test_fields_that_fail_are_retried_four_times_and_then_given_up(bench: Bench, clock: Clock, stage: str) -> None:
     write_synthetic_plate(bench.home.inbox, replace(TINY, sites=1))
     assert bench.ingest("tiny").success
     key = plate_site_key("tiny", 1)
     keys = set()
-    if stage != "masks":  # What has come of an attempt stays, and the next one begins there.
+    if stage != "masks":  # Results of earlier stages exist.
         assert bench.materialize("masks", key).success and bench.materialize("cells", key).success
     for pause, next_one in pairwise((0, 1 / 6, 1, 6, 24, 24 * 30)):
-        clock(pause + 0.05)  # A run ends when it really does, which is at 0 h.
+        clock(pause + 0.05)  # The end time of a run is not patched: it is at 0 h.
         (request,) = tick(bench, inbox_sensor).run_requests or []
         assert (request.job_name, request.partition_key) == ("process_fields", key)
         keys.add(request.run_key)
         with pytest.MonkeyPatch.context() as patch:
             break_stage(stage, patch)
-            assert not bench.obey(request).success
+            assert not bench.run_request(request).success
         clock(next_one - 0.05)
         assert requested(tick(bench, inbox_sensor)) == []
     assert len(keys) == 5
     assert "tiny site 1: process_fields failed 5 times" in str(tick(bench, inbox_sensor).skip_reason)
-    bench.repaint()
+    bench.change_pixels()
     assert bench.ingest("tiny").success
     (request,) = tick(bench, inbox_sensor).run_requests or []
-    assert request.run_key not in keys, "a plate taken in again begins anew"
-    assert bench.obey(request).success
+    assert request.run_key not in keys, "attempts are counted anew after ingesting again"
+    assert bench.run_request(request).success
     assert requested(tick(bench, inbox_sensor)) == []
 
 
-def test_a_stage_that_is_made_anew_by_hand_is_no_attempt_that_failed(scored_bench: Bench, tmp_path: Path) -> None:
+def test_a_stage_materialised_by_hand_is_no_failed_attempt(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     settings, key = bench.home.settings_file.read_text(), plate_site_key("tiny", 1)
     for volume in range(201, 205):
@@ -249,11 +249,11 @@ def test_a_stage_that_is_made_anew_by_hand_is_no_attempt_that_failed(scored_benc
         bench.home.settings_file.write_text(settings.replace("[segmentation]\n", more))
         assert bench.materialize("masks", key).success
         (request,) = tick(bench, inbox_sensor).run_requests or []
-        assert bench.obey(request).success
+        assert bench.run_request(request).success
         assert requested(tick(bench, inbox_sensor)) == []
 
 
-def test_two_plates_of_one_name_are_named_and_neither_is_taken(bench: Bench) -> None:
+def test_two_plates_of_one_name_are_reported_and_not_ingested(bench: Bench) -> None:
     plate = write_synthetic_plate(bench.home.inbox, TINY)
     shutil.copytree(plate, plate.with_name("tiny.ome.zarr"))
     result = tick(bench, inbox_sensor)

@@ -1,4 +1,4 @@
-"""One plate from the inbox to SQL, and the numbers that must hold there."""
+"""One plate from the inbox to SQL, and its invariants."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gradcamo_assets.cells import open_crops
 from gradcamo_assets.cells.cell_rows import cells_with_crops
 from gradcamo_assets.cli import main
 from gradcamo_assets.defs.partitions import plate_site_key
-from gradcamo_assets.tables import qc_table, run_sql, violations
+from gradcamo_assets.tables import find_violations, qc_table, run_sql
 from gradcamo_assets_tests.defs.conftest import Bench
 
 
 def test_every_kept_cell_has_one_score_and_the_numbers_hold(scored_bench: Bench) -> None:
     home = scored_bench.home
-    assert violations(home.database) == []
+    assert find_violations(home.database) == []
     counts = run_sql(
         home.database,
         "SELECT (SELECT count(*) FROM cells WHERE qc_flag IS NULL) AS kept, count(*) AS scores, "
@@ -63,13 +63,13 @@ def test_the_split_in_the_scores_is_the_one_logged_with_the_model(scored_bench: 
     assert {split for split, trained in scores.rows() if not trained} <= {"val", "test"}
 
 
-def test_what_profiles_are_worth_is_published(scored_bench: Bench) -> None:
+def test_profile_tables_are_published(scored_bench: Bench) -> None:
     for table in ("profiles", "umap", "confounder_audit", "audit", "models", "promotions", "plates", "wells"):
         assert run_sql(scored_bench.home.database, f"SELECT count(*) FROM {table}").item() > 0, table
     assert len(qc_table(scored_bench.home.database, by="dose,site")) == 4
 
 
-def test_the_audit_holds_a_sample_of_cells_and_is_made_once(scored_bench: Bench, tmp_path: Path) -> None:
+def test_the_audit_covers_a_sample_of_cells_and_is_computed_once(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     audited = run_sql(bench.home.database, "SELECT audit.* FROM audit JOIN scores USING (Metadata_CellID)")
     assert 2 <= len(audited) <= 32 and audited["Metadata_CellID"].n_unique() == len(audited)
@@ -84,18 +84,18 @@ def test_the_audit_holds_a_sample_of_cells_and_is_made_once(scored_bench: Bench,
     )
     assert summary["n_cells"] == len(audited)
     assert summary["score_effect_correlation"] == pytest.approx(spearmanr(*joined.to_numpy().T).statistic)
-    before = bench.platform.lake.version("audit")
+    before = bench.platform.lake.delta_version("audit")
     assert bench.run("audit_plates", "tiny").success
-    assert bench.platform.lake.version("audit") == before
+    assert bench.platform.lake.delta_version("audit") == before
 
 
-def test_a_rerun_computes_nothing_that_is_already_right(scored_bench: Bench, tmp_path: Path) -> None:
+def test_a_rerun_recomputes_nothing_that_is_up_to_date(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     lake = bench.platform.lake
 
     def made() -> list[pl.DataFrame]:
         rows = [lake.read(table).sort("Metadata_CellID") for table in ("cells", "crops")]
-        return rows + [lake.versions(f"{stage}_versions") for stage in ("mask", "cell", "crop")]
+        return rows + [lake.partition_versions(f"{stage}_versions") for stage in ("mask", "cell", "crop")]
 
     before, files = made(), {path for store in (bench.home.masks, bench.home.crops) for path in store.rglob("*")}
     result = bench.run("process_fields", plate_site_key("tiny", 1))
@@ -131,9 +131,9 @@ def test_the_command_line_answers(scored_bench: Bench, monkeypatch: pytest.Monke
         assert expected in result.output
     refused = runner.invoke(main, ["sql", "DROP TABLE scores"])
     assert refused.exit_code == 1
-    assert "only one reading statement" in refused.output
+    assert "single read-only statement" in refused.output
     monkeypatch.setenv("GRADCAMO_HOME", str(scored_bench.home.root / "nowhere"))
-    assert "no QC database" in runner.invoke(main, ["qc"]).output
+    assert "QC database does not exist" in runner.invoke(main, ["qc"]).output
 
 
 def test_synth_writes_a_plate(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_synth_writes_a_plate(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["synth", str(tmp_path), "--plate", "../x"]).exit_code == 1
 
 
-def test_definitions_load_without_a_warning_of_ours() -> None:
+def test_definitions_load_without_warnings_of_the_package() -> None:
     import subprocess
     import sys
 
@@ -154,7 +154,7 @@ def test_definitions_load_without_a_warning_of_ours() -> None:
     assert "gradcamo_assets" not in result.stderr
 
 
-def test_science_is_unaffected_by_heavy_imports_at_load() -> None:
+def test_definitions_load_without_heavy_imports() -> None:
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Profiles, the map of cells and the stains, as the platform makes and keeps them."""
+"""The assets of profiles, UMAP and stain correlations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradcamo_assets_tests.defs.conftest import Bench
 
 
 def make(bench: Bench, *assets: str, partition: str | None = None, **config: object) -> dict[str, dict]:
-    """Materialise some assets; ``config`` is that of each. Their metadata by asset."""
+    """Materialise assets, each with ``config``. Returns their metadata by asset."""
     result = dg.materialize(
         [asset for asset in ASSETS if isinstance(asset, dg.AssetsDefinition)],
         selection=list(assets),
@@ -35,7 +35,7 @@ def make(bench: Bench, *assets: str, partition: str | None = None, **config: obj
 
 
 def with_twin(bench: Bench) -> Bench:
-    """A second plate, ``twin``, with the same embeddings and scores."""
+    """Add a second plate, ``twin``, with the same embeddings and scores."""
     lake = bench.platform.lake
     for table in ("embeddings", "scores", "score_versions"):
         rows = lake.read(table)
@@ -44,7 +44,7 @@ def with_twin(bench: Bench) -> Bench:
     return bench
 
 
-def test_a_new_plate_is_placed_on_the_map_and_the_old_one_does_not_move(scored_bench: Bench, tmp_path: Path) -> None:
+def test_a_new_plate_is_placed_on_the_map_and_old_coordinates_remain(scored_bench: Bench, tmp_path: Path) -> None:
     bench = with_twin(scored_bench.copy(tmp_path / "copy"))
     lake = bench.platform.lake
     before = lake.snapshot("umap").files
@@ -53,7 +53,7 @@ def test_a_new_plate_is_placed_on_the_map_and_the_old_one_does_not_move(scored_b
     assert found["umap"]["plates_placed"] == found["profiles"]["plates_made"] == 1
     assert lake.snapshot("umap").files.filter(Metadata_Plate="tiny").equals(before)
     old, new = (lake.read("umap", plate=plate).sort("Metadata_CellID") for plate in ("tiny", "twin"))
-    # The same vectors lie in the same places.
+    # Equal vectors have equal coordinates.
     np.testing.assert_array_equal(new.select("umap_x", "umap_y").to_numpy(), old.select("umap_x", "umap_y").to_numpy())
     old, new = (lake.read("profiles", plate=plate) for plate in ("tiny", "twin"))
     assert new["profile"].to_list() == old["profile"].to_list()
@@ -63,7 +63,7 @@ def test_a_new_plate_is_placed_on_the_map_and_the_old_one_does_not_move(scored_b
     assert bench.ask("SELECT count(DISTINCT Metadata_Plate) FROM profiles") == [(2,)]
 
 
-def test_populations_stand_side_by_side_and_are_exported(scored_bench: Bench) -> None:
+def test_all_populations_are_stored_and_exported(scored_bench: Bench) -> None:
     lake, home = scored_bench.platform.lake, scored_bench.home
     profiles = lake.read("profiles")
     counts = dict(profiles["population"].value_counts().iter_rows())
@@ -90,7 +90,7 @@ def test_the_background_is_a_baseline_of_the_same_cells(scored_bench: Bench) -> 
     assert rows["background"]["score"] is not None
 
 
-def test_the_launchpad_wins_over_the_settings(scored_bench: Bench, tmp_path: Path) -> None:
+def test_the_launchpad_overrides_the_settings(scored_bench: Bench, tmp_path: Path) -> None:
     bench = with_twin(scored_bench.copy(tmp_path / "copy"))
     config = {"populations": ["all"], "scope": "screen", "fit_on": "all", "formats": ["h5ad"]}
     assert make(bench, "profiles", **config)["profiles"]["plates_made"] == 2
@@ -99,10 +99,10 @@ def test_the_launchpad_wins_over_the_settings(scored_bench: Bench, tmp_path: Pat
     assert profiles["sphering"].n_unique() == 1
     np.testing.assert_allclose(np.array(profiles["profile"].to_list()).mean(axis=0), 0, atol=1e-4)
     assert [path.name for path in (bench.home.exports / "tiny").glob("*/*")] == ["all.h5ad"]
-    kept = list(bench.home.fitted.rglob("_screen-all-0.01/all.safetensors"))
-    written = kept[0].stat().st_mtime_ns
+    stored = list(bench.home.fitted.rglob("_screen-all-0.01/all.safetensors"))
+    written = stored[0].stat().st_mtime_ns
     make(bench, "profiles", **config)
-    assert kept[0].stat().st_mtime_ns == written
+    assert stored[0].stat().st_mtime_ns == written
 
 
 def test_stains_are_compared_inside_the_cells_of_a_plate(scored_bench: Bench, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The verdict on a challenger, the asset and the command that promote it, and encoders that were trained elsewhere."""
+"""Checks of a challenger, its promotion by asset and command, and encoders trained elsewhere."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _evidence = st.builds(
 
 @given(_evidence, st.none() | _evidence, st.sampled_from(METRICS), st.floats(0, 1))
 @settings(deadline=None)
-def test_a_verdict_is_always_reached_and_better_evidence_never_harms(
+def test_all_checks_have_results_and_better_evidence_fails_no_check(
     challenger: Evidence, champion: Evidence | None, metric: str, more: float
 ) -> None:
     config = PromotionConfig()
@@ -69,7 +69,7 @@ def test_a_verdict_is_always_reached_and_better_evidence_never_harms(
 
 @given(st.floats(0, 1), st.floats(-1, 1), st.floats(0, 0.3), st.floats(0, 0.3))
 @settings(deadline=None)
-def test_a_challenger_is_held_to_the_champion_less_the_tolerance(
+def test_a_challenger_may_be_worse_than_the_champion_by_the_tolerance(
     accuracy: float, adjusted: float, lost: float, tolerance: float
 ) -> None:
     champion = Evidence(1, {"test_balanced_accuracy": accuracy, "test_median_adjusted": adjusted}, 2)
@@ -83,7 +83,7 @@ def test_a_challenger_is_held_to_the_champion_less_the_tolerance(
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(2, 9), st.floats(0, 1))
 @settings(deadline=None, max_examples=50)
-def test_accuracy_above_chance_must_be_left_in_other_surroundings(
+def test_accuracy_above_chance_must_remain_in_other_surroundings(
     intact: float, swapped: float, classes: int, least: float
 ) -> None:
     metrics = {"test_accuracy_audited": intact, "test_accuracy_swapped": swapped}
@@ -100,7 +100,7 @@ def test_accuracy_above_chance_must_be_left_in_other_surroundings(
     assert not refused.passed and "train it again, or promote by hand" in refused.text
 
 
-def test_a_score_that_was_trained_for_is_said_to_be_no_evidence() -> None:
+def test_the_text_says_that_a_score_trained_for_is_no_evidence() -> None:
     kinds = ((1, "none"), (2, "gradcamo"))
     honest, trained = (Evidence(v, GOOD, 2, cure=Cure(0.5, kind, 3.0)) for v, kind in kinds)
     for challenger, champion in ((trained, None), (trained, honest), (honest, trained), (honest, None)):
@@ -109,7 +109,7 @@ def test_a_score_that_was_trained_for_is_said_to_be_no_evidence() -> None:
         assert (said in text) == (trained in (challenger, champion)) and "Version 1 was" not in text
 
 
-def test_what_was_not_measured_is_a_refusal_that_says_so() -> None:
+def test_missing_metrics_fail_the_check() -> None:
     old = Evidence(1, {"test_accuracy": 0.9, "test_balanced_accuracy": 0.9}, 2, frozenset({"P/A01"}))
     new = Evidence(2, GOOD, 2, frozenset({"P/A01"}))
     answers = {answer.name: answer for answer in judge_challenger(new, old, PromotionConfig())}
@@ -127,7 +127,7 @@ def test_what_was_not_measured_is_a_refusal_that_says_so() -> None:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """One made-up plate and an ephemeral instance."""
+    """One synthetic plate and an ephemeral instance."""
     monkeypatch.setenv("GRADCAMO_HOME", str(tmp_path))
     Home(tmp_path).create()
     bench = Bench(Platform(root=str(tmp_path)), dg.DagsterInstance.ephemeral())
@@ -135,7 +135,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return bench
 
 
-def test_the_asset_promotes_what_is_not_worse_and_says_why_it_refuses(bench: Bench) -> None:
+def test_the_asset_promotes_or_gives_the_reason(bench: Bench) -> None:
     registry, lake = bench.platform.registry, bench.platform.lake
     assert not bench.run("promote_challenger").success, "there is no challenger"
     for version, metrics in ((1, GOOD), (2, {**GOOD, "test_median_adjusted": 0.1}), (3, {})):
@@ -149,7 +149,7 @@ def test_the_asset_promotes_what_is_not_worse_and_says_why_it_refuses(bench: Ben
         assert set(checks) == set(CHECKS)
         outcome = result.get_asset_materialization_events()[0].materialization.metadata["outcome"].value
         if version == 1:
-            assert outcome == "Version 1 is champion now."
+            assert outcome == "Version 1 is the new champion."
             assert all(check.passed for check in checks.values())
         else:
             assert str(outcome).startswith("Refused: ")
@@ -167,10 +167,10 @@ def test_the_asset_promotes_what_is_not_worse_and_says_why_it_refuses(bench: Ben
     assert moves["to_version"].to_list() == [1, 2]
     assert "0.5 less is allowed" in moves["reason"][1]
     bench.home.settings_file.write_text("[promotion]\nadjusted_tolerence = 1\n")
-    assert not bench.run("promote_challenger").success, "a misspelt threshold is no default"
+    assert not bench.run("promote_challenger").success, "a misspelt threshold is an error"
 
 
-def test_the_command_promotes_and_says_what_follows(bench: Bench) -> None:
+def test_the_command_promotes_and_lists_partitions_to_rescore(bench: Bench) -> None:
     registry, lake = bench.platform.registry, bench.platform.lake
     cli = CliRunner()
     assert "has no version 1. Launch train_model" in cli.invoke(main, ["promote", "1"]).stderr
@@ -193,7 +193,7 @@ def test_the_command_promotes_and_says_what_follows(bench: Bench) -> None:
     assert len(champion_moves(lake, registry.name)) == 1
 
 
-def test_a_move_that_nobody_saw_stands_before_one_with_a_reason(bench: Bench) -> None:
+def test_a_move_made_in_mlflow_is_recorded_before_the_next_promotion(bench: Bench) -> None:
     registry, lake = bench.platform.registry, bench.platform.lake
     versions = [add_version(bench, seed) for seed in range(2)]
     registry.promote(1)
@@ -202,14 +202,14 @@ def test_a_move_that_nobody_saw_stands_before_one_with_a_reason(bench: Bench) ->
     assert moves.rows() == [(None, 1, "moved in MLflow"), (1, 2, "better")]
 
 
-def test_retraining_is_asked_for_when_enough_new_plates_have_come(bench: Bench) -> None:
+def test_retraining_is_requested_after_enough_new_plates(bench: Bench) -> None:
     def tick() -> dg.RunRequest | dg.SkipReason:
         with dg.build_sensor_context(instance=bench.instance, resources={"platform": bench.platform}) as context:
             return retraining_sensor(context)  # type: ignore[return-value]
 
-    assert "Off" in str(tick())
+    assert "Disabled" in str(tick())
     bench.home.settings_file.write_text("[retraining]\nafter_plates = 2\n")
-    assert "1 of 2 new plates have come: P1" in str(tick())
+    assert "1 of 2 new plates: P1" in str(tick())
     add_plate(bench, "P2")
     request = tick()
     assert isinstance(request, dg.RunRequest)
@@ -223,12 +223,12 @@ def test_retraining_is_asked_for_when_enough_new_plates_have_come(bench: Bench) 
     assert again.run_key != request.run_key
     job = bench.definitions.resolve_job_def("train_model")
     bench.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
-    assert "being trained" in str(tick())
+    assert "training is in progress" in str(tick())
     assert bench.definitions.resolve_schedule_def("weekly_training").default_status == dg.DefaultScheduleStatus.STOPPED
 
 
 def resnet18(in_channels: int, classes: int) -> tuple[nn.Module, str]:
-    """A user's own 2D network: torchvision's, taking as many stains as there are."""
+    """A user's 2D network: torchvision's ResNet-18 for any number of stains."""
     from torchvision.models import resnet18 as build
 
     network = build(num_classes=classes)

@@ -1,4 +1,4 @@
-"""What is deleted on request, what is not, and that the published database follows."""
+"""Pruning: data that are deleted, data that remain, and the published database afterwards."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gradcamo_assets.cli import main
 from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor, inbox_sensor
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.defs.prune import plan_crops, plan_plate, plan_scores, plan_unused
-from gradcamo_assets.defs.unfinished_runs import announced
+from gradcamo_assets.defs.unfinished_runs import announce_outputs
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.plates.plate_records import mark_known
-from gradcamo_assets.tables import LAKE_TABLES, publish, run_sql, violations
+from gradcamo_assets.tables import LAKE_TABLES, find_violations, publish, run_sql
 from gradcamo_assets_tests.defs.conftest import SETTINGS, Bench
 from gradcamo_assets_tests.defs.test_automation import another_version, requested, tick
 
 OF_RUNS = [name for name, table in LAKE_TABLES.items() if "model_run" in table.keys]
-OF_PLATES = [name for name, table in LAKE_TABLES.items() if "Metadata_Plate" in table.polars]
+OF_PLATES = [name for name, table in LAKE_TABLES.items() if "Metadata_Plate" in table.schema]
 SHOWN = (
     "plates", "wells", "fields", "cells", "scores", "embeddings", "audit", "profiles", "umap", "confounder_audit",
     "channel_correlation", "current_scores", "qc_by_dose",
@@ -34,7 +34,7 @@ SHOWN = (
 
 @pytest.fixture
 def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
-    """The scored plate, and another one of the same rows under the name ``twin``, whose inbox folder is gone."""
+    """The scored plate, and a copy named ``twin`` that is not in the inbox."""
     bench = scored_bench.copy(tmp_path / "home")
     home, lake = bench.home, bench.platform.lake
 
@@ -58,14 +58,14 @@ def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
     return bench
 
 
-def everything(bench: Bench) -> set[str]:
-    """All files below the home but the lake's and Dagster's own."""
+def files_of_home(bench: Bench) -> set[str]:
+    """All files of the home, except those of the lake and Dagster."""
     kept = (bench.home.root / part for part in ("inbox", "plates", "masks", "crops", "reports", "exports"))
     return {str(path.relative_to(bench.home.root)) for folder in kept for path in folder.rglob("*") if path.is_file()}
 
 
 def counts(bench: Bench) -> dict[tuple[str, str | None], int]:
-    """Rows of what SQL users see by plate."""
+    """Number of rows by view and plate."""
     rows = {}
     for name in SHOWN:
         sql = f"SELECT Metadata_Plate, count(*) FROM {name} GROUP BY ALL"
@@ -73,51 +73,51 @@ def counts(bench: Bench) -> dict[tuple[str, str | None], int]:
     return rows
 
 
-def gradcamo(bench: Bench, *arguments: str, answer: str = "") -> str:
-    """Run the command; its output. It must not fail."""
+def run_command(bench: Bench, *arguments: str, answer: str = "") -> str:
+    """Run a command that must succeed and return its output."""
     result = CliRunner(env={"GRADCAMO_HOME": str(bench.home.root)}).invoke(main, [*arguments], input=answer)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def test_a_whole_plate_goes_and_nothing_else(two_plates: Bench) -> None:
+def test_pruning_a_plate_deletes_nothing_else(two_plates: Bench) -> None:
     bench = two_plates
-    files, rows = everything(bench), counts(bench)
+    files, rows = files_of_home(bench), counts(bench)
     assert {name for name, plate in rows if plate == "twin"} == set(SHOWN)
-    output = gradcamo(bench, "prune", "--plate", "twin", "--all", "--yes")
-    for what in ("masks/twin", "crops/twin", "plates/twin.zarr", "reports/twin", "lake/scores", "lake/umap"):
-        assert what in output, output
-    assert {file for file in files - everything(bench) if "twin" not in file} == set()
-    assert not any("twin" in file for file in everything(bench))
+    output = run_command(bench, "prune", "--plate", "twin", "--all", "--yes")
+    for deleted in ("masks/twin", "crops/twin", "plates/twin.zarr", "reports/twin", "lake/scores", "lake/umap"):
+        assert deleted in output, output
+    assert {file for file in files - files_of_home(bench) if "twin" not in file} == set()
+    assert not any("twin" in file for file in files_of_home(bench))
     assert not any("twin" in bench.platform.lake.read(name)["Metadata_Plate"] for name in OF_PLATES)
     publication = publish(bench.platform.lake, bench.home.database)
     assert "twin" in publication.plates and not publication.rebuilt
     assert counts(bench) == {(name, plate): n for (name, plate), n in rows.items() if plate != "twin"}
-    assert violations(bench.home.database) == []
+    assert find_violations(bench.home.database) == []
     assert requested(tick(bench, inbox_sensor)) == requested(tick(bench, champion_model_sensor)) == []
 
 
-def test_a_plate_in_the_inbox_is_not_pruned_and_a_lost_inbox_is_no_empty_one(two_plates: Bench) -> None:
+def test_a_plate_in_the_inbox_or_with_an_unreachable_inbox_is_not_pruned(two_plates: Bench) -> None:
     bench = two_plates
-    before = everything(bench)
-    with pytest.raises(GradcamoError, match="taken in again"):
+    before = files_of_home(bench)
+    with pytest.raises(GradcamoError, match="ingested again"):
         plan_plate(bench.home, bench.platform.lake, "tiny")
     shutil.rmtree(bench.home.inbox)
     with pytest.raises(PlateError, match="cannot be listed"):
         plan_plate(bench.home, bench.platform.lake, "twin")
-    assert everything(bench) == {file for file in before if not file.startswith("inbox")}
+    assert files_of_home(bench) == {file for file in before if not file.startswith("inbox")}
 
 
-def test_crops_go_and_no_version_asks_for_them(two_plates: Bench) -> None:
+def test_pruned_crops_are_not_requested_again(two_plates: Bench) -> None:
     bench = two_plates
     lake = bench.platform.lake
     rows = counts(bench)
-    gradcamo(bench, "prune", "--plate", "twin", "--crops", "--yes")
+    run_command(bench, "prune", "--plate", "twin", "--crops", "--yes")
     assert not (bench.home.crops / "twin").exists() and (bench.home.crops / "tiny").is_dir()
     crops = cells_with_crops(lake, plate="twin").select("crop_version", "crop_index").collect()
     assert len(crops.drop_nulls()) == 0 and len(crops) == rows["cells", "twin"]
     publish(lake, bench.home.database)
-    assert counts(bench) == rows and violations(bench.home.database) == []
+    assert counts(bench) == rows and find_violations(bench.home.database) == []
     another_version(bench)
     asked = [key for job, key in requested(tick(bench, champion_model_sensor)) if job == "rescore"]
     assert {key.keys_by_dimension["plate"] for key in asked} == {"tiny"}  # type: ignore[union-attr]
@@ -126,64 +126,64 @@ def test_crops_go_and_no_version_asks_for_them(two_plates: Bench) -> None:
         plan_crops(bench.home, lake, "twin")
 
 
-def test_scores_of_an_old_version_go_and_those_of_the_champion_stay(two_plates: Bench) -> None:
+def test_scores_of_an_old_version_are_pruned_and_those_of_the_champion_remain(two_plates: Bench) -> None:
     bench = two_plates
     lake, registry = bench.platform.lake, bench.platform.registry
     with pytest.raises(GradcamoError, match="is the champion"):
         plan_scores(bench.home, lake, registry, 1)
-    with pytest.raises(GradcamoError, match="versions 1"):
+    with pytest.raises(GradcamoError, match="Versions with results: 1"):
         plan_scores(bench.home, lake, registry, 7)
     another_version(bench)
     assert bench.materialize("qc_database").success
     rows = counts(bench)
-    gradcamo(bench, "prune", "--plate", "twin", "--scores", "1", "--yes")
+    run_command(bench, "prune", "--plate", "twin", "--scores", "1", "--yes")
     publish(lake, bench.home.database)
     left = counts(bench)
     for table in ("scores", "embeddings", "audit", "profiles"):
         assert (table, "twin") not in left and left[table, "tiny"] == rows[table, "tiny"], table
     assert left["cells", "twin"] == rows["cells", "twin"]
-    output = gradcamo(bench, "prune", "--scores", "1", "--yes")
+    output = run_command(bench, "prune", "--scores", "1", "--yes")
     assert "lake/umap" in output and "lake/replicability" in output
     assert not [*bench.home.fitted.rglob("*.safetensors"), *bench.home.exports.rglob("*.parquet")]
     publish(lake, bench.home.database)
     assert {name for name, _ in counts(bench)} <= {"plates", "wells", "fields", "cells", "channel_correlation"}
     assert run_sql(bench.home.database, "SELECT count(*) FROM models").item() == 2
-    assert violations(bench.home.database) == []
+    assert find_violations(bench.home.database) == []
 
 
-def test_nothing_goes_without_a_yes(two_plates: Bench) -> None:
-    before = everything(two_plates)
+def test_nothing_is_deleted_without_confirmation(two_plates: Bench) -> None:
+    before = files_of_home(two_plates)
     environment = {"GRADCAMO_HOME": str(two_plates.home.root)}
     arguments = ["prune", "--plate", "twin", "--all"]
     refused = CliRunner(env=environment).invoke(main, arguments, input="n\n")
     assert refused.exit_code == 1 and "crops/twin" in refused.output
-    assert everything(two_plates) == before
+    assert files_of_home(two_plates) == before
     for wrong in (["--plate", "twin"], ["--crops"], ["--plate", "twin", "--crops", "--all"]):
         assert CliRunner(env=environment).invoke(main, ["prune", *wrong]).exit_code == 2
     for name in ("nobody", "../tiny", ".."):
         unknown = CliRunner(env=environment).invoke(main, ["prune", "--plate", name, "--all", "--yes"])
         assert unknown.exit_code == 1 and ("tiny, twin" in unknown.output or "not a valid plate name" in unknown.output)
-    assert everything(two_plates) == before
-    assert "Delete this?" in gradcamo(two_plates, *arguments, answer="y\n")
-    assert everything(two_plates) != before
+    assert files_of_home(two_plates) == before
+    assert "Delete this?" in run_command(two_plates, *arguments, answer="y\n")
+    assert files_of_home(two_plates) != before
 
 
 def test_a_link_is_not_followed(two_plates: Bench, tmp_path: Path) -> None:
     crops = two_plates.home.crops
     (crops / "twin").rename(tmp_path / "elsewhere")
     (crops / "twin").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(GradcamoError, match="link to another place"):
+    with pytest.raises(GradcamoError, match="link to another folder"):
         plan_crops(two_plates.home, two_plates.platform.lake, "twin")
     assert any((tmp_path / "elsewhere").iterdir())
 
 
-def stored(bench: Bench) -> set[Path]:
-    """The folder of every version of masks and crops."""
+def stored_folders(bench: Bench) -> set[Path]:
+    """The folders of all versions of masks and crops."""
     return {folder for store in (bench.home.masks, bench.home.crops) for folder in store.glob("*/*/*")}
 
 
-def named(bench: Bench) -> set[Path]:
-    """Those that SQL users are told of."""
+def folders_in_use(bench: Bench) -> set[Path]:
+    """The folders of the versions in the QC database."""
     bench.ask("SELECT 1")
     sql = """SELECT 'masks', Metadata_Plate, Metadata_Well, Metadata_Site, mask_version FROM lake.masks
         UNION SELECT 'crops', Metadata_Plate, Metadata_Well, Metadata_Site, crop_version FROM cells"""
@@ -194,48 +194,52 @@ def named(bench: Bench) -> set[Path]:
 
 
 def process(bench: Bench, volume: int) -> None:
-    """Segment and crop site 1 anew, without cells below a volume."""
+    """Segment and crop site 1 again, without cells below a volume."""
     text = SETTINGS.replace("[segmentation]\n", f"[segmentation]\nmin_volume = {volume}\n")
     bench.home.settings_file.write_text(text)
     assert bench.run("process_fields", plate_site_key("tiny", 1)).success
 
 
-def test_earlier_masks_and_crops_go_once_nothing_names_them(scored_bench: Bench, tmp_path: Path) -> None:
+def test_unused_masks_and_crops_are_pruned(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "home")
     home, lake, registry = bench.home, bench.platform.lake, bench.platform.registry
 
     def unused() -> set[Path]:
         return set(plan_unused(home, lake, registry, bench.instance).paths)
 
-    assert unused() == set() and stored(bench) == named(bench)
+    assert unused() == set() and stored_folders(bench) == folders_in_use(bench)
     process(bench, 300)
-    assert stored(bench) > named(bench)
-    assert unused() == set(), "the champion's scores are of the earlier ones"
+    assert stored_folders(bench) > folders_in_use(bench)
+    assert unused() == set(), "the champion's scores were made from the old ones"
     assert bench.run("rescore", plate_site_key("tiny", 1)).success
-    old = stored(bench) - named(bench)
+    old = stored_folders(bench) - folders_in_use(bench)
     assert unused() == old and {folder.parts[-4] for folder in old} >= {"masks"}
 
     run = bench.instance.create_run_for_job(
         bench.definitions.resolve_job_def("process_fields"), status=dg.DagsterRunStatus.STARTED
     )
-    killed = announced(home, run.run_id, home.masks, "tiny", 1)
+    killed = announce_outputs(home, run.run_id, home.masks, "tiny", 1)
     killed.__enter__()
-    assert unused() == {folder for folder in old if folder.is_relative_to(home.crops)}, "a run may be about to name it"
-    gradcamo(bench, "prune", "--unused", "--yes")
-    assert stored(bench) - named(bench) == {folder for folder in old if folder.is_relative_to(home.masks)}
+    assert unused() == {folder for folder in old if folder.is_relative_to(home.crops)}, (
+        "the run has announced new masks"
+    )
+    run_command(bench, "prune", "--unused", "--yes")
+    assert stored_folders(bench) - folders_in_use(bench) == {
+        folder for folder in old if folder.is_relative_to(home.masks)
+    }
     bench.instance.report_run_failed(run)
-    output = gradcamo(bench, "prune", "--unused", "--yes")
-    assert stored(bench) == named(bench) and not list(home.unfinished.iterdir())
+    output = run_command(bench, "prune", "--unused", "--yes")
+    assert stored_folders(bench) == folders_in_use(bench) and not list(home.unfinished.iterdir())
     assert "masks/tiny" in output
 
     assert requested(tick(bench, inbox_sensor)) == requested(tick(bench, champion_model_sensor)) == []
-    assert violations(home.database) == []
+    assert find_violations(home.database) == []
     process(bench, 200)
-    assert named(bench) < stored(bench), "what went can be made again"
+    assert folders_in_use(bench) < stored_folders(bench), "pruned versions can be made again"
 
 
-def test_what_a_model_computed_that_mlflow_has_lost_goes_and_no_other(scored_bench: Bench, tmp_path: Path) -> None:
-    """A registered model that was deleted and registered anew is version 1 again, with other weights."""
+def test_results_of_models_deleted_from_mlflow_are_pruned(scored_bench: Bench, tmp_path: Path) -> None:
+    """A deleted and re-registered model is version 1 again, with other weights."""
     bench = scored_bench.copy(tmp_path / "home")
     lake, registry = bench.platform.lake, bench.platform.registry
     old = registry.by_alias()
@@ -270,15 +274,15 @@ def test_what_a_model_computed_that_mlflow_has_lost_goes_and_no_other(scored_ben
         (site, new.run_id, "never scored by the champion") for site in (1, 2)
     ]
     for request in asked.run_requests or []:
-        assert bench.obey(request).success
+        assert bench.run_request(request).success
     assert requested(tick(bench, champion_model_sensor, asked.cursor)) == []
     assert bench.ask(scores) == [(new.run_id, n)]
 
     assert set(lake.read("scores")["model_run"]) == {old.run_id, new.run_id, "another-run"}
-    output = gradcamo(bench, "prune", "--unused", "--yes")
+    output = run_command(bench, "prune", "--unused", "--yes")
     assert "lake/scores" in output and "lake/umap" in output
     for name in OF_RUNS:
         assert old.run_id not in lake.read(name)["model_run"], name
     assert not (bench.home.fitted / old.run_id).exists()
     assert set(lake.read("scores")["model_run"]) == {new.run_id, "another-run"}
-    assert bench.ask(scores) == [(new.run_id, n)] and violations(bench.home.database) == []
+    assert bench.ask(scores) == [(new.run_id, n)] and find_violations(bench.home.database) == []

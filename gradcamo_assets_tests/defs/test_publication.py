@@ -1,4 +1,4 @@
-"""One publication for many changes, and reports of the plates that it touched alone."""
+"""One publication for many changes, and reports of the changed plates only."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def published(bench: Bench) -> Bench:
 
 
 def reports(result: dg.SensorResult) -> list[str | None]:
-    """The plates of which reports are asked for."""
+    """The plates whose reports are requested."""
     assert all(request.job_name in (None, "report_plates") for request in result.run_requests or [])
     return [request.partition_key for request in result.run_requests or []]
 
 
-def test_a_publication_asks_for_reports_of_the_plates_that_it_changed(published: Bench) -> None:
+def test_reports_of_changed_plates_are_requested(published: Bench) -> None:
     bench = published
     first = tick(bench, report_sensor)
     assert reports(first) == PLATES
     assert reports(tick(bench, report_sensor, first.cursor)) == []
     assert bench.run("rescore", plate_site_key("P2", 1), **AGAIN).success
-    assert reports(tick(bench, report_sensor, first.cursor)) == [], "it is not published yet"
+    assert reports(tick(bench, report_sensor, first.cursor)) == [], "the change is not published yet"
     assert bench.materialize("qc_database").success
     second = tick(bench, report_sensor, first.cursor)
     assert reports(second) == ["P2"]
@@ -51,20 +51,20 @@ def test_a_publication_asks_for_reports_of_the_plates_that_it_changed(published:
     assert reports(tick(bench, report_sensor, second.cursor)) == [], "nothing has changed"
 
 
-def test_audits_and_stains_of_all_plates_are_one_publication(published: Bench) -> None:
-    bench, version = published, published.platform.lake.version
+def test_one_publication_covers_the_audits_of_all_plates(published: Bench) -> None:
+    bench, version = published, published.platform.lake.delta_version
     cursor = tick(bench, report_sensor).cursor
     before = bench.home.database.read_bytes()
     asked = []
     for plate in PLATES:
         assert bench.run("audit_plates", plate).success
-        assert bench.home.database.read_bytes() == before, "an audit publishes nothing by itself"
+        assert bench.home.database.read_bytes() == before, "an audit does not publish"
         asked += requested(tick(bench, publication_sensor))
         if len(asked) == 1:
             job = bench.definitions.resolve_job_def("refresh_qc")
             run = bench.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     assert version("audit") == version("channel_correlation") == len(PLATES)
-    assert asked == PUBLISH, "the one that waits will publish all"
+    assert asked == PUBLISH, "the unfinished publication covers all plates"
     bench.instance.delete_run(run.run_id)
     assert bench.materialize("qc_database").success
     assert requested(tick(bench, publication_sensor)) == []
@@ -74,15 +74,13 @@ def test_audits_and_stains_of_all_plates_are_one_publication(published: Bench) -
     assert reports(tick(bench, report_sensor, cursor)) == PLATES
 
 
-def test_several_publications_ask_once_for_a_plate_and_for_some_at_a_time(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(automation, "MOST_REQUESTS", 20)
+def test_reports_are_requested_once_per_plate_and_in_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automation, "MAX_REQUESTS", 20)
     cursor: str | None = None
     touched = [f"M{number:03d}" for number in range(45)]
-    for some in (touched[:30], touched[20:]):
+    for plates in (touched[:30], touched[20:]):
         bench.instance.report_runless_asset_event(
-            dg.AssetMaterialization("qc_database", metadata={"plates_touched": dg.MetadataValue.json(some)})
+            dg.AssetMaterialization("qc_database", metadata={"plates_touched": dg.MetadataValue.json(plates)})
         )
     asked, waiting = [], []
     while True:

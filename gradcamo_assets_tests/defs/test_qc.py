@@ -1,4 +1,4 @@
-"""The check of the QC database looks at what is new, and forgets nothing that was wrong."""
+"""The check of the QC database covers changed plates and earlier violations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradcamo_assets_tests.defs.conftest import make_bench
 from gradcamo_assets_tests.tables import rows
 
 
-def test_what_is_wrong_is_reported_until_it_is_mended(tmp_path: Path) -> None:
+def test_violations_are_reported_until_they_are_corrected(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     lake = bench.platform.lake
     rows.filled(lake.root, versions=1)
@@ -28,14 +28,14 @@ def test_what_is_wrong_is_reported_until_it_is_mended(tmp_path: Path) -> None:
         return bench.checks(result)["numbers_hold"].passed
 
     def touched() -> list[str]:
-        """The plates that reports are asked for, as the last publication tells it."""
+        """The plates whose reports the last publication requests."""
         event = bench.instance.get_latest_materialization_event(dg.AssetKey("qc_database"))
         return event.asset_materialization.metadata["plates_touched"].value  # type: ignore[union-attr, return-value]
 
     assert numbers_hold() and touched() == ["P1", "P2"]
     assert numbers_hold() and touched() == []
     lake.write("scores", good.with_columns(gradcamo_max=pl.col("gradcamo") - 0.1), **keys)
-    publish(lake, bench.home.database)  # As the command does, without a check.
+    publish(lake, bench.home.database)  # Like the command, without a check.
     assert not numbers_hold() and touched() == ["P1"]
     assert not numbers_hold()
     lake.write("scores", good, **keys)

@@ -14,7 +14,7 @@ from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.networks.bundle import BundleConfig
 from gradcamo_assets.networks.encoders import build_encoder
 from gradcamo_assets.plates import load_plate, read_field
-from gradcamo_assets.tables import run_sql, violations
+from gradcamo_assets.tables import find_violations, run_sql
 from gradcamo_assets.training.promotion import promote
 from gradcamo_assets_tests.defs.conftest import Bench
 from gradcamo_assets_tests.plates.test_hcs import foreign_plate
@@ -43,7 +43,7 @@ def lead_through(bench: Bench, name: str, settings: str) -> pl.DataFrame:
     sites = sorted({field.site for field in load_plate(bench.home.plates, name).fields})
     assert all(bench.run("rescore", plate_site_key(name, site)).success for site in sites)
     assert bench.run("refresh_qc").success
-    assert violations(bench.home.database) == []
+    assert find_violations(bench.home.database) == []
     return run_sql(bench.home.database, "SELECT * FROM current_scores")
 
 

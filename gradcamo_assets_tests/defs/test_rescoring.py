@@ -1,4 +1,4 @@
-"""Moving the champion alias on a real MLflow server, forwards and back: what is scored, by whom, and how often."""
+"""Promotions and rollbacks on a real MLflow server: every partition is scored once by the champion."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEYS = {("P1", 1), ("P1", 2), ("P2", 1), ("P2", 2)}
 
 
 class Daemon:
-    """What Dagster's daemons do, step by step: the cursor is kept, a run key is used once, runs wait in a queue."""
+    """Emulates Dagster's daemons step by step: it keeps the cursor, accepts a run key once, and queues runs."""
 
     def __init__(self, bench: Bench):
         self.bench, self.cursor = bench, None
@@ -39,7 +39,7 @@ class Daemon:
         self.done: list[tuple[str, bool]] = []
 
     def evaluate(self) -> dg.SensorResult:
-        """What the sensor says now."""
+        """Evaluate the sensor without side effects."""
         bench = self.bench
         with dg.build_sensor_context(
             instance=bench.instance, cursor=self.cursor, resources={"platform": bench.platform},
@@ -48,7 +48,7 @@ class Daemon:
             return champion_model_sensor(context)  # type: ignore[return-value]
 
     def tick(self) -> list[dg.RunRequest]:
-        """Evaluate the sensor, keep its cursor and put the new runs of ``rescore`` into the queue."""
+        """Evaluate the sensor, keep its cursor and queue the new runs of ``rescore``."""
         bench, result = self.bench, self.evaluate()
         used = {request.run_key for request in self.asked}
         new = [request for request in result.run_requests or [] if request.run_key not in used]
@@ -63,7 +63,7 @@ class Daemon:
         return new
 
     def work(self, most: int = 100) -> None:
-        """Execute so many runs of the queue."""
+        """Execute at most ``most`` queued runs."""
         for run, request in self.queue[:most]:
             self.bench.instance.delete_run(run.run_id)
             result = self.bench.definitions.resolve_job_def("rescore").execute_in_process(
@@ -74,14 +74,14 @@ class Daemon:
         self.queue = self.queue[most:]
 
     def settle(self) -> int:
-        """Tick and work until nothing is asked for. How many runs of ``rescore`` that took."""
+        """Tick and work until nothing is requested. Returns the number of ``rescore`` runs."""
         before = len(self.done)
         for _ in range(10):
             self.tick()
             if not self.queue:
                 return len(self.done) - before
             self.work()
-        raise AssertionError("it never comes to rest")
+        raise AssertionError("requests do not stop")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 @pytest.fixture(scope="module")
 def scored(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two plates of two sites and three versions, the first of which is champion and has scored everything."""
+    """Two plates of two sites, and three versions; the first is champion and has scored all crops."""
     root = Home(tmp_path_factory.mktemp("home")).create().root
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
@@ -113,7 +113,7 @@ def scored(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def daemon(scored: Path, server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
-    """The same, in a folder of its own."""
+    """A copy of the scored home, with its own daemon."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     shutil.copytree(scored, tmp_path, dirs_exist_ok=True)
     daemon = Daemon(Bench(Platform(root=str(tmp_path)), dg.DagsterInstance.ephemeral()))
@@ -125,20 +125,20 @@ def daemon(scored: Path, server: MlflowServer, tmp_path: Path, monkeypatch: pyte
 
 
 def move(daemon: Daemon, version: int) -> None:
-    """Move the alias as a user does in MLflow's pages."""
+    """Move the alias, like a user of the MLflow UI."""
     daemon.bench.platform.registry.client.set_registered_model_alias(
         daemon.bench.platform.model_name, "champion", str(version)
     )
 
 
 def published(daemon: Daemon, sql: str) -> list[tuple]:
-    """The answer after a publication as ``publication_sensor`` asks for it."""
+    """Publish the QC database and query it."""
     assert daemon.bench.materialize("qc_database").success
     return run_sql(daemon.bench.home.database, sql).rows()
 
 
 def assert_scored(daemon: Daemon, champion: int, never: tuple[int, ...] = ()) -> None:
-    """Every partition has one set of rows of the champion, of the crops that are there, and none of the others."""
+    """Check that every partition has the champion's rows of the current crops, and none of the versions ``never``."""
     bench = daemon.bench
     for table in ("scores", "embeddings"):
         found = scored_by(bench.home.lake, table)
@@ -153,7 +153,7 @@ def assert_scored(daemon: Daemon, champion: int, never: tuple[int, ...] = ()) ->
 
 
 def scored_by_cells(bench: Bench) -> list[tuple[str, int]]:
-    """The partitions there are."""
+    """The existing partitions."""
     return bench.platform.lake.read("cells").select("Metadata_Plate", "Metadata_Site").unique().rows()
 
 
@@ -167,7 +167,7 @@ def test_a_promotion_scores_once_and_a_rollback_computes_nothing(daemon: Daemon)
     ]
     assert daemon.tick() == []
     daemon.work(1)
-    assert daemon.tick() == [], "what is queued is not asked for again"
+    assert daemon.tick() == [], "queued partitions are not requested again"
     daemon.work()
     assert daemon.tick() == []
     assert_scored(daemon, 2)
@@ -186,7 +186,7 @@ def test_two_promotions_within_a_tick_and_back_again(daemon: Daemon) -> None:
     assert_scored(daemon, 3, never=(2,))
     move(daemon, 2)
     move(daemon, 3)
-    assert daemon.tick() == [], "there and back within a tick is no move"
+    assert daemon.tick() == [], "moving back within a tick is no move"
 
 
 def test_a_promotion_while_runs_of_the_last_one_wait(daemon: Daemon) -> None:
@@ -204,7 +204,7 @@ def test_a_promotion_while_runs_of_the_last_one_wait(daemon: Daemon) -> None:
 
 
 def test_an_alias_that_moves_while_a_partition_is_scored(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run goes on with the version it began with, whole, and the partition is asked for again."""
+    """The run completes with its first version, and the partition is requested again."""
     score, moved = Scorer.score, []
 
     def moving(self: Scorer, *args: object, **kwargs: object) -> object:
@@ -224,7 +224,7 @@ def test_an_alias_that_moves_while_a_partition_is_scored(daemon: Daemon, monkeyp
     assert_scored(daemon, 3)
 
 
-def test_a_daemon_that_is_restarted_and_an_instance_that_is_made_anew(daemon: Daemon) -> None:
+def test_a_restarted_daemon_and_a_recreated_instance(daemon: Daemon) -> None:
     move(daemon, 2)
     daemon.tick()
     daemon.work(2)
@@ -244,7 +244,7 @@ def test_a_daemon_that_is_restarted_and_an_instance_that_is_made_anew(daemon: Da
     assert {r.partition_key for r in result.run_requests or []} - {None} == {plate_site_key(*key) for key in KEYS}
 
 
-def test_a_run_that_is_killed_half_way(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_is_retried_and_then_given_up(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     later = timedelta()
     monkeypatch.setattr(automation, "_now", lambda: datetime.now(UTC) + later)
     write, killed = Lake.write, []
@@ -259,7 +259,7 @@ def test_a_run_that_is_killed_half_way(daemon: Daemon, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(Lake, "write", dying)
         assert daemon.settle() == 4
-        assert scored_by(daemon.bench.home.lake)["P2", 1] == {1: 6}, "nothing of it is to be seen"
+        assert scored_by(daemon.bench.home.lake)["P2", 1] == {1: 6}, "no row of the killed run is visible"
         for attempt, pause in enumerate(RETRY_PAUSES, start=2):
             later = pause - timedelta(minutes=1)
             assert daemon.settle() == 0, "too soon"
@@ -271,7 +271,7 @@ def test_a_run_that_is_killed_half_way(daemon: Daemon, monkeypatch: pytest.Monke
         later = timedelta(days=30)
         assert daemon.settle() == 0
         reason = daemon.bench.platform.lake.read("unscored").filter(model_version=2)["reason"].item()
-        assert "rescore failed 5 times" in reason and "launch it by hand" in reason
+        assert "rescore failed 5 times" in reason and "launch the job by hand" in reason
     assert published(daemon, "SELECT reason FROM stale_scores") == [(reason,)]
     assert daemon.bench.run("rescore", plate_site_key("P2", 1)).success
     daemon.settle()
@@ -279,12 +279,12 @@ def test_a_run_that_is_killed_half_way(daemon: Daemon, monkeypatch: pytest.Monke
     assert len(daemon.bench.platform.lake.read("unscored").filter(model_version=2)) == 0
 
 
-def test_a_run_whose_machine_went_away(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_machine_was_lost_is_repeated(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     move(daemon, 2)
     daemon.tick()
     (dead, _), daemon.queue = daemon.queue[0], daemon.queue[1:]
     daemon.work()
-    assert daemon.settle() == 0, "it may still be running"
+    assert daemon.settle() == 0, "the run may still be running"
     assert daemon.bench.definitions.resolve_job_def("rescore").tags["dagster/max_runtime"] == "21600"
     daemon.bench.instance.report_run_failed(dead)
     later = datetime.now(UTC) + timedelta(seconds=601)
@@ -293,7 +293,7 @@ def test_a_run_whose_machine_went_away(daemon: Daemon, monkeypatch: pytest.Monke
     assert_scored(daemon, 2)
 
 
-def test_new_plates_and_new_masks_are_scored_by_the_champion_of_the_moment(daemon: Daemon) -> None:
+def test_new_plates_and_new_masks_are_scored_by_the_current_champion(daemon: Daemon) -> None:
     move(daemon, 2)
     assert daemon.settle() == 4
     add_plate(daemon.bench, "P3")
@@ -302,16 +302,16 @@ def test_new_plates_and_new_masks_are_scored_by_the_champion_of_the_moment(daemo
     assert_scored(daemon, 2)
     assert scored_by(daemon.bench.home.lake)["P3", 1] == {2: 6}
     move(daemon, 1)
-    assert daemon.settle() == 3, "what version 1 has not scored: P3, and the new masks"
+    assert daemon.settle() == 3, "version 1 has not scored P3 and the new masks"
     assert_scored(daemon, 1)
 
 
-def test_a_run_for_what_is_scored_already_does_nothing_unless_told(daemon: Daemon) -> None:
+def test_a_run_for_a_scored_partition_does_nothing_by_default(daemon: Daemon) -> None:
     lake = daemon.bench.platform.lake
-    before = lake.version("scores")
+    before = lake.delta_version("scores")
     result = daemon.bench.run("rescore", plate_site_key("P1", 1))
     assert result.success
-    assert lake.version("scores") == before
+    assert lake.delta_version("scores") == before
     assert result.get_asset_materialization_events() == []
     seen = [event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
     assert len(seen) == 2
@@ -319,11 +319,11 @@ def test_a_run_for_what_is_scored_already_does_nothing_unless_told(daemon: Daemo
     assert daemon.bench.checks(result)["cells_scored"].passed
     again = {"ops": {"scores_and_embeddings": {"config": {"again": True}}}}
     assert len(daemon.bench.run("rescore", plate_site_key("P1", 1), **again).get_asset_materialization_events()) == 2
-    assert lake.version("scores") > before
+    assert lake.delta_version("scores") > before
     assert_scored(daemon, 1)
 
 
-def test_a_champion_whose_bundle_is_damaged_is_refused_before_any_run(daemon: Daemon) -> None:
+def test_a_damaged_champion_fails_the_tick_before_any_run(daemon: Daemon) -> None:
     registry = daemon.bench.platform.registry
     version = registry.by_alias("challenger")
     assert version is not None
@@ -340,10 +340,10 @@ def test_a_champion_whose_bundle_is_damaged_is_refused_before_any_run(daemon: Da
     assert_scored(daemon, version.version)
 
 
-def test_a_promotion_over_many_partitions_asks_for_two_hundred_at_a_time(daemon: Daemon) -> None:
-    """Most partitions are rows of the version tables alone, and their runs are taken for done."""
+def test_at_most_two_hundred_partitions_are_requested_at_a_time(daemon: Daemon) -> None:
+    """Most partitions exist in the version tables only, and their runs are only recorded as done."""
     bench, lake = daemon.bench, daemon.bench.platform.lake
-    crops = lake.versions("crop_versions")
+    crops = lake.partition_versions("crop_versions")
     many = [
         {**crops.row(0, named=True), "Metadata_Plate": f"M{n // 9:02d}", "Metadata_Site": n % 9 + 1} for n in range(446)
     ]
@@ -351,20 +351,20 @@ def test_a_promotion_over_many_partitions_asks_for_two_hundred_at_a_time(daemon:
     move(daemon, 2)
 
     def finish(number: int) -> None:
-        """So many of the runs that wait have scored their partition."""
+        """Record that this number of queued runs have scored their partition."""
         run = bench.platform.registry.versions()[1].run_id
         for dead, request in daemon.queue[:number]:
             plate, site = request.partition_key.keys_by_dimension.values()  # type: ignore[union-attr]
             done.append({"Metadata_Plate": plate, "Metadata_Site": int(site), "model_run": run, "version": "s", "n": 6})
             bench.instance.delete_run(dead.run_id)
-        rows = pl.DataFrame(done, schema=lake_table("score_versions").polars).drop("made_from")
-        made = rows.join(lake.versions("crop_versions").select(*KEY, made_from="version"), on=KEY)
-        lake.replace("score_versions", made.select(list(lake_table("score_versions").polars)))
+        rows = pl.DataFrame(done, schema=lake_table("score_versions").schema).drop("made_from")
+        made = rows.join(lake.partition_versions("crop_versions").select(*KEY, made_from="version"), on=KEY)
+        lake.replace("score_versions", made.select(list(lake_table("score_versions").schema)))
         daemon.queue = daemon.queue[number:]
 
     done: list[dict] = []
     assert [request.job_name for request in daemon.tick()] == ["rescore"] * 200
-    assert daemon.tick() == [], "as many as may wait do"
+    assert daemon.tick() == [], "the maximum number of runs is queued"
     finish(50)
     daemon.cursor = None  # The daemon is restarted.
     assert len(daemon.tick()) == 50
@@ -372,25 +372,25 @@ def test_a_promotion_over_many_partitions_asks_for_two_hundred_at_a_time(daemon:
         assert len(daemon.queue) <= 200
         finish(150)
         daemon.tick()
-    wanted = {(row["Metadata_Plate"], row["Metadata_Site"]) for row in many} | KEYS
-    assert len(daemon.asked) == len(wanted) == 450
-    assert {request.partition_key for request in daemon.asked} == {plate_site_key(*key) for key in wanted}
+    expected = {(row["Metadata_Plate"], row["Metadata_Site"]) for row in many} | KEYS
+    assert len(daemon.asked) == len(expected) == 450
+    assert {request.partition_key for request in daemon.asked} == {plate_site_key(*key) for key in expected}
 
 
-def test_a_promotion_while_runs_wait_asks_for_none_of_their_partitions(daemon: Daemon) -> None:
+def test_partitions_of_queued_runs_are_not_requested_after_a_promotion(daemon: Daemon) -> None:
     add_plate(daemon.bench, "more", sites=2)
     move(daemon, 2)
     assert len(daemon.tick()) == 6
     move(daemon, 3)
-    assert daemon.tick() == [], "the runs that wait will score for it"
+    assert daemon.tick() == [], "the queued runs will score with version 3"
     assert daemon.settle() == 6
     assert_scored(daemon, 3, never=(2,))
 
 
-def test_a_server_that_is_down_for_a_while(
+def test_scoring_continues_after_the_server_was_down(
     daemon: Daemon, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Last: it takes the server away."""
+    """This test comes last, since it stops the server."""
     move(daemon, 2)
     daemon.tick()
     daemon.work(1)

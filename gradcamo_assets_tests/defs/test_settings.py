@@ -1,4 +1,4 @@
-"""``gradcamo.toml`` is checked as a whole; the launchpad offers what its sections hold; runs say what they used."""
+"""Validation of ``gradcamo.toml``, settings in the launchpad, and settings recorded by runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HALF = '[plates]\nillumination = "false"\n[trainig]\nepochs = 3\n[training]\nepo
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('[plates]\nillumination = "false"', "[plates] illumination: expected a valid boolean, found 'false'"),
         ("[trainig]\nepochs = 3", "[trainig] is unknown; the nearest is training"),
@@ -32,29 +32,33 @@ HALF = '[plates]\nillumination = "false"\n[trainig]\nepochs = 3\n[training]\nepo
         ("[crops", "the settings cannot be read"),
     ],
 )
-def test_a_command_refuses_settings_that_cannot_be_meant(
-    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_command_refuses_invalid_settings(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADCAMO_HOME", str(tmp_path))
     (tmp_path / "inbox").mkdir()
     (tmp_path / "gradcamo.toml").write_text(text)
     result = CliRunner().invoke(main, ["inbox"])
     assert result.exit_code == 1
-    assert told in result.stderr and str(tmp_path / "gradcamo.toml") in result.stderr
+    assert message in result.stderr and str(tmp_path / "gradcamo.toml") in result.stderr
 
 
-def test_all_that_is_wrong_is_told_at_once_and_no_plate_fails_for_it(bench: Bench) -> None:
+def test_all_invalid_settings_are_listed_and_no_plate_counts_as_failed(bench: Bench) -> None:
     (bench.home.inbox / f"{TINY.name}.zarr").mkdir()
     bench.home.settings_file.write_text(HALF)
     failed = bench.ingest(TINY.name)
     assert not failed.success
     reasons = [str(event.step_failure_data.error) for event in failed.all_events if event.is_step_failure]
-    for told in ("illumination: expected a valid boolean", "[trainig] is unknown", "epochs: expected a valid integer"):
-        assert told in reasons[0]
-    assert not [*bench.home.plates.glob(f"*{TINY.name}*")], "the plate has done nothing wrong"
+    for message in (
+        "illumination: expected a valid boolean",
+        "[trainig] is unknown",
+        "epochs: expected a valid integer",
+    ):
+        assert message in reasons[0]
+    assert not [*bench.home.plates.glob(f"*{TINY.name}*")], "the failure is not recorded for the plate"
 
 
-def test_lists_and_whole_numbers_are_taken(bench: Bench) -> None:
+def test_lists_and_integers_are_accepted(bench: Bench) -> None:
     bench.home.settings_file.write_text(
         '[crops]\nshape = [4, 5, 6]\n[profiles]\nformats = []\npopulations = ["all"]\nregularisation = 1\n'
         '[segmentation]\ncytoplasm = ["ER"]\ndiameter = 40\n[alerts]\nmail_to = ["a@b", "c@d"]\n'
@@ -72,7 +76,7 @@ def test_every_setting_has_one_description(bench: Bench) -> None:
         assert all(field.description for field in section.__pydantic_fields__.values())
 
 
-def test_the_address_that_alerts_go_to_stands_in_no_message(bench: Bench) -> None:
+def test_the_webhook_address_is_in_no_message(bench: Bench) -> None:
     for address in ('"http://example.com/secret"', '["https://example.com/secret"]'):
         bench.home.settings_file.write_text(f"[alerts]\nwebhook = {address}\n")
         with pytest.raises(Exception, match=r"\[alerts\] webhook: ") as error:
@@ -82,7 +86,7 @@ def test_the_address_that_alerts_go_to_stands_in_no_message(bench: Bench) -> Non
     assert "secret" not in repr(bench.platform.settings)
 
 
-def _offered(bench: Bench, job: str, op: str) -> dict[str, dg.Field]:
+def _launchpad_fields(bench: Bench, job: str, op: str) -> dict[str, dg.Field]:
     """The launchpad's fields of an op."""
     shape = bench.definitions.resolve_job_def(job).run_config_schema.config_type.fields["ops"]
     return shape.config_type.fields[op].config_type.fields["config"].config_type.fields
@@ -96,31 +100,31 @@ def _offered(bench: Bench, job: str, op: str) -> dict[str, dg.Field]:
         ("refresh_qc", "profiles", "profiles", {"anew"}, {"audit_cells", "background"}),
     ],
 )
-def test_the_launchpad_offers_what_a_section_holds(
+def test_the_launchpad_offers_the_fields_of_a_section(
     bench: Bench, job: str, op: str, section: str, more: set[str], less: set[str]
 ) -> None:
-    offered = _offered(bench, job, op)
+    offered = _launchpad_fields(bench, job, op)
     kind = type(getattr(bench.platform.settings, section))
     assert set(offered) - more == {field.name for field in fields(kind)} - less
     for name in set(offered) - more:
         assert not offered[name].is_required and offered[name].description == kind.__pydantic_fields__[name].description
 
 
-def test_choices_are_choices_in_the_launchpad(bench: Bench) -> None:
+def test_literals_are_choices_in_the_launchpad(bench: Bench) -> None:
     def choices(field: dg.Field) -> list[str]:
         kind = field.config_type.inner_type
         return [value.config_value for value in getattr(kind, "inner_type", kind).enum_values]
 
-    training = _offered(bench, "train_model", "trained_model")
+    training = _launchpad_fields(bench, "train_model", "trained_model")
     assert choices(training["precision"]) == ["auto", "float32", "bfloat16", "float16"]
     assert choices(training["regulariser"]) == ["none", "gradcamo"]
-    profiles = _offered(bench, "refresh_qc", "profiles")
+    profiles = _launchpad_fields(bench, "refresh_qc", "profiles")
     assert choices(profiles["scope"]) == ["plate", "screen"]
     assert choices(profiles["populations"]) == ["all", "on_target", "trusted", "matched", "weighted"]
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"epoch": 3}, "epoch"),
         ({"epochs": "3"}, "epochs"),
@@ -129,8 +133,8 @@ def test_choices_are_choices_in_the_launchpad(bench: Bench) -> None:
         ({"objective": "simclr", "regulariser": "gradcamo"}, "regulariser is none for vicreg and simclr"),
     ],
 )
-def test_what_the_launchpad_is_given_is_checked_too(bench: Bench, given: dict, told: str) -> None:
-    with pytest.raises(Exception, match=re.escape(told)):
+def test_values_in_the_launchpad_are_checked(bench: Bench, given: dict, message: str) -> None:
+    with pytest.raises(Exception, match=re.escape(message)):
         dg.materialize(
             [trained_model],
             resources={"platform": bench.platform},
@@ -138,7 +142,7 @@ def test_what_the_launchpad_is_given_is_checked_too(bench: Bench, given: dict, t
         )
 
 
-def test_a_run_says_what_it_used(scored_bench: Bench) -> None:
+def test_a_run_records_its_settings(scored_bench: Bench) -> None:
     def used_by(asset: str) -> dict:
         event = scored_bench.instance.get_latest_materialization_event(dg.AssetKey(asset))
         assert event and event.asset_materialization
@@ -147,7 +151,7 @@ def test_a_run_says_what_it_used(scored_bench: Bench) -> None:
     assert used_by("crops")["crops"] == {"shape": [6, 48, 48], "keep_border": True, "pad": True}
     assert used_by("masks")["segmentation"]["mode"] == "stitch"
     training = used_by("trained_model")["training"]
-    # The file says 3 epochs; the demo turns swapping on by saying nothing of it.
+    # Epochs are set in the file; swapping is enabled by the demo.
     assert training["epochs"] == 3 and training["swap"] == 0.5
     for asset, section in (
         ("plate_images", "plates"), ("cells", "segmentation_qc"), ("gradcamo_scores", "scoring"),

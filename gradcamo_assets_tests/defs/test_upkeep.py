@@ -1,4 +1,4 @@
-"""The lake is tidied: small files are merged, old ones go, and nobody who reads finds anything else."""
+"""Lake maintenance merges small files and deletes old ones without changing any rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from gradcamo_assets.defs.automation import lake_maintenance as upkeep
+from gradcamo_assets.defs.automation import lake_maintenance
 from gradcamo_assets.defs.automation.inbox_automation import inbox_sensor
 from gradcamo_assets.defs.automation.jobs_and_sensors import (
     champion_model_sensor,
@@ -22,17 +22,17 @@ VIEWS = ("cells", "fields", "scores", "embeddings", "profiles", "umap", "current
 
 
 def contents(bench: Bench) -> dict[str, list[tuple]]:
-    """All rows of the lake as polars' own reader of Delta finds them, in an order of their own."""
+    """All rows of the lake, read with polars' Delta reader and sorted."""
     tables = {name: pl.read_delta(str(bench.home.lake / name)) for name in LAKE_TABLES if version(bench, name) >= 0}
     return {name: sorted(rows.rows(), key=repr) for name, rows in tables.items()}
 
 
 def version(bench: Bench, table: str) -> int:
-    return bench.platform.lake.version(table)
+    return bench.platform.lake.delta_version(table)
 
 
 def answers(bench: Bench) -> dict[str, list[tuple]]:
-    """What SQL users see."""
+    """The rows of all views."""
     return {view: run_sql(bench.home.database, f"FROM {view} ORDER BY ALL").rows() for view in VIEWS}
 
 
@@ -40,25 +40,23 @@ def files(bench: Bench) -> set[Path]:
     return set(bench.home.lake.rglob("*.parquet"))
 
 
-def test_tidying_changes_nothing_that_is_read(
-    scored_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_maintenance_changes_no_rows(scored_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = scored_bench.copy(tmp_path / "home")
     assert bench.materialize("qc_database").success
     cursor = tick(bench, report_sensor).cursor
     rows, shown, before = contents(bench), answers(bench), files(bench)
-    assert len(bench.platform.lake.snapshot("cells").files) == 2, "one a site"
+    assert len(bench.platform.lake.snapshot("cells").files) == 2, "one per site"
 
     assert bench.run("tidy_lake").success
-    assert before <= files(bench), "what was opened yesterday can be read to its end"
+    assert before <= files(bench), "readers may still need the old files"
     assert len(bench.platform.lake.snapshot("cells").files) == 1
     assert contents(bench) == rows and answers(bench) == shown
     for sensor in (inbox_sensor, champion_model_sensor):
         assert requested(tick(bench, sensor)) == [], "no version has changed"
 
-    monkeypatch.setattr(upkeep, "_KEPT_HOURS", 0)
+    monkeypatch.setattr(lake_maintenance, "_RETENTION_HOURS", 0)
     assert bench.run("tidy_lake").success
-    assert answers(bench) == shown, "files that the published database reads stay"
+    assert answers(bench) == shown, "files that the published database reads remain"
     assert requested(tick(bench, publication_sensor)) == [("refresh_qc", None)]
     assert bench.materialize("qc_database").success
     assert (tick(bench, report_sensor, cursor).run_requests or []) == [], "no plate has changed"

@@ -1,4 +1,4 @@
-"""What is to be done follows from versions: nothing stale passes for good, nothing that is right is done again."""
+"""Out-of-date partitions are processed again, up-to-date ones are not."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ SITE = plate_site_key("tiny", 1)
 
 @pytest.fixture
 def bench(scored_bench: Bench, tmp_path: Path) -> Bench:
-    """One scored plate, and a champion sensor that has nothing to ask for."""
+    """One scored plate, for which no sensor requests anything."""
     bench = scored_bench.copy(tmp_path / "home")
     assert requested(tick(bench, inbox_sensor)) == []
     assert requested(tick(bench, champion_model_sensor)) == []
     return bench
 
 
-def settings(bench: Bench, old: str, new: str) -> None:
+def change_settings(bench: Bench, old: str, new: str) -> None:
     text = bench.home.settings_file.read_text()
     assert old in text
     bench.home.settings_file.write_text(text.replace(old, new))
 
 
-def test_a_plate_taken_in_again_while_its_fields_are_segmented_is_not_done(
+def test_a_plate_ingested_again_during_segmentation_is_out_of_date(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment, again = Segmenter.segment, []
-    settings(bench, "[segmentation]\n", "[segmentation]\nmin_volume = 201\n")
+    change_settings(bench, "[segmentation]\n", "[segmentation]\nmin_volume = 201\n")
 
     def interrupted(self: Segmenter, *args: object, **kwargs: object) -> object:
-        found = segment(self, *args, **kwargs)  # type: ignore[arg-type]
+        masks = segment(self, *args, **kwargs)  # type: ignore[arg-type]
         if not again:
             again.append(True)
-            bench.repaint()
+            bench.change_pixels()
             assert bench.ingest("tiny").success
-        return found
+        return masks
 
     monkeypatch.setattr(Segmenter, "segment", interrupted)
     bench.run("process_fields", SITE)
@@ -62,17 +62,17 @@ def test_crops_alone_follow_their_settings(bench: Bench) -> None:
     count = "SELECT count(*) FROM cells WHERE qc_flag IS NULL AND Metadata_Site = 1"
     (every,) = bench.ask(count)[0]
     for keep in ("false", "true", "false"):
-        settings(bench, f"keep_border = {'true' if keep == 'false' else 'false'}", f"keep_border = {keep}")
+        change_settings(bench, f"keep_border = {'true' if keep == 'false' else 'false'}", f"keep_border = {keep}")
         assert bench.materialize("crops", SITE).success
         (kept,) = bench.ask(count)[0]
         assert (kept == every) if keep == "true" else (0 < kept < every)
 
 
-def test_a_field_whose_crops_failed_keeps_its_cells_and_is_mended_by_crops_alone(
+def test_a_field_whose_crops_failed_keeps_its_cells_and_needs_crops_only(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = bench.ask("SELECT Metadata_Well, count(*), count(crop_index) FROM cells GROUP BY ALL ORDER BY ALL")
-    settings(bench, "shape = [6, 48, 48]", "shape = [6, 40, 40]")
+    change_settings(bench, "shape = [6, 48, 48]", "shape = [6, 40, 40]")
 
     def failing(image: np.ndarray, *args: object) -> object:
         calls.append(True)
@@ -86,7 +86,7 @@ def test_a_field_whose_crops_failed_keeps_its_cells_and_is_mended_by_crops_alone
         failed = bench.materialize("crops", SITE)
     assert failed.success and not bench.checks(failed)["fields_cropped"].passed
     cells = "SELECT Metadata_Well, count(*) FROM cells GROUP BY ALL ORDER BY ALL"
-    assert bench.ask(cells) == [(well, n) for well, n, _ in before], "no cell is lost"
+    assert bench.ask(cells) == [(well, n) for well, n, _ in before], "all cells remain"
     flags = bench.ask("SELECT DISTINCT qc_flag FROM fields WHERE qc_flag IS NOT NULL")
     assert len(flags) == 1 and "not cropped" in flags[0][0] and "the disk is full" in flags[0][0]
     mended = bench.materialize("crops", SITE)
@@ -96,10 +96,10 @@ def test_a_field_whose_crops_failed_keeps_its_cells_and_is_mended_by_crops_alone
     assert bench.ask("SELECT count(qc_flag) FROM fields") == [(0,)]
 
 
-def test_scores_of_cells_that_are_all_left_out_now_go(bench: Bench) -> None:
+def test_scores_are_removed_when_all_cells_are_excluded(bench: Bench) -> None:
     scores = "SELECT count(*) FROM current_scores WHERE Metadata_Site = 1"
     assert bench.ask(scores)[0][0] > 0
-    settings(bench, "[crops]\n", "[segmentation_qc]\nmin_probability = 1.0\n[crops]\n")
+    change_settings(bench, "[crops]\n", "[segmentation_qc]\nmin_probability = 1.0\n[crops]\n")
     assert bench.run("process_fields", SITE).success
     stale = "SELECT Metadata_Plate, Metadata_Site, n_cells, reason FROM stale_scores"
     assert bench.ask(stale) == [("tiny", 1, 0, "crops changed")]
@@ -110,18 +110,18 @@ def test_scores_of_cells_that_are_all_left_out_now_go(bench: Bench) -> None:
     assert requested(tick(bench, champion_model_sensor)) == []
 
 
-def test_settings_that_keep_the_same_cells_cut_and_score_nothing_again(bench: Bench) -> None:
+def test_settings_that_keep_the_same_cells_cause_no_new_crops_or_scores(bench: Bench) -> None:
     kept = "SELECT Metadata_CellID, crop_index, crop_version FROM cells ORDER BY ALL"
     before = bench.ask(kept)
-    settings(bench, "[crops]\n", "[segmentation_qc]\noutlier = 6.0\n[crops]\n")
+    change_settings(bench, "[crops]\n", "[segmentation_qc]\noutlier = 6.0\n[crops]\n")
     for site in (1, 2):
         assert bench.run("process_fields", plate_site_key("tiny", site)).success
     assert bench.ask(kept) == before
     assert requested(tick(bench, champion_model_sensor)) == []
 
 
-def test_a_stage_made_anew_asks_for_those_after_it(bench: Bench) -> None:
-    settings(bench, "[segmentation]\n", "[segmentation]\nmin_volume = 202\n")
+def test_a_new_version_of_a_stage_requests_the_later_stages(bench: Bench) -> None:
+    change_settings(bench, "[segmentation]\n", "[segmentation]\nmin_volume = 202\n")
     assert bench.materialize("masks", SITE).success
     assert requested(tick(bench, inbox_sensor)) == [("process_fields", SITE)]
     assert bench.run("process_fields", SITE).success
@@ -130,9 +130,9 @@ def test_a_stage_made_anew_asks_for_those_after_it(bench: Bench) -> None:
 
 def test_a_tick_opens_no_file_of_cells_scores_or_plates(bench: Bench) -> None:
     lake, keys = bench.platform.lake, {"plate": "tiny", "site": 1}
-    made_from = lake.version_of("cell_versions", **keys)
+    made_from = lake.partition_version("cell_versions", **keys)
     assert made_from is not None
-    lake.record("crop_versions", "others", made_from["version"], 3, **keys)
+    lake.record_version("crop_versions", "others", made_from["version"], 3, **keys)
     data = list(lake.root.glob("*/Metadata_Plate=*/**/*.parquet"))
     assert {file.relative_to(lake.root).parts[0] for file in data} >= {"cells", "crops", "scores", "crop_versions"}
     for file in [*data, *bench.home.plates.glob("*.json")]:

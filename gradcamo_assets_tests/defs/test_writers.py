@@ -1,4 +1,4 @@
-"""Two runs that write one partition at the same time: the last one wins whole, whatever the moment."""
+"""Two runs that write one partition at the same time: the last one replaces all results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Partition = tuple[list[dict], ...]
 
 @pytest.fixture(scope="module")
 def stages(scored_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, dict[str, Partition]]:
-    """One scored plate, and what its partition is under each settings; all masks and crops are there already."""
+    """One scored plate, and the state of its partition for each settings. All masks and crops exist already."""
     bench, states = scored_bench.copy(tmp_path_factory.mktemp("stages")), {}
     for settings in (OTHER_MASKS, OTHER_CROPS, SETTINGS):
         assert process(bench, settings)
@@ -36,7 +36,7 @@ def stages(scored_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 def process(bench: Bench, settings: str = SETTINGS) -> bool:
-    """Segment and crop the partition under some settings, which do not stay."""
+    """Segment and crop the partition with these settings, then restore the default ones."""
     bench.home.settings_file.write_text(settings)
     result = bench.run("process_fields", SITE)
     bench.home.settings_file.write_text(SETTINGS)
@@ -44,22 +44,24 @@ def process(bench: Bench, settings: str = SETTINGS) -> bool:
 
 
 def state(bench: Bench) -> Partition:
-    """The versions of the partition by stage, its cells, and the crops and scores they have."""
+    """The versions of the partition by stage, its cells, crops, scores and field states."""
     lake, keys = bench.platform.lake, {"plate": "tiny", "site": 1}
-    versions = [lake.versions(f"{stage}_versions", **keys) for stage in ("image", "mask", "cell", "crop", "score")]
+    versions = [
+        lake.partition_versions(f"{stage}_versions", **keys) for stage in ("image", "mask", "cell", "crop", "score")
+    ]
     cells = cells_with_crops(lake, **keys).sort("Metadata_CellID").collect()
     scores = lake.read("scores", **keys).sort("Metadata_CellID").drop("run_id", "scored_at")
     fields = [lake.read(table, **keys).sort("Metadata_Well") for table in ("masks", "field_verdicts", "field_crops")]
     return tuple(frame.to_dicts() for frame in (*versions, cells, scores, *fields))
 
 
-def before(table: str, act: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
-    """Let something happen before the first write to a table of the partition."""
-    write, happened = Lake.write, []
+def call_before_write(table: str, act: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Call ``act`` before the first write to a table of the partition."""
+    write, called = Lake.write, []
 
     def interrupted(self: Lake, name: str, frame: pl.DataFrame, **keys: object) -> None:
-        if name == table and not happened:
-            happened.append(True)
+        if name == table and not called:
+            called.append(True)
             act()
         write(self, name, frame, **keys)
 
@@ -67,14 +69,14 @@ def before(table: str, act: Callable[[], object], patch: pytest.MonkeyPatch) -> 
 
 
 def settle(bench: Bench) -> None:
-    """Do what the sensors ask for until they ask for nothing."""
+    """Run the requests of the sensors until there are none."""
     for _ in range(4):
         asked = [r for sensor in (inbox_sensor, champion_model_sensor) for r in tick(bench, sensor).run_requests or []]
         if not asked:
             return
         for request in asked:
-            assert bench.obey(request).success
-    raise AssertionError("it never comes to rest")
+            assert bench.run_request(request).success
+    raise AssertionError("requests do not stop")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def settle(bench: Bench) -> None:
     [(OTHER_MASKS, "masks"), (OTHER_MASKS, "field_verdicts"), (OTHER_CROPS, "field_crops")],
     ids=["masks", "cells", "crops"],
 )
-def test_the_last_writer_of_a_partition_wins_whole(
+def test_the_last_writer_of_a_partition_replaces_all_results(
     stages: tuple[Bench, dict[str, Partition]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -92,14 +94,14 @@ def test_the_last_writer_of_a_partition_wins_whole(
     bench, states = stages[0].copy(tmp_path / "home"), stages[1]
     succeeded: list[bool] = []
     with monkeypatch.context() as patch:
-        before(table, lambda: succeeded.append(process(bench, settings)), patch)
-        process(bench)  # It may find that it was overtaken.
+        call_before_write(table, lambda: succeeded.append(process(bench, settings)), patch)
+        process(bench)  # It may fail, since the other run wrote meanwhile.
     assert succeeded == [True]
     settle(bench)
     assert state(bench) in (states[SETTINGS], states[settings])
 
 
-def test_scores_are_of_the_crops_that_are_there_whoever_writes_last(
+def test_scores_match_the_current_crops_after_concurrent_writes(
     stages: tuple[Bench, dict[str, Partition]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = stages[0].copy(tmp_path / "home")
@@ -110,7 +112,7 @@ def test_scores_are_of_the_crops_that_are_there_whoever_writes_last(
         assert bench.run("rescore", SITE).success
 
     with monkeypatch.context() as patch:
-        before("scores", overtake, patch)
+        call_before_write("scores", overtake, patch)
         bench.run("rescore", SITE, **again)
     settle(bench)
     cells = cells_with_crops(bench.platform.lake, plate="tiny", site=1).drop_nulls("crop_index").collect()

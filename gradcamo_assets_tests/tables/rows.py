@@ -1,4 +1,4 @@
-"""Random rows that fit the tables and hold the invariants, for the warehouse's tests."""
+"""Random rows that fit the tables and satisfy the invariants."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def treatment(well: str) -> dict[str, Any]:
 
 
 def frame(table: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema=LAKE_TABLES[table].polars, orient="row")
+    return pl.DataFrame(rows, schema=LAKE_TABLES[table].schema, orient="row")
 
 
 def run_of(version: int, name: str = "hepg2") -> str:
-    """The MLflow run of a made-up model version."""
+    """The MLflow run of a synthetic model version."""
     return f"{name}-run-{version}"
 
 
@@ -60,11 +60,11 @@ def cells(rng: np.random.Generator, plate: str, site: int, n: int, masks: str = 
 
 
 def crops(found: pl.DataFrame, version: str = "c1") -> pl.DataFrame:
-    """A crop of every cell without a flag, but that of every tenth label, which touches the border."""
+    """A crop of every cell without a flag, except every tenth label, which is flagged as touching the border."""
     rows = []
     for cell in found.filter(pl.col("qc_flag").is_null()).iter_rows(named=True):
         flag = "touches the border" if cell["label"] % 10 == 0 else None
-        row = {name: cell[name] for name in LAKE_TABLES["crops"].polars if name in cell}
+        row = {name: cell[name] for name in LAKE_TABLES["crops"].schema if name in cell}
         index = None if flag else cell["label"]
         rows.append(row | {"crop_index": index, "qc_flag": flag, "crop_version": version})
     return frame("crops", rows)
@@ -77,7 +77,7 @@ def kept(found: pl.DataFrame, cut: pl.DataFrame) -> pl.DataFrame:
 
 
 def scores(rng: np.random.Generator, cells: pl.DataFrame, version: int, name: str = "hepg2") -> pl.DataFrame:
-    """One version's scores of ``kept`` cells."""
+    """Scores of ``kept`` cells by one model version."""
     keys = [column for column in cells.columns if column.startswith("Metadata_")]
     rows = []
     for cell in cells.iter_rows(named=True):
@@ -160,7 +160,7 @@ def score_version(
 
 
 def write_cells(lake: Lake, found: pl.DataFrame, version: str = "c1") -> pl.DataFrame:
-    """Cells of one plate x site, with their crops and the version of them; the kept cells come back."""
+    """Write the cells of one plate x site, their crops and the crop version. Returns the kept cells."""
     plate, site, cut = found["Metadata_Plate"][0], found["Metadata_Site"][0], crops(found, version)
     lake.write("cells", found, plate=plate, site=site)
     lake.write("crops", cut, plate=plate, site=site)
@@ -173,16 +173,16 @@ def read_kept(lake: Lake, plate: str, site: int) -> pl.DataFrame:
 
 
 def write_scores(lake: Lake, frame: pl.DataFrame, plate: str, site: int, version: int, name: str = "hepg2") -> None:
-    """One model version's scores of a plate x site, and from which crops they were made: those of today."""
+    """Write the scores of a plate x site by a model version, made from the current crops."""
     run = run_of(version, name)
     lake.write("scores", frame, plate=plate, site=site, model_run=run)
-    made_from = lake.versions("crop_versions", plate=plate, site=site)["version"].first()
+    made_from = lake.partition_versions("crop_versions", plate=plate, site=site)["version"].first()
     made = score_version(frame, plate, site, version, made_from, name)
     lake.write("score_versions", made, plate=plate, site=site, model_run=run)
 
 
 def put(lake: Lake, rng: np.random.Generator, plate: str, site: int, version: int, n: int = 60) -> None:
-    """Cells of one plate x site, if it has none yet, and one model version's scores of them. The plate too."""
+    """Write scores of a plate x site by a model version, with the plate and cells if they do not exist."""
     if lake.read("plates", plate=plate).is_empty():
         lake.write("plates", frame("plates", [{"Metadata_Plate": plate, "ingested_at": NOW}]), plate=plate)
     if lake.read("cells", plate=plate, site=site).is_empty():
@@ -191,14 +191,14 @@ def put(lake: Lake, rng: np.random.Generator, plate: str, site: int, version: in
 
 
 def append(lake: Lake, table: str, frame: pl.DataFrame) -> None:
-    """Rows of several new partitions in one commit, which is quicker than one each."""
-    if lake.version(table) < 0:
+    """Write rows of several new partitions in one commit, which is faster than one commit each."""
+    if lake.delta_version(table) < 0:
         lake.replace(table, frame.clear())
     write_deltalake(lake.root / table, frame, mode="append")
 
 
 def filled(root: Path, seed: int = 0, plates: int = 2, sites: int = 2, versions: int = 2) -> Lake:
-    """A lake with so many plates P1, P2, ..., all scored by so many versions of which the last is champion."""
+    """A lake with plates P1, P2, ..., scored by all model versions, the last of which is champion."""
     lake, rng = Lake(root), np.random.default_rng(seed)
     made: dict[str, list[pl.DataFrame]] = defaultdict(list)
     for plate in (f"P{number}" for number in range(1, plates + 1)):

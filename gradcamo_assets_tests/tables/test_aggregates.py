@@ -1,4 +1,4 @@
-"""The stored aggregates against loops over rows, and their intervals against SciPy's bootstrap."""
+"""The stored aggregates compared with loops over rows, and their intervals with SciPy's bootstrap."""
 
 from __future__ import annotations
 

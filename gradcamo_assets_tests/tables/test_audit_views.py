@@ -1,4 +1,4 @@
-"""Which scores can be trusted, by loops over the rows of ``audit`` and ``scores``."""
+"""The views of audited cells, compared with loops over the rows of ``audit`` and ``scores``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gradcamo_assets_tests.tables import rows
 
 def audited(rng: np.random.Generator, scores: pl.DataFrame, version: int) -> pl.DataFrame:
     """Audit rows of a sample of scored cells."""
-    found = []
+    audit_rows = []
     for cell in scores.sample(25, seed=version).iter_rows(named=True):
         row = {name: cell[name] for name in scores.columns if name.startswith(("Metadata_", "model_", "crop_"))}
         names = [n for n, dtype in rows.frame("audit", []).schema.items() if dtype == pl.Float64 and n not in row]
         row |= {name: float(value) for name, value in zip(names, rng.uniform(-1, 1, len(names)), strict=True)}
-        found.append(row | {"survives_swap": [True, False, True, None][rng.integers(4)]})
-    return rows.frame("audit", found)
+        audit_rows.append(row | {"survives_swap": [True, False, True, None][rng.integers(4)]})
+    return rows.frame("audit", audit_rows)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_cell_is_trusted_where_the_map_looks_at_it_and_it_survives_the_swap(ho
         margin = audit[key]["swap_margin"]
         assert row["trust"] == (margin if looks else min(margin, 0))
         assert row["logit_drop_swapped_target"] == audit[key]["logit_drop_swapped_target"]
-        assert row["trained_for_score"] == {1: None, 2: True}[row["model_version"]], "of version 1 nothing is known"
+        assert row["trained_for_score"] == {1: None, 2: True}[row["model_version"]], "unknown for version 1"
         if row["trusted"] is not None and row["split"] != "train":
             shares[row["model_version"]].append(row["trusted"])
     for row in qc_table(home / "qc.duckdb", "model").iter_rows(named=True):
@@ -58,7 +58,7 @@ def test_a_cell_is_trusted_where_the_map_looks_at_it_and_it_survives_the_swap(ho
         assert row["regulariser"] == {1: None, 2: "gradcamo"}[row["model_version"]]
 
 
-def test_a_plate_is_summed_up(home: Path) -> None:
+def test_audit_by_plate_summarises_a_plate(home: Path) -> None:
     audit = Lake(home / "lake").read("audit", model_run=rows.run_of(2))
     row = run_sql(home / "qc.duckdb", "SELECT * FROM audit_by_plate WHERE model_version = 2").row(0, named=True)
     assert row["n_cells"] == 25 and row["trained_for_score"]

@@ -1,4 +1,4 @@
-"""Readers, publishers and user sessions in processes of their own: nobody is disturbed, nothing is lost."""
+"""Concurrent readers, publishers and user sessions in separate processes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ print(len(generations))
 """
 
 
-def test_readers_throughout_see_whole_publications_only(tmp_path: Path) -> None:
+def test_readers_see_complete_publications_only(tmp_path: Path) -> None:
     lake, database, end = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb", tmp_path / "end"
 
     def generation(number: int) -> None:
@@ -83,7 +83,9 @@ def test_readers_throughout_see_whole_publications_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opened_by", ["nobody", "this process", "a writing session"])
-def test_who_has_the_file_open_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened_by: str) -> None:
+def test_publication_works_while_the_file_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened_by: str
+) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
     publish(lake, database)
     copies: list[object] = []
@@ -96,8 +98,8 @@ def test_who_has_the_file_open_is_no_matter(tmp_path: Path, monkeypatch: pytest.
         assert session.stdout is not None
         session.stdout.readline()
     with duckdb.connect(database, read_only=True) if opened_by == "this process" else nullcontext():
-        found = publish(lake, database)
-        assert not found.changed and not found.rebuilt and not copies
+        publication = publish(lake, database)
+        assert not publication.changed and not publication.rebuilt and not copies
         rows.put(lake, np.random.default_rng(5), "P1", 3, 1)
         assert not publish(lake, database).rebuilt and len(copies) == 1
     if session is not None:
@@ -109,13 +111,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from gradcamo_assets.tables import Lake, publish
-from gradcamo_assets.tables import publish as function
 module = sys.modules["gradcamo_assets.tables.publish"]
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "filling":
-    module.refresh = die
+    module.refresh_summaries = die
 elif sys.argv[3] == "noting":
-    module._note = die
+    module._write_notes = die
 else:
     replace = Path.replace
     Path.replace = lambda self, to: die() if to.name == "qc.duckdb" else replace(self, to)
@@ -178,12 +179,12 @@ SESSION = """
 import os, sys, duckdb
 os.chmod(sys.argv[1], 0o644)
 connection = duckdb.connect(sys.argv[1])
-connection.execute("CREATE TABLE mine AS SELECT range AS a FROM range(1000)")
+connection.execute("CREATE TABLE other AS SELECT range AS a FROM range(1000)")
 os.kill(os.getpid(), 9)
 """
 
 
-def test_the_log_of_a_users_session_poisons_nothing(tmp_path: Path) -> None:
+def test_the_log_of_a_writing_session_is_removed(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
     publish(lake, database)
     log = tmp_path / "qc.duckdb.wal"

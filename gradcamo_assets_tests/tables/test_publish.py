@@ -1,4 +1,4 @@
-"""Publication replaces what changed and nothing else, equals a rebuild, and survives damage."""
+"""Publication updates changed tables only, equals a rebuild, and recovers from damaged files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from gradcamo_assets.errors import StoreError
-from gradcamo_assets.tables import Lake, needs_publication, publish, published_files, run_sql, violations
+from gradcamo_assets.tables import Lake, find_violations, needs_publication, publish, published_files, run_sql
 from gradcamo_assets.tables import refresh as refreshing
 from gradcamo_assets_tests.tables import rows
 from gradcamo_assets_tests.tables.published import assert_equals_the_lake, contents, count
 
 
 def summaries(database: Path) -> dict[str, pl.DataFrame]:
-    """The stored summaries, in the order in which they stand in the file."""
+    """The stored summaries, in the order of the file."""
     with duckdb.connect(database, read_only=True) as connection:
         names = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'aggregates'").fetchall()
         return {name: connection.table(f"aggregates.{name}").pl() for (name,) in names}
@@ -42,35 +42,35 @@ def test_only_what_changed_is_replaced(tmp_path: Path) -> None:
     assert second.changed == ("score_versions", "scores") and second.plates == ("P2",) and not second.rebuilt
     assert not needs_publication(lake, database)
     assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
-    assert violations(database) == []
+    assert find_violations(database) == []
     seen = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
     assert seen == {"fresh.duckdb", "lake", "qc.duckdb"}
 
 
-def test_only_plates_whose_champion_changed_want_a_report(tmp_path: Path) -> None:
+def test_only_plates_with_changed_reported_rows_are_listed(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=3), tmp_path / "qc.duckdb"
     publish(lake, database)
 
-    def told() -> tuple[str, ...]:
+    def changed_plates() -> tuple[str, ...]:
         return publish(lake, database).plates
 
     rng, champion, other = np.random.default_rng(1), rows.run_of(2), rows.run_of(1)
     rows.put(lake, rng, "P1", 1, 1)
-    assert told() == (), "version 1 is no champion"
+    assert changed_plates() == (), "version 1 is not the champion"
     audit = {"Metadata_Plate": "P2", "Metadata_Well": "A01", "Metadata_Site": 1, "Metadata_CellID": "P2/A01/1/1"}
     for run in (other, champion):
         row = audit | {"model_name": "hepg2", "model_version": 1, "model_run": run}
         lake.write("audit", rows.frame("audit", [row]), plate="P2", model_run=run)
         lake.write("umap", rows.frame("umap", [row]), plate="P2", model_run=run)
-        assert told() == (("P2",) if run == champion else ())
+        assert changed_plates() == (("P2",) if run == champion else ())
     lake.write("audit", rows.frame("audit", [row]), plate="P2", model_run=champion)
     assert publish(lake, database).changed == ("audit",), "the same rows, written again"
-    assert told() == ()
+    assert changed_plates() == ()
     stains = {"Metadata_Plate": "P3", "channel_a": "DNA", "channel_b": "ER", "median_correlation": 0.1}
     lake.write("channel_correlation", rows.frame("channel_correlation", [stains]), plate="P3")
-    assert told() == ("P3",)
+    assert changed_plates() == ("P3",)
     lake.drop("umap", plate="P2", model_run=champion)
-    assert told() == ("P2",)
+    assert changed_plates() == ("P2",)
     wells = lake.read("wells", plate="P1")
     lake.write("wells", wells, plate="P1")
     assert publish(lake, database).changed == ("wells",)
@@ -128,10 +128,10 @@ def test_incremental_publication_equals_a_rebuild(
             publish(lake, database)
     publish(lake, database)
     assert_equals_the_lake(lake, database, home / "fresh.duckdb")
-    assert violations(database) == []
+    assert find_violations(database) == []
 
 
-def test_a_rollback_computes_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollback_needs_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake, database = rows.filled(tmp_path / "lake"), tmp_path / "qc.duckdb"
     publish(lake, database)
     gain = (
@@ -139,7 +139,7 @@ def test_a_rollback_computes_nothing_new(tmp_path: Path, monkeypatch: pytest.Mon
     )
     forward = run_sql(database, f"{gain} ORDER BY ALL").to_dicts()
     assert len(forward) == 2 and {row["previous_version"] for row in forward} == {1}
-    monkeypatch.setattr(refreshing, "scan_files", None)  # It reads scores.
+    monkeypatch.setattr(refreshing, "scan_files", None)  # Reading scores would fail.
     lake.append("promotions", rows.promotion(1, 30))
     publication = publish(lake, database)
     assert publication.changed == ("promotions",) and publication.plates == ()
@@ -152,14 +152,14 @@ def test_a_rollback_computes_nothing_new(tmp_path: Path, monkeypatch: pytest.Mon
     assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
 
 
-def test_compaction_changes_lists_of_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compaction_changes_file_lists_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake, database = rows.filled(tmp_path / "lake", sites=1), tmp_path / "qc.duckdb"
     for plate in ("P1", "P2"):
         for version in (1, 2):
             rows.put(lake, np.random.default_rng(version), plate, 2, version)
     publish(lake, database)
     before, stored, files = contents(database), summaries(database), published_files(database)
-    monkeypatch.setattr(refreshing, "scan_files", None)  # It reads scores.
+    monkeypatch.setattr(refreshing, "scan_files", None)  # Reading scores would fail.
     for table in ("scores", "cells", "crops"):
         assert lake.compact(table) > 0
     publication = publish(lake, database)
@@ -169,7 +169,7 @@ def test_compaction_changes_lists_of_files_only(tmp_path: Path, monkeypatch: pyt
     for name, table in summaries(database).items():
         assert_frame_equal(table, stored[name], check_row_order=False)
     assert len(published_files(database)) < len(files)
-    assert len(lake.snapshot("scores").files) == 4, "one a plate and run"
+    assert len(lake.snapshot("scores").files) == 4, "one per plate and run"
 
 
 def test_vacuum_keeps_the_files_that_the_published_views_read(tmp_path: Path) -> None:
@@ -189,25 +189,25 @@ def test_vacuum_keeps_the_files_that_the_published_views_read(tmp_path: Path) ->
     assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
 
 
-def test_checking_some_plates_finds_what_is_wrong_in_them(tmp_path: Path) -> None:
+def test_checking_some_plates_finds_their_violations(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", versions=1), tmp_path / "qc.duckdb"
     good = lake.read("scores", plate="P2", site=1)
     broken = good.with_columns(gradcamo_max=pl.col("gradcamo") - 0.1)
     lake.write("scores", broken, plate="P2", site=1, model_run=rows.run_of(1))
     publish(lake, database)
-    assert violations(database, ["P1"]) == violations(database, []) == []
-    assert violations(database, ["P2"]) == violations(database) != []
+    assert find_violations(database, ["P1"]) == find_violations(database, []) == []
+    assert find_violations(database, ["P2"]) == find_violations(database) != []
 
 
-def test_checking_some_plates_reads_no_other(tmp_path: Path) -> None:
+def test_checking_some_plates_reads_no_other_plates(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", versions=1), tmp_path / "qc.duckdb"
     publish(lake, database)
     for path in published_files(database):
         if "Metadata_Plate=P2" in path:
             Path(path).write_bytes(b"no Parquet")
-    assert violations(database, ["P1"]) == []
+    assert find_violations(database, ["P1"]) == []
     with pytest.raises(StoreError, match="P2"):
-        violations(database)
+        find_violations(database)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "damage", ["written to", "another schema", "truncated", "bytes inside", "no database", "another lake", "no note"]
 )
-def test_a_file_that_cannot_be_built_upon_is_made_anew(home: Path, tmp_path: Path, damage: str) -> None:
+def test_an_unusable_database_is_rebuilt(home: Path, tmp_path: Path, damage: str) -> None:
     lake, database, note = Lake(home / "lake"), tmp_path / "qc.duckdb", tmp_path / ".qc.duckdb.json"
     shutil.copy(home / "qc.duckdb", database)
     shutil.copy(home / ".qc.duckdb.json", note)
@@ -233,7 +233,7 @@ def test_a_file_that_cannot_be_built_upon_is_made_anew(home: Path, tmp_path: Pat
         content = bytearray(database.read_bytes())
         content[12288:] = bytes(len(content) - 12288)
         database.write_bytes(content)
-        note.write_text(note.read_text().replace(lake.revision("scores"), "0-0"))  # There is something to change.
+        note.write_text(note.read_text().replace(lake.revision("scores"), "0-0"))  # Make the publication find a change.
     elif damage == "no database":
         database.write_text("hello")
     elif damage == "another lake":
@@ -250,15 +250,15 @@ def test_a_file_that_cannot_be_built_upon_is_made_anew(home: Path, tmp_path: Pat
         assert_frame_equal(table, expected[name])
 
 
-def test_a_copied_home_reads_and_writes_its_own_lake(tmp_path: Path) -> None:
+def test_a_copied_home_uses_its_own_lake(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     lake = rows.filled(old / "lake", plates=1)
     publish(lake, old / "qc.duckdb")
     shutil.copytree(old, new)
     moved = Lake(new / "lake")
-    asked = "SELECT count(*) FROM qc_by_dose"
+    query = "SELECT count(*) FROM qc_by_dose"
     assert needs_publication(moved, new / "qc.duckdb")
-    assert run_sql(new / "qc.duckdb", asked).item() == run_sql(old / "qc.duckdb", asked).item() > 0
+    assert run_sql(new / "qc.duckdb", query).item() == run_sql(old / "qc.duckdb", query).item() > 0
     rows.put(moved, np.random.default_rng(5), "P7", 1, 2)
     publish(moved, new / "qc.duckdb")
     shutil.rmtree(old)
@@ -266,26 +266,26 @@ def test_a_copied_home_reads_and_writes_its_own_lake(tmp_path: Path) -> None:
     assert_equals_the_lake(moved, new / "qc.duckdb", tmp_path / "fresh.duckdb")
 
 
-def test_a_table_of_the_lake_made_anew_is_told_from_the_old_one(tmp_path: Path) -> None:
+def test_a_recreated_lake_table_is_published_again(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb"
     publish(lake, database)
-    number = lake.version("scores")
+    number = lake.delta_version("scores")
     shutil.rmtree(lake.root / "scores")
     for seed in range(number):
         rows.put(lake, np.random.default_rng(seed), "P1", 1 + seed % 2, 2)
-    assert lake.version("scores") == number
+    assert lake.delta_version("scores") == number
     assert needs_publication(lake, database)
     publish(lake, database)
     assert_equals_the_lake(lake, database, tmp_path / "fresh.duckdb")
 
 
-def test_a_log_that_lost_commits_is_no_matter(tmp_path: Path) -> None:
+def test_publication_works_after_the_log_lost_commits(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake"), tmp_path / "qc.duckdb"
     publish(lake, database)
-    number = lake.version("scores")
+    number = lake.delta_version("scores")
     for seed in range(2):
         rows.put(lake, np.random.default_rng(seed), "P1", 1, 2)
-    lake.vacuum("scores", 1000, set())  # It writes a checkpoint.
+    lake.vacuum("scores", 1000, set())  # Vacuuming writes a checkpoint.
     for version in range(number + 2):
         (lake.root / "scores" / "_delta_log" / f"{version:020}.json").unlink()
     publication = publish(lake, database)
@@ -304,13 +304,13 @@ def test_a_damaged_lake_file_leaves_the_old_database(tmp_path: Path, table: str)
     else:
         lake.write(table, frame, plate="P1", site=1, **({"model_run": rows.run_of(1)} if table == "scores" else {}))
     Path(lake.snapshot(table).files["path"][0]).write_bytes(b"not parquet")
-    with pytest.raises(StoreError, match=f"lake's files of {table}"):
+    with pytest.raises(StoreError, match=f"lake files of table {table}"):
         publish(lake, database)
     assert count(database) == before
 
 
 @pytest.mark.parametrize("folder", ["it's 100% a *lake*? #1 & {a,b}", "a=b"])
-def test_views_read_the_lake_wherever_it_lies_and_the_reader_is(
+def test_views_read_the_lake_in_any_folder_from_any_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     lake, database = Lake(tmp_path / folder / "lake"), tmp_path / "deep" / folder / "qc.duckdb"
@@ -347,12 +347,12 @@ def test_an_empty_lake_has_empty_views_of_the_right_types(tmp_path: Path) -> Non
         assert table.is_empty() and table.schema == full[name].schema
 
 
-def test_a_question_for_one_plate_opens_the_files_of_that_plate_only(tmp_path: Path) -> None:
+def test_a_query_for_one_plate_opens_the_files_of_that_plate_only(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=3), tmp_path / "qc.duckdb"
     lake.replace("models", rows.model(2))
     publish(lake, database)
     for path in published_files(database):
-        # The first file of all tells DuckDB the columns.
+        # DuckDB reads the columns from the first file, which must be intact.
         if "Metadata_Plate=P3" in path or f"Metadata_Plate=P2/model_run={rows.run_of(1)}" in path:
             Path(path).write_bytes(b"no Parquet")
     expected = lake.read("scores", plate="P2", model_run=rows.run_of(2))

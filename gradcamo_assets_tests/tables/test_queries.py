@@ -1,4 +1,4 @@
-"""Asking: views, ready-made tables, what a reader may not do, and how answers are written."""
+"""Queries: views, ready-made tables, forbidden statements and output formats."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 from gradcamo_assets.errors import StoreError
 from gradcamo_assets.tables import (
     Lake,
-    as_table,
     connect,
+    find_violations,
+    format_table,
     publish,
     qc_table,
     render,
     run_sql,
     summaries,
-    violations,
 )
 from gradcamo_assets_tests.tables import rows
 
@@ -81,7 +81,7 @@ def test_the_champion_follows_the_last_promotion(tmp_path: Path) -> None:
     assert champions() == [other]
 
 
-def test_moves_of_one_moment_name_one_champion_whatever_their_order(tmp_path: Path) -> None:
+def test_simultaneous_promotions_give_one_champion_in_any_order(tmp_path: Path) -> None:
     found = set()
     for order in ([1, 2], [2, 1]):
         folder = tmp_path / str(order[0])
@@ -92,7 +92,7 @@ def test_moves_of_one_moment_name_one_champion_whatever_their_order(tmp_path: Pa
     assert len(found) == 1
 
 
-def test_a_model_deleted_and_registered_anew_under_its_number_has_none_of_the_old_rows(tmp_path: Path) -> None:
+def test_a_reused_version_number_shows_no_rows_of_the_deleted_model(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1, versions=1), tmp_path / "qc.duckdb"
     old = lake.read("scores")
     embeddings = old.select(pl.col("^Metadata_.*$"), "model_name", "model_version", "model_run")
@@ -106,7 +106,7 @@ def test_a_model_deleted_and_registered_anew_under_its_number_has_none_of_the_ol
     shown = ("scores", "embeddings", "current_scores", "qc_by_plate", "cells_to_look_at", "champions", "site_effect")
     assert {view: len(run_sql(database, f"FROM {view}")) for view in shown} == dict.fromkeys(shown, 0)
     assert run_sql(database, "SELECT n_cells, median_gradcamo FROM model_comparison").rows() == [(0, None)]
-    assert lake.read("scores").equals(old), "they wait in the lake until somebody prunes"
+    assert lake.read("scores").equals(old), "they stay in the lake until they are pruned"
     lake.append("promotions", rows.promotion(1, 30).with_columns(to_run=pl.lit("another-run")))
     publish(lake, database)
     assert run_sql(database, "SELECT reason FROM stale_scores").rows() == [("never scored by the champion",)] * 2
@@ -134,7 +134,7 @@ def test_a_run_with_two_versions_is_shown_as_the_champion_or_the_last(tmp_path: 
     assert shown() == [(3,)]
 
 
-def test_stale_scores_say_what_waits_and_why(tmp_path: Path) -> None:
+def test_stale_scores_give_the_reason(tmp_path: Path) -> None:
     lake, database, rng = rows.filled(tmp_path / "lake", plates=1), tmp_path / "qc.duckdb", np.random.default_rng(1)
 
     def stale() -> list[tuple]:
@@ -174,12 +174,12 @@ def test_scores_of_a_partition_that_lost_all_its_cells_are_stale(tmp_path: Path)
     assert run_sql(database, "SELECT Metadata_Site FROM qc_by_site WHERE model_version = 2").rows() == [(2,)]
 
 
-def test_cells_and_fields_show_what_every_stage_says_of_them(tmp_path: Path) -> None:
+def test_cells_and_fields_combine_the_flags_of_all_stages(tmp_path: Path) -> None:
     lake, database = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb"
     rows.write_cells(lake, found := rows.cells(np.random.default_rng(0), "P1", 1, 60))
     cut = {row["Metadata_CellID"]: row for row in lake.read("crops").to_dicts()}
     names = [{"Metadata_Plate": "P1", "Metadata_Well": well, "Metadata_Site": 1} for well in rows.WELLS]
-    # Field by field: flags of ingestion, masks, verdict and crops; the last two have none.
+    # Flags of each field by ingestion, masks, verdict and crops; the last two fields have none.
     flags = {
         "fields": ["blurred", None, None, None, None, None],
         "masks": ["no masks", "no masks", None, None, None, None],
@@ -200,7 +200,7 @@ def test_cells_and_fields_show_what_every_stage_says_of_them(tmp_path: Path) -> 
     publish(lake, database)
     fields = run_sql(database, "FROM fields ORDER BY Metadata_Well").to_dicts()
     assert [row["qc_flag"] for row in fields] == ["blurred", "no masks", "verdict", "no crops", None, None]
-    assert [row["n_cells"] for row in fields] == [7] * 5 + [None], "masks of other pixels say nothing of the field"
+    assert [row["n_cells"] for row in fields] == [7] * 5 + [None], "states from masks of other pixels are ignored"
     assert [row["qc_warning"] for row in fields] == ["dim; crowded"] * 5 + ["dim"]
     for row in run_sql(database, "FROM cells").to_dicts():
         crop = cut.get(row["Metadata_CellID"], {})
@@ -228,8 +228,10 @@ def test_model_comparison_equals_a_loop(home: Path, database: Path) -> None:
         assert row["is_champion"] == (row["model_version"] == 2)
 
 
-def test_medians_over_big_plates_are_right_to_a_thousandth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summaries, "_EXACT", 50)
+def test_medians_over_large_plates_are_accurate_to_a_thousandth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summaries, "_MAX_EXACT_SCORES", 50)
     lake = rows.filled(tmp_path / "lake", plates=3, versions=1)
     publish(lake, tmp_path / "qc.duckdb")
     values = run_sql(tmp_path / "qc.duckdb", "SELECT value FROM aggregates.score_values")["value"]
@@ -258,7 +260,7 @@ def test_medians_over_big_plates_are_right_to_a_thousandth(tmp_path: Path, monke
         "",
     ],
 )
-def test_what_a_reader_may_not_do(database: Path, sql: str) -> None:
+def test_forbidden_statements(database: Path, sql: str) -> None:
     python_frame = pl.DataFrame({"a": [1]})
     before = database.read_bytes()
     with pytest.raises(StoreError):
@@ -266,7 +268,7 @@ def test_what_a_reader_may_not_do(database: Path, sql: str) -> None:
     assert database.read_bytes() == before and len(python_frame) == 1
 
 
-def test_other_files_of_the_lake_are_closed_to_queries(home: Path, database: Path) -> None:
+def test_queries_cannot_read_other_files_of_the_lake(home: Path, database: Path) -> None:
     with pytest.raises(StoreError, match="failed"):
         run_sql(database, f"SELECT * FROM '{next((home / 'lake' / 'wells').glob('*.parquet'))}'")
 
@@ -281,9 +283,9 @@ def test_other_files_of_the_lake_are_closed_to_queries(home: Path, database: Pat
         "EXPLAIN ANALYZE\n-- what?\nCOPY (SELECT 1) TO '{file}'",
     ],
 )
-def test_nothing_is_written_into_the_folders_that_views_read(home: Path, database: Path, sql: str) -> None:
+def test_queries_cannot_write_into_folders_that_views_read(home: Path, database: Path, sql: str) -> None:
     file = home / "lake" / "scores" / "mine.parquet"
-    with pytest.raises(StoreError, match="only one reading statement"):
+    with pytest.raises(StoreError, match="single read-only statement"):
         run_sql(database, sql.format(file=file))
     assert not file.exists()
 
@@ -301,21 +303,21 @@ def test_nothing_is_written_into_the_folders_that_views_read(home: Path, databas
         "PIVOT qc_by_dose ON Metadata_Dose USING sum(n_cells)",
     ],
 )
-def test_what_a_reader_may_do(database: Path, sql: str) -> None:
+def test_permitted_statements(database: Path, sql: str) -> None:
     assert len(run_sql(database, sql))
 
 
-def test_two_connections_of_one_process_live_side_by_side(database: Path) -> None:
+def test_two_connections_of_one_process_can_be_open(database: Path) -> None:
     with connect(database) as first, connect(database) as second:
         sql = "SELECT count(*) FROM scores"
         assert first.execute(sql).fetchall() == second.execute(sql).fetchall()
 
 
-def test_a_missing_or_foreign_database_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_or_foreign_database_raises_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="gradcamo demo"):
         connect(tmp_path / "qc.duckdb")
     duckdb.connect(tmp_path / "other.duckdb").close()
-    with pytest.raises(StoreError, match="no QC database"):
+    with pytest.raises(StoreError, match="not a QC database"):
         connect(tmp_path / "other.duckdb")
     (tmp_path / "text.duckdb").write_text("hello, this is no database at all")
     with pytest.raises(StoreError, match="cannot be opened"):
@@ -329,7 +331,7 @@ def test_unknown_tables_and_formats_are_named(database: Path) -> None:
         render(pl.DataFrame(), "xml")  # type: ignore[arg-type]
 
 
-def test_answers_survive_csv_json_and_parquet(database: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_results_survive_csv_json_and_parquet(database: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     frame = qc_table(database, "dose,site")
     for format, read in (("csv", pl.read_csv), ("json", pl.read_json), ("parquet", pl.read_parquet)):
         render(frame, format)  # type: ignore[arg-type]
@@ -352,20 +354,20 @@ def test_nested_values_and_big_sums_can_be_written(database: Path, capsys: pytes
     assert [int(value) for value in big.row(0)] == [2**63 + 2, 2] and big.schema["one"] == pl.Int64
 
 
-def test_the_terminal_table_is_aligned_and_fits_where_it_can(database: Path) -> None:
+def test_the_terminal_table_is_aligned_and_narrowed(database: Path) -> None:
     frame = qc_table(database, "site")
-    wide, narrow = as_table(frame, 1000).splitlines(), as_table(frame, 80).splitlines()
+    wide, narrow = format_table(frame, 1000).splitlines(), format_table(frame, 80).splitlines()
     assert wide[0].split() == frame.columns
     assert narrow[0].startswith("model_name: hepg2")
     assert max(map(len, narrow)) < max(map(len, wide)) / 1.5
     assert wide[-1] == f"({len(frame)} rows)"
-    assert as_table(pl.DataFrame(), 80)
+    assert format_table(pl.DataFrame(), 80)
 
 
 def test_broken_numbers_are_found(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
     publish(lake, database)
-    assert violations(database) == []
+    assert find_violations(database) == []
     good = lake.read("scores")
     value = pl.col("gradcamo")
     broken = {
@@ -381,6 +383,8 @@ def test_broken_numbers_are_found(tmp_path: Path) -> None:
         if word == "not kept":
             lake.write("cells", flagged, plate="P1", site=1)
         publish(lake, database)
-        assert [text for text in violations(database) if word in text], word
-        assert len(violations(database)) == 1
-        assert violations(database, ["P1"]) == violations(database) and violations(database, ["P2"]) == []
+        assert [text for text in find_violations(database) if word in text], word
+        assert len(find_violations(database)) == 1
+        assert (
+            find_violations(database, ["P1"]) == find_violations(database) and find_violations(database, ["P2"]) == []
+        )

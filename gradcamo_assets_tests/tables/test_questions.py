@@ -1,4 +1,4 @@
-"""What a biologist asks: every answer against a loop over made-up rows in which the answers are planted."""
+"""The question views, compared with loops over synthetic rows with planted answers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gradcamo_assets_tests.tables import rows
 from gradcamo_assets_tests.tables.test_audit_views import audited
 
 PLATES = [f"P{number}" for number in range(1, 12)]
-# The plates arrive in another order than that of their names; the last one differs from all others.
-ARRIVED = [*PLATES[5:10], *PLATES[:5], PLATES[10]]
+# The plates are ingested in another order than that of their names; the last one differs from all others.
+INGESTED = [*PLATES[5:10], *PLATES[:5], PLATES[10]]
 Rows = list[dict[str, Any]]
 
 
@@ -43,13 +43,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             gradcamo_adjusted=pl.col("gradcamo_adjusted") + raised,
             on_target=pl.when(pl.col("Metadata_Plate") == "P2").then(True).otherwise(pl.col("on_target")),
         )
-        if keys["plate"] == "P4" and keys["site"] == 1:  # A well of few cells.
+        if keys["plate"] == "P4" and keys["site"] == 1:  # Leave few cells in this well.
             frame = frame.filter((pl.col("Metadata_Well") != "B03") | (rng.random(len(frame)) < 0.2))
         lake.write("scores", frame, **keys)
     lake.drop("scores", plate="P4", site=2)
     again = rows.write_cells(lake, lake.read("cells", plate="P5", site=1).with_columns(mask_version=pl.lit("m2")))
     rows.write_scores(lake, rows.scores(rng, again, 2), "P5", 1, 2)
-    for day, plate in enumerate(ARRIVED):
+    for day, plate in enumerate(INGESTED):
         row = {"Metadata_Plate": plate, "ingested_at": rows.NOW + timedelta(days=day)}
         lake.write("plates", rows.frame("plates", [row]), plate=plate)
     publish(lake, folder / "qc.duckdb")
@@ -58,7 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def partitions(lake: Lake) -> Rows:
     names = {"plate": "Metadata_Plate", "site": "Metadata_Site", "model_run": "model_run"}
-    return lake.versions("score_versions").select(**names).to_dicts()
+    return lake.partition_versions("score_versions").select(**names).to_dicts()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_which_doses_can_be_trusted(home: Path) -> None:
     assert len(verdicts) >= 3
 
 
-def test_a_score_that_was_trained_for_is_held_against_the_audit(tmp_path: Path) -> None:
+def test_scores_optimised_by_training_need_an_audit(tmp_path: Path) -> None:
     lake, rng = rows.filled(tmp_path / "lake", plates=3), np.random.default_rng(0)
     for keys in partitions(lake):
         better = pl.lit(0.2 if keys["model_run"] == rows.run_of(2) else 0.0)
@@ -220,9 +220,9 @@ def test_is_this_plate_like_earlier_ones(home: Path, scores: Rows, version: int)
         for row in answer(home, "plate_drift", champion_only=False)
         if row["model_version"] == version
     }
-    assert list(found) == ARRIVED
+    assert list(found) == INGESTED
     seen: dict[str, list[float]] = defaultdict(list)
-    for number, plate in enumerate(ARRIVED):
+    for number, plate in enumerate(INGESTED):
         here = [row for row in scores if row["model_version"] == version and row["Metadata_Plate"] == plate]
         controls = grouped([row for row in here if row["Metadata_pert_type"] == "negcon"], "Metadata_Well")
         values = {
@@ -243,7 +243,7 @@ def test_is_this_plate_like_earlier_ones(home: Path, scores: Rows, version: int)
     assert found["P11"]["verdict"] == "differs"
 
 
-def test_a_first_champion_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+def test_a_first_champion_has_no_comparison(tmp_path: Path) -> None:
     lake = rows.filled(tmp_path / "lake", plates=1, versions=1)
     publish(lake, tmp_path / "qc.duckdb")
     assert answer(tmp_path, "model_gain") == []

@@ -109,7 +109,7 @@ def test_scores_in_the_lake_take_precedence_over_the_logged_table(tmp_path: Path
         _cells(0).select(held_out_cells(lake, registry, bare).columns)
     )
     assert held_out_cells(lake, registry, bare).is_empty()
-    schema = lake_table("scores").polars
+    schema = lake_table("scores").schema
     scored = _cells(1).with_columns(
         split=pl.when(pl.col("Metadata_Well") == "A00").then(pl.lit("train")).otherwise("split"),
         Metadata_Site=pl.lit(1), crop_version=pl.lit("c"), model_name=pl.lit(version.name), model_version=pl.lit(1),

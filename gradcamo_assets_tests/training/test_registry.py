@@ -148,7 +148,7 @@ def test_moves_stay_in_order_when_the_clock_is_set_back(registry: ModelRegistry,
     tomorrow = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
     row = {"model_name": registry.name, "alias": "champion", "to_version": 1, "to_run": first.run_id}
     row |= {"promoted_at": tomorrow}
-    lake.append("promotions", pl.DataFrame([row], schema=lake_table("promotions").polars))
+    lake.append("promotions", pl.DataFrame([row], schema=lake_table("promotions").schema))
     registry.promote(1)
     assert not record_champion(lake, registry, by="sensor")
     registry.promote(2)

@@ -1,4 +1,4 @@
-"""The assets, one module a stage, in pipeline order."""
+"""The assets, one module per stage. ``ASSETS`` lists them in pipeline order."""
 
 import dagster as dg
 

@@ -1,4 +1,4 @@
-"""``audit``: whether the champion's maps are to be believed, on a sample of every plate's cells."""
+"""Asset ``audit``: tests of the champion's maps on a sample of every plate's cells."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import polars as pl
 
 from gradcamo_assets.cells import open_crops
 from gradcamo_assets.cells.cell_rows import cells_with_crops
-from gradcamo_assets.defs.each_field import number
+from gradcamo_assets.defs.each_field import as_number
 from gradcamo_assets.defs.field_results import FIELD, crop_folder
-from gradcamo_assets.defs.launchpad import used
-from gradcamo_assets.defs.partitions import AUTOMATIC, PLATES
+from gradcamo_assets.defs.launchpad import settings_metadata
+from gradcamo_assets.defs.partitions import ON_INPUT_CHANGE, PLATES
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.tables.columns import DOSE_NAMES
 from gradcamo_assets.tables.schema import lake_table
 
-_CELLS = 32
+_MAX_CELLS = 32
 
 
 @dg.asset(
@@ -24,11 +24,11 @@ _CELLS = 32
     deps=["gradcamo_scores"],
     group_name="scores",
     kinds={"pytorch", "deltalake"},
-    automation_condition=AUTOMATIC,
+    automation_condition=ON_INPUT_CHANGE,
     pool="scoring",
 )
 def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """What the champion does when image or weights are changed, on a sample of a plate's cells."""
+    """The champion's response to changed images and weights, on a sample of a plate's cells."""
     from gradcamo_assets.scoring.audit import audit_crops, sample_cells
     from gradcamo_assets.scoring.scorer import Scorer
 
@@ -36,29 +36,31 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     champion, scoring = platform.champion(), platform.settings.scoring
     keys: dict[str, Any] = {"plate": plate, "model_run": champion.run_id}
     made_from = lake.combined_version("score_versions", **keys)
-    done = lake.version_of("audit_versions", **keys)
-    if done is not None and done["made_from"] == made_from:
-        context.log.info("These scores have been audited; nothing is computed again.")
+    previous = lake.partition_version("audit_versions", **keys)
+    if previous is not None and previous["made_from"] == made_from:
+        context.log.info("The audit of these scores is up to date.")
         rows = lake.read("audit", **keys)
     else:
         scored = lake.read("scores", **keys).select("Metadata_CellID", "crop_version")
         cells = cells_with_crops(lake, plate=plate).collect()
-        sampled = sample_cells(cells.join(scored, on=["Metadata_CellID", "crop_version"], how="semi"), _CELLS)
+        sampled = sample_cells(cells.join(scored, on=["Metadata_CellID", "crop_version"], how="semi"), _MAX_CELLS)
         if len(sampled) < 2:
-            raise dg.Failure(f"Plate {plate} has {len(sampled)} cells scored by {champion}; an audit needs two.")
+            raise dg.Failure(f"Plate {plate} has {len(sampled)} cells scored by {champion}; an audit needs at least 2.")
         fields = {
             f"{plate}/{row['Metadata_Well']}/{row['Metadata_Site']}": open_crops(crop_folder(platform.home, row))
             for row in sampled.select(*FIELD, "crop_version").unique().to_dicts()
         }
         scorer = Scorer(registry.fetch(champion), scoring)
-        found = audit_crops(scorer, fields, sampled["Metadata_CellID"].to_list(), sampled["treatment_class"].to_list())
-        rows = sampled.join(found, on="Metadata_CellID").with_columns(
+        results = audit_crops(
+            scorer, fields, sampled["Metadata_CellID"].to_list(), sampled["treatment_class"].to_list()
+        )
+        rows = sampled.join(results, on="Metadata_CellID").with_columns(
             model_name=pl.lit(champion.name),
             model_version=pl.lit(champion.version, pl.Int32),
             model_run=pl.lit(champion.run_id),
         )
         rows = rows.select(lake_table("audit").empty().columns)
-        version = digest([made_from, _CELLS])
+        version = digest([made_from, _MAX_CELLS])
         lake.write_stage("audit_versions", {"audit": rows}, version=version, made_from=made_from, n=len(rows), **keys)
     medians = rows.select(pl.col(pl.Float64).median()).row(0, named=True)
     numbers = {name: value for name, value in medians.items() if value is not None and name not in DOSE_NAMES}
@@ -66,8 +68,8 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         metadata={
             "model_version": champion.version,
             "n_cells": len(rows),
-            "survives_swap": number(rows["survives_swap"].mean()),
+            "survives_swap": as_number(rows["survives_swap"].mean()),
             **numbers,
-            **used(scoring=scoring),
+            **settings_metadata(scoring=scoring),
         }
     )

@@ -1,4 +1,4 @@
-"""``cells`` and ``crops``: the table of segmented cells, and each kept cell cut out with its surroundings."""
+"""Assets ``cells`` and ``crops``: the table of segmented cells, and the 3D crop of every kept cell."""
 
 from typing import Any
 
@@ -10,12 +10,18 @@ from gradcamo_assets.cells import cut_crops, write_crops
 from gradcamo_assets.cells.cell_rows import build_field_cells, number_crops
 from gradcamo_assets.cells.crop import qc_flag
 from gradcamo_assets.defs.assets.mask_assets import masks
-from gradcamo_assets.defs.each_field import field_row, fields_at, for_each_field, listing, number
-from gradcamo_assets.defs.field_results import check_pixels, crop_folder, mask_folder, of_fields
-from gradcamo_assets.defs.launchpad import used
+from gradcamo_assets.defs.each_field import (
+    as_number,
+    field_row,
+    load_site_fields,
+    markdown_reasons,
+    process_fields_of_site,
+)
+from gradcamo_assets.defs.field_results import combine_field_versions, crop_folder, mask_folder, require_current_pixels
+from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
-from gradcamo_assets.defs.unfinished_runs import announced
+from gradcamo_assets.defs.unfinished_runs import announce_outputs
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.plates import Field, Plate, read_field, read_label, read_label_table, read_plate_record
 from gradcamo_assets.provenance import Provenance, digest
@@ -26,23 +32,26 @@ from gradcamo_assets.tables import lake_table
 _CODE = "1"
 
 
-def _segmented(
+def _load_segmented_fields(
     platform: Platform, plate_name: str, site: int
 ) -> tuple[Plate, list[Field], dict[str, dict[str, Any]], str]:
-    """The plate, its fields that have masks at a site, their rows of the table ``masks``, and its version.
+    """Load the plate and its segmented fields at a site.
+
+    Returns:
+        The plate, the fields with masks, their rows of the table ``masks`` by well, and the version of the masks.
 
     Raises:
         GradcamoError: if there are no masks.
     """
-    plate, fields = fields_at(platform.home, plate_name, site)
-    # Before the rows: newer rows than their version cost work, older ones would pass for new.
-    version = platform.lake.version_of("mask_versions", plate=plate_name, site=site)
+    plate, fields = load_site_fields(platform.home, plate_name, site)
+    # Read the version before the rows: newer rows are processed again later, older rows would go unnoticed.
+    version = platform.lake.partition_version("mask_versions", plate=plate_name, site=site)
     rows = platform.lake.read("masks", plate=plate_name, site=site).drop_nulls("mask_version")
     if version is None or rows.is_empty():
         remedy = "Materialise masks for this plate and site."
         raise GradcamoError("there are no masks", remedy, plate=plate_name, site=site)
-    known = {row["Metadata_Well"]: row for row in rows.iter_rows(named=True)}
-    return plate, [field for field in fields if field.well in known], known, version["version"]
+    row_of_well = {row["Metadata_Well"]: row for row in rows.iter_rows(named=True)}
+    return plate, [field for field in fields if field.well in row_of_well], row_of_well, version["version"]
 
 
 @dg.asset(
@@ -54,52 +63,52 @@ def _segmented(
         dg.AssetCheckSpec(
             "fields_usable",
             asset="cells",
-            description="The masks of every field are of use; nothing is cropped or scored where they are not.",
+            description="Every field's masks are usable. Fields with unusable masks are neither cropped nor scored.",
         )
     ],
 )
 def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """The table of cells: shape, borders, nuclei, doubts, treatment; pooled screens take it from the label table."""
+    """The table of cells: shape, borders, nuclei, QC and treatment (in pooled screens, from the label table)."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
     settings = platform.settings
     qc = settings.segmentation_qc
-    plate, fields, segmented, made_from = _segmented(platform, plate_name, site)
+    plate, fields, segmented, made_from = _load_segmented_fields(platform, plate_name, site)
     wells = {row["Metadata_Well"]: row for row in lake.read("wells", plate=plate_name).iter_rows(named=True)}
     label_path = home.plates / f"{plate_name}.labels.csv"
     labels = read_label_table(label_path) if label_path.exists() else None
 
     def tabulate(field: Field) -> pl.DataFrame:
-        mine = segmented[field.well]
+        mask_row = segmented[field.well]
         image = read_field(plate, field)
-        check_pixels(home, plate, field, mine["read_version"])
+        require_current_pixels(home, plate, field, mask_row["read_version"])
         return build_field_cells(
-            read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"])),
+            read_masks(mask_folder(home, plate_name, field.well, site, mask_row["mask_version"])),
             plate=plate_name,
             well=field.well,
             site=site,
             voxel_size=plate.voxel_size,
             well_row=wells[field.well],
-            mask_version=mine["mask_version"],
+            mask_version=mask_row["mask_version"],
             image=image,
             label_table=labels.filter(Metadata_Well=field.well, Metadata_Site=site) if labels is not None else None,
             true_cells=read_label(plate, field, "cells") if labels is not None else None,
         )
 
-    outcome = for_each_field(context, fields, tabulate)
+    outcome = process_fields_of_site(context, fields, tabulate)
     frames = outcome.done
     table = add_quality_flags(pl.concat(frames.values(), how="vertical_relaxed"), qc, plate.channels)
-    usual = number(table["volume_voxels"].median())
+    median_volume = as_number(table["volume_voxels"].median())
     counts = [len(frame) for frame in frames.values()]
-    split = [over_split_share(frame, usual) for frame in frames.values()]
+    split = [over_split_share(frame, median_volume) for frame in frames.values()]
     filled = [segmented[well]["foreground_share"] for well in frames]
     verdicts = dict(zip(frames, judge_fields(counts, filled, split, qc), strict=True))
     unusable = {well: verdict.unusable for well, verdict in verdicts.items() if verdict.unusable}
     warnings = {well: verdict.warning for well, verdict in verdicts.items() if verdict.warning}
     reason = pl.format("unusable masks: {}", pl.col("Metadata_Well").replace_strict(unusable, default=None))
-    table = table.with_columns(qc_flag=pl.coalesce("qc_flag", reason)).select(list(lake_table("cells").polars))
-    flags = {well: f"unusable masks: {why}" for well, why in unusable.items()}
-    flags |= {well: f"not tabulated: {why}" for well, why in outcome.failed.items()}
+    table = table.with_columns(qc_flag=pl.coalesce("qc_flag", reason)).select(list(lake_table("cells").schema))
+    flags = {well: f"unusable masks: {reason}" for well, reason in unusable.items()}
+    flags |= {well: f"not tabulated: {reason}" for well, reason in outcome.failed.items()}
     rows = [
         field_row(
             plate_name, well, site, qc_flag=flags.get(well),
@@ -108,7 +117,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         for well in segmented
     ]  # fmt: skip
     version = digest([table.sort("Metadata_CellID").to_dicts(), rows])
-    frames = {"cells": table, "field_verdicts": pl.DataFrame(rows, schema=lake_table("field_verdicts").polars)}
+    frames = {"cells": table, "field_verdicts": pl.DataFrame(rows, schema=lake_table("field_verdicts").schema)}
     lake.write_stage(
         "cell_versions", frames, version=version, made_from=made_from, n=len(table), plate=plate_name, site=site
     )
@@ -119,10 +128,10 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "fields": len(frames),
             "fields_without_cells": counts.count(0),
             "cells_touching_border": int(table["touches_xy_border"].sum()),
-            "median_volume_um3": number(table["volume_um3"].median()),
+            "median_volume_um3": as_number(table["volume_um3"].median()),
             "cells_with_warning": len(table) - table["qc_warning"].null_count(),
             "fields_unusable": len(unusable),
-            **used(segmentation_qc=qc, plates=settings.plates),
+            **settings_metadata(segmentation_qc=qc, plates=settings.plates),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -130,8 +139,8 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
                 passed=not flags,
                 severity=dg.AssetCheckSeverity.WARN,
                 metadata={
-                    "unusable": dg.MetadataValue.md(listing(flags)),
-                    "warned": dg.MetadataValue.md(listing(warnings)),
+                    "unusable": dg.MetadataValue.md(markdown_reasons(flags)),
+                    "warned": dg.MetadataValue.md(markdown_reasons(warnings)),
                 },
             )
         ],
@@ -146,17 +155,22 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     check_specs=[dg.AssetCheckSpec("fields_cropped", asset="crops", description="Every segmented field has crops.")],
 )
 def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """Every kept cell cut out in 3D, with target and neighbour masks; raw intensities with the plate's statistics."""
+    """The 3D crop of every kept cell: raw intensities, target and neighbour masks, and the plate's statistics."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
     settings = platform.settings
     config = settings.crops
-    plate, fields, segmented, _ = _segmented(platform, plate_name, site)
+    plate, fields, segmented, _ = _load_segmented_fields(platform, plate_name, site)
     record = read_plate_record(home.plates, plate_name) or {}
     center, scale = ([float(record["statistics"][name][key]) for name in plate.channels] for key in ("center", "scale"))
-    made_from = lake.version_of("cell_versions", plate=plate_name, site=site)
+    made_from = lake.partition_version("cell_versions", plate=plate_name, site=site)
     if made_from is None:
-        raise GradcamoError("there is no table of cells", "Materialise cells first.", plate=plate_name, site=site)
+        raise GradcamoError(
+            "there is no table of cells",
+            "Materialise cells for this plate and site first.",
+            plate=plate_name,
+            site=site,
+        )
     table = lake.read("cells", plate=plate_name, site=site)
     flag = qc_flag(config, record["shape"])
     flagged = {field.well: number_crops(table.filter(Metadata_Well=field.well), flag) for field in fields}
@@ -165,24 +179,24 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         kept = flagged[field.well].drop_nulls("crop_index")
         if kept.is_empty():
             return None
-        mine = segmented[field.well]
-        if set(kept["mask_version"]) != {mine["mask_version"]}:
+        mask_row = segmented[field.well]
+        if set(kept["mask_version"]) != {mask_row["mask_version"]}:
+            problem = "the table of cells was made from other masks"
             remedy = "Materialise cells for this plate and site."
-            problem = "the table of cells is of other masks"
             raise GradcamoError(problem, remedy, plate=plate_name, well=field.well, site=site)
         provenance = Provenance(
-            f"{mine['read_version']} {mine['mask_version']}",
+            f"{mask_row['read_version']} {mask_row['mask_version']}",
             {"shape": list(config.shape), "center": center, "scale": scale, "cells": kept["label"].to_list()},
             _CODE,
         )
         folder = crop_folder(home, {**kept.row(0, named=True), "crop_version": provenance.version})
         if not folder.exists():
             image = read_field(plate, field)
-            check_pixels(home, plate, field, mine["read_version"])
-            masks_of = read_masks(mask_folder(home, plate_name, field.well, site, mine["mask_version"]))
+            require_current_pixels(home, plate, field, mask_row["read_version"])
+            field_masks = read_masks(mask_folder(home, plate_name, field.well, site, mask_row["mask_version"]))
             write_crops(
                 folder,
-                cut_crops(image, masks_of.cells, kept, config, np.array(center)),
+                cut_crops(image, field_masks.cells, kept, config, np.array(center)),
                 cell_ids=kept["Metadata_CellID"].to_list(),
                 shape=config.shape,
                 channels=list(plate.channels),
@@ -192,9 +206,9 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             )
         return provenance.version
 
-    with announced(home, context.run_id, home.crops, plate_name, site):
-        outcome = for_each_field(context, fields, cut)
-        failed = {well: f"not cropped: {why}" for well, why in outcome.failed.items()}
+    with announce_outputs(home, context.run_id, home.crops, plate_name, site):
+        outcome = process_fields_of_site(context, fields, cut)
+        failed = {well: f"not cropped: {reason}" for well, reason in outcome.failed.items()}
         well = pl.col("Metadata_Well")
         updated = pl.concat([lake_table("crops").empty(), *flagged.values()], how="diagonal_relaxed").with_columns(
             qc_flag=pl.coalesce("qc_flag", well.replace_strict(failed, default=None, return_dtype=pl.String)),
@@ -212,10 +226,10 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             for name in segmented
         ]  # fmt: skip
         frames = {
-            "crops": updated.select(list(lake_table("crops").polars)),
-            "field_crops": pl.DataFrame(rows, schema=lake_table("field_crops").polars),
+            "crops": updated.select(list(lake_table("crops").schema)),
+            "field_crops": pl.DataFrame(rows, schema=lake_table("field_crops").schema),
         }
-        version, n = of_fields(outcome.done), int(updated["crop_index"].count())
+        version, n = combine_field_versions(outcome.done), int(updated["crop_index"].count())
         lake.write_stage(
             "crop_versions", frames, version=version, made_from=made_from["version"], n=n, plate=plate_name, site=site
         )
@@ -226,7 +240,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "crops": n,
             "cells_left_out": len(updated) - n,
             "left_out_because": dg.MetadataValue.json(dict(flags.iter_rows())),
-            **used(crops=config, plates=settings.plates),
+            **settings_metadata(crops=config, plates=settings.plates),
         },
-        check_results=[outcome.check("fields_cropped")],
+        check_results=[outcome.check_result("fields_cropped")],
     )

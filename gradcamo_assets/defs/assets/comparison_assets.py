@@ -1,4 +1,4 @@
-"""``model_comparison`` and ``encoder_exploration``: versions and settings judged by accuracy and where they look."""
+"""Assets ``model_comparison`` and ``encoder_exploration``: accuracy and map scores of versions and of settings."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,26 +9,28 @@ from pydantic import Field as Setting
 
 from gradcamo_assets.cells import open_crops
 from gradcamo_assets.defs.assets.model_assets import crop_paths, kept_cells, trained_model
-from gradcamo_assets.defs.assets.qc_assets import _markdown
-from gradcamo_assets.defs.launchpad import used
-from gradcamo_assets.defs.partitions import AUTOMATIC
+from gradcamo_assets.defs.assets.qc_assets import markdown_table
+from gradcamo_assets.defs.launchpad import settings_metadata
+from gradcamo_assets.defs.partitions import ON_INPUT_CHANGE
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import accuracy_against_score, layer_scores, paired_differences, to_markdown
 from gradcamo_assets.storage import atomic_file
 from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION
 
-_MOST_VERSIONS = 12
+_MAX_VERSIONS = 12
 
 
-@dg.asset(deps=["gradcamo_scores", trained_model], group_name="qc", kinds={"polars"}, automation_condition=AUTOMATIC)
+@dg.asset(
+    deps=["gradcamo_scores", trained_model], group_name="qc", kinds={"polars"}, automation_condition=ON_INPUT_CHANGE
+)
 def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """Accuracy against where they look, by version on cells it did not learn from, and paired with the champion."""
+    """Accuracy and map scores by version on held-out cells, and differences from the champion on the same cells."""
     from gradcamo_assets.training.compare import differences_from_champion, held_out_cells, summarise_versions
 
     registry = platform.registry
     champion = registry.by_alias(CHAMPION)
-    versions = [version for version in registry.versions()[-_MOST_VERSIONS:] if version != champion]
+    versions = [version for version in registry.versions()[-_MAX_VERSIONS:] if version != champion]
     versions += [champion] if champion else []
     cells = {version.version: held_out_cells(platform.lake, registry, version) for version in versions}
     layers = {row["model_version"]: row["layer"] for row in registry.version_rows()}
@@ -38,7 +40,7 @@ def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> d
     metadata: dict[str, Any] = {
         "versions": len(versions),
         "accuracy_against_on_target": dg.MetadataValue.md(to_markdown(figure, "Accuracy against share on target")),
-        "side_by_side": dg.MetadataValue.md(_markdown(points)),
+        "side_by_side": dg.MetadataValue.md(markdown_table(points)),
     }
     if champion:
         pairs = differences_from_champion(cells, champion.version)
@@ -47,28 +49,36 @@ def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> d
         metadata |= {
             "champion": champion.version,
             "differences": dg.MetadataValue.md(picture),
-            "paired_with_the_champion": dg.MetadataValue.md(_markdown(pairs.drop("name"))),
+            "paired_with_the_champion": dg.MetadataValue.md(markdown_table(pairs.drop("name"))),
         }
     return dg.MaterializeResult(metadata=metadata)
 
 
 class ExplorationConfig(dg.Config):
-    """What is tried. The wells are those of the version's own split."""
+    """Settings to try, on the wells of the version's data split."""
 
-    version: int | None = Setting(default=None, description="Version to start from; empty means the champion.")
-    plates: list[str] = Setting(default=[], description="Plates of its split to use; empty means all.")
-    cells: int = Setting(default=1000, description="Cells a part at most, the same ones every time.")
-    layers: list[str] = Setting(default=[], description="Dotted names to explain; empty means each stage's last block.")
-    crop_sizes: list[int] = Setting(default=[], description="In-plane edges in voxels; empty means all, 3/4 and 1/2.")
-    maskings: list[str] = Setting(default=["none", "target"], description="Of none, target, background.")
-    epochs: int = Setting(default=8, description="Of each small training; 0 sweeps layers only.")
+    version: int | None = Setting(default=None, description="Version to start from; default: the champion.")
+    plates: list[str] = Setting(default=[], description="Plates of its data split to use; default: all.")
+    cells: int = Setting(
+        default=1000, description="Maximum number of cells per part of the split; the sample is reproducible."
+    )
+    layers: list[str] = Setting(
+        default=[], description="Dotted names of layers to explain; default: the last block of each stage."
+    )
+    crop_sizes: list[int] = Setting(
+        default=[], description="In-plane crop sizes, voxels; default: the full size, 3/4 and 1/2."
+    )
+    maskings: list[str] = Setting(
+        default=["none", "target"], description="Maskings to train with: none, target, background."
+    )
+    epochs: int = Setting(default=8, description="Epochs of each training; 0: compare layers only.")
 
 
 @dg.asset(deps=[trained_model], group_name="models", kinds={"pytorch"}, pool="training")
 def encoder_exploration(
     context: dg.AssetExecutionContext, platform: Platform, config: ExplorationConfig
 ) -> dg.MaterializeResult:
-    """Layers to explain, crop sizes and maskings to train with, each with its accuracy and where encoders then look."""
+    """Accuracy and map scores for several layers to explain, and for several crop sizes and maskings in training."""
     from gradcamo_assets.networks.bundle import load_bundle
     from gradcamo_assets.training.evaluation import sample_cells, to_model_input
     from gradcamo_assets.training.explore import crop_sweep, find_stage_ends, layer_sweep
@@ -76,10 +86,12 @@ def encoder_exploration(
     from gradcamo_assets.training.training_run import common_geometry, labelled_crops
 
     registry = platform.registry
-    wanted = [version for version in registry.versions() if version.version == config.version]
-    version = wanted[0] if wanted else registry.by_alias(CHAMPION) or registry.by_alias(CHALLENGER)
-    if version is None or (config.version and not wanted):
-        raise GradcamoError(f"there is no version {config.version or 'yet'}", "Launch train_model, or name another.")
+    matching = [version for version in registry.versions() if version.version == config.version]
+    version = matching[0] if matching else registry.by_alias(CHAMPION) or registry.by_alias(CHALLENGER)
+    if config.version and not matching:
+        raise GradcamoError(f"there is no version {config.version}", "Give the number of a registered version.")
+    if version is None:
+        raise GradcamoError("there is no registered version", "Launch train_model.")
     model, bundle = load_bundle(registry.fetch(version))
     part_of = {well: part for part, wells in bundle.split.items() for well in wells}
     well = pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")
@@ -89,10 +101,12 @@ def encoder_exploration(
     cells = cells.filter(pl.col("treatment_class").is_in(bundle.classes))
     chosen = {part: sample_cells(cells.filter(split=part), config.cells) for part in PARTS}
     if not all(len(chosen[part]) for part in ("train", "test")):
-        raise GradcamoError(f"the wells {version} learned from and was tested on have no crops", "Cut them again.")
+        raise GradcamoError(
+            f"the training or test wells of {version} have no crops", "Launch process_fields for their plates."
+        )
     fields = [open_crops(path) for path in crop_paths(platform, pl.concat(chosen.values()))]
     common_geometry(fields)
-    crops = {part: labelled_crops(found, fields, bundle.classes, bundle.channels) for part, found in chosen.items()}
+    crops = {part: labelled_crops(cells, fields, bundle.classes, bundle.channels) for part, cells in chosen.items()}
     image, labels, _ = crops["test"][0]
     layers = config.layers or find_stage_ends(model, to_model_input(model, image[None], labels[None])[0], bundle.layer)
     tables = {"layers": layer_sweep(model, layers, crops["test"], bundle.classes)}
@@ -109,11 +123,11 @@ def encoder_exploration(
             name=pl.format("{} voxels", "size"), part=pl.format("masking {}", "masking")
         )
         figures["crops"] = accuracy_against_score(named)
-        metadata |= used(training=training)
+        metadata |= settings_metadata(training=training)
     for name, table in tables.items():
         with atomic_file(platform.home.reports / f"exploration_{name}.csv") as path:
             table.write_csv(path)
         metadata[f"{name}_figure"] = dg.MetadataValue.md(to_markdown(figures[name], f"Sweep over {name}"))
-        metadata[f"{name}_table"] = dg.MetadataValue.md(_markdown(table))
+        metadata[f"{name}_table"] = dg.MetadataValue.md(markdown_table(table))
         metadata[f"{name}_file"] = dg.MetadataValue.path(f"reports/exploration_{name}.csv")
     return dg.MaterializeResult(metadata=metadata)

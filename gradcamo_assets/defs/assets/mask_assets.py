@@ -1,4 +1,4 @@
-"""``masks``: cells and nuclei of every field, by Cellpose."""
+"""Asset ``masks``: segmentation of the cells and nuclei of every field with Cellpose."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.defs.assets.plate_assets import plate_images
-from gradcamo_assets.defs.each_field import field_row, fields_at, for_each_field, number
-from gradcamo_assets.defs.field_results import check_pixels, mask_folder, of_fields, site_version
-from gradcamo_assets.defs.launchpad import used
+from gradcamo_assets.defs.each_field import as_number, field_row, load_site_fields, process_fields_of_site
+from gradcamo_assets.defs.field_results import combine_field_versions, mask_folder, require_current_pixels, site_version
+from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
-from gradcamo_assets.defs.unfinished_runs import announced
+from gradcamo_assets.defs.unfinished_runs import announce_outputs
 from gradcamo_assets.plates import Field, field_version, read_field
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.report import segmentation_overlay, to_markdown
@@ -31,41 +31,42 @@ _CODE = "1"
     check_specs=[dg.AssetCheckSpec("fields_segmented", asset="masks", description="Every readable field has masks.")],
 )
 def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """Masks of cells and nuclei, one OME-Zarr label image a field; fields that are already right are skipped."""
+    """Masks of cells and nuclei, one OME-Zarr label image per field. Up-to-date fields are skipped."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
-    plate, fields = fields_at(home, plate_name, site)
+    plate, fields = load_site_fields(home, plate_name, site)
     settings = platform.settings
     segmenter = Segmenter(settings.segmentation)
     skipped: list[str] = []
 
     def segment(field: Field) -> dict[str, Any]:
-        read = field_version(plate, field)
-        made_from = Provenance(read, segmenter.version, _CODE)
-        folder = mask_folder(home, plate_name, field.well, site, made_from.version)
+        read_version = field_version(plate, field)
+        provenance = Provenance(read_version, segmenter.version, _CODE)
+        folder = mask_folder(home, plate_name, field.well, site, provenance.version)
         if folder.exists():
             skipped.append(field.well)
-            found = read_masks(folder)
+            field_masks = read_masks(folder)
         else:
-            found = segmenter.segment(read_field(plate, field), plate.channels, plate.voxel_size)
-            check_pixels(home, plate, field)
-            write_masks(folder, found, plate.voxel_size, made_from)
+            field_masks = segmenter.segment(read_field(plate, field), plate.channels, plate.voxel_size)
+            require_current_pixels(home, plate, field)
+            write_masks(folder, field_masks, plate.voxel_size, provenance)
         return {
             "image_version": plate.image_versions[field],
-            "read_version": read,
-            "mask_version": made_from.version,
-            "n_cells": int(found.cells.max()),
-            "foreground_share": float(np.count_nonzero(found.cells) / found.cells.size),
+            "read_version": read_version,
+            "mask_version": provenance.version,
+            "n_cells": int(field_masks.cells.max()),
+            "foreground_share": float(np.count_nonzero(field_masks.cells) / field_masks.cells.size),
         }
 
-    with announced(home, context.run_id, home.masks, plate_name, site):
-        outcome = for_each_field(context, fields, segment)
+    with announce_outputs(home, context.run_id, home.masks, plate_name, site):
+        outcome = process_fields_of_site(context, fields, segment)
         rows = [field_row(plate_name, well, site, **values) for well, values in outcome.done.items()]
         rows += [
-            field_row(plate_name, well, site, qc_flag=f"not segmented: {why}") for well, why in outcome.failed.items()
+            field_row(plate_name, well, site, qc_flag=f"not segmented: {reason}")
+            for well, reason in outcome.failed.items()
         ]
-        table = pl.DataFrame(rows, schema=lake_table("masks").polars)
-        version = of_fields(dict(table.select("Metadata_Well", "mask_version").iter_rows()))
+        table = pl.DataFrame(rows, schema=lake_table("masks").schema)
+        version = combine_field_versions(dict(table.select("Metadata_Well", "mask_version").iter_rows()))
         lake.write_stage(
             "mask_versions", {"masks": table}, version=version, made_from=site_version(plate, site),
             n=len(outcome.done), plate=plate_name, site=site,
@@ -79,13 +80,13 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version),
         metadata={
-            **used(plates=settings.plates, segmentation=settings.segmentation),
+            **settings_metadata(plates=settings.plates, segmentation=settings.segmentation),
             "fields": len(outcome.done),
             "fields_failed": len(outcome.failed),
             "fields_already_right": len(skipped),
             "cells": int(counts.sum()),
-            "cells_a_field": number(counts.mean()),
+            "cells_a_field": as_number(counts.mean()),
             "example": dg.MetadataValue.md(to_markdown(overlay, f"Cells and nuclei of field {shown.path}")),
         },
-        check_results=[outcome.check("fields_segmented")],
+        check_results=[outcome.check_result("fields_segmented")],
     )

@@ -1,4 +1,4 @@
-"""``data_split``, ``trained_model`` and ``champion_model``: what is learned from, what came of it, and who scores."""
+"""Assets ``data_split``, ``trained_model`` and ``champion_model``."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from pydantic import Field as Setting
 from gradcamo_assets.cells.cell_rows import cells_with_crops
 from gradcamo_assets.defs.assets.cell_assets import crops
 from gradcamo_assets.defs.field_results import FIELD, crop_folder
-from gradcamo_assets.defs.launchpad import offers, overridden, used
+from gradcamo_assets.defs.launchpad import override_settings, settings_metadata, with_section_fields
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import to_markdown
@@ -18,48 +18,48 @@ from gradcamo_assets.training.model_registry import CHAMPION
 from gradcamo_assets.training.settings import TrainingConfig
 from gradcamo_assets.training.split import PARTS, SplitUnit, split_wells
 
-_KEPT = ("Metadata_CellID", *FIELD, "treatment_class", "mask_version", "crop_version")
-_ALT = {
+_CELL_COLUMNS = ("Metadata_CellID", *FIELD, "treatment_class", "mask_version", "crop_version")
+_FIGURE_TITLES = {
     "curves": "Training curves",
-    "confusion": "Predicted by true class on test wells",
+    "confusion": "Confusion matrix on test wells",
     "reliability": "Accuracy against confidence on test wells",
-    "maps": "Best, middle and worst maps on test wells",
+    "maps": "Best, median and worst maps on test wells",
 }
 
 
 class SplitConfig(dg.Config):
-    """How wells are dealt."""
+    """How wells are assigned to training, validation and test."""
 
-    plates: list[str] = Setting(default=[], description="Plates to learn from; empty means all that have crops.")
+    plates: list[str] = Setting(default=[], description="Plates to use; default: all that have crops.")
     apart: SplitUnit = Setting(
         default="well",
-        description="What no two parts share: a well, a whole plate, or a position (the same well of every plate).",
+        description="Unit that is kept in one part: well, plate, or position (the same well of every plate).",
     )
-    seed: int = Setting(default=0, description="Of the draw.")
-    val_fraction: float = Setting(default=0.17, description="Share of each class's wells that tune training.")
-    test_fraction: float = Setting(default=0.33, description="Share of each class's wells that are held out.")
+    seed: int = Setting(default=0, description="Seed of the random assignment.")
+    val_fraction: float = Setting(default=0.17, description="Fraction of the wells of each class for validation.")
+    test_fraction: float = Setting(default=0.33, description="Fraction of the wells of each class for testing.")
 
 
-@offers(TrainingConfig)
+@with_section_fields(TrainingConfig)
 class TrainConfig(dg.Config):
-    """How the encoder is trained; what is left empty stands in [training] of gradcamo.toml, or has its default."""
+    """Settings of the training. Empty fields have the values of [training] in gradcamo.toml, or their defaults."""
 
 
 def kept_cells(platform: Platform, plates: list[str]) -> pl.DataFrame:
-    """The cells that have crops, of some plates or of all."""
-    frame = cells_with_crops(platform.lake).filter(pl.col("crop_index").is_not_null()).select(_KEPT).collect()
+    """The cells that have crops, of the given plates; of all plates if the list is empty."""
+    frame = cells_with_crops(platform.lake).filter(pl.col("crop_index").is_not_null()).select(_CELL_COLUMNS).collect()
     return frame.filter(pl.col("Metadata_Plate").is_in(plates)) if plates else frame
 
 
 def crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
-    """Where the crops of the fields of some cells lie."""
+    """The folders of the crops of these cells' fields."""
     fields = cells.select(*FIELD, "crop_version").unique().sort(FIELD).to_dicts()
     return [crop_folder(platform.home, row) for row in fields]
 
 
 @dg.asset(deps=[crops], group_name="models", kinds={"polars"})
 def data_split(context: dg.AssetExecutionContext, platform: Platform, config: SplitConfig) -> dg.MaterializeResult:
-    """Wells for training, validation and test: disjoint by well, every class in each part where it can be."""
+    """Assignment of wells to training, validation and test, with every class in each part if possible."""
     cells = kept_cells(platform, config.plates)
     split = split_wells(cells, **config.model_dump(exclude={"plates"}))
     with atomic_file(platform.home.split_file) as path:
@@ -77,23 +77,23 @@ def data_split(context: dg.AssetExecutionContext, platform: Platform, config: Sp
 
 @dg.asset(deps=[data_split], group_name="models", kinds={"pytorch", "mlflow"}, pool="training")
 def trained_model(context: dg.AssetExecutionContext, platform: Platform, config: TrainConfig) -> dg.MaterializeResult:
-    """An encoder that predicts the treatment of a crop, registered in MLflow; the first one becomes champion."""
+    """An encoder that predicts the treatment of a crop, registered in MLflow. The first version becomes champion."""
     from gradcamo_assets.training.evaluation import unseen_cells
     from gradcamo_assets.training.promotion import promote, record_versions
     from gradcamo_assets.training.training_run import train_and_register
 
     settings = platform.settings
-    training, links = overridden(settings.training, config), settings.links
+    training, links = override_settings(settings.training, config), settings.links
     home, lake, registry = platform.home, platform.lake, platform.registry
     if not home.split_file.exists():
-        raise GradcamoError("there is no split", "Materialise data_split first.", path=home.split_file)
+        raise GradcamoError("there is no data split", "Materialise data_split first.", path=home.split_file)
     split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
     cells = kept_cells(platform, [])
     unseen = unseen_cells(cells, split)
     fitted = train_and_register(
-        learned := cells.join(split, on="Metadata_Plate", how="semi"),
+        split_cells := cells.join(split, on="Metadata_Plate", how="semi"),
         split,
-        crop_paths(platform, learned),
+        crop_paths(platform, split_cells),
         training,
         registry,
         work=home.mlflow,
@@ -104,7 +104,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
             "dagster_job": context.run.job_name,
             "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run_id}",
         },
-        # Crops of a plate that nobody trains on may have been pruned.
+        # The crops of plates outside the split may have been pruned.
         unseen=(unseen, [path for path in crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
         on_run_start=lambda run_id: context.log.info(f"MLflow run: {registry.page_urls(links, run_id)['mlflow_run']}"),
     )
@@ -116,11 +116,16 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     return dg.MaterializeResult(
         metadata={
             "model_version": fitted.version.version,
-            "promoted": "yes, it is the first" if first else "no: promote it in MLflow by moving the champion alias",
-            **used(training=training),
+            "promoted": "yes, it is the first version"
+            if first
+            else "no: promote it in MLflow by moving the champion alias",
+            **settings_metadata(training=training),
             **fitted.result.metrics,
             **{name: dg.MetadataValue.url(page) for name, page in pages.items()},
-            **{name: dg.MetadataValue.md(to_markdown(figure, _ALT[name])) for name, figure in fitted.figures.items()},
+            **{
+                name: dg.MetadataValue.md(to_markdown(figure, _FIGURE_TITLES[name]))
+                for name, figure in fitted.figures.items()
+            },
         }
     )
 
@@ -130,5 +135,5 @@ champion_model = dg.AssetSpec(
     deps=[trained_model],
     group_name="models",
     kinds={"mlflow"},
-    description="The registered version that the alias 'champion' points at; it scores every plate. Moved in MLflow.",
+    description="The registered version with the alias 'champion', which scores every plate. Move the alias in MLflow.",
 )

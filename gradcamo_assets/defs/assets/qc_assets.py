@@ -1,10 +1,10 @@
-"""``qc_database``: the scores as biologists ask for them."""
+"""Asset ``qc_database``: the published QC database."""
 
 import dagster as dg
 import polars as pl
 
 from gradcamo_assets.defs.resources import Platform
-from gradcamo_assets.tables import checked, publish, qc_table, violations
+from gradcamo_assets.tables import find_violations, mark_checked, publish, qc_table
 from gradcamo_assets.training.promotion import record_champion, record_versions
 
 
@@ -17,20 +17,20 @@ from gradcamo_assets.training.promotion import record_champion, record_versions
         dg.AssetCheckSpec(
             "numbers_hold",
             asset="qc_database",
-            description="One score a cell and version, shares add to 1, no score above its ceiling, evidence adds up.",
+            description="One score per cell and version, shares add up to 1, scores below ceiling, evidence adds up.",
         )
     ],
 )
 def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """``qc.duckdb``: views of the lake, and summaries; ``publication_sensor`` asks for it when the lake has changed."""
+    """``qc.duckdb``: views of the lake, and summaries. ``publication_sensor`` requests it when the lake has changed."""
     home, lake, registry = platform.home, platform.lake, platform.registry
     versions = record_versions(lake, registry)
     record_champion(lake, registry, by="unknown")
     publication = publish(lake, home.database)
-    # What the command publishes has not been checked, and is in no report yet; what was wrong may be still.
-    problems = violations(home.database, None if publication.rebuilt else publication.unchecked)
+    # Include plates that `gradcamo publish` published without checks or reports, and those with earlier violations.
+    problems = find_violations(home.database, None if publication.rebuilt else publication.unchecked)
     if not problems:
-        checked(home.database, publication)
+        mark_checked(home.database, publication)
     table = qc_table(home.database, by="dose")
     return dg.MaterializeResult(
         metadata={
@@ -39,7 +39,7 @@ def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mat
             "plates_touched": dg.MetadataValue.json(list(publication.unchecked)),
             "seconds": publication.seconds,
             "megabytes": home.database.stat().st_size / 1e6,
-            "qc_by_dose": dg.MetadataValue.md(_markdown(table)),
+            "qc_by_dose": dg.MetadataValue.md(markdown_table(table)),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -52,7 +52,8 @@ def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mat
     )
 
 
-def _markdown(table: pl.DataFrame) -> str:
+def markdown_table(table: pl.DataFrame) -> str:
+    """Format at most 30 rows as a markdown table."""
     with pl.Config(tbl_formatting="MARKDOWN", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True,
                    tbl_cols=-1, tbl_rows=30, float_precision=3, tbl_width_chars=1000):  # fmt: skip
         return str(table)

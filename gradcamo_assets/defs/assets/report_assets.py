@@ -1,4 +1,4 @@
-"""``qc_report``: what the champion makes of one plate, as a page for those who never open Python."""
+"""Asset ``qc_report``: an HTML report of the champion's scores of one plate."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,9 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.defs.assets.qc_assets import qc_database
-from gradcamo_assets.defs.each_field import number
+from gradcamo_assets.defs.each_field import as_number
 from gradcamo_assets.defs.partitions import PLATES
-from gradcamo_assets.defs.report_pictures import of_cells, of_scores
+from gradcamo_assets.defs.report_pictures import cell_pictures, score_pictures
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.names import check_name
@@ -30,15 +30,15 @@ _TABLES = {
     "wells_to_drop": "Which wells to drop",
     "site_effect": "Whether the site matters",
     "cells_to_look_at": "Which cells to look at",
-    "audit_by_plate": "Whether the maps are to be believed",
-    "model_gain": "Whether the new model has helped",
+    "audit_by_plate": "Whether the maps can be trusted",
+    "model_gain": "Whether the new model is better",
     "plate_drift": "Whether the plate is like earlier ones",
     "qc_by_dose_site": "Scores by dose and site",
     "qc_by_well": "Scores by well",
 }
-"""Titles of the views that a report lists."""
-_LEFT_OUT = ("mean_gradcamo", "q25_gradcamo", "q75_gradcamo", "looks_at_none")
-"""Columns that make a table too wide for a page; the database has them."""
+"""The views that a report lists, with their titles."""
+_EXCLUDED_COLUMNS = ("mean_gradcamo", "q25_gradcamo", "q75_gradcamo", "looks_at_none")
+"""Columns left out of the report, to fit tables on a page."""
 
 
 @dg.asset(
@@ -48,32 +48,32 @@ _LEFT_OUT = ("mean_gradcamo", "q25_gradcamo", "q75_gradcamo", "looks_at_none")
     kinds={"html"},
 )
 def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """One self-contained page a plate and model version: the verdict in words, then pictures, then tables."""
+    """One self-contained HTML page per plate and model version: verdict, pictures and tables."""
     plate, home = context.partition_key, platform.home
-    ask = _asking(home.database, plate, platform.model_name)
+    ask = _view_reader(home.database, plate, platform.model_name)
     models = run_sql(
         home.database, "SELECT models.* FROM models JOIN champions USING (model_run) "
         "WHERE models.model_name = $name", {"name": platform.model_name},
     )  # fmt: skip
     scores = ask("current_scores", "AND split <> 'train'")
-    tables = {name: ask(name).drop(_LEFT_OUT, strict=False) for name in _TABLES}
+    tables = {name: ask(name).drop(_EXCLUDED_COLUMNS, strict=False) for name in _TABLES}
     model = models.row(0, named=True) if len(models) else None
-    found = verdict(scores, tables, model)
+    plate_verdict = verdict(scores, tables, model)
     if model is None or scores.is_empty():
-        return dg.MaterializeResult(metadata={"verdict": found.headline, "cells": 0})
+        return dg.MaterializeResult(metadata={"verdict": plate_verdict.headline, "cells": 0})
     version = f"{model['model_name']} version {model['model_version']}"
-    learned = {well.rpartition("/")[2] for well in model["train_wells"] or [] if well.startswith(f"{plate}/")}
-    here = {"plate": plate}
-    plate_map = run_sql(home.database, "SELECT * FROM wells WHERE Metadata_Plate = $plate", here)
-    stains = run_sql(home.database, "SELECT * FROM channel_correlation WHERE Metadata_Plate = $plate", here)
-    wells = _wells(plate_map, tables, learned)
-    pictures = of_scores(scores, tables["trusted_doses"], ask("umap"), stains)
+    trained_wells = {well.rpartition("/")[2] for well in model["train_wells"] or [] if well.startswith(f"{plate}/")}
+    parameters = {"plate": plate}
+    plate_map = run_sql(home.database, "SELECT * FROM wells WHERE Metadata_Plate = $plate", parameters)
+    stains = run_sql(home.database, "SELECT * FROM channel_correlation WHERE Metadata_Plate = $plate", parameters)
+    wells = _wells_table(plate_map, tables, trained_wells)
+    pictures = score_pictures(scores, tables["trusted_doses"], ask("umap"), stains)
     try:
-        pictures = [*of_cells(platform, plate, model["model_run"], scores), *pictures]
+        pictures = [*cell_pictures(platform, plate, model["model_run"], scores), *pictures]
     except GradcamoError as error:
-        context.log.warning(f"The report goes without pictures of cells: {error}")
+        context.log.warning(f"The report has no pictures of cells: {error}")
     page = qc_report_html(
-        plate, version, found, pictures, _listings(home.database, tables), wells,
+        plate, version, plate_verdict, pictures, _commented_tables(home.database, tables), wells,
         made=f"scored {scores.sort('scored_at')['scored_at'][-1]:%Y-%m-%d}",
     )  # fmt: skip
     target = home.reports / plate / f"{check_name(model['model_name'], 'model name')}-v{model['model_version']}.html"
@@ -81,10 +81,10 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(target.relative_to(home.root)),
-            "verdict": f"{found.headline}. {found.shares}",
+            "verdict": f"{plate_verdict.headline}. {plate_verdict.shares}",
             "model_version": model["model_version"],
             "cells": len(scores),
-            "on_target_share": number(scores["on_target"].mean()),
+            "on_target_share": as_number(scores["on_target"].mean()),
             "wells_to_drop": len(tables["wells_to_drop"]),
             "megabytes": len(page) / 1e6,
             "plate": dg.MetadataValue.md(
@@ -99,8 +99,8 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
     )
 
 
-def _asking(database: Path, plate: str, model_name: str) -> Callable[..., pl.DataFrame]:
-    """A function that gives the rows of a view, of this plate and the champion."""
+def _view_reader(database: Path, plate: str, model_name: str) -> Callable[..., pl.DataFrame]:
+    """Return a function that reads the rows of a view for this plate and the champion."""
 
     def ask(view: str, condition: str = "") -> pl.DataFrame:
         sql = f"""SELECT t.* EXCLUDE ({", ".join(_KEYS)}) FROM {view} t JOIN champions USING (model_run)
@@ -110,8 +110,8 @@ def _asking(database: Path, plate: str, model_name: str) -> Callable[..., pl.Dat
     return ask
 
 
-def _wells(plate_map: pl.DataFrame, tables: dict[str, pl.DataFrame], trained: set[str]) -> pl.DataFrame:
-    """Every well of the plate map, with its share on target if it was judged, and why it should be dropped if so."""
+def _wells_table(plate_map: pl.DataFrame, tables: dict[str, pl.DataFrame], trained: set[str]) -> pl.DataFrame:
+    """The wells of the plate map, with the fraction on target of scored wells and the reason of wells to drop."""
     judged = tables["qc_by_well"].select(
         "Metadata_Well", "on_target_fraction", n_cells=pl.col("n_cells") - pl.col("null_cells")
     )
@@ -120,14 +120,14 @@ def _wells(plate_map: pl.DataFrame, tables: dict[str, pl.DataFrame], trained: se
     return wells.with_columns(trained=pl.col("Metadata_Well").is_in(trained))
 
 
-def _listings(database: Path, tables: dict[str, pl.DataFrame]) -> list[Listing]:
-    """The tables with the comments that the database has on them."""
-    said = run_sql(
+def _commented_tables(database: Path, tables: dict[str, pl.DataFrame]) -> list[Listing]:
+    """The tables with their comments in the database."""
+    rows = run_sql(
         database, "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal UNION ALL "
         "SELECT view_name, '', comment FROM duckdb_views() WHERE NOT internal UNION ALL "
         "SELECT table_name, '', comment FROM duckdb_tables()",
     )  # fmt: skip
-    comments = {(table, column): comment or "" for table, column, comment in said.iter_rows()}
+    comments = {(table, column): comment or "" for table, column, comment in rows.iter_rows()}
     return [
         Listing(
             title, comments[name, ""], tables[name], {column: comments[name, column] for column in tables[name].columns}

@@ -1,4 +1,4 @@
-"""``embeddings`` and ``gradcamo_scores``: one pass over the crops by the champion of the moment."""
+"""Assets ``embeddings`` and ``gradcamo_scores``, computed by the current champion in one pass over the crops."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from gradcamo_assets.cells.cell_rows import cells_with_crops
 from gradcamo_assets.defs.assets.cell_assets import crops
 from gradcamo_assets.defs.assets.model_assets import champion_model
 from gradcamo_assets.defs.field_results import FIELD, crop_folder
-from gradcamo_assets.defs.launchpad import used
+from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
@@ -23,13 +23,13 @@ from gradcamo_assets.report import crops_with_maps, to_markdown
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.training.model_registry import ModelVersion
 
-_SHOWN = 6
+_CROPS_SHOWN = 6
 
 
 class ScoringRun(dg.Config):
-    """What a run of its own may ask for."""
+    """Options of a run launched by hand."""
 
-    again: bool = Setting(default=False, description="Compute again what the champion has scored already.")
+    again: bool = Setting(default=False, description="Compute existing scores of the champion again.")
 
 
 @dg.multi_asset(
@@ -41,7 +41,7 @@ class ScoringRun(dg.Config):
             group_name="scores",
             kinds={"pytorch", "deltalake"},
             skippable=True,
-            description="The champion's activations, averaged over the crop, one vector a cell.",
+            description="The champion's activations averaged over the crop, one vector per cell.",
         ),
         dg.AssetSpec(
             "gradcamo_scores",
@@ -49,21 +49,19 @@ class ScoringRun(dg.Config):
             group_name="scores",
             kinds={"pytorch", "deltalake"},
             skippable=True,
-            description="Where the champion looked: Grad-CAMO and its companions, one row a cell.",
+            description="Where the champion looks: Grad-CAMO and related scores, one row per cell.",
         ),
     ],
     partitions_def=PLATE_SITES,
     pool="scoring",
-    check_specs=[
-        dg.AssetCheckSpec("cells_scored", asset="gradcamo_scores", description="Every kept cell has a row of its own.")
-    ],
+    check_specs=[dg.AssetCheckSpec("cells_scored", asset="gradcamo_scores", description="Every kept cell has a row.")],
 )
 def scores_and_embeddings(
     context: dg.AssetExecutionContext, platform: Platform, config: ScoringRun
 ) -> Iterator[dg.MaterializeResult | dg.AssetObservation | dg.AssetCheckResult]:
-    """Embed and score every crop of a plate x site in one pass; rows of other model versions stay as they are.
+    """Embed and score every crop of a plate x site in one pass. Rows of other model versions are unchanged.
 
-    The champion is asked for once, so that all rows are of one version. What it has scored already is left alone.
+    The champion is looked up once, so that all rows are of one version. Existing scores of the current crops are kept.
     """
     from gradcamo_assets.scoring.scorer import Scorer
 
@@ -71,22 +69,24 @@ def scores_and_embeddings(
     home, lake, registry = platform.home, platform.lake, platform.registry
     champion, settings = platform.champion(), platform.settings
     keys: dict[str, Any] = {"plate": plate, "site": site, "model_run": champion.run_id}
-    # Before the rows: newer rows than their version cost work, older ones would pass for new.
-    made_from = lake.version_of("crop_versions", plate=plate, site=site)
+    # Read the version before the rows: newer rows are scored again later, older rows would go unnoticed.
+    made_from = lake.partition_version("crop_versions", plate=plate, site=site)
     if made_from is None:
-        raise GradcamoError("there are no crops", "Materialise crops for it first.", plate=plate, site=site)
+        raise GradcamoError(
+            "there are no crops", "Materialise crops for this plate and site first.", plate=plate, site=site
+        )
     kept = cells_with_crops(lake, plate=plate, site=site).filter(pl.col("crop_index").is_not_null()).collect()
-    before = lake.version_of("score_versions", **keys)
+    before = lake.partition_version("score_versions", **keys)
     if not config.again and before is not None and before["made_from"] == made_from["version"]:
-        note = f"{champion} has scored plate {plate}, site {site} already; set again to compute it anew."
+        note = f"{champion} has already scored plate {plate}, site {site}. To score it again, set `again`."
         context.log.info(note)
-        seen = {"partition": context.partition_key, "metadata": {"model_version": champion.version}}
+        observation = {"partition": context.partition_key, "metadata": {"model_version": champion.version}}
         for asset in ("embeddings", "gradcamo_scores"):
-            yield dg.AssetObservation(asset, note, **seen)
-        yield _check(kept, lake.read("scores", **keys))
+            yield dg.AssetObservation(asset, note, **observation)
+        yield _check_result(kept, lake.read("scores", **keys))
         return
     if not len(kept):
-        context.log.warning(f"Plate {plate}, site {site} has no kept cell; there is nothing to score.")
+        context.log.warning(f"Plate {plate}, site {site} has no kept cells; there is nothing to score.")
     scorer = Scorer(registry.fetch(champion), settings.scoring)
     frames: list[pl.DataFrame] = []
     embeddings: list[np.ndarray] = []
@@ -94,7 +94,7 @@ def scores_and_embeddings(
     stores = kept.select(*FIELD, "crop_version").unique().sort("Metadata_Well").to_dicts()
     for count, row in enumerate(stores, start=1):
         field, well = open_crops(crop_folder(home, row)), row["Metadata_Well"]
-        scored = scorer.score(field, keep_maps=0 if picture else _SHOWN)
+        scored = scorer.score(field, keep_maps=0 if picture else _CROPS_SHOWN)
         frames.append(scored.scores)
         embeddings.append(scored.embeddings)
         if picture is None:
@@ -106,7 +106,7 @@ def scores_and_embeddings(
             figure = crops_with_maps(images, labels, scored.maps, titles)
             picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
         context.log.info(f"{well}: {len(field)} cells scored, {count} of {len(stores)} wells")
-    scores = _rows(kept, frames, champion, scorer.config.split, context.run_id)
+    scores = _score_rows(kept, frames, champion, scorer.config.split, context.run_id)
     vectors = [row for part in embeddings for row in part]
     columns = lake_table("embeddings").empty().columns
     vector_frame = pl.concat(frames).select("Metadata_CellID") if frames else pl.DataFrame({"Metadata_CellID": []})
@@ -120,7 +120,7 @@ def scores_and_embeddings(
     pages = registry.page_urls(settings.links, champion.run_id, champion)
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version}
     common |= {name: dg.MetadataValue.url(page) for name, page in pages.items()}
-    common |= {"precision": scorer.precision, **used(scoring=settings.scoring)}
+    common |= {"precision": scorer.precision, **settings_metadata(scoring=settings.scoring)}
     yield dg.MaterializeResult(
         asset_key="embeddings",
         data_version=dg.DataVersion(version),
@@ -131,14 +131,14 @@ def scores_and_embeddings(
         data_version=dg.DataVersion(version),
         metadata={
             **common,
-            **_summary(scores),
+            **_summary_metrics(scores),
             **({"crops_and_maps": picture} if picture else {}),
         },
-        check_results=[_check(kept, scores)],
+        check_results=[_check_result(kept, scores)],
     )
 
 
-def _check(kept: pl.DataFrame, scores: pl.DataFrame) -> dg.AssetCheckResult:
+def _check_result(kept: pl.DataFrame, scores: pl.DataFrame) -> dg.AssetCheckResult:
     missing = len(kept) - scores["Metadata_CellID"].n_unique()
     return dg.AssetCheckResult(
         check_name="cells_scored",
@@ -148,10 +148,10 @@ def _check(kept: pl.DataFrame, scores: pl.DataFrame) -> dg.AssetCheckResult:
     )
 
 
-def _rows(
+def _score_rows(
     kept: pl.DataFrame, frames: list[pl.DataFrame], champion: ModelVersion, split: dict[str, list[str]], run_id: str
 ) -> pl.DataFrame:
-    """Rows of the ``scores`` table: the cells' keys beside what the champion saw."""
+    """Combine the cells and the champion's results to rows of the table ``scores``."""
     empty = lake_table("scores").empty()
     if not frames:
         return empty
@@ -172,8 +172,8 @@ def _rows(
     )
 
 
-def _summary(scores: pl.DataFrame) -> dict[str, Any]:
-    """Numbers that plot well over partitions; what is unknown is left out."""
+def _summary_metrics(scores: pl.DataFrame) -> dict[str, Any]:
+    """Summary values for plots over partitions. Unknown values are left out."""
     looks = scores["looks_at"].drop_nulls()
     values = {
         "median_gradcamo": scores["gradcamo"].median(),

@@ -1,1 +1,1 @@
-"""Schedules, sensors and jobs, and the comparisons that tell them what is to be done."""
+"""Jobs, schedules and sensors, and the comparisons of versions that determine what they request."""

@@ -1,4 +1,4 @@
-"""Telling a person that a run failed: by a webhook or by mail, as ``[alerts]`` in ``gradcamo.toml`` says."""
+"""Send alerts on failed runs by webhook or mail, as configured in ``[alerts]`` of ``gradcamo.toml``."""
 
 import json
 import os
@@ -18,33 +18,35 @@ from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates.failures import read_failures
 
-_SECONDS = 10
+_TIMEOUT_SECONDS = 10
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect could lead to any scheme and host, and would not carry what was posted: it is an error."""
+    """Reject redirects: they could lead to any scheme and host, and would lose the posted data."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def post(address: str, alert: dict[str, Any]) -> None:
+def post_alert(address: str, alert: dict[str, Any]) -> None:
     """Post an alert as JSON.
 
     Raises:
-        OSError: no answer within 10 seconds, or one other than success.
+        OSError: if there is no response within 10 seconds, or the response is not a success.
     """
     body = json.dumps(alert).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-    with urllib.request.build_opener(_NoRedirects).open(request, timeout=_SECONDS):
+    with urllib.request.build_opener(_NoRedirects).open(request, timeout=_TIMEOUT_SECONDS):
         pass
 
 
-def mail(settings: AlertConfig, alert: dict[str, Any]) -> None:
-    """Send an alert by mail. Dagster's own sensor would do it with a password and in ASCII alone, and has no time-out.
+def mail_alert(settings: AlertConfig, alert: dict[str, Any]) -> None:
+    """Send an alert by mail.
+
+    Dagster's own mail sensor requires a password, supports ASCII text only and has no timeout.
 
     Raises:
-        OSError, smtplib.SMTPException: where the server cannot be reached or refuses.
+        OSError, smtplib.SMTPException: if the server cannot be reached or refuses the mail.
     """
     message = EmailMessage()
     message["Subject"] = " ".join(f"gradcamo: {alert['job']} failed for {alert['plate'] or 'a run'}".split())
@@ -52,32 +54,34 @@ def mail(settings: AlertConfig, alert: dict[str, Any]) -> None:
     message["To"] = [settings.mail_to] if isinstance(settings.mail_to, str) else list(settings.mail_to)
     message.set_content("\n".join([alert["text"], "", *(f"{name}: {value}" for name, value in alert.items())]))
     password = os.environ.get("GRADCAMO_SMTP_PASSWORD")
-    with smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_SECONDS) as server:
+    with smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_SECONDS) as server:
         if password:
             server.starttls(context=ssl.create_default_context())
             server.login(settings.smtp_user or settings.mail_from, password)
         server.send_message(message)
 
 
-def alert_of(home: Home, run: dg.DagsterRun, reason: str) -> dict[str, Any]:
-    """What is told of a failed run: ``text`` for people, the rest for machines; what does not apply is None.
+def build_alert(home: Home, run: dg.DagsterRun, reason: str) -> dict[str, Any]:
+    """Build the alert on a failed run: ``text`` for people, the other items for programs. Unknown items are None.
 
-    ``state`` is that of a plate that could not be taken in: waiting (tried again) or quarantined.
+    ``state`` is the state of a plate whose ingestion failed: waiting (for another attempt) or quarantined.
     """
     tags = run.tags
     plate = tags.get("dagster/partition/plate") or tags.get("dagster/partition")
     site = tags.get("dagster/partition/site")
-    failed = read_failures(home.plates).get(plate) if plate and not site else None
+    failures = read_failures(home.plates).get(plate) if plate and not site else None
     text = f"{run.job_name} failed{f' for plate {plate}' if plate else ''}{f', site {site}' if site else ''}: {reason}"
     state = None
-    if failed is not None and failed.attempts:
-        next_try = failed.decide_retry(datetime.now(UTC))
-        state = "quarantined" if next_try.given_up else "waiting"
-        then = f"It is tried again {f'at {next_try.at:%Y-%m-%d %H:%M} UTC' if next_try.at else 'now'}."
+    if failures is not None and failures.attempts:
+        next_try = failures.decide_retry(datetime.now(UTC))
         if next_try.given_up:
-            times = len(failed.attempts)
-            then = f"It failed {times} times and is quarantined: gradcamo inbox --retry {plate} tries again."
-        text = f"{text.rstrip('.')}. {then}"
+            state = "quarantined"
+            times = len(failures.attempts)
+            outlook = f"It failed {times} times and is quarantined; to retry: gradcamo inbox --retry {plate}."
+        else:
+            state = "waiting"
+            outlook = f"It is retried {f'at {next_try.at:%Y-%m-%d %H:%M} UTC' if next_try.at else 'now'}."
+        text = f"{text.rstrip('.')}. {outlook}"
     return {
         "text": text, "job": run.job_name, "plate": plate, "site": site,
         "run_id": run.run_id, "reason": reason, "state": state,
@@ -86,34 +90,34 @@ def alert_of(home: Home, run: dg.DagsterRun, reason: str) -> dict[str, Any]:
 
 @dg.run_failure_sensor(
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells of failed runs by webhook or mail. It runs so that [alerts] in gradcamo.toml is all there is to "
-    "set; without webhook or mail_to there it does nothing.",
+    description="Sends alerts on failed runs by webhook or mail. It is enabled by default, but does nothing unless "
+    "webhook or mail_to is set in [alerts] of gradcamo.toml.",
 )
 def alert_on_failure(context: dg.RunFailureSensorContext, platform: Platform) -> None:
-    """Tell of one failed run. An alert that cannot be sent is logged, and is not sent again."""
+    """Send alerts on one failed run. An alert that cannot be sent is logged and not sent again."""
     try:
         settings = platform.settings.alerts
         if not settings.webhook and not settings.mail_to:
             return
-        alert = alert_of(platform.home, context.dagster_run, _reason(context))
+        alert = build_alert(platform.home, context.dagster_run, _failure_reason(context))
     except GradcamoError as error:
-        context.log.error(f"No alert was sent: {error}")
+        context.log.error(f"Alert not sent: {error}")
         return
-    for wanted, send in (
-        (settings.webhook, lambda: post(settings.webhook or "", alert)),
-        (settings.mail_to, lambda: mail(settings, alert)),
+    for recipient, send in (
+        (settings.webhook, lambda: post_alert(settings.webhook or "", alert)),
+        (settings.mail_to, lambda: mail_alert(settings, alert)),
     ):
         try:
-            if wanted:
+            if recipient:
                 send()
-        # Whatever a server answers, the next failure must be told of too.
+        # No response of a server may stop the alerts on later failures.
         except Exception as error:
-            context.log.error(f"An alert was not sent: {type(error).__name__}: {error}")
+            context.log.error(f"Alert not sent: {type(error).__name__}: {error}")
 
 
-def _reason(context: dg.RunFailureSensorContext) -> str:
-    """What the step said that failed first; of a run that was killed, what Dagster says."""
+def _failure_reason(context: dg.RunFailureSensorContext) -> str:
+    """The error of the first failed step; without one (the run was killed), Dagster's message."""
     for event in context.get_step_failure_events():
         if (error := event.step_failure_data.error) is not None:
             return re.sub(r"^gradcamo_assets\S+: ", "", " ".join((error.cause or error).message.split()))
-    return context.failure_event.message or "no reason is known"
+    return context.failure_event.message or "unknown reason"

@@ -1,4 +1,7 @@
-"""Jobs and sensors from the trained model on. Each partition is asked for by one mechanism only."""
+"""Jobs and sensors for training, scoring, publication and reports; the lists of all jobs, schedules and sensors.
+
+Each partition is requested by one sensor, schedule or automation condition only.
+"""
 
 import json
 import os
@@ -21,11 +24,16 @@ from gradcamo_assets.defs.automation.lake_maintenance import nightly_tidying, ti
 from gradcamo_assets.defs.automation.pending import (
     Partition,
     has_classes,
+    plates_unknown_to_models,
     record_refusals,
     scoring_state,
-    unlearned_plates,
 )
-from gradcamo_assets.defs.automation.run_requests import MOST_REQUESTS, UNFINISHED, in_progress, partition_requests
+from gradcamo_assets.defs.automation.run_requests import (
+    MAX_REQUESTS,
+    UNFINISHED_STATUSES,
+    partition_requests,
+    partitions_in_progress,
+)
 from gradcamo_assets.defs.partitions import PLATES, SITES
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.networks.bundle import read_verified_config
@@ -35,34 +43,34 @@ from gradcamo_assets.training.model_registry import CHAMPION
 from gradcamo_assets.training.promotion import champion_moves, record_champion
 
 _RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
-_MOST_PUBLICATIONS = 1000
+_MAX_PUBLICATIONS = 1000
 
 train_model = dg.define_asset_job(
     "train_model",
     selection=["data_split", "trained_model"],
-    description="Split the wells, train an encoder on them and register it in MLflow.",
+    description="Split the wells, train an encoder and register it in MLflow.",
 )
 promote_challenger = dg.define_asset_job(
     "promote_challenger",
     selection=["promotion"],
-    description="Make the challenger champion if its evidence is not worse; else say why not.",
+    description="Promote the challenger to champion if it passes all checks; otherwise report the reasons.",
 )
 rescore = dg.define_asset_job(
     "rescore",
     selection=["embeddings", "gradcamo_scores"],
-    description="Embed and score a plate x site with the champion of the moment.",
-    # A run whose machine went away would be waited for, and keep the pool, for ever.
+    description="Embed and score the cells of a plate x site with the current champion.",
+    # Without a limit, a run whose machine was lost would block its partition and the pool for ever.
     tags={"dagster/max_runtime": 6 * 3600},
 )
 refresh_qc = dg.define_asset_job(
     "refresh_qc",
     selection=["qc_database", "model_comparison", "profiles", "umap", "replicability", "confounder_audit"],
-    description="Publish the QC database, and make profiles and what is read from them anew.",
+    description="Publish the QC database, and update the profiles and what depends on them.",
 )
 audit_plates = dg.define_asset_job(
     "audit_plates",
     selection=["audit", "channel_correlation"],
-    description="Hold the champion's maps of a plate against changes of image and weights; correlate its stains.",
+    description="Audit the champion's maps of a plate by changing images and weights; correlate its stains.",
 )
 report_plates = dg.define_asset_job(
     "report_plates",
@@ -72,7 +80,7 @@ report_plates = dg.define_asset_job(
 explore_encoders = dg.define_asset_job(
     "explore_encoders",
     selection=["encoder_exploration"],
-    description="Explain a version at several layers; train small encoders on crops of other sizes and maskings.",
+    description="Explain a version at several layers; train small encoders with several crop sizes and maskings.",
 )
 JOBS: list[Any] = [
     ingest_plates, process_fields, train_model, promote_challenger, rescore, refresh_qc, audit_plates, report_plates,
@@ -88,26 +96,26 @@ def _now() -> datetime:
     jobs=[rescore, refresh_qc],
     minimum_interval_seconds=15,
     default_status=_RUNNING_SENSOR,
-    description="Requests what has crops, less what the champion has scored for these crops.",
+    description="Requests the scoring of all crops that the champion has not scored.",
 )
 def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.SensorResult:
-    """Ask the registry who is champion, and request every plate x site it has not scored.
+    """Look up the champion and request every plate x site that it has not scored.
 
-    An unreachable registry is an error of this tick; the cursor stays where it was.
+    If the registry cannot be reached, the tick fails and the cursor is unchanged.
     """
     lake, registry = platform.lake, platform.registry
-    with _impatient():
+    with _short_mlflow_timeouts():
         champion = registry.by_alias(CHAMPION)
         record_champion(lake, registry, by="unknown")
     if champion is None:
-        return dg.SensorResult(skip_reason="No champion yet. Launch train_model, or move the alias in MLflow.")
-    # A rollback has the run of an earlier move: only the number of the move keeps its requests apart.
+        return dg.SensorResult(skip_reason="There is no champion. Launch train_model, or set the alias in MLflow.")
+    # The run keys contain the number of the move, since a rollback returns to an MLflow run that was champion before.
     move = f"move {len(champion_moves(lake, registry.name))} to version {champion.version}"
     new = context.cursor != move
-    if new:  # A damaged bundle is one error here, not one in every run.
+    if new:  # A damaged bundle fails this tick rather than every run.
         read_verified_config(registry.fetch(champion))
-    # Before the lake is read: a run that ends in between has left its versions.
-    busy = in_progress(context.instance)
+    # Read the unfinished runs before the lake: the versions of runs that end in between are in the lake.
+    busy = partitions_in_progress(context.instance)
     state = scoring_state(lake, registry, champion)
     todo = {partition: digest([move, version]) for partition, version in state.todo.items()}
     tags = {"gradcamo/move": move, "gradcamo/model_version": str(champion.version)}
@@ -125,20 +133,16 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
             )
         )
     if new and not todo and context.cursor is not None:
-        # A rollback to a version that has scored already computes no score; what is read from scores follows.
+        # A rollback needs no new scores, but the results made from scores must be updated.
         requests = [dg.RunRequest(run_key=f"{move} refresh", job_name="refresh_qc")]
     reasons = sorted({f"{plate}: {reason}" for (plate, _), reason in state.refused.items()})
     reasons += [f"{plate} site {site}: {reason}" for (plate, site), reason in given_up.items()]
-    waiting = (
-        "Nothing to score."
-        if not todo
-        else f"{len(todo)} plate x site wait for runs in progress, or to be tried again."
-    )
+    waiting = "Nothing to score." if not todo else f"{len(todo)} plate x site wait for unfinished runs or for a retry."
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(" ".join([waiting, *reasons])),
         asset_events=events,
-        dynamic_partitions_requests=_unknown_partitions(context.instance, todo),
+        dynamic_partitions_requests=_missing_partitions(context.instance, todo),
         cursor=move,
     )
 
@@ -147,15 +151,15 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
     jobs=[refresh_qc],
     minimum_interval_seconds=30,
     default_status=_RUNNING_SENSOR,
-    description="Publishes the QC database when the lake has changed, however often it has.",
+    description="Publishes the QC database when the lake has changed.",
 )
 def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.RunRequest | dg.SkipReason:
-    """Request one publication where the lake's versions differ from those that were published last."""
+    """Request a publication if the lake differs from what was published last."""
     if not needs_publication(platform.lake, platform.home.database):
-        return dg.SkipReason("The QC database holds what the lake holds.")
-    waiting = dg.RunsFilter(job_name="refresh_qc", statuses=UNFINISHED)
-    if context.instance.get_run_ids(waiting, limit=1):
-        return dg.SkipReason("A publication is on its way.")
+        return dg.SkipReason("The QC database is up to date.")
+    unfinished = dg.RunsFilter(job_name="refresh_qc", statuses=UNFINISHED_STATUSES)
+    if context.instance.get_run_ids(unfinished, limit=1):
+        return dg.SkipReason("A publication is in progress.")
     return dg.RunRequest(job_name="refresh_qc", asset_selection=[dg.AssetKey("qc_database")])
 
 
@@ -163,45 +167,45 @@ def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) 
     jobs=[report_plates],
     minimum_interval_seconds=30,
     default_status=_RUNNING_SENSOR,
-    description="Writes the reports of the plates that publications have changed.",
+    description="Writes the reports of plates that publications changed.",
 )
 def report_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Request a report of every plate that was touched by a publication since the last tick, some at a time."""
+    """Request reports of plates that publications changed since the last tick, at most ``MAX_REQUESTS`` at a time."""
     before = json.loads(context.cursor or '{"publication": 0, "waiting": []}')
     published = dg.AssetRecordsFilter(dg.AssetKey("qc_database"), after_storage_id=before["publication"])
-    records = context.instance.fetch_materializations(published, limit=_MOST_PUBLICATIONS, ascending=True).records
+    records = context.instance.fetch_materializations(published, limit=_MAX_PUBLICATIONS, ascending=True).records
     waiting, last = dict.fromkeys(before["waiting"]), before["publication"]
     for record in records:
         last = record.storage_id
         touched = record.asset_materialization.metadata.get("plates_touched") if record.asset_materialization else None
         waiting |= dict.fromkeys(touched.value if isinstance(touched, dg.JsonMetadataValue) else [])  # type: ignore[arg-type]
-    unfinished = dg.RunsFilter(job_name="report_plates", statuses=UNFINISHED)
-    room = MOST_REQUESTS - len(context.instance.get_run_ids(unfinished, limit=MOST_REQUESTS))
+    unfinished = dg.RunsFilter(job_name="report_plates", statuses=UNFINISHED_STATUSES)
+    room = MAX_REQUESTS - len(context.instance.get_run_ids(unfinished, limit=MAX_REQUESTS))
     now, later = list(waiting)[:room], list(waiting)[room:]
     return dg.SensorResult(
         run_requests=[dg.RunRequest(run_key=f"report {plate} {last}", partition_key=plate) for plate in now],
-        skip_reason=None if now else f"No publication has changed a plate; {len(later)} reports wait for others.",
+        skip_reason=None if now else f"No publication changed a plate; {len(later)} reports wait for unfinished runs.",
         cursor=json.dumps({"publication": last, "waiting": later}),
     )
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """MLflow repeats a request for four minutes; a tick has one. Runs, which can wait, keep its patience."""
+def _short_mlflow_timeouts() -> Iterator[None]:
+    """Shorten MLflow's timeouts: by default it repeats requests for four minutes, but a tick may take one minute."""
     short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-    given = {name: value for name, value in short.items() if name not in os.environ}
-    os.environ.update(given)
+    added = {name: value for name, value in short.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name in given:
+        for name in added:
             os.environ.pop(name, None)
 
 
-def _unknown_partitions(
+def _missing_partitions(
     instance: dg.DagsterInstance, todo: Iterable[Partition]
 ) -> list[dg.AddDynamicPartitionsRequest]:
-    """An instance that was made anew knows no plate of the lake; a request for one would be an error."""
+    """Requests to add the plates and sites that Dagster does not know, as after its instance was recreated."""
     requests = []
     for definition, names in ((PLATES, {plate for plate, _ in todo}), (SITES, {str(site) for _, site in todo})):
         if missing := sorted(names - set(instance.get_dynamic_partitions(str(definition.name)))):
@@ -213,37 +217,37 @@ def _unknown_partitions(
     jobs=[train_model],
     minimum_interval_seconds=300,
     default_status=_RUNNING_SENSOR,
-    description="Trains a challenger once after_plates of [retraining] in gradcamo.toml have come; 0: never.",
+    description="Trains a challenger after the number of new plates in [retraining] of gradcamo.toml; 0: never.",
 )
 def retraining_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.RunRequest | dg.SkipReason:
-    """Request training when enough plates have crops that no registered version was given."""
-    wanted = platform.settings.retraining.after_plates
-    if not wanted:
-        return dg.SkipReason("Off. Set after_plates under [retraining] in gradcamo.toml.")
-    with _impatient():
-        unlearned = unlearned_plates(platform.lake, platform.registry)
-    # No more of them than are wanted are looked into.
-    plates = list(islice((plate for plate in unlearned if has_classes(platform.lake, plate)), wanted))
-    if len(plates) < wanted:
-        return dg.SkipReason(f"{len(plates)} of {wanted} new plates have come{': ' * bool(plates)}{', '.join(plates)}.")
-    if context.instance.get_runs(dg.RunsFilter(job_name="train_model", statuses=UNFINISHED), limit=1):
-        return dg.SkipReason("An encoder is being trained.")
-    # Once for these plates: a failed run is for a person to look at, and the next plate asks again.
-    return dg.RunRequest(run_key=f"retrain {digest(unlearned)}", tags={"gradcamo/new_plates": ", ".join(plates)[:250]})
+    """Request training when enough plates have crops that no registered version has used."""
+    required = platform.settings.retraining.after_plates
+    if not required:
+        return dg.SkipReason("Disabled. Set after_plates in [retraining] of gradcamo.toml.")
+    with _short_mlflow_timeouts():
+        unused = plates_unknown_to_models(platform.lake, platform.registry)
+    # has_classes reads the lake: stop at the required number of plates.
+    plates = list(islice((plate for plate in unused if has_classes(platform.lake, plate)), required))
+    if len(plates) < required:
+        return dg.SkipReason(f"{len(plates)} of {required} new plates{': ' * bool(plates)}{', '.join(plates)}.")
+    if context.instance.get_runs(dg.RunsFilter(job_name="train_model", statuses=UNFINISHED_STATUSES), limit=1):
+        return dg.SkipReason("A training is in progress.")
+    # One request for these plates: a failed training is not repeated until there is another new plate.
+    return dg.RunRequest(run_key=f"retrain {digest(unused)}", tags={"gradcamo/new_plates": ", ".join(plates)[:250]})
 
 
 weekly_training = dg.ScheduleDefinition(
     "weekly_training",
     job=train_model,
     cron_schedule="0 3 * * 6",
-    description="Trains a challenger on all plates every Saturday at 03:00. Off until it is switched on here.",
+    description="Trains a challenger on all plates every Saturday at 03:00. Disabled by default.",
 )
 automation_sensor = dg.AutomationConditionSensorDefinition(
     "automation",
     target=dg.AssetSelection.all(),
     default_status=_RUNNING_SENSOR,
     minimum_interval_seconds=30,
-    description="Makes profiles, maps and audits when scores have changed.",
+    description="Updates profiles, UMAPs and audits when scores have changed.",
 )
 SCHEDULES = [nightly_ingest, nightly_tidying, weekly_training]
 SENSORS = [

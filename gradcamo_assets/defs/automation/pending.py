@@ -1,6 +1,7 @@
-"""What there is against what there should be: versions compared. Each question is asked by one mechanism only.
+"""Find the plates and partitions that are out of date by comparing versions.
 
-The answers come from the lake's version tables, so that they cost the same whatever the plates hold.
+Only the lake's version tables are read, so that the cost does not depend on the size of the plates. One sensor or
+schedule requests each kind of work.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 Partition = tuple[str, int]
 """A plate and a site."""
 _STAGES = ("image", "mask", "cell", "crop")
-"""Each is made from the one before."""
+"""Each stage is made from the previous one."""
 
 
 @dataclass(frozen=True)
 class Inbox:
-    """What lies in the inbox (``list_inbox``), what is to become of it, and the attempts that failed."""
+    """The content of the inbox (``list_inbox``), the states of its plates and the failed attempts to ingest them."""
 
     found: dict[Path, FolderSnapshot | None]
     states: list[PlateState]
     failures: dict[str, Failures]
 
     def signature(self, state: PlateState) -> str:
-        """Of the plate as it was found; empty where there is none."""
+        """The signature of a plate as found in the inbox; empty if it could not be computed."""
         look = self.found[state.path]
         return look.signature if look else ""
 
@@ -55,19 +56,19 @@ def read_inbox(
     depth: Depth = "new",
     only: str | None = None,
 ) -> Inbox:
-    """The state of every plate in the inbox. Known plates cost nothing by themselves, but for what ``depth`` says.
+    """Find the state of every plate in the inbox.
 
     Args:
-        before: ``FolderSnapshot.token`` at the previous look, and since when it has been that, by name.
-        depth: how closely known plates are looked at.
-        only: a plate's name, to look at all of it and at no other.
+        before: by plate name, the ``FolderSnapshot.token`` of the previous call and since when it is unchanged.
+        depth: how thoroughly plates that are already known are inspected; by default not at all.
+        only: name of a single plate to inspect completely; None: all plates.
 
     Raises:
-        PlateError: where the inbox cannot be listed.
+        PlateError: if the inbox cannot be listed.
     """
     settings = read_settings(home).inbox
     known, failures = list_known_plates(home.plates), read_failures(home.plates)
-    # A plate that is known, but whose last attempt did not come to its end, is looked at like a new one.
+    # A known plate whose last ingestion failed is inspected like a new one.
     done = {name: signature for name, signature in known.items() if only is None and name not in failures}
     found = list_inbox(home.inbox, settings, done, depth, only=only)
     names = {name for name in plate_names(found).values() if isinstance(name, str)} - done.keys()
@@ -76,14 +77,15 @@ def read_inbox(
 
 
 def partitions_to_process(lake: Lake) -> dict[Partition, str]:
-    """Plate x site partitions whose masks, cells or crops are not made from what stands before them now, sorted.
+    """Find the plate x site partitions whose masks, cells or crops are out of date, sorted.
 
-    To each a digest of its images and masks: with others, attempts begin anew.
+    Returns:
+        By partition, a digest of the versions of its images and masks. The number of attempts is counted per digest.
     """
     keys = ["Metadata_Plate", "Metadata_Site"]
-    chained = lake.versions("image_versions").filter(pl.col("n") > 0).select(*keys, image="version")
+    chained = lake.partition_versions("image_versions").filter(pl.col("n") > 0).select(*keys, image="version")
     for stage in _STAGES[1:]:
-        made = lake.versions(f"{stage}_versions").drop_nulls("made_from").drop("n")
+        made = lake.partition_versions(f"{stage}_versions").drop_nulls("made_from").drop("n")
         made = made.rename({"version": stage, "made_from": f"{stage}_from"})
         chained = chained.join(made, on=keys, how="left")
     links = (pl.col(f"{stage}_from").eq_missing(pl.col(before)) for before, stage in pairwise(_STAGES))
@@ -93,37 +95,40 @@ def partitions_to_process(lake: Lake) -> dict[Partition, str]:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """What the champion has yet to score, by the version of the crops, and what it does not fit, with the reason."""
+class ScoringState:
+    """Partitions to score, with the version of their crops, and those the champion does not fit, with the reason."""
 
     todo: dict[Partition, str]
     refused: dict[Partition, str]
 
 
 def partitions_to_score(lake: Lake, champion: ModelVersion) -> dict[Partition, str]:
-    """Plate x site partitions whose crops are others than those the champion has scored, with their version, sorted.
+    """Find the plate x site partitions whose current crops the champion has not scored, sorted.
 
-    New plates, promotions, rollbacks and new masks are all the same case. Where no cell is kept any more, the scores
-    that are still there have to go.
+    This covers new plates, promotions, rollbacks and new masks. Partitions that have scores but no crops any more are
+    included, so that their scores are removed.
+
+    Returns:
+        By partition, the version of its crops.
     """
     keys = ["Metadata_Plate", "Metadata_Site"]
-    scored = lake.versions("score_versions", model_run=champion.run_id).select(*keys, "made_from", scored="n")
-    # Crops that are made from nothing are being written, or their writer was killed.
-    crops = lake.versions("crop_versions").drop_nulls("made_from").drop("made_from")
+    scored = lake.partition_versions("score_versions", model_run=champion.run_id).select(*keys, "made_from", scored="n")
+    # Crops without made_from are being written, or their writer was killed.
+    crops = lake.partition_versions("crop_versions").drop_nulls("made_from").drop("made_from")
     both = crops.join(scored, on=keys, how="left").sort(keys)
     todo = both.filter(pl.col("made_from").ne_missing(pl.col("version")) & ((pl.col("n") > 0) | (pl.col("scored") > 0)))
     return {(plate, site): version for plate, site, version in todo.select(*keys, "version").iter_rows()}
 
 
-def scoring_state(lake: Lake, registry: ModelRegistry, champion: ModelVersion) -> Scoring:
-    """What is to be scored, less the plates that the champion's bundle does not fit.
+def scoring_state(lake: Lake, registry: ModelRegistry, champion: ModelVersion) -> ScoringState:
+    """Find the partitions to score, and those of plates that the champion does not fit.
 
     Raises:
-        BundleError: if something waits and the champion's bundle cannot be read.
+        BundleError: if there are partitions to score and the champion's bundle cannot be read.
     """
     todo = partitions_to_score(lake, champion)
     if not todo:
-        return Scoring({}, {})
+        return ScoringState({}, {})
     config = read_config(registry.fetch(champion))
     waiting = {plate for plate, _ in todo}
     reasons = {}
@@ -131,36 +136,36 @@ def scoring_state(lake: Lake, registry: ModelRegistry, champion: ModelVersion) -
         if reason := config.find_mismatch(plate["channels"], [plate[f"voxel_{axis}_um"] for axis in "zyx"]):
             reasons[plate["Metadata_Plate"]] = reason
     refused = {partition: reasons[partition[0]] for partition in todo if partition[0] in reasons}
-    return Scoring({key: version for key, version in todo.items() if key not in refused}, refused)
+    return ScoringState({key: version for key, version in todo.items() if key not in refused}, refused)
 
 
 def record_refusals(lake: Lake, champion: ModelVersion, refused: Mapping[Partition, str]) -> bool:
-    """Keep the ``unscored`` table equal to what this version leaves unscored. Whether anything changed."""
-    known = lake.read("unscored", model_run=champion.run_id)
-    there = {(row["Metadata_Plate"], row["Metadata_Site"]): row["reason"] for row in known.iter_rows(named=True)}
-    if there == refused:
+    """Update the rows of ``unscored`` of a model version. Returns whether they changed."""
+    rows = lake.read("unscored", model_run=champion.run_id).iter_rows(named=True)
+    recorded = {(row["Metadata_Plate"], row["Metadata_Site"]): row["reason"] for row in rows}
+    if recorded == refused:
         return False
     model = {"model_name": champion.name, "model_version": champion.version, "model_run": champion.run_id}
-    rows = [
+    new_rows = [
         {"Metadata_Plate": plate, "Metadata_Site": site, **model, "reason": reason}
         for (plate, site), reason in sorted(refused.items())
     ]
-    lake.write("unscored", pl.DataFrame(rows, schema=lake_table("unscored").polars), model_run=champion.run_id)
+    lake.write("unscored", pl.DataFrame(new_rows, schema=lake_table("unscored").schema), model_run=champion.run_id)
     return True
 
 
-def unlearned_plates(lake: Lake, registry: ModelRegistry) -> list[str]:
-    """Plates with crops of which no registered version was given a well, to learn or to test, sorted."""
-    seen = set()
+def plates_unknown_to_models(lake: Lake, registry: ModelRegistry) -> list[str]:
+    """Find the plates with crops that are not in the data split of any registered version, sorted."""
+    used_plates = set()
     for version in registry.versions():
-        with suppress(BundleError):  # Whatever a damaged version was trained on, it can be trained on again.
+        with suppress(BundleError):  # The plates of a damaged version may be used again.
             wells = chain.from_iterable(read_config(registry.fetch(version)).split.values())
-            seen |= {well.split("/")[0] for well in wells}
-    cropped = lake.versions("crop_versions").filter(pl.col("n") > 0)["Metadata_Plate"].unique()
-    return sorted(set(cropped) - seen)
+            used_plates |= {well.split("/")[0] for well in wells}
+    cropped = lake.partition_versions("crop_versions").filter(pl.col("n") > 0)["Metadata_Plate"].unique()
+    return sorted(set(cropped) - used_plates)
 
 
 def has_classes(lake: Lake, plate: str) -> bool:
-    """Whether any crop of a plate is of a known treatment."""
+    """Whether any crop of a plate has a known treatment class."""
     usable = pl.col("crop_index").is_not_null() & pl.col("treatment_class").is_not_null()
     return not cells_with_crops(lake, plate=plate).filter(usable).head(1).collect().is_empty()
