@@ -60,7 +60,7 @@ def test_a_wheel_has_all_it_needs(home: Home, tmp_path: Path) -> None:
     code = f"""
 import gradcamo_assets
 assert gradcamo_assets.__file__.startswith({str(there)!r})
-from gradcamo_assets.common import Home
+from gradcamo_assets.home import Home
 from gradcamo_assets.defs.serve import environment
 environment(Home.from_environment())
 """
