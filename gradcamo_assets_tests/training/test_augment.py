@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.training.augment import augment, rotated, shifted
@@ -34,7 +34,6 @@ def test_a_turn_by_quarters_is_rot90(height: int, width: int, turns: int) -> Non
 
 
 @given(st.floats(-7, 7), st.sampled_from([(41, 41), (41, 61), (60, 40)]))
-@settings(max_examples=25, deadline=None)
 def test_any_turn_carries_a_blob_round_the_axis_and_brings_in_background(angle: float, size: tuple[int, int]) -> None:
     """A blob's centre of mass goes where trigonometry puts it, in every slice and stain, and keeps its mass."""
     y, x = (torch.arange(n) - (n - 1) / 2 for n in size)
