@@ -5,7 +5,7 @@ VENV := .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast ui lint docs
+.PHONY: demo test test-fast test-install ui lint docs
 
 demo: $(VENV)/.installed
 	$(BIN)/gradcamo demo
@@ -16,9 +16,13 @@ ui: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-# Everything below Dagster.
+# All tests below Dagster, for a change that is being made.
 test-fast: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore gradcamo_assets_tests/defs
+
+# Both wheels, each in a fresh environment; it downloads what they depend on.
+test-install: $(BIN)/python
+	$(BIN)/python packages/try_wheels.py
 
 # The documentation site, in site/; a broken link fails it.
 docs: $(VENV)/.installed-docs

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import dagster as dg
 import polars as pl
 
 from gradcamo_assets.defs.automation.pending import scoring_state
@@ -42,6 +43,8 @@ epochs = 16
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Events go to the instance, where the UI shows them, and not to the terminal."""
+QUICK_TRAINING = {"epochs": 4, "batch_size": 4}
+"""Small batches: of few crops, more steps."""
 CURES: dict[str, dict[str, Any]] = {
     "plain": {"swap": 0.0},
     "regularised": {"swap": 0.0, "regulariser": "gradcamo"},
@@ -59,11 +62,13 @@ def _stage(title: str) -> Iterator[None]:
     print(f" {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None = None) -> None:
+def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None = None, *, quick: bool = False) -> None:
     """Synthesise a plate, run every asset on it, print the QC table and where to look next.
 
     Args:
         second: a plate on which the encoders of ``CURES`` are tried, all trained on the first; without it there is one.
+        quick: train as ``QUICK_TRAINING`` says, and leave out what changes no score: the audit, profiles, the map of
+            cells and the report.
 
     Raises:
         GradcamoError: if a run fails; the UI shows where.
@@ -74,9 +79,13 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
     if not home.settings_file.exists():
         write_bytes(home.settings_file, DEMO_SETTINGS.encode())
 
-    def run(job: str, partition: str | None = None, **config: object) -> None:
+    def run(job: str, partition: str | None = None, only: Sequence[str] | None = None, **config: object) -> None:
         result = definitions.resolve_job_def(job).execute_in_process(
-            instance=instance, partition_key=partition, raise_on_error=False, run_config={**QUIET, **config}
+            instance=instance,
+            partition_key=partition,
+            asset_selection=only and [dg.AssetKey(name) for name in only],
+            raise_on_error=False,
+            run_config={**QUIET, **config},
         )
         if not result.success:
             failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
@@ -108,7 +117,10 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
     trained: dict[str, ModelVersion] = {}
     for name, settings in trainings.items():
         with _stage(f"training the encoder{name and f' ({name})'}"):
-            ops = {"data_split": {"plates": [config.name]}, "trained_model": settings}
+            ops = {
+                "data_split": {"plates": [config.name]},
+                "trained_model": settings | (QUICK_TRAINING if quick else {}),
+            }
             run("train_model", ops={op: {"config": given} for op, given in ops.items()})
         version = registry.by_alias(CHALLENGER)
         if version is None:
@@ -120,22 +132,27 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
     for partition in scoring_state(platform.lake, registry, champion).todo:
         with _stage("embedding and scoring {}, site {}".format(*partition)):
             run("rescore", plate_site_key(*partition))
-    with _stage("auditing the encoder"):
-        for plate in plates:
-            run("audit_plates", plate.name)
-    with _stage("profiles, map and QC database"):
-        run("refresh_qc")
-        # The database is made beside the profiles; this adds them.
-        run("refresh_qc")
-    with _stage("the report"):
-        for plate in plates:
-            run("report_plates", plate.name)
+    if quick:
+        with _stage("QC database"):
+            run("refresh_qc", only=["qc_database"])
+    else:
+        with _stage("auditing the encoder"):
+            for plate in plates:
+                run("audit_plates", plate.name)
+        with _stage("profiles, map and QC database"):
+            run("refresh_qc")
+            # The database is made beside the profiles; this adds them.
+            run("refresh_qc")
+        with _stage("the report"):
+            for plate in plates:
+                run("report_plates", plate.name)
     print(f"\nWhere does {champion} look? Cells it was trained on are left out.\n")
     render(qc_table(home.database, by="dose,site").filter(Metadata_Plate=config.name))
     if second:
         print(f"\nEncoders trained on {config.name}: its held-out wells, and {second.name}, without the shortcut.\n")
         render(_cures(platform, trained, [plate.name for plate in plates]))
-    print(NEXT.format(report=home.reports / config.name / f"{champion.name}-v{champion.version}.html"))
+    report = home.reports / config.name / f"{champion.name}-v{champion.version}.html"
+    print(NEXT.format(last=QUICK_LEFT_OUT if quick else report))
 
 
 def _cures(platform: Platform, trained: Mapping[str, ModelVersion], plates: Sequence[str]) -> pl.DataFrame:
@@ -158,14 +175,20 @@ Next:
   .venv/bin/gradcamo qc --by dose           the ready-made tables: dose, site, dose,site, well, plate, model
   .venv/bin/gradcamo sql "SELECT looks_at, count(*) FROM current_scores GROUP BY ALL"
   .venv/bin/gradcamo demo --shortcut background     an encoder that cheats, and the score that says so; --cure: the cure
-  {report}
+  {last}
 """
+QUICK_LEFT_OUT = """\
+.venv/bin/gradcamo demo                   24 wells, 3 doses, 16 epochs, and what --quick leaves out: audit, profiles,
+                                            map of cells, report"""
 
 
-def demo_plates(shortcut: str, labels: str, seed: int, cure: bool) -> list[SyntheticPlate]:
+def demo_plates(shortcut: str, labels: str, seed: int, cure: bool = False, quick: bool = False) -> list[SyntheticPlate]:
     """The demo's plate, and the one a cure is tried on: their names say what is on them."""
-    name = f"demo-{'cure' if cure else shortcut}-{labels}-{seed}"
+    name = f"demo-{'quick-' * quick}{'cure' if cure else shortcut}-{labels}-{seed}"
     first = SyntheticPlate(name=name, shortcut=shortcut, labels=labels, seed=seed)  # type: ignore[arg-type]
+    if quick:
+        # Two classes of four wells each, so that there are wells to train on, to validate and to test.
+        return [replace(first, wells=8, sites=1, doses=1, cells=8)]
     if not cure:
         return [first]
     second = replace(first, name=f"{name}-second", shortcut="none", seed=seed + 1000, wells=12)

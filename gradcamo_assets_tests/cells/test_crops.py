@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -35,7 +35,6 @@ def _table(cells: np.ndarray) -> pl.DataFrame:
     ),
     st.tuples(st.integers(1, 7), st.integers(3, 11), st.integers(3, 11)),
 )
-@settings(max_examples=60, deadline=None)
 def test_cutting_against_a_loop_over_voxels(cells: np.ndarray, shape: tuple[int, int, int]) -> None:
     """Every crop voxel is either the field's voxel at one constant shift, or padding with no label."""
     image = np.random.default_rng(0).integers(1, 60000, (2, *cells.shape)).astype(np.uint16)

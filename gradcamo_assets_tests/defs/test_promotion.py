@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -52,7 +52,6 @@ _evidence = st.builds(
 
 
 @given(_evidence, st.none() | _evidence, st.sampled_from(METRICS), st.floats(0, 1))
-@settings(deadline=None)
 def test_all_checks_have_results_and_better_evidence_fails_no_check(
     challenger: Evidence, champion: Evidence | None, metric: str, more: float
 ) -> None:
@@ -68,7 +67,6 @@ def test_all_checks_have_results_and_better_evidence_fails_no_check(
 
 
 @given(st.floats(0, 1), st.floats(-1, 1), st.floats(0, 0.3), st.floats(0, 0.3))
-@settings(deadline=None)
 def test_a_challenger_may_be_worse_than_the_champion_by_the_tolerance(
     accuracy: float, adjusted: float, lost: float, tolerance: float
 ) -> None:
@@ -82,7 +80,6 @@ def test_a_challenger_may_be_worse_than_the_champion_by_the_tolerance(
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(2, 9), st.floats(0, 1))
-@settings(deadline=None, max_examples=50)
 def test_accuracy_above_chance_must_remain_in_other_surroundings(
     intact: float, swapped: float, classes: int, least: float
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.defs.automation.pending import partitions_to_process, partitions_to_score
@@ -42,7 +42,6 @@ def put(lake: Lake, table: str, rows: dict, **of_runs: dict) -> None:
 
 
 @given(crops=_stage, scored=_stage, others=_stage)
-@settings(max_examples=30)
 def test_partitions_to_score(lake: Lake, crops: dict, scored: dict, others: dict) -> None:
     put(lake, "crop_versions", crops)
     put(lake, "score_versions", {}, champion=scored, another=others)
@@ -59,7 +58,6 @@ def test_partitions_to_score(lake: Lake, crops: dict, scored: dict, others: dict
 
 
 @given(st.tuples(_stage, _stage, _stage, _stage))
-@settings(max_examples=30)
 def test_partitions_to_process(lake: Lake, stages: tuple[dict, ...]) -> None:
     for stage, rows in zip(STAGES, stages, strict=True):
         put(lake, f"{stage}_versions", rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.errors import ExplainError
@@ -30,7 +30,6 @@ def close(got: list, expected: list, relative: float) -> bool:
     )
 
 
-@settings(max_examples=30, deadline=None)
 @given(cases, st.sampled_from(["gap", "mlp", "max"]), st.integers(1, 3), st.integers(0, 999))
 def test_any_network_scores_as_brute_force(case, head, batch, seed):
     axes, crop, stride = case
@@ -54,7 +53,6 @@ def test_any_network_scores_as_brute_force(case, head, batch, seed):
         np.testing.assert_allclose(total, result.logit - result.logit_bias, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
 @given(cases, st.integers(1, 4), st.integers(0, 999))
 def test_closed_form_and_truncated_backward_agree(case, batch, seed):
     axes, crop, stride = case

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.explain.surroundings import fill_with_background, soften_edges, transplant_cells
@@ -30,7 +30,6 @@ def scene(seed: int, axes: int = 3, cells: int = 4, size: int = 24):
 
 
 @given(st.integers(0, 99), st.sampled_from([2, 3]), st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
 def test_a_transplanted_cell_is_surrounded_by_its_hosts_neighbours_and_background(seed, axes, soften):
     images, target, neighbours = scene(seed, axes)
     hosts = [1, 2, 3, 0]
@@ -52,7 +51,6 @@ def test_a_transplanted_cell_is_surrounded_by_its_hosts_neighbours_and_backgroun
 
 
 @given(st.integers(0, 1000), st.integers(1, 3))
-@settings(max_examples=20, deadline=None)
 def test_the_soft_edge_is_a_ramp_inside_the_mask(seed, width):
     mask = torch.rand(2, 3, 14, 15, generator=torch.Generator().manual_seed(seed)) < 0.7
     weight = soften_edges(mask, width)

@@ -22,7 +22,7 @@ from gradcamo_assets.networks.encoders import build_encoder, encoder_names
 
 
 @given(st.tuples(st.integers(1, 23), st.integers(8, 70), st.integers(8, 70)))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_crop_size_works_and_the_map_size_is_rounded_up(shape: tuple[int, int, int]) -> None:
     model = EfficientNet3D(3, 2).eval()
     with torch.inference_mode():
@@ -240,7 +240,6 @@ def test_files_that_are_no_configuration_are_refused(bundle: Path) -> None:
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner)),
        st.sampled_from(sorted(HOSTILE)))  # fmt: skip
-@settings(deadline=None, max_examples=200)
 def test_any_value_in_a_configuration_is_read_or_refused(value: object, key: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = {**asdict(_config()), key: value}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -121,7 +121,6 @@ def test_fields_that_differ_a_little_are_not_warned_of() -> None:
 
 
 @given(st.integers(2, 600), st.integers(2, 600), st.integers(1, 4))
-@settings(max_examples=20, deadline=None)
 def test_the_thumbnail_has_the_mean_of_the_plane(height: int, width: int, depth: int) -> None:
     y, x = np.mgrid[:height, :width]
     plane = (1000 + y / height * 500 + x / width * 300).astype(np.uint16)

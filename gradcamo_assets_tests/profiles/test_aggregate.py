@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.errors import GradcamoError
@@ -61,7 +61,6 @@ def test_vectors_of_different_lengths_are_refused():
         well_profiles(table)
 
 
-@settings(max_examples=25, deadline=None)
 @given(weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=9), seed=st.integers(0, 99))
 def test_a_weighted_median_has_at_most_half_of_the_weight_on_either_side(weights, seed):
     table = embeddings({"A01": ("x", 1.0)}, _noise(seed), sites=1, cells=len(weights))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
@@ -36,7 +36,6 @@ def test_sphering_equals_the_published_formula_with_a_relative_lambda(wells):
     np.testing.assert_allclose(sphere(x, controls, 0.1), (x - controls.mean(0)) @ w, atol=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
 @given(scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100), wells=st.integers(2, 12), seed=st.integers(0, 99))
 def test_sphering_does_not_depend_on_scale_and_origin_of_the_embedding(scale, shift, wells, seed):
     rng = np.random.default_rng(seed)
@@ -61,7 +60,6 @@ def test_impossible_fits_are_refused_with_a_remedy(controls, regularisation):
     assert error.value.remedy
 
 
-@settings(max_examples=20, deadline=None)
 @given(wells=st.integers(2, 30), d=st.integers(1, 12), regularisation=st.floats(1e-6, 10), seed=st.integers(0, 99))
 def test_no_variance_exceeds_one_and_the_order_of_variances_is_kept(wells, d, regularisation, seed):
     controls = np.random.default_rng(seed).normal(size=(wells, d)) * np.arange(1, d + 1)

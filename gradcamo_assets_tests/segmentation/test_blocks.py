@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.segmentation.masks import count_overlaps
@@ -21,7 +21,6 @@ def test_inner_parts_cover_the_plane_and_blocks_stay_small(shape, side, halo):
     assert seen.min() >= 1
 
 
-@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), side=st.integers(20, 60))
 def test_objects_within_the_halo_stay_whole(seed, side):
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.measure import regionprops
@@ -18,7 +18,6 @@ LABELS = hnp.arrays(
 
 
 @given(LABELS)
-@settings(max_examples=80)
 def test_geometry_agrees_with_skimage(cells):
     table = cell_table(cells, np.zeros_like(cells))
     assert table.schema == pl.Schema(CELL_SCHEMA)
@@ -37,7 +36,6 @@ def test_geometry_agrees_with_skimage(cells):
 
 
 @given(LABELS, st.integers(0, 2**31))
-@settings(max_examples=80)
 def test_nuclei_agree_with_a_loop(cells, seed):
     nuclei = np.random.default_rng(seed).integers(0, 6, cells.shape).astype(np.uint32)
     table = cell_table(cells, nuclei)
@@ -55,7 +53,6 @@ def test_nuclei_agree_with_a_loop(cells, seed):
 
 
 @given(LABELS, st.integers(0, 2**31))
-@settings(max_examples=80)
 def test_matching_agrees_with_a_loop(predicted, seed):
     truth = np.random.default_rng(seed).integers(0, 4, predicted.shape).astype(np.uint32)
     table = match_labels(predicted, truth)
@@ -90,7 +87,6 @@ def test_thousands_of_cells_take_seconds_at_most():
 
 
 @given(LABELS, st.integers(0, 2**31))
-@settings(max_examples=40)
 def test_intensities_slices_and_nuclear_shares_agree_with_a_loop(cells, seed):
     rng = np.random.default_rng(seed)
     nuclei, image = rng.integers(0, 3, cells.shape), rng.integers(0, 60000, (2, *cells.shape)).astype(np.uint16)

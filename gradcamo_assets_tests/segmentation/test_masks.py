@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -40,7 +40,6 @@ def test_overlaps_agree_with_a_loop(planes):
 
 
 @given(PLANES, st.sampled_from([0.1, 0.25, 0.5, 1.0]))
-@settings(max_examples=60)
 def test_stitching_never_splits_merges_or_removes_objects_of_a_slice(planes, threshold):
     out = stitch_slices(planes, threshold)
     for before, after in zip(planes, out, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from skimage.draw import disk
@@ -72,7 +72,6 @@ def test_solidity_agrees_with_scikit_images_hull(seed):
 
 
 @given(st.tuples(*[st.integers(1, 9)] * 3))
-@settings(max_examples=30, deadline=None)
 def test_boxes_are_solid(size):
     cells = np.pad(np.ones(size, np.uint32), 1)
     row = measure_single_cell(cells)
@@ -81,7 +80,6 @@ def test_boxes_are_solid(size):
 
 
 @given(LABELS, st.tuples(*[st.floats(0.2, 5)] * 3))
-@settings(max_examples=80, deadline=None)
 def test_the_nearest_neighbour_agrees_with_a_loop_over_pairs_of_voxels(cells, voxel):
     table = cell_table(cells, np.zeros_like(cells), voxel)
     for row in table.iter_rows(named=True):

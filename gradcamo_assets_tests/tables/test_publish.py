@@ -87,7 +87,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS, seed=st.integers(0, 1000))
 def test_incremental_publication_equals_a_rebuild(
     tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, str, int, int]], seed: int

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.training.augment import augment, rotate_in_plane, shift_slices
@@ -34,7 +34,6 @@ def test_rotation_by_quarter_turns_equals_rot90(height: int, width: int, turns: 
 
 
 @given(st.floats(-7, 7), st.sampled_from([(41, 41), (41, 61), (60, 40)]))
-@settings(max_examples=25, deadline=None)
 def test_any_rotation_turns_a_blob_and_fills_with_background(angle: float, size: tuple[int, int]) -> None:
     """The blob keeps its mass, and its centre of mass rotates by the angle, in every slice and stain."""
     y, x = (torch.arange(n) - (n - 1) / 2 for n in size)

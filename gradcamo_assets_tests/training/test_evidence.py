@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
@@ -59,7 +59,6 @@ _CELL = st.tuples(
 
 
 @given(st.lists(_CELL, min_size=1, max_size=40))
-@settings(deadline=None, max_examples=60)
 def test_metrics_equal_loops(rows: list[tuple]) -> None:
     cells = _evaluated(rows)
     found = compute_metrics(cells, "test")

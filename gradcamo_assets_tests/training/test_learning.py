@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.errors import BundleError, GradcamoError
@@ -33,7 +33,6 @@ def _cells(wells_of_class: dict[str, int]) -> pl.DataFrame:
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 9), min_size=2), st.integers(0, 99))
-@settings(deadline=None)
 def test_parts_are_disjoint_and_every_class_is_in_training(wells: dict[str, int], seed: int) -> None:
     cells = _cells(wells)
     split = split_wells(cells, seed=seed)
@@ -55,7 +54,6 @@ def test_parts_are_disjoint_and_every_class_is_in_training(wells: dict[str, int]
     st.sampled_from(["well", "plate", "position"]),
     st.integers(0, 99),
 )
-@settings(deadline=None)
 def test_units_are_in_one_part_only_and_every_class_is_in_training(
     layouts: list[list[str]], apart: Any, seed: int
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -245,7 +245,6 @@ def test_a_network_without_a_pooled_linear_head_is_refused_before_training(
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=30), st.integers(0, 99))
-@settings(deadline=None)
 def test_a_positive_has_the_same_class_and_another_well_if_there_is_one(
     items: list[tuple[int, int]], seed: int
 ) -> None:

@@ -1,0 +1,112 @@
+"""``gradcamo ui``: both servers start, answer and stop, and what stops by itself is named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+
+from gradcamo_assets.defs import serve
+from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.home import Home
+
+QUERY = """{
+  instance { daemonHealth { allDaemonStatuses { daemonType healthy } } }
+  repositoriesOrError { ... on RepositoryConnection { nodes { location { name } jobs { name } } } }
+}"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def ask(address: str, query: str) -> dict:
+    request = urllib.request.Request(
+        f"{address}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.timeout(600)
+def test_it_starts_answers_graphql_and_stops_without_a_warning(tmp_path: Path) -> None:
+    port, mlflow_port = free_port(), free_port()
+    # The sensors ask for runs; none is started, so that all there is to stop are the servers.
+    (tmp_path / "home" / "dagster").mkdir(parents=True)
+    (tmp_path / "home" / "dagster" / "dagster.yaml").write_text(
+        "concurrency: {runs: {max_concurrent_runs: 0}}\ntelemetry: {enabled: false}\n"
+    )
+    # Another dagster.yaml in the working folder, as in a clone.
+    (tmp_path / "dagster.yaml").write_text("")
+    code = "from gradcamo_assets.cli import main; main()"
+    values = os.environ | {
+        "GRADCAMO_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    with (tmp_path / "log").open("w") as log:
+        ui = subprocess.Popen(
+            [sys.executable, "-c", code, "ui", "--port", str(port), "--mlflow-port", str(mlflow_port)],
+            cwd=tmp_path, env=values, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    said = (tmp_path / "log").read_text
+    try:
+        until = time.monotonic() + 480
+        while f"MLflow   http://127.0.0.1:{mlflow_port}\n" not in said():
+            assert ui.poll() is None and time.monotonic() < until, said()
+            time.sleep(0.2)
+        address = f"http://127.0.0.1:{port}"
+        assert f"Dagster  {address}\n" in said()
+        answer = ask(address, QUERY)["data"]
+        (repository,) = answer["repositoriesOrError"]["nodes"]
+        assert repository["location"]["name"] == "gradcamo_assets"
+        assert "refresh_qc" in {job["name"] for job in repository["jobs"]}
+        with urllib.request.urlopen(f"http://127.0.0.1:{mlflow_port}/health", timeout=60) as health:
+            assert health.status == 200
+        # As the terminal does it: to the whole group.
+        os.killpg(ui.pid, signal.SIGINT)
+        assert ui.wait(60) == 0, said()
+    finally:
+        if ui.poll() is None:
+            os.killpg(ui.pid, signal.SIGKILL)
+    for word in ("dagster.yaml", "superseded", "stopped by itself", "KeyboardInterrupt"):
+        assert word not in said(), said()
+    for closed in (port, mlflow_port):
+        socket.create_server(("127.0.0.1", closed)).close()
+
+
+def test_a_process_that_stops_by_itself_is_named() -> None:
+    daemon = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    try:
+        with serve._listening(0, "--port") as listener:
+            stopped = asyncio.run(
+                serve._serve_app(Starlette(), listener, {"Dagster's daemon": daemon}, "http://127.0.0.1:9")
+            )
+    finally:
+        daemon.wait(30)
+    assert stopped == "Dagster's daemon (exit code 3)"
+
+
+@pytest.mark.parametrize("option", ["--port", "--mlflow-port"])
+def test_a_port_in_use_is_an_error_before_anything_starts(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(serve, "prepare_store", lambda _: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"port": 0, "mlflow_port": 0} | {option.strip("-").replace("-", "_"): taken.getsockname()[1]}
+        with pytest.raises(GradcamoError, match=f"cannot be opened.*{option}"):
+            serve.serve(Home(tmp_path), **ports)
