@@ -83,7 +83,7 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
         result = definitions.resolve_job_def(job).execute_in_process(
             instance=instance,
             partition_key=partition,
-            asset_selection=only and [dg.AssetKey(name) for name in only],
+            asset_selection=[dg.AssetKey(name) for name in only] if only else None,
             raise_on_error=False,
             run_config={**QUIET, **config},
         )
