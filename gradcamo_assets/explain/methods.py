@@ -80,9 +80,12 @@ def compute_library_map(
         classes: (B,) explained classes, used without a callable target.
 
     Raises:
-        ExplainError: for FinerCAM with a single class, or if the library returned no map.
+        ExplainError: for FinerCAM with a single class, or if the library is not installed or returned no map.
     """
-    import pytorch_grad_cam
+    try:
+        import pytorch_grad_cam
+    except ImportError as error:
+        raise ExplainError(f"method {method!r} needs pytorch-grad-cam", "Install it: pip install grad-cam") from error
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
 
     wrapped = _SingleOutputModel(model, target).eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import pytorch_grad_cam
@@ -92,3 +94,11 @@ def test_a_uniform_map_is_empty_once_its_minimum_is_subtracted():
     theirs = gradcamo(model, images, target, "act", target=0, definition="pytorch_grad_cam")
     np.testing.assert_allclose(linear.gradcamo, linear.mask_fraction, rtol=1e-6)
     assert np.isnan(theirs.gradcamo[0]) and theirs.null_reason == ["empty map"]
+
+
+def test_without_the_library_its_methods_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    model, images, target, _ = random_case(3, 2, 2, CROPS[2])
+    assert gradcamo(model, images, target, model.act).gradcamo is not None
+    with pytest.raises(ExplainError, match=r"gradcam\+\+.*pip install grad-cam"):
+        gradcamo(model, images, target, model.act, method="gradcam++")
