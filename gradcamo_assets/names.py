@@ -66,6 +66,11 @@ def row_index(row: str) -> int:
     return index - 1
 
 
+def row_letters(index: int) -> str:
+    """Return the letters of a row by its 0-based index: 0 is A, 25 is Z, 26 is AA."""
+    return ("A" if index >= 26 else "") + chr(ord("A") + index % 26)
+
+
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Return a sort key that places ``2`` before ``10`` and ``f9`` before ``f10``."""
     return tuple(

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.home import Home
-from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name, row_index
+from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name, row_index, row_letters
 from gradcamo_assets.provenance import Provenance, stored_version
 from gradcamo_assets.settings import Share, section
 from gradcamo_assets.storage import atomic_file, atomic_folder, write_json
@@ -26,7 +26,7 @@ def test_all_spellings_of_a_well_are_normalised(row: int, column: int, upper: bo
     letters = chr(65 + row) if row < 26 else "A" + chr(65 + row - 26)
     spelling = f"{letters if upper else letters.lower()}{column:02d}" if padded else f"{letters}{column}"
     assert normalise_well_name(spelling) == f"{letters}{column:02d}"
-    assert row_index(letters) == row
+    assert row_index(letters) == row and row_letters(row) == letters
 
 
 @pytest.mark.parametrize("text", ["", "A", "1", "A0", "A49", "AG1", "BA1", "A1B", "../A1", "A-1", "A1.5"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from gradcamo_assets.errors import PlateError, PlateMapError
-from gradcamo_assets.names import normalise_well_name
+from gradcamo_assets.names import normalise_well_name, row_letters
 from gradcamo_assets.plates.spreadsheets import read_table
 from gradcamo_assets.plates.treatments import (
     TEXT_COLUMNS,
@@ -152,7 +152,7 @@ def _read_text_columns(path: Path, required: tuple[str, ...] = (), size_factor: 
     frame = raw.select(text).select(**chosen).filter(~pl.all_horizontal(pl.all().is_null()))
     if "Metadata_Well" not in chosen and {"row", "column"} <= chosen.keys():
         # Rows may be numbered from 1: 2 is B, 27 is AA.
-        numbers = {str(row): ("A" if row > 26 else "") + chr(ord("A") + (row - 1) % 26) for row in range(1, 33)}
+        numbers = {str(row): row_letters(row - 1) for row in range(1, 33)}
         row = pl.col("row").str.strip_chars_start("0").replace(numbers)
         frame = frame.with_columns(Metadata_Well=pl.concat_str(row, "column"))
     for column in required:

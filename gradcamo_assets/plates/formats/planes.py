@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.names import natural_key, normalise_well_name
+from gradcamo_assets.names import natural_key, normalise_well_name, row_letters
 from gradcamo_assets.plates.formats.configuration import read_configuration
 from gradcamo_assets.plates.omezarr import plate_name_of
 
@@ -92,8 +92,7 @@ def well_from_indices(row: object, column: object) -> str:
     """
     text = str(row).strip()
     if not re.fullmatch("[A-Za-z]{1,2}", text):
-        index = parse_integer(text, "the row of a well", 1, 32) - 1
-        text = ("A" if index >= 26 else "") + chr(ord("A") + index % 26)
+        text = row_letters(parse_integer(text, "the row of a well", 1, 32) - 1)
     return normalise_well_name(f"{text}{parse_integer(column, 'the column of a well', 1, 48)}")
 
 
