@@ -4,6 +4,7 @@ VENV := .venv
 # Processes of the test suite, one thread each.
 WORKERS ?= 2
 BIN := $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-fast test-install ui lint docs
 
@@ -14,11 +15,11 @@ ui: $(VENV)/.installed
 	$(BIN)/gradcamo ui
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 # All tests below Dagster, for a change that is being made.
 test-fast: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore gradcamo_assets_tests/defs
+	$(PYTEST) --ignore gradcamo_assets_tests/defs
 
 # Both wheels, each in a fresh environment; it downloads what they depend on.
 test-install: $(BIN)/python

@@ -122,7 +122,7 @@ def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, p
             f"Versions with results: {_join_names(with_results)}.", plate=plate,
         )  # fmt: skip
     run = next(run for run, number in runs.items() if number == version)
-    paths = _existing_paths([*list_visible(home.exports, plate or "*")], f"{registry.name}-v{version}")
+    paths = _existing_paths(list_visible(home.exports, plate or "*"), f"{registry.name}-v{version}")
     if plate is not None:
         tables = tables_keyed_by("plate", "model_run")
         drops = tuple((table, {"plate": check_plate_name(plate), "model_run": run}) for table in tables)
@@ -177,8 +177,8 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
         else:
             busy.add((announcement["store"], announcement["plate"], str(announcement["site"])))
     unused: list[Path] = []
+    scores = lake.scan("scores").filter(~pl.col("model_run").is_in(unregistered))
     for store, table, column in ((home.masks, "masks", "mask_version"), (home.crops, "field_crops", "crop_version")):
-        scores = lake.scan("scores").filter(~pl.col("model_run").is_in(unregistered))
         rows = pl.concat([rows.select(*FIELD, column) for rows in (lake.scan(table), scores)]).drop_nulls().unique()
         keep = {(plate, f"{well}_s{site}", version) for plate, well, site, version in rows.collect().iter_rows()}
         for folder in list_visible(store, "*/*/*"):

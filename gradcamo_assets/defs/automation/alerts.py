@@ -73,14 +73,14 @@ def build_alert(home: Home, run: dg.DagsterRun, reason: str) -> dict[str, Any]:
     text = f"{run.job_name} failed{f' for plate {plate}' if plate else ''}{f', site {site}' if site else ''}: {reason}"
     state = None
     if failures is not None and failures.attempts:
-        next_try = failures.decide_retry(datetime.now(UTC))
-        if next_try.given_up:
+        retry = failures.decide_retry(datetime.now(UTC))
+        if retry.given_up:
             state = "quarantined"
             times = len(failures.attempts)
             outlook = f"It failed {times} times and is quarantined; to retry: gradcamo inbox --retry {plate}."
         else:
             state = "waiting"
-            outlook = f"It is retried {f'at {next_try.at:%Y-%m-%d %H:%M} UTC' if next_try.at else 'now'}."
+            outlook = f"It is retried {f'at {retry.at:%Y-%m-%d %H:%M} UTC' if retry.at else 'now'}."
         text = f"{text.rstrip('.')}. {outlook}"
     return {
         "text": text, "job": run.job_name, "plate": plate, "site": site,

@@ -40,8 +40,8 @@ def partition_requests(
 ) -> tuple[list[dg.RunRequest], dict[Partition, str]]:
     """Create the requests of ``job`` for out-of-date partitions without unfinished runs.
 
-    ``retries.next_try`` decides when failed runs are repeated. The run key contains the number of finished runs, since
-    Dagster accepts a run key once, even if its run was killed.
+    ``retries.decide_retry`` decides when failed runs are repeated. The run key contains the number of finished runs,
+    since Dagster accepts a run key once, even if its run was killed.
 
     Args:
         instance: the Dagster instance with the runs.
