@@ -1,4 +1,4 @@
-"""Build the rows of the tables ``cells`` and ``crops``, and read cells joined with their crops."""
+"""Build the rows of the tables ``cells`` and ``crops``, read cells joined with their crops, and sample them."""
 
 from __future__ import annotations
 
@@ -81,6 +81,15 @@ def number_crops(cells: pl.DataFrame, flag: pl.Expr) -> pl.DataFrame:
     is_kept = pl.col("qc_flag").is_null()
     index = is_kept.cast(pl.Int32).cum_sum() - 1
     return flagged.with_columns(crop_index=pl.when(is_kept).then(index).cast(pl.Int32))
+
+
+def sample_cells(cells: pl.DataFrame, max_cells: int) -> pl.DataFrame:
+    """Return at most ``max_cells`` cells, drawn at random, in the order of ``Metadata_CellID``.
+
+    Equal cells give an equal sample, in whatever order they come.
+    """
+    cells = cells.sort("Metadata_CellID")
+    return cells if len(cells) <= max_cells else cells.sample(max_cells, seed=0).sort("Metadata_CellID")
 
 
 def cells_with_crops(lake: Lake, **keys: Any) -> pl.LazyFrame:

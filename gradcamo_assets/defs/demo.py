@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import dagster as dg
@@ -62,39 +66,68 @@ def _stage(title: str) -> Iterator[None]:
     print(f" {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None = None, *, quick: bool = False) -> None:
+def _run_job(
+    home: Home, job: str, partition: str | None = None, only: Sequence[str] | None = None, **config: object
+) -> None:
+    """Run a job, or some of its assets, in this process.
+
+    Raises:
+        GradcamoError: if the run fails; the UI shows where.
+    """
+    definitions = build_definitions(Platform(root=str(home.root)))
+    result = definitions.resolve_job_def(job).execute_in_process(
+        instance=open_instance(home),
+        partition_key=partition,
+        asset_selection=[dg.AssetKey(name) for name in only] if only else None,
+        raise_on_error=False,
+        run_config={**QUIET, **config},
+    )
+    if not result.success:
+        failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+        error = failures[0] if failures else None
+        reason = (error.cause or error).message.strip() if error else "see the run"
+        raise GradcamoError(
+            f"job {job} failed{f' for {partition}' if partition else ''} ({reason})",
+            f"Look at run {result.run_id} with make ui.",
+        )
+
+
+def _segment_in_worker(home: Home, partition: str) -> tuple[str, str] | None:
+    """Run ``process_fields`` with one thread, as small images keep no more busy; return the problem and the remedy."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        _run_job(home, "process_fields", partition)
+    except GradcamoError as error:
+        return error.problem, error.remedy
+    return None
+
+
+def run_demo(
+    home: Home,
+    config: SyntheticPlate,
+    second: SyntheticPlate | None = None,
+    *,
+    quick: bool = False,
+    processes: int | None = None,
+) -> None:
     """Synthesise a plate, run every asset on it, print the QC table and where to look next.
 
     Args:
         second: a plate on which the encoders of ``CURES`` are tried, all trained on the first; without it there is one.
         quick: train as ``QUICK_TRAINING`` says, and leave out what changes no score: the audit, profiles, the map of
             cells and the report.
+        processes: sites segmented at a time; default: one per processor core.
 
     Raises:
         GradcamoError: if a run fails; the UI shows where.
     """
     instance = open_instance(home)
     platform = Platform(root=str(home.root))
-    definitions = build_definitions(platform)
+    run = partial(_run_job, home)
     if not home.settings_file.exists():
         write_bytes(home.settings_file, DEMO_SETTINGS.encode())
-
-    def run(job: str, partition: str | None = None, only: Sequence[str] | None = None, **config: object) -> None:
-        result = definitions.resolve_job_def(job).execute_in_process(
-            instance=instance,
-            partition_key=partition,
-            asset_selection=[dg.AssetKey(name) for name in only] if only else None,
-            raise_on_error=False,
-            run_config={**QUIET, **config},
-        )
-        if not result.success:
-            failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
-            error = failures[0] if failures else None
-            reason = (error.cause or error).message.strip() if error else "see the run"
-            raise GradcamoError(
-                f"job {job} failed{f' for {partition}' if partition else ''} ({reason})",
-                f"Look at run {result.run_id} with make ui.",
-            )
 
     plates = [config] if second is None else [config, second]
     for plate in plates:
@@ -108,9 +141,9 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
             instance.add_dynamic_partitions(str(PLATES.name), [plate.name])
             run("ingest_plates", plate.name)
         sites = sorted({field.site for field in load_plate(home.plates, plate.name).fields})
-        for site in sites:
-            with _stage(f"segmenting and cropping site {site} of {len(sites)}"):
-                run("process_fields", plate_site_key(plate.name, site))
+        partitions = [plate_site_key(plate.name, site) for site in sites]
+        with _stage(f"segmenting and cropping {len(sites)} sites"):
+            _segment(home, partitions, processes or os.cpu_count() or 1)
     registry = platform.registry
     # Where cells do not show the dose, an encoder without its shortcut would have nothing to learn.
     trainings = CURES if second else {"": {"swap": 0.0} if config.shortcut != "none" else {}}
@@ -153,6 +186,23 @@ def run_demo(home: Home, config: SyntheticPlate, second: SyntheticPlate | None =
         render(_cures(platform, trained, [plate.name for plate in plates]))
     report = home.reports / config.name / f"{champion.name}-v{champion.version}.html"
     print(NEXT.format(last=QUICK_LEFT_OUT if quick else report))
+
+
+def _segment(home: Home, partitions: Sequence[str], processes: int) -> None:
+    """Run ``process_fields`` for all partitions, in several processes where that is faster.
+
+    Raises:
+        GradcamoError: if a run fails.
+    """
+    workers = min(processes, len(partitions))
+    if workers == 1:
+        for partition in partitions:
+            _run_job(home, "process_fields", partition)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for error in pool.map(partial(_segment_in_worker, home), partitions):
+            if error:
+                raise GradcamoError(*error)
 
 
 def _cures(platform: Platform, trained: Mapping[str, ModelVersion], plates: Sequence[str]) -> pl.DataFrame:

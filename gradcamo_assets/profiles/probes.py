@@ -45,6 +45,8 @@ def audit_confounders(cells: pl.DataFrame, seed: int = 0, max_cells: int = 3000)
         ``representation``, ``score`` (balanced accuracy), ``chance`` (1 / classes), ``silhouette`` (-1 to 1), ``n``
         (cells), ``trained_share`` (share of cells in split ``train``; NULL without a split).
     """
+    from threadpoolctl import threadpool_limits
+
     groups = [*MODEL, "population"]
     schema = {name: cells.schema[name] for name in groups}
     cells = cells.drop_nulls("embedding").with_columns(
@@ -56,8 +58,10 @@ def audit_confounders(cells: pl.DataFrame, seed: int = 0, max_cells: int = 3000)
     for group, part in cells.group_by(groups, maintain_order=True):
         sample = part.sample(min(max_cells, part.height), seed=seed)
         plate = part["Metadata_Plate"][0] if part["Metadata_Plate"].n_unique() == 1 else None
-        for target in TARGETS:
-            rows += [(*group, plate, target, *result) for result in _probe(sample, target, seed)]
+        # The matrices are small: more BLAS threads spend ten times the processor time waiting for each other.
+        with threadpool_limits(1, user_api="blas"):
+            for target in TARGETS:
+                rows += [(*group, plate, target, *result) for result in _probe(sample, target, seed)]
     return pl.DataFrame(rows, {**schema, **_SCHEMA}, orient="row")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +33,31 @@ def umap_embedding(matrix: np.ndarray, seed: int = 0) -> np.ndarray:
             components[:, :n_components] = PCA(n_components, random_state=seed).fit_transform(x)
     if len(x) < 5 or n_components < 2 or not components.any():
         return components
+    from numba.core.errors import NumbaWarning
     from umap import UMAP
 
+    _cache_compiled_code()
     reducer = UMAP(n_neighbors=min(15, len(x) - 1), init="pca", random_state=seed, n_jobs=1)
-    return np.asarray(reducer.fit_transform(x), np.float32)
+    with warnings.catch_warnings():
+        # Two functions of pynndescent cannot be cached.
+        warnings.simplefilter("ignore", NumbaWarning)
+        return np.asarray(reducer.fit_transform(x), np.float32)
+
+
+def _cache_compiled_code() -> None:
+    """Let numba store the machine code of UMAP on disk.
+
+    UMAP asks numba for no cache. Every process would compile for 11 s, or 40 s above 4,095 rows, to fit for one.
+    """
+    from numba.core.dispatcher import Dispatcher
+
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in ("umap", "pynndescent"):
+            continue
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher):
+                with suppress(RuntimeError):  # No folder for the cache is writable: this process compiles.
+                    function.enable_caching()
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,6 @@ _MAX_PART_SIZE = 64
 """Cells that are audited together and change places with each other."""
 
 
-def sample_cells(cells: pl.DataFrame, n: int) -> pl.DataFrame:
-    """Draw up to ``n`` cells with a crop. The sample is reproducible and follows the distribution over wells."""
-    with_crop = cells.filter(pl.col("crop_index").is_not_null()).sort("Metadata_CellID")
-    return with_crop if len(with_crop) <= n else with_crop.sample(n, seed=0).sort("Metadata_CellID")
-
-
 def split_into_parts(count: int) -> list[slice]:
     """Split ``count`` cells into slices of at most 64 cells, each spread over the whole list."""
     parts = -(-count // _MAX_PART_SIZE)

@@ -14,7 +14,6 @@ import polars as pl
 
 from gradcamo_assets.settings import Amount, Count, Share, section, setting
 
-_MAD_TO_SD = 1.4826
 _MIN_CELLS = 20
 _MIN_FIELDS = 5
 
@@ -44,6 +43,8 @@ def describe_outliers(cells: pl.DataFrame, config: QcConfig, channels: Sequence[
         cells: with the columns of ``CELL_SCHEMA``.
         channels: names for ``mean_intensity``.
     """
+    from scipy.stats import median_abs_deviation
+
     texts: list[list[str]] = [[] for _ in range(len(cells))]
 
     def compare(name: str, column: pl.Series, side: int) -> None:
@@ -54,7 +55,7 @@ def describe_outliers(cells: pl.DataFrame, config: QcConfig, channels: Sequence[
         if not config.outlier or finite.sum() < _MIN_CELLS:
             return
         median = float(np.median(compared[finite]))
-        spread = _MAD_TO_SD * float(np.median(np.abs(compared[finite] - median)))
+        spread = float(median_abs_deviation(compared[finite], scale="normal"))
         if spread <= 1e-9:
             return
         deviation = (compared - median) * side if side else np.abs(compared - median)

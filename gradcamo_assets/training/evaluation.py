@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import gradcamo_assets
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
+from gradcamo_assets.cells.cell_rows import sample_cells
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.encoders import is_2d
@@ -180,12 +181,6 @@ def unseen_cells(cells: pl.DataFrame, split: pl.DataFrame, max_cells: int = 5000
     classes = split_cells["treatment_class"].drop_nulls().unique().implode()
     others = cells.join(split, on="Metadata_Plate", how="anti").filter(pl.col("treatment_class").is_in(classes))
     return sample_cells(others.filter(pl.col("treatment_class").n_unique().over("Metadata_Plate") > 1), max_cells)
-
-
-def sample_cells(cells: pl.DataFrame, max_cells: int) -> pl.DataFrame:
-    """Return at most ``max_cells`` cells; equal cells give an equal sample."""
-    cells = cells.sort("Metadata_CellID")
-    return cells if len(cells) <= max_cells else cells.sample(max_cells, seed=0)
 
 
 def code_versions() -> dict[str, str]:

@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from gradcamo_assets.cells import NEIGHBOUR, TARGET
+from gradcamo_assets.cells.cell_rows import sample_cells
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.explain.swap_test import compute_swap_columns, run_network
 from gradcamo_assets.scoring.audit import split_into_parts
-from gradcamo_assets.training.evaluation import balanced_accuracy, sample_cells, to_model_input
+from gradcamo_assets.training.evaluation import balanced_accuracy, to_model_input
 
 _SAMPLE_SIZE = 200
 

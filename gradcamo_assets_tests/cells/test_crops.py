@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gradcamo_assets.cells import CropConfig, cut_crops, open_crops, write_crops
-from gradcamo_assets.cells.cell_rows import number_crops
+from gradcamo_assets.cells.cell_rows import number_crops, sample_cells
 from gradcamo_assets.cells.crop import qc_flag
 from gradcamo_assets.cells.dataset import CropDataset, standardise
 from gradcamo_assets.errors import CropError, GradcamoError
@@ -189,3 +189,10 @@ def test_standardising_keeps_differences_of_brightness_between_crops() -> None:
     dim, bright = torch.full((1, 1, 2, 4, 4), 100.0), torch.full((1, 1, 2, 4, 4), 300.0)
     center, scale = torch.tensor([100.0]), torch.tensor([50.0])
     assert float(standardise(bright, center, scale).mean() - standardise(dim, center, scale).mean()) == 4.0
+
+
+def test_the_sample_is_reproducible() -> None:
+    cells = pl.DataFrame({"Metadata_CellID": [f"P/A01/1/{i}" for i in range(50)], "label": range(50)})
+    first = sample_cells(cells, 8)
+    assert len(first) == 8 and first.equals(sample_cells(cells.sample(50, shuffle=True), 8))
+    assert len(sample_cells(cells, 99)) == 50

@@ -95,7 +95,7 @@ class Bench:
         # Another process may have Dagster's databases open; their journals come and go.
         shutil.copytree(self.home.root, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("dagster"))
         Home(folder).create()
-        other = Bench(Platform(root=str(folder)), dg.DagsterInstance.local_temp(str(folder / "dagster")))
+        other = Bench(Platform(root=str(folder)), dg.DagsterInstance.ephemeral())
         for dimension in ("plates", "sites"):
             other.instance.add_dynamic_partitions(dimension, self.instance.get_dynamic_partitions(dimension))
         return other
@@ -104,7 +104,7 @@ class Bench:
 def make_bench(folder: Path) -> Bench:
     """A fresh platform with small crops and short training."""
     Home(folder).create()
-    bench = Bench(Platform(root=str(folder)), dg.DagsterInstance.local_temp(str(folder / "dagster")))
+    bench = Bench(Platform(root=str(folder)), dg.DagsterInstance.ephemeral())
     bench.home.settings_file.write_text(SETTINGS)
     return bench
 
@@ -135,7 +135,7 @@ def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
                 patch.setenv("TQDM_DISABLE", "1")
                 for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
                     patch.setenv(name, "")  # The demo sets them; the context restores them.
-                run_demo(home, TINY)
+                run_demo(home, TINY, processes=1)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         yield Bench(Platform(root=str(home.root)), instance)
 

@@ -16,7 +16,7 @@ from gradcamo_assets.explain.faithfulness import audit
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
 from gradcamo_assets.networks.encoders import build_encoder
 from gradcamo_assets.provenance import Provenance
-from gradcamo_assets.scoring.audit import audit_crops, sample_cells
+from gradcamo_assets.scoring.audit import audit_crops
 from gradcamo_assets.scoring.scorer import Scorer, ScoringConfig
 
 CHANNELS = ["DNA", "ER", "Mito"]
@@ -204,10 +204,3 @@ def test_an_audit_in_parts_keeps_the_order_and_all_cells(
     assert table["survives_swap"].null_count() == 0 and table["survives_swap"].dtype == pl.Boolean
     alone = audit_crops(scorer, {"P/A01/1": field}, cells[:3], ["a"] * 3)
     assert alone["survives_swap"].null_count() == 3 and alone["logit_drop_background_only"].null_count() == 0
-
-
-def test_the_sample_is_reproducible() -> None:
-    cells = pl.DataFrame({"Metadata_CellID": [f"P/A01/1/{i}" for i in range(50)], "crop_index": [*range(49), None]})
-    first = sample_cells(cells, 8)
-    assert len(first) == 8 and first.equals(sample_cells(cells.sample(50, shuffle=True), 8))
-    assert len(sample_cells(cells, 99)) == 49

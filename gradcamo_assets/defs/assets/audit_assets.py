@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.cells import open_crops
-from gradcamo_assets.cells.cell_rows import cells_with_crops
+from gradcamo_assets.cells.cell_rows import cells_with_crops, sample_cells
 from gradcamo_assets.defs.each_field import as_number
 from gradcamo_assets.defs.field_results import FIELD, crop_folder
 from gradcamo_assets.defs.launchpad import settings_metadata
@@ -29,7 +29,7 @@ _MAX_CELLS = 32
 )
 def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """The champion's response to changed images and weights, on a sample of a plate's cells."""
-    from gradcamo_assets.scoring.audit import audit_crops, sample_cells
+    from gradcamo_assets.scoring.audit import audit_crops
     from gradcamo_assets.scoring.scorer import Scorer
 
     plate, lake, registry = context.partition_key, platform.lake, platform.registry
@@ -43,7 +43,8 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     else:
         scored = lake.read("scores", **keys).select("Metadata_CellID", "crop_version")
         cells = cells_with_crops(lake, plate=plate).collect()
-        sampled = sample_cells(cells.join(scored, on=["Metadata_CellID", "crop_version"], how="semi"), _MAX_CELLS)
+        cells = cells.drop_nulls("crop_index").join(scored, on=["Metadata_CellID", "crop_version"], how="semi")
+        sampled = sample_cells(cells, _MAX_CELLS)
         if len(sampled) < 2:
             raise dg.Failure(f"Plate {plate} has {len(sampled)} cells scored by {champion}; an audit needs at least 2.")
         fields = {

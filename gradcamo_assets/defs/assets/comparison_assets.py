@@ -8,6 +8,7 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.cells import open_crops
+from gradcamo_assets.cells.cell_rows import sample_cells
 from gradcamo_assets.defs.assets.model_assets import crop_paths, kept_cells, trained_model
 from gradcamo_assets.defs.assets.qc_assets import markdown_table
 from gradcamo_assets.defs.launchpad import settings_metadata
@@ -80,7 +81,7 @@ def encoder_exploration(
 ) -> dg.MaterializeResult:
     """Accuracy and map scores for several layers to explain, and for several crop sizes and maskings in training."""
     from gradcamo_assets.networks.bundle import load_bundle
-    from gradcamo_assets.training.evaluation import sample_cells, to_model_input
+    from gradcamo_assets.training.evaluation import to_model_input
     from gradcamo_assets.training.explore import crop_sweep, find_stage_ends, layer_sweep
     from gradcamo_assets.training.split import PARTS
     from gradcamo_assets.training.training_run import common_geometry, labelled_crops

@@ -9,6 +9,7 @@ import polars as pl
 from pydantic import Field as Setting
 
 from gradcamo_assets.cells import open_crops
+from gradcamo_assets.cells.cell_rows import sample_cells
 from gradcamo_assets.defs.automation.pending import scoring_state
 from gradcamo_assets.defs.field_results import FIELD, crop_folder
 from gradcamo_assets.defs.launchpad import override_settings, settings_metadata, with_section_fields
@@ -95,10 +96,6 @@ def _embedded_cells(platform: Platform, champion: ModelVersion, plate: str) -> p
     cells = platform.lake.read("embeddings", plate=plate, **keys).join(scores, on="Metadata_CellID", how="left")
     # Cells without scores have the split of their well.
     return cells.with_columns(pl.col("split").max().over("Metadata_Well"))
-
-
-def _sample_cells(cells: pl.DataFrame, most: int) -> pl.DataFrame:
-    return cells.sort("Metadata_CellID").sample(min(most, len(cells)), seed=0)
 
 
 def _with_background(
@@ -208,12 +205,13 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
         platform, champion, "umap_versions", cell_map and fitted_digest(cell_map.arrays, {})
     )
     frames = {
-        plate: _sample_cells(platform.lake.read("embeddings", plate=plate, **_run_key(champion)), _MAX_MAP_CELLS)
+        plate: sample_cells(platform.lake.read("embeddings", plate=plate, **_run_key(champion)), _MAX_MAP_CELLS)
         for plate in (todo if cell_map else plates)
     }
     if cell_map is None:
         share = -(-_MAX_MAP_CELLS // len(plates))
-        cell_map = CellMap.fit(stack_vectors(pl.concat(frame.head(share) for frame in frames.values())["embedding"]))
+        fitted = pl.concat(sample_cells(frame, share) for frame in frames.values())
+        cell_map = CellMap.fit(stack_vectors(fitted["embedding"]))
         if _all_scored(platform, champion):
             save_fitted(path, cell_map.arrays, {})
             plates, _ = _plates_to_update(platform, champion, "umap_versions", fitted_digest(cell_map.arrays, {}))
@@ -227,7 +225,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
     table = platform.lake.read("umap", **_run_key(champion))
     scores = platform.lake.scan("scores", **_run_key(champion)).select("Metadata_CellID", "gradcamo").collect()
     film = _training_film(platform, champion, again=config.anew)
-    figure = umap_scatter(_sample_cells(table, _MAX_MAP_CELLS).join(scores, on="Metadata_CellID", how="left"))
+    figure = umap_scatter(sample_cells(table, _MAX_MAP_CELLS).join(scores, on="Metadata_CellID", how="left"))
     return dg.MaterializeResult(
         metadata={
             "cells": len(table),
@@ -291,7 +289,7 @@ def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> d
     for plate in plates:
         cells = _embedded_cells(platform, champion, plate)
         names = [name for name in settings.populations if name != "weighted"]
-        sample = pl.concat(_sample_cells(select_population(cells, name), settings.audit_cells) for name in names)
+        sample = pl.concat(sample_cells(select_population(cells, name), settings.audit_cells) for name in names)
         samples.append(sample)
         if plate in todo:
             if settings.background:
