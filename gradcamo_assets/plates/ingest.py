@@ -229,7 +229,7 @@ def _nan_to_none(value: Any) -> Any:
 
 
 def _list_problems(plate_map: PlateMap, has_map: bool, fields: pl.DataFrame, labels: pl.DataFrame | None) -> list[str]:
-    problems = [
+    problems = plate_map.notes + [
         f"field {path}: {problem}"
         for column in ("qc_flag", "qc_warning")
         for path, problem in fields.drop_nulls(column).select("path", column).iter_rows()

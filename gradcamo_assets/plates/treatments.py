@@ -24,9 +24,11 @@ _DOSE_DIGITS = 6
 """Significant digits of a dose. Doses that differ by rounding, such as 3.3333333 and 3.33333333333, become equal here;
 everything later compares doses exactly."""
 _MAX_NAME_LENGTH = 255
-_MONTH = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_MONTH = "(?:jan|feb|m[aä]r|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)"
 _DATE = re.compile(
-    rf"\d{{4}}-\d\d-\d\d(?:[ t][\d:.]+)?|\d{{1,2}}-(?:{_MONTH})(?:-\d\d(?:\d\d)?)?|(?:{_MONTH})-\d\d", re.I
+    rf"\d{{4}}-\d\d-\d\d(?:[ t][\d:.]+)?|\d{{1,2}}[-. ]+{_MONTH}(?:[-. ]+\d{{2,4}})?|{_MONTH}-\d\d"
+    r"|\d{1,2}([./])\d{1,2}\1\d{2,4}",
+    re.IGNORECASE,
 )
 """A date as a workbook stores it, or as Excel shows it: it turns MARCH1 into 1-Mar."""
 _PREFIX, _LITRE = r"(pico|nano|micro|milli|mc|[pnum]?)", r"l(?:iters?|itres?)?(?:-1)?"

@@ -86,8 +86,8 @@ def test_a_plate_with_a_broad_map_is_ingested_and_only_its_own_map_changes_its_s
     inbox = tiny.parent
     (inbox / "tiny.csv").unlink()
     (inbox / "tiny.labels.csv").unlink(missing_ok=True)
-    rows = "A01\tBRD-1\t5\tDMSO\nA02\t\t\tDMSO\nB01\tBRD-1\t1\tDMSO\nB02\tBRD-2\t1\tDMSO\n"
-    header = "well_position\tbroad_sample\tmmoles_per_liter\tsolvent\n"
+    rows = "A01\tBRD-1\t5\tDMSO\t9\nA02\t\t\tDMSO\t9\nB01\tBRD-1\t1\tDMSO\t9\nB02\tBRD-2\t1\tDMSO\t9\n"
+    header = "well_position\tbroad_sample\tmmoles_per_liter\tsolvent\tvolume\n"
     path = _file(inbox / "platemap" / "M-1.txt", header + rows)
     table = _file(inbox / "barcode_platemap.csv", TABLE + "tiny,M-1\n")
     _file(inbox / "external_metadata.tsv", "broad_sample\tpert_iname\nBRD-1\tquinine\n")
@@ -95,6 +95,10 @@ def test_a_plate_with_a_broad_map_is_ingested_and_only_its_own_map_changes_its_s
     wells = done.wells_frame.sort("Metadata_Well")
     compounds = dict(zip(wells["Metadata_Well"], wells["Metadata_Compound"], strict=True))
     assert compounds["A01"] == "quinine" and compounds["A02"] == "DMSO"
+    assert done.problems[:2] == [
+        "the plate map has columns of numbers or units that are not read: volume",
+        "samples of the plate map without a row in external_metadata.tsv: BRD-2",
+    ]
 
     signature = compute_signature(tiny)
     table.write_text(TABLE + "tiny,M-1\nother,M-2\n")

@@ -167,6 +167,11 @@ def test_small_doses_of_a_workbook_are_read_and_distant_blank_cells_are_ignored(
         ("row,col,sample,conc", "a,1,x,2 umol/L"),
         ("Metadata_Well,pert_iname,pert_dose,pert_dose_unit", "A1,x,2,uM"),
         ("well,InChIKey,conc (nM)", "A1,x,2 µM"),
+        ("Well;Wirkstoff;Sample;Konz (µM)", "A1;;x;2,0"),
+        ("Row,Column,compound,dose_um", "1.0,1.0,x,2"),
+        ("well,siRNA,Concentration,units", "A1,x,2,uM"),
+        ("well,gene_name,genotype,conc_um", "A1,TP53,x,2"),
+        ("well,sgRNA,gene symbol,conc_um", "A1,x,TP53,2"),
         ("well_position,broad_sample,mg_per_ml,mmoles_per_liter,solvent", "A01,x,7,0.002,DMSO"),
     ],
 )
@@ -319,3 +324,39 @@ def test_thousands_separators_beside_decimal_commas_are_rejected(tmp_path: Path)
         read_plate_map(_write(tmp_path, "well;compound;dose\nA1;x;1.000\nA2;x;10,5\n"), ["A1", "A2"])
     frame = read_plate_map(_write(tmp_path, "well;compound;dose\nA1;x;0.001\nA2;x;10,5\n"), ["A1", "A2"]).frame
     assert frame["Metadata_Dose"].to_list() == [0.001, 10.5]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "unread"),
+    [
+        ("well,compound,Gehalt (µM)", ["A1,x,1", "A2,x,10"], "Gehalt (µM)"),
+        ("well,compound,strength", ["A1,x,1 uM", "A2,x,10 nM"], "strength"),
+        ("well,compound,dose,Einheit", ["A1,x,1,nM", "A2,x,1,uM"], "Einheit"),
+        ("well;compound;dose;stock;time", ["A1;x;1,5;0,1;6", "A2;x;1,5;;"], "stock, time"),
+        ("well,compound,dose,mg_per_ml,note", ["A1,x,1,5,a", "A2,x,2,6,2"], None),
+    ],
+)
+def test_columns_of_numbers_or_units_that_are_not_read_are_named(
+    tmp_path: Path, header: str, rows: list[str], unread: str | None
+) -> None:
+    found = read_plate_map(_write(tmp_path, "\n".join([header, *rows])), ["A1", "A2"])
+    expected = [f"the plate map has columns of numbers or units that are not read: {unread}"] if unread else []
+    assert found.notes == expected
+
+
+def test_samples_that_no_metadata_table_describes_are_named(tmp_path: Path) -> None:
+    path = _write(tmp_path, "well,broad_sample\nA1,BRD-1\nA2,brd-2\nA3,BRD-3\nA4,\n")
+    tables = [_write(tmp_path, f"broad_sample,pert_iname\n{row}\n", f"{row[:5]}.csv") for row in ("BRD-1,a", "BRD-2,b")]
+    found = read_plate_map(path, ["A1", "A2", "A3", "A4"], tables)
+    assert found.notes == ["samples of the plate map without a row in BRD-1.csv, BRD-2.csv: BRD-3, brd-2"]
+    assert found.frame["Metadata_Compound"].to_list() == ["a", "brd-2", "BRD-3", None]
+
+
+def test_two_perturbations_in_one_well_are_rejected(tmp_path: Path) -> None:
+    text = "well,genotype,siRNA\nA1,WT,x\nA2,Null,x\n"
+    with pytest.raises(PlateMapError, match=r"siRNA 'x' has genotype \['WT', 'Null'\]\. Combine them"):
+        read_plate_map(_write(tmp_path, text), ["A1", "A2"])
+    with pytest.raises(PlateMapError, match="compound and genotype both name"):
+        read_plate_map(_write(tmp_path, "well,genotype,compound\nA1,WT,\nA2,KO,\n"), ["A1", "A2"])
+    frame = read_plate_map(_write(tmp_path, text.replace("Null,x", "Null,y")), ["A1", "A2"]).frame
+    assert frame["Metadata_Compound"].to_list() == ["x", "y"]

@@ -175,6 +175,7 @@ def test_a_wrong_treatment_names_its_well(folder: Path) -> None:
     ("compound", "says"),
     [
         ("2024-03-01 00:00:00", "is a date.*MARCH1"), ("1-Mar", "is a date"), ("Sep-02", "is a date"),
+        ("01. Mrz", "is a date"), ("01.03.2024", "is a date"), ("9/2/24", "is a date"),
         ("x" * 256, r"has 256 characters.*at most 255"), ("x" * 100_000, "has 100,000 characters"),
         ("x\x1b[31m", "control characters"), ("a\u202eb", "control characters"), ('"a\nb"', "control characters"),
     ],
