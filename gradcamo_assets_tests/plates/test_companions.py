@@ -46,6 +46,46 @@ def test_a_map_through_the_barcode_table(tmp_path: Path, place: str) -> None:
     assert find_companions(inbox / "BR3.zarr").maps == ()
 
 
+HARMONY = "BR00117010__2020-11-08T18_18_00-Measurement 1"
+
+
+@pytest.mark.parametrize(
+    ("folder", "barcode"),
+    [
+        (HARMONY, "BR00117010"), (HARMONY, HARMONY), ("BR00117010__x-Measurement1.zarr", "BR00117010"),
+        ("0012345", "12345"), ("12345", "0012345"), ("0012345", "12345.0"), ("0012345__x-Measurement1", "12345"),
+    ],
+)  # fmt: skip
+def test_a_barcode_as_harmony_and_spreadsheets_write_it(tmp_path: Path, folder: str, barcode: str) -> None:
+    inbox = _inbox(tmp_path, folder)
+    path = _file(inbox / "platemap" / "M-1.txt")
+    _file(inbox / "barcode_platemap.csv", TABLE + f"BR00117011,M-2\n112345,M-2\n{barcode},M-1\n1234,M-2\n")
+    found = find_companions(inbox / folder)
+    assert (found.maps, found.note) == ((path,), None)
+
+
+def test_the_exact_barcode_comes_first(tmp_path: Path) -> None:
+    inbox = _inbox(tmp_path, "0012", "BR1__x-Measurement1")
+    maps = [_file(inbox / "platemap" / f"M-{number}.txt") for number in (1, 2)]
+    rows = "12,M-1\n0012,M-2\nBR1,M-1\nBR1__x-Measurement1,M-2\n"
+    _file(inbox / "barcode_platemap.csv", TABLE + rows)
+    assert [find_companions(inbox / name).maps for name in ("0012", "BR1__x-Measurement1")] == [(maps[1],)] * 2
+    own = _file(inbox / "BR1.csv")
+    assert find_companions(inbox / "BR1__x-Measurement1").maps == (own,)
+
+
+def test_a_plate_without_a_row_in_the_barcode_table_says_what_was_looked_for(tiny: Path, tmp_path: Path) -> None:
+    inbox = _inbox(tmp_path, "BR0012__x-Measurement1")
+    _file(inbox / "barcode_platemap.csv", TABLE + "BR0013,M-1\nBR12,M-1\n")
+    note = find_companions(inbox / "BR0012__x-Measurement1").note
+    assert note == "barcode_platemap.csv has no row for BR0012__x-Measurement1 or BR0012"
+    (tiny.parent / "tiny.csv").unlink()
+    _file(tiny.parent / "barcode_platemap.csv", TABLE)
+    reason = "(barcode_platemap.csv has no row for tiny)"
+    expected = f"there is no plate map beside the plate {reason}, so its wells have no treatment"
+    assert expected in ingest_plate(tiny, tmp_path / "plates").problems
+
+
 def test_a_map_of_the_plates_name_comes_before_the_barcode_table(tmp_path: Path) -> None:
     inbox = _inbox(tmp_path, "BR1.zarr")
     own = _file(inbox / "BR1.csv")
