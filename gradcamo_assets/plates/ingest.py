@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from gradcamo_assets.csv_text import to_csv
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.names import natural_key
 from gradcamo_assets.plates.companions import LABELS_ENDING, Companions, find_companions, scan_source
@@ -138,11 +139,11 @@ def ingest_plate(
             ).to_dicts(),
         }  # fmt: skip
         files = {
-            MAP_ENDING: plate_map.frame.write_csv().encode(),
+            MAP_ENDING: to_csv(plate_map.frame).encode(),
             RECORD_ENDING: json.dumps(record, indent=2, sort_keys=True, allow_nan=False).encode(),
         }
         if labels is not None:
-            files[LABELS_ENDING] = labels.write_csv().encode()
+            files[LABELS_ENDING] = to_csv(labels).encode()
         if illumination is not None:
             np.save(buffer := io.BytesIO(), illumination, allow_pickle=False)
             files[ILLUMINATION_ENDING] = buffer.getvalue()

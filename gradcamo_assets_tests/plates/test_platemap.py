@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradcamo_assets.csv_text import to_csv
 from gradcamo_assets.errors import PlateMapError
 from gradcamo_assets.plates import read_label_table, read_plate_map, treatment_class
 
@@ -96,11 +97,13 @@ def test_without_a_map_every_well_is_empty() -> None:
 
 
 def test_a_normalised_map_reads_back_the_same(tmp_path: Path) -> None:
-    text = "\n".join([HEADER, "A01,a,1,uM,trt", "A02,b,2,uM,poscon", "A03,,,,", ""])
-    wells = ["A01", "A02", "A03", "A04"]
-    first = read_plate_map(_write(tmp_path, text), wells).frame
-    first.write_csv(tmp_path / "again.csv")
-    assert read_plate_map(tmp_path / "again.csv", wells).frame.equals(first)
+    rows = ["A01,a,1,uM,trt", "A02,b,2,uM,poscon", "A03,,,,", "A05,+JQ1,1,uM,trt", "A06,'-x,,,", "A07,@y,,,", ""]
+    wells = ["A01", "A02", "A03", "A04", "A05", "A06", "A07"]
+    first = read_plate_map(_write(tmp_path, "\n".join([HEADER, *rows])), wells).frame
+    assert first["Metadata_Compound"].to_list() == ["a", "b", None, None, "+JQ1", "-x", "@y"]
+    stored = to_csv(first)
+    assert "'+JQ1" in stored and "'-x" in stored and "'@y" in stored
+    assert read_plate_map(_write(tmp_path, stored, "again.csv"), wells).frame.equals(first)
 
 
 MAP = [("well", "compound", "dose"), ("A1", "DMSO", ""), ("A2", "x", "0.5 µM"), ("B1", "müsli", "2")]
@@ -229,6 +232,8 @@ INVALID: dict[str, tuple[str, str | bytes, str]] = {
     "columns that mean one thing": ("csv", "well,Metadata_Well,compound\nA1,A2,x\n", "both mean"),
     "two dose columns": ("csv", "well,compound,conc (uM),conc_nM\nA1,x,1,2\n", "both mean"),
     "two header cells alike": ("csv", "well,compound,note,note\nA1,x,,\n", "two columns are called 'note'"),
+    "a column name without end": ("csv", "well,compound," + "x" * 100_000 + "\nA1,x,\n", "'xxx.* more than 255"),
+    "a well without end": ("csv", "well,compound\n" + "A" * 100_000 + ",x\n", "'AAA.* is not a well"),
     "nothing": ("csv", "", "unreadable.*empty"),
     "blank lines": ("csv", "\n\n , \n", "unreadable.*empty"),
     "a short row": ("csv", "well,compound,dose\nA1,x\n", "2 cells, the header 3"),
