@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 
 import fastexcel
@@ -365,3 +366,52 @@ def test_two_perturbations_in_one_well_are_rejected(tmp_path: Path) -> None:
         read_plate_map(_write(tmp_path, "well,genotype,compound\nA1,WT,\nA2,KO,\n"), ["A1", "A2"])
     frame = read_plate_map(_write(tmp_path, text.replace("Null,x", "Null,y")), ["A1", "A2"]).frame
     assert frame["Metadata_Compound"].to_list() == ["x", "y"]
+
+
+SYNONYMS = {
+    "well": ["Metadata_Well", "well", "Well Position", "WELL_ID", "Destination Well"],
+    "compound": ["Metadata_Compound", "compound", "Drug Name", "treatment", "broad_sample", "siRNA", "genotype"],
+    "dose": ["Metadata_Dose", "dose", "Concentration", "Final Conc", "Konz", "compound_dose"],
+    "unit": ["Metadata_Dose_Unit", "unit", "Units", "dose unit", "conc_unit"],
+    "pert_type": ["Metadata_pert_type", "pert_type", "Perturbation Type"],
+}
+MICROMOLAR = {"pM": -6, "nM": -3, "uM": 0, "mM": 3, "M": 6}
+ROWS = st.lists(
+    st.tuples(st.sampled_from(["x", "y", "DMSO"]), st.sampled_from(["0.1", "3.3333333", "3.33333333333", "10", "25"])),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(rows=ROWS, data=st.data())
+def test_order_names_and_units_of_columns_do_not_change_the_treatments(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    folder, wells = tmp_path_factory.mktemp("map"), [f"B{column:02d}" for column in range(1, len(rows) + 1)]
+    lines = [f"{well},{compound},{dose},uM,{'negcon' if compound == 'DMSO' else 'trt'}"
+             for well, (compound, dose) in zip(wells, rows, strict=True)]  # fmt: skip
+    plain = read_plate_map(_write(folder, "\n".join([HEADER, *lines])), wells)
+
+    def in_unit(dose: str, unit: str) -> str:
+        return f"{Decimal(dose).scaleb(-MICROMOLAR[unit]):f}"
+
+    units = data.draw(st.lists(st.sampled_from(sorted(MICROMOLAR)), min_size=len(rows), max_size=len(rows)))
+    one_unit, place = units[0], data.draw(st.sampled_from(["column", "cell", "heading"]))
+    table: dict[str, list[str]] = {
+        "well": [data.draw(st.sampled_from([well, f"b{int(well[1:])}"])) for well in wells],
+        "compound": [compound for compound, _ in rows],
+        "pert_type": ["negcon" if compound == "DMSO" else "trt" for compound, _ in rows],
+    }
+    names = {name: data.draw(st.sampled_from(spellings)) for name, spellings in SYNONYMS.items()}
+    if place == "column":
+        table |= {"dose": [in_unit(dose, unit) for (_, dose), unit in zip(rows, units, strict=True)], "unit": units}
+    elif place == "cell":
+        table["dose"] = [f"{in_unit(dose, unit)} {unit}" for (_, dose), unit in zip(rows, units, strict=True)]
+    else:
+        table["dose"] = [in_unit(dose, one_unit) for _, dose in rows]
+        names["dose"] += f" ({one_unit})"
+    order = data.draw(st.permutations(sorted(table)))
+    numbers = data.draw(st.permutations(range(len(rows))))
+    text = [",".join(names[name] for name in order)] + [",".join(table[name][i] for name in order) for i in numbers]
+    found = read_plate_map(_write(folder, "\n".join(text), "other.csv"), wells)
+    assert found.frame.equals(plain.frame) and found.notes == plain.notes == []
