@@ -45,7 +45,7 @@ class PlateMap:
         missing: wells of the plate that the map lacks; they are empty in ``frame``.
         unknown: wells of the map that the plate lacks; they are left out of ``frame``.
         notes: what the map holds and ``frame`` does not: columns of numbers or units that are not read, samples that
-            no metadata table describes.
+            no metadata table describes, doses without a compound.
     """
 
     frame: pl.DataFrame
@@ -90,6 +90,9 @@ def read_plate_map(path: Path | None, wells: Sequence[str], metadata: Sequence[P
         shown = ", ".join(samples[:5]) + (f" and {more} more" if more > 0 else "")
         notes.append(f"samples of the plate map without a row in {tables}: {shown}")
     treated = plate_map.select("Metadata_Well").hstack(parse_treatments(plate_map, path))
+    nameless = treated.filter(pl.col("Metadata_Compound").is_null() & (pl.col("Metadata_Dose") > 0))["Metadata_Well"]
+    if len(nameless):
+        notes.append(f"wells of the plate map have a dose but no compound: {', '.join(nameless)}")
     frame = add_dose_ranks(plate.join(treated, on="Metadata_Well", how="left", maintain_order="left"))
     frame = frame.with_columns(pl.col("Metadata_pert_type").fill_null("empty"))
     in_map, in_plate = set(listed), set(names)
@@ -144,7 +147,7 @@ def _read_text_columns(
         pl.when(~pl.col(name).str.to_lowercase().str.contains(blank)).then(pl.col(name))
         for name, blank in blanks.items()
     )
-    if "compound" in chosen:
+    if "compound" in chosen and required:
         for name in (name for name in raw.columns if names[name] in GENETIC and name != chosen["compound"]):
             _check_single_perturbation(text.select(chosen["compound"], name), path)
     # The lower of two amounts in a row, such as mg_per_ml beside mmoles_per_liter, is no loss.

@@ -128,7 +128,7 @@ def _parse_treatment(
     value, cell_unit = (None, None) if dose is None else _parse_dose(dose)
     row_unit = None if unit is None else _parse_unit(unit)
     if cell_unit and row_unit and cell_unit != row_unit:
-        problem = f"dose {dose[:40]!r} has two units, its own and {unit[:40]!r} from the unit column"
+        problem = f"dose {dose!r:.40} has two units, its own and {unit!r:.40} from the unit column"
         raise PlateMapError(problem, "Give each dose one unit.")
     if kind == "negcon" or (kind == "poscon" and value is None):
         value = Decimal(0)

@@ -358,6 +358,11 @@ def test_samples_that_no_metadata_table_describes_are_named(tmp_path: Path) -> N
     assert found.frame["Metadata_Compound"].to_list() == ["a", "brd-2", "BRD-3", None]
 
 
+def test_a_dose_without_a_compound_is_named(tmp_path: Path) -> None:
+    path = _write(tmp_path, "well,compound,dose_um\nA1,NA,1\nA2,x,2\nA3,,0\nB1,,3\nB2,,\n")
+    assert read_plate_map(path, ["A1"]).notes == ["wells of the plate map have a dose but no compound: A01, B01"]
+
+
 def test_two_perturbations_in_one_well_are_rejected(tmp_path: Path) -> None:
     text = "well,genotype,siRNA\nA1,WT,x\nA2,Null,x\n"
     with pytest.raises(PlateMapError, match=r"siRNA 'x' has genotype \['WT', 'Null'\]\. Combine them"):
