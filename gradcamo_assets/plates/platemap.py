@@ -14,7 +14,7 @@ import polars as pl
 
 from gradcamo_assets.errors import PlateError, PlateMapError
 from gradcamo_assets.names import normalise_well_name, row_letters
-from gradcamo_assets.plates.column_names import GENETIC, SPELLINGS, match_columns, normalise_column_name
+from gradcamo_assets.plates.column_names import GENETIC, match_columns, normalise_column_name
 from gradcamo_assets.plates.spreadsheets import read_table
 from gradcamo_assets.plates.treatments import (
     TEXT_COLUMNS,
@@ -75,7 +75,7 @@ def read_plate_map(path: Path | None, wells: Sequence[str], metadata: Sequence[P
     if path is not None:
         plate_map, unread = _read_text_columns(path, required=("Metadata_Well", "compound"))
         if unread:
-            notes.append(f"the plate map has columns of numbers or units that are not read: {', '.join(unread)}")
+            notes.append(f"the plate map has columns of numbers or units that are not read: {', '.join(unread[:20])}")
     listed = plate_map["Metadata_Well"]
     repeated = listed.filter(listed.is_duplicated()).unique(maintain_order=True)
     if len(repeated):
@@ -150,9 +150,9 @@ def _read_text_columns(
     if "compound" in chosen and required:
         for name in (name for name in raw.columns if names[name] in GENETIC and name != chosen["compound"]):
             _check_single_perturbation(text.select(chosen["compound"], name), path)
-    # The lower of two amounts in a row, such as mg_per_ml beside mmoles_per_liter, is no loss.
-    known = {*chosen.values(), *(name for name in raw.columns if names[name] in SPELLINGS["dose"])}
-    unread = [name for name in raw.columns if name not in known and _holds_amounts(text[name], decimal_comma)]
+    # Broad gives the amount of a stock twice, as mg_per_ml and mmoles_per_liter.
+    others = [name for name in raw.columns if name not in chosen.values() and names[name] != "mgperml"]
+    unread = [name for name in others if _holds_amounts(text[name], decimal_comma)]
     frame = text.select(**chosen).filter(~pl.all_horizontal(pl.all().is_null()))
     # Programs that read integers beside blank cells write them back as 1.0.
     integers = [name for name in ("row", "column", "Metadata_Site", "label") if name in chosen]

@@ -339,7 +339,8 @@ def test_thousands_separators_beside_decimal_commas_are_rejected(tmp_path: Path)
         ("well,compound,strength", ["A1,x,1 uM", "A2,x,10 nM"], "strength"),
         ("well,compound,dose,Einheit", ["A1,x,1,nM", "A2,x,1,uM"], "Einheit"),
         ("well;compound;dose;stock;time", ["A1;x;1,5;0,1;6", "A2;x;1,5;;"], "stock, time"),
-        ("well,compound,dose,mg_per_ml,note", ["A1,x,1,5,a", "A2,x,2,6,2"], None),
+        ("well,compound,dose,concentration", ["A1,x,1,5", "A2,x,2,10"], "concentration"),
+        ("well,compound,mmoles_per_liter,mg_per_ml,note", ["A1,x,1,5,a", "A2,x,2,6,2"], None),
     ],
 )
 def test_columns_of_numbers_or_units_that_are_not_read_are_named(
