@@ -22,7 +22,7 @@ def check_plate_name(text: str) -> str:
     """
     if not _PLATE.fullmatch(text) or ".." in text:
         raise PlateError(
-            f"{text!r} is not a valid plate name",
+            f"{text[:140]!r} is not a valid plate name",
             "Rename the plate: only letters, digits, '.', '_' and '-', beginning with a letter or digit.",
         )
     return text
@@ -38,7 +38,7 @@ def check_name(text: str, what: str = "name") -> str:
         GradcamoError: if the name is not safe.
     """
     if not _SLUG.fullmatch(text) or ".." in text:
-        raise GradcamoError(f"{text!r} is not a valid {what}", "Use only letters, digits, '.', '_' and '-'.")
+        raise GradcamoError(f"{text[:140]!r} is not a valid {what}", "Use only letters, digits, '.', '_' and '-'.")
     return text
 
 
@@ -55,7 +55,9 @@ def normalise_well_name(text: str) -> str:
         row, column = match.group(1).upper(), int(match.group(2))
         if column <= 48 and row_index(row) < 32:
             return f"{row}{column:02d}"
-    raise PlateError(f"{text!r} is not a well", "Name wells by row letters and column number, for example B03.")
+    raise PlateError(
+        f"{str(text)[:40]!r} is not a well", "Name wells by row letters and column number, for example B03."
+    )
 
 
 def row_index(row: str) -> int:

@@ -17,6 +17,8 @@ from gradcamo_assets.errors import PlateMapError
 MAX_COLUMNS, MAX_ROWS, MAX_BYTES = 1_000, 100_000, 20_000_000
 MAX_UNPACKED = 64 << 20
 """Total unpacked size of a workbook, in bytes."""
+MAX_NAME_LENGTH = 255
+"""Characters of a column name."""
 _FORMULA = r"^(=|#(REF|VALUE|DIV/0|NAME|NULL|NUM)[!?])"
 
 
@@ -60,6 +62,8 @@ def _build_frame(rows: Iterator[list[str]], max_rows: int) -> pl.DataFrame:
         raise ValueError("it is empty")
     if len(header) > MAX_COLUMNS:
         raise ValueError(f"it has more than {MAX_COLUMNS:,} columns")
+    if too_long := next((name for name in header if len(name) > MAX_NAME_LENGTH), None):
+        raise ValueError(f"the name of column {too_long[:40]!r} has more than {MAX_NAME_LENGTH} characters")
     if repeated := next((name for name in header if name and header.count(name) > 1), None):
         raise ValueError(f"two columns are called {repeated!r}")
     kept: list[list[str]] = []
@@ -74,7 +78,8 @@ def _build_frame(rows: Iterator[list[str]], max_rows: int) -> pl.DataFrame:
     for column in frame:
         if len(formulas := column.filter(column.str.contains(_FORMULA))):
             raise ValueError(f"{formulas[0][:40]!r} is a formula or a formula error, not a value")
-    return frame
+    # ``to_csv`` and users of Excel write '+x for the text +x.
+    return frame.with_columns(pl.all().str.replace(r"^'([+@-])", "$1"))
 
 
 def _decode(data: bytes) -> str:

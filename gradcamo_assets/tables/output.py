@@ -11,6 +11,7 @@ from typing import Any, Literal
 import polars as pl
 import polars.selectors as cs
 
+from gradcamo_assets.csv_text import to_csv
 from gradcamo_assets.errors import StoreError
 from gradcamo_assets.tables.columns import KEY_COLUMNS
 
@@ -22,7 +23,7 @@ def render(frame: pl.DataFrame, format: Format = "table") -> None:
 
     Args:
         format: ``table`` is readable text, see ``format_table``. ``csv`` and ``json`` (an array of objects) keep every
-            digit. CSV writes nested values as JSON.
+            digit. CSV writes nested values as JSON, and texts as in ``to_csv``.
 
     Raises:
         StoreError: for an unknown format.
@@ -32,7 +33,7 @@ def render(frame: pl.DataFrame, format: Format = "table") -> None:
     elif format == "csv":
         nested = [column for column in frame.iter_columns() if column.dtype.is_nested()]
         texts = [pl.Series(c.name, [None if v is None else _json(v) for v in c.to_list()], pl.String) for c in nested]
-        sys.stdout.write(frame.with_columns(texts).write_csv())
+        sys.stdout.write(to_csv(frame.with_columns(texts)))
     elif format == "json":
         sys.stdout.write(_json(frame.with_columns(cs.float().fill_nan(None)).to_dicts(), indent=1) + "\n")
     elif format == "parquet":

@@ -141,7 +141,7 @@ def counted(*below: Path) -> Iterator[Counter[str]]:
 def test_listing_the_inbox_costs_the_same_for_any_number_of_known_plates(
     ask: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = make_bench(tmp_path / "home")
+    bench = make_bench(tmp_path / "home", stored=ask is nightly_ingest)
     pixels = some_pixels(wells=("B02",), sites=1, shape=(1, 2, 8, 8))
 
     def cost(plates: int) -> Counter[str]:

@@ -124,45 +124,45 @@ def test_rows_of_removed_sites_are_deleted(scored_bench: Bench, tmp_path: Path) 
     assert requested(tick(bench, inbox_sensor)) == [("process_fields", plate_site_key("tiny", 1))]
 
 
-def test_the_nightly_schedule_requests_new_plates(bench: Bench, clock: Clock) -> None:
+def test_the_nightly_schedule_requests_new_plates(stored_bench: Bench, clock: Clock) -> None:
     date = clock(0)
-    assert isinstance(night(bench, date), dg.SkipReason)
-    plate = write_synthetic_plate(bench.home.inbox, TINY)
+    assert isinstance(night(stored_bench, date), dg.SkipReason)
+    plate = write_synthetic_plate(stored_bench.home.inbox, TINY)
     shutil.copytree(plate, plate.with_name("other.zarr"))
     shutil.copytree(plate, plate.with_name("other.ome.zarr"))
-    assert isinstance(night(bench, date), dg.SkipReason), "the plate may still be copied"
+    assert isinstance(night(stored_bench, date), dg.SkipReason), "the plate may still be copied"
     date = clock(1)
-    requests = night(bench, date)
+    requests = night(stored_bench, date)
     assert isinstance(requests, list)
     assert [request.partition_key for request in requests] == ["tiny"]
-    assert bench.ingest("tiny").success
-    skipped = night(bench, date)
+    assert stored_bench.ingest("tiny").success
+    skipped = night(stored_bench, date)
     assert isinstance(skipped, dg.SkipReason)
     assert "other.ome.zarr" in str(skipped.skip_message)
-    shutil.rmtree(bench.home.inbox)
+    shutil.rmtree(stored_bench.home.inbox)
     with pytest.raises(PlateError, match="inbox cannot be listed"):
-        night(bench, date)
+        night(stored_bench, date)
 
 
-def test_a_plate_that_fails_is_retried_four_times_and_then_quarantined(bench: Bench, clock: Clock) -> None:
-    (bench.home.inbox / "bad.zarr").mkdir()
+def test_a_plate_that_fails_is_retried_four_times_and_then_quarantined(stored_bench: Bench, clock: Clock) -> None:
+    (stored_bench.home.inbox / "bad.zarr").mkdir()
     keys: list[str | None] = []
     for hours in (1, 1.2, 2.3, 8.4, 33):
-        requests = night(bench, clock(hours))
+        requests = night(stored_bench, clock(hours))
         assert isinstance(requests, list), hours
         assert [request.partition_key for request in requests] == ["bad"], hours
-        result = tick(bench, inbox_sensor)
+        result = tick(stored_bench, inbox_sensor)
         assert requested(result) == [("ingest_plates", "bad")], hours
         keys += [request.run_key for request in result.run_requests or []]
-        assert not bench.ingest("bad").success
+        assert not stored_bench.ingest("bad").success
         clock(hours + 0.1)
-        assert requested(tick(bench, inbox_sensor)) == [], hours
+        assert requested(tick(stored_bench, inbox_sensor)) == [], hours
     assert len(set(keys)) == len(keys) == 5
-    quarantined = night(bench, clock(24 * 30))
+    quarantined = night(stored_bench, clock(24 * 30))
     assert isinstance(quarantined, dg.SkipReason)
     assert "not an OME-Zarr plate" in str(quarantined.skip_message) and "--retry bad" in str(quarantined.skip_message)
-    failures.forget_failures(bench.home.plates, "bad")
-    again = tick(bench, inbox_sensor)
+    failures.forget_failures(stored_bench.home.plates, "bad")
+    again = tick(stored_bench, inbox_sensor)
     assert requested(again) == [("ingest_plates", "bad")]
     assert again.run_requests and again.run_requests[0].run_key not in keys
 

@@ -201,7 +201,7 @@ def process(bench: Bench, volume: int) -> None:
 
 
 def test_unused_masks_and_crops_are_pruned(scored_bench: Bench, tmp_path: Path) -> None:
-    bench = scored_bench.copy(tmp_path / "home")
+    bench = scored_bench.copy(tmp_path / "home", stored=True)
     home, lake, registry = bench.home, bench.platform.lake, bench.platform.registry
 
     def unused() -> set[Path]:

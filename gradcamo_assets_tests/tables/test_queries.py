@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -322,6 +323,21 @@ def test_a_missing_or_foreign_database_raises_with_a_remedy(tmp_path: Path) -> N
     (tmp_path / "text.duckdb").write_text("hello, this is no database at all")
     with pytest.raises(StoreError, match="cannot be opened"):
         connect(tmp_path / "text.duckdb")
+
+
+def test_csv_has_no_formulas_and_json_keeps_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["=1+1", "+x", "-x", "@x", "\tx", "\rx", "\nx", "\uff1d1", "x=1", "", None]
+    frame = pl.DataFrame(
+        {"=name": texts, "dose": [-1.5, 1e-7, *range(9)], "kind": pl.Series(texts, dtype=pl.Categorical)}, strict=False
+    )
+    render(frame, "csv")
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))
+    escaped = [f"'{text}" for text in texts[:8] if text is not None] + ["x=1", "", ""]
+    assert rows[0] == ["'=name", "dose", "kind"]
+    assert [row[0] for row in rows[1:]] == [row[2] for row in rows[1:]] == escaped
+    assert [float(row[1]) for row in rows[1:]] == frame["dose"].to_list()
+    render(frame, "json")
+    assert [row["=name"] for row in json.loads(capsys.readouterr().out)] == texts
 
 
 def test_unknown_tables_and_formats_are_named(database: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field as Setting
 
 from gradcamo_assets.cells import open_crops
 from gradcamo_assets.cells.cell_rows import sample_cells
+from gradcamo_assets.csv_text import to_csv
 from gradcamo_assets.defs.assets.model_assets import crop_paths, kept_cells, trained_model
 from gradcamo_assets.defs.assets.qc_assets import markdown_table
 from gradcamo_assets.defs.launchpad import settings_metadata
@@ -16,7 +17,7 @@ from gradcamo_assets.defs.partitions import ON_INPUT_CHANGE
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import accuracy_against_score, layer_scores, paired_differences, to_markdown
-from gradcamo_assets.storage import atomic_file
+from gradcamo_assets.storage import write_bytes
 from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION
 
 _MAX_VERSIONS = 12
@@ -126,8 +127,7 @@ def encoder_exploration(
         figures["crops"] = accuracy_against_score(named)
         metadata |= settings_metadata(training=training)
     for name, table in tables.items():
-        with atomic_file(platform.home.reports / f"exploration_{name}.csv") as path:
-            table.write_csv(path)
+        write_bytes(platform.home.reports / f"exploration_{name}.csv", to_csv(table).encode())
         metadata[f"{name}_figure"] = dg.MetadataValue.md(to_markdown(figures[name], f"Sweep over {name}"))
         metadata[f"{name}_table"] = dg.MetadataValue.md(markdown_table(table))
         metadata[f"{name}_file"] = dg.MetadataValue.path(f"reports/exploration_{name}.csv")
