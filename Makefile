@@ -4,9 +4,12 @@ VENV := .venv
 # Processes of the test suite, one thread each.
 WORKERS ?= 2
 BIN := $(VENV)/bin
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-fast test-install ui lint docs
+# Compile UMAP once, 40 s, and not in the first run that needs it.
+COMPILE = $(BIN)/python -c "import numpy; from gradcamo_assets.profiles.umap import umap_embedding; umap_embedding(numpy.eye(20))"
+
+.PHONY: demo test test-fast test-slow test-install ui lint docs
 
 demo: $(VENV)/.installed
 	$(BIN)/gradcamo demo
@@ -15,11 +18,15 @@ ui: $(VENV)/.installed
 	$(BIN)/gradcamo ui
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
 
 # All tests below Dagster, for a change that is being made.
 test-fast: $(VENV)/.installed-test
-	$(PYTEST) --ignore gradcamo_assets_tests/defs
+	$(PYTEST) -m "not slow" --ignore gradcamo_assets_tests/defs
+
+# Killed processes, real servers and trainings of several processes: before a release, and after a change of these.
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow
 
 # Both wheels, each in a fresh environment; it downloads what they depend on.
 test-install: $(BIN)/python
@@ -42,10 +49,12 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
+	$(COMPILE)
 	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python

@@ -20,6 +20,8 @@ from gradcamo_assets.defs.partitions import PLATES, plate_site_key
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates import load_plate
+from gradcamo_assets.report import png
+from gradcamo_assets.report.style import new_figure
 from gradcamo_assets.synthetic import SyntheticPlate
 from gradcamo_assets.tables import publish, run_sql
 
@@ -29,6 +31,9 @@ SETTINGS = (
     "[crops]\nshape = [6, 48, 48]\nkeep_border = true\n[training]\nepochs = 3\nbatch_size = 8\n"
 )
 TINY = SyntheticPlate(name="tiny", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
+
+
+ONE_PIXEL = png.to_png(new_figure(0.1, 0.1), width_px=1)
 
 
 @dataclass
@@ -118,6 +123,8 @@ def make_bench(folder: Path, *, stored: bool = False) -> Bench:
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # Drawing takes a tenth of a run; the pictures of ``scored_bench`` are drawn.
+    monkeypatch.setattr(png, "to_png", lambda *_args, **_options: ONE_PIXEL)
 
 
 @pytest.fixture

@@ -175,6 +175,7 @@ def _ingest_until_killed(source: Path, plates: Path, begun: Event) -> None:
         ingest_plate(source, plates, progress=wait_at_the_third_field)
 
 
+@pytest.mark.slow
 def test_an_ongoing_ingestion_is_distinguished_from_a_killed_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     home = bench.home
     source = write_synthetic_plate(home.inbox, replace(TINY, wells=2))

@@ -43,6 +43,7 @@ def test_repository_and_package_have_the_same_settings(home: Home, name: str) ->
     assert (home.dagster / name).read_text() == (REPOSITORY / name).read_text()
 
 
+@pytest.mark.slow
 def test_the_wheel_has_all_files(home: Home, tmp_path: Path) -> None:
     source, wheels, there = tmp_path / "source", tmp_path / "wheels", tmp_path / "there"
     unwanted = shutil.ignore_patterns("__pycache__")

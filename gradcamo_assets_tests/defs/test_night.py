@@ -213,7 +213,9 @@ def break_stage(stage: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(import_module(f"gradcamo_assets.defs.assets.{module}"), used, None)
 
 
-@pytest.mark.parametrize("stage", ["masks", "crops", "rows"])
+@pytest.mark.parametrize(
+    "stage", ["masks", pytest.param("crops", marks=pytest.mark.slow), pytest.param("rows", marks=pytest.mark.slow)]
+)
 def test_fields_that_fail_are_retried_four_times_and_then_given_up(bench: Bench, clock: Clock, stage: str) -> None:
     write_synthetic_plate(bench.home.inbox, replace(TINY, sites=1))
     assert bench.ingest("tiny").success

@@ -387,6 +387,7 @@ def test_partitions_of_queued_runs_are_not_requested_after_a_promotion(daemon: D
     assert_scored(daemon, 3, never=(2,))
 
 
+@pytest.mark.slow
 def test_scoring_continues_after_the_server_was_down(
     daemon: Daemon, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

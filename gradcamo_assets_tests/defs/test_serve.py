@@ -39,6 +39,7 @@ def ask(address: str, query: str) -> dict:
         return json.load(answer)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_it_starts_answers_graphql_and_stops_without_a_warning(tmp_path: Path) -> None:
     port, mlflow_port = free_port(), free_port()

@@ -46,6 +46,7 @@ def _export(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["export", "ome-zarr"])
 def test_a_killed_ingestion_is_completed_by_the_next(kind: str, tiny: Path, tmp_path: Path) -> None:
     source = _export(tmp_path / "inbox" / "killed") if kind == "export" else tiny
@@ -135,6 +136,7 @@ class Killed(BaseException):
     """Stands for a kill: no handler catches it."""
 
 
+@pytest.mark.slow
 def test_a_publication_killed_at_any_step_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = write_synthetic_plate(tmp_path / "inbox", replace(TINY, wells=1, sites=1))
     calm = tmp_path / "calm"

@@ -57,6 +57,7 @@ print(len(generations))
 """
 
 
+@pytest.mark.slow
 def test_readers_see_complete_publications_only(tmp_path: Path) -> None:
     lake, database, end = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb", tmp_path / "end"
 
@@ -155,6 +156,7 @@ for site in range(seed, seed + 50):
 """
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
     publish(lake, database)
@@ -215,6 +217,7 @@ for site in (1, 2):
 """
 
 
+@pytest.mark.slow
 def test_eight_publishers_at_once_lose_no_row(tmp_path: Path) -> None:
     lake, database = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb"
     publishers = [python(MANY, lake.root, database, f"P{number}") for number in range(8)]

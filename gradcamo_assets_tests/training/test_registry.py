@@ -256,6 +256,7 @@ def _open_registry(folder: Path) -> None:
     assert ModelRegistry(folder).versions() == []
 
 
+@pytest.mark.slow
 def test_twelve_processes_fetch_one_bundle(registry: ModelRegistry) -> None:
     version, bundles = _register(registry, 1, size=300), registry.folder / "bundles"
     with closing(_ConcurrentProcesses(_fetch_and_read, registry.folder, version)) as crowd:
@@ -350,6 +351,7 @@ def test_mlflow_finds_the_artifacts_when_the_package_is_installed(registry: Mode
     assert "'config.json', 'model.safetensors'" in process.stdout, process.stderr
 
 
+@pytest.mark.slow
 def test_an_mlflow_server_serves_the_local_store(empty: Path, tmp_path: Path) -> None:
     from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
 

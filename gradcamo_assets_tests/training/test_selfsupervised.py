@@ -189,6 +189,7 @@ def test_the_map_of_a_logit_equals_that_of_a_similarity_target(
         np.testing.assert_allclose(ours / ours.max(), theirs / theirs.max(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_batch(textures: dict[str, CropDataset], tmp_path: Path) -> None:
     config = replace(CONFIG, objective="simclr")
     result, alone = (_train(textures, replace(config, devices=devices), tmp_path) for devices in (2, 1))

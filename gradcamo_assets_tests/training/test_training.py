@@ -64,6 +64,7 @@ def _until_killed(path: Path, work: Path, threads: int) -> None:
     _train(path, CONFIG, work, _Killing())
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_with_the_same_result(tmp_path: Path) -> None:
     path = _crops(tmp_path)
     process = multiprocessing.get_context("spawn").Process(
@@ -129,6 +130,7 @@ def test_a_diverged_training_is_an_error(tmp_path: Path) -> None:
     assert not list((tmp_path / "training").iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_encoder(tmp_path: Path) -> None:
     lines: list[str] = []
     result = _train(_crops(tmp_path), replace(CONFIG, epochs=3, devices=2), tmp_path, lines)
