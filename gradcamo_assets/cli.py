@@ -324,8 +324,12 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
 @main.command()
 @click.option("--port", type=int, default=3000, show_default=True, help="Of the Dagster UI.")
 @click.option("--mlflow-port", type=int, default=5000, show_default=True)
-def ui(port: int, mlflow_port: int) -> None:
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--behind-proxy", is_flag=True, help="A proxy with a login is in front of both ports; other hosts require it."
+)
+def ui(**options: Any) -> None:
     """Serve the Dagster UI (with its daemon) and the MLflow UI on loopback."""
     from gradcamo_assets.defs.serve import serve
 
-    sys.exit(serve(Home.from_environment(), port=port, mlflow_port=mlflow_port))
+    sys.exit(serve(Home.from_environment(), **options))

@@ -173,10 +173,10 @@ def test_without_the_check_of_statements_nothing_can_be_changed_either(home: Pat
     must_fail = {sql for kind in ("COPY", "EXPORT", "ATTACH", "LOAD") for sql in REFUSED[kind]}
     with closing(connect(home / "qc.duckdb")) as connection:
         for sql in [*statements, *FAILING]:
-            with closing(connection.cursor()) as session:
-                with pytest.raises(duckdb.Error) if sql in must_fail else suppress(duckdb.Error):
-                    session.execute(fill(sql))
-                    session.fetchall()
+            expected = pytest.raises(duckdb.Error) if sql in must_fail else suppress(duckdb.Error)
+            with closing(connection.cursor()) as session, expected:
+                session.execute(fill(sql))
+                session.fetchall()
 
 
 def test_the_isolation_cannot_be_switched_off(home: Path, fill: Callable[[str], str]) -> None:
