@@ -11,6 +11,7 @@ import click
 
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
+from gradcamo_assets.storage_errors import explained_storage_errors
 
 _SHORTCUT = click.option(
     "--shortcut",
@@ -30,11 +31,12 @@ _SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=T
 
 
 class _Commands(click.Group):
-    """Command group that reports GradcamoErrors as one line on stderr, with exit code 1."""
+    """Command group that reports GradcamoErrors, and errors of the disk, as one line on stderr, with exit code 1."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with explained_storage_errors():
+                return super().invoke(ctx)
         except GradcamoError as error:
             click.echo(f"gradcamo: {error}", err=True)
             ctx.exit(1)
