@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import gradcamo_assets.tables
 from gradcamo_assets.errors import StoreError
 from gradcamo_assets.tables import (
     Lake,
@@ -26,6 +27,7 @@ from gradcamo_assets.tables import (
     run_sql,
     summaries,
 )
+from gradcamo_assets.tables.views import VIEWS
 from gradcamo_assets_tests.tables import rows
 
 
@@ -47,6 +49,15 @@ def test_every_table_view_and_column_is_commented(database: Path) -> None:
             sql = f"SELECT count(*), count(*) FILTER (coalesce(comment, '') = '') FROM {what} WHERE NOT internal"
             n, bare = connection.execute(sql).fetchall()[0]
             assert n >= 5 and bare == 0, what
+
+
+def test_every_sql_file_is_one_query_of_a_view() -> None:
+    files = {path.stem: path.read_text() for path in Path(gradcamo_assets.tables.__file__).parent.glob("sql/*.sql")}
+    assert {part.type.name for part in duckdb.extract_statements(files.pop("macros"))} == {"CREATE"}
+    of_views = {view.name.removeprefix("aggregates."): view.sql for view in VIEWS}
+    assert files == {name: of_views[name] for name in files}
+    for sql in files.values():
+        assert [part.type.name for part in duckdb.extract_statements(sql)] == ["SELECT"]
 
 
 def test_scores_have_the_columns_of_the_contract_in_order(database: Path) -> None:
