@@ -11,6 +11,7 @@ import click
 
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
+from gradcamo_assets.storage_errors import explained_storage_errors
 
 _SHORTCUT = click.option(
     "--shortcut",
@@ -30,11 +31,12 @@ _SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=T
 
 
 class _Commands(click.Group):
-    """Command group that reports GradcamoErrors as one line on stderr, with exit code 1."""
+    """Command group that reports GradcamoErrors, and errors of the disk, as one line on stderr, with exit code 1."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with explained_storage_errors():
+                return super().invoke(ctx)
         except GradcamoError as error:
             click.echo(f"gradcamo: {error}", err=True)
             ctx.exit(1)
@@ -324,8 +326,12 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
 @main.command()
 @click.option("--port", type=int, default=3000, show_default=True, help="Of the Dagster UI.")
 @click.option("--mlflow-port", type=int, default=5000, show_default=True)
-def ui(port: int, mlflow_port: int) -> None:
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--behind-proxy", is_flag=True, help="A proxy with a login is in front of both ports; other hosts require it."
+)
+def ui(**options: Any) -> None:
     """Serve the Dagster UI (with its daemon) and the MLflow UI on loopback."""
     from gradcamo_assets.defs.serve import serve
 
-    sys.exit(serve(Home.from_environment(), port=port, mlflow_port=mlflow_port))
+    sys.exit(serve(Home.from_environment(), **options))

@@ -11,9 +11,10 @@ _FORMULA_START = r"^([=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"
 def to_csv(frame: pl.DataFrame) -> str:
     """Return a frame as CSV, with ``'`` before texts and column names that a spreadsheet would read as a formula.
 
-    Numbers stay as they are.
+    Numbers stay as they are; durations are written as in ISO 8601.
     """
     texts = pl.selectors.by_dtype(pl.String, pl.Categorical, pl.Enum)
-    escaped = frame.with_columns(texts.cast(pl.String).str.replace(_FORMULA_START, "'$1"))
+    durations = pl.selectors.duration().dt.to_string("iso")
+    escaped = frame.with_columns(texts.cast(pl.String).str.replace(_FORMULA_START, "'$1"), durations)
     names = pl.Series(frame.columns, dtype=pl.String).str.replace(_FORMULA_START, "'$1")
     return escaped.rename(dict(zip(frame.columns, names, strict=True))).write_csv()

@@ -1,6 +1,7 @@
 """The persistent Dagster instance of an installation, and the two web servers on it.
 
-Dagster's web server runs in this process, where its application can be wrapped; its daemon and MLflow run beside it.
+Dagster's web server runs in this process, where its application is wrapped (``web_guard``). Its daemon runs beside it,
+as does MLflow, which has such a guard itself.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from dagster import DagsterInstance
+from filelock import FileLock, Timeout
 
+from gradcamo_assets.defs.settings import read_settings
+from gradcamo_assets.defs.web_guard import LOOPBACK_HOSTS, check_address, guard, public_origin
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
-from gradcamo_assets.storage import write_bytes
+from gradcamo_assets.storage import read_json, write_bytes, write_json
 from gradcamo_assets.training.mlflow_store import ARTIFACTS, prepare_store, sqlite_uri
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
 _FILES = ("dagster.yaml", "workspace.yaml")
-_HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 _LOOK_EVERY = 0.5
 """Seconds between two looks at whether the processes live and answer."""
 
@@ -53,18 +59,49 @@ def open_instance(home: Home) -> DagsterInstance:
     return DagsterInstance.from_config(values["DAGSTER_HOME"])
 
 
-def serve(home: Home, *, port: int, mlflow_port: int) -> int:
-    """Run Dagster's web server and daemon and MLflow's server, on loopback, until interrupted or until one stops.
+def serve(home: Home, *, port: int, mlflow_port: int, host: str = LOOPBACK, behind_proxy: bool = False) -> int:
+    """Run Dagster's web server and daemon and MLflow's server until interrupted or until one stops.
+
+    Args:
+        host: IPv4 address or name to listen on.
+        behind_proxy: whether a proxy asks for a login; any address but loopback requires it.
 
     Returns:
         The exit code: 0 after an interrupt.
 
     Raises:
-        GradcamoError: for a port that is in use, or when one of the processes stops by itself.
+        GradcamoError: for an open address without a proxy, if the servers of this home run already, for a port that is
+            in use, or when one of the processes stops by itself.
     """
+    check_address(host, behind_proxy)
+    links = read_settings(home).links
+    origins = [public_origin(links.dagster_url), public_origin(links.mlflow_url)]
+    hosts = [host, *(urlsplit(origin).hostname or LOOPBACK for origin in origins)]
     # MLflow's own background jobs, which nobody here asks for, are three processes more.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment(home)
+    with _only_server(home):
+        return _serve(home, host, port, mlflow_port, hosts, origins)
+
+
+@contextmanager
+def _only_server(home: Home) -> Iterator[None]:
+    """Holds the lock of a home's servers. Two daemons would run every schedule and sensor twice."""
+    note = home.dagster / "ui.json"
+    try:
+        with FileLock(home.dagster / ".ui.lock", timeout=0):
+            write_json(note, {"pid": os.getpid(), "host": socket.gethostname()})
+            yield
+    except Timeout:
+        running = read_json(note) or {}
+        raise GradcamoError(
+            f"gradcamo ui runs already, as process {running.get('pid', '?')} on {running.get('host', '?')}",
+            "Use it, or stop it first; another GRADCAMO_HOME can have its own.",
+            path=home.root,
+        ) from None
+
+
+def _serve(home: Home, host: str, port: int, mlflow_port: int, hosts: list[str], origins: list[str]) -> int:
     store, artifacts = sqlite_uri(home.mlflow / "mlflow.db"), (home.mlflow / ARTIFACTS).as_uri()
     prepare_store(store)  # Else MLflow and the first run would make it, at the same time.
     # fmt: off
@@ -74,37 +111,41 @@ def serve(home: Home, *, port: int, mlflow_port: int) -> int:
             "--log-level", "warning"],
         "MLflow": [
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination",
-            artifacts, "--host", _HOST, "--port", str(mlflow_port), "--workers", "1"],
+            artifacts, "--host", host, "--port", str(mlflow_port), "--workers", "1",
+            "--allowed-hosts", ",".join(f"{name}{end}" for name in (*LOOPBACK_HOSTS, *hosts) for end in ("", ":*")),
+            "--cors-allowed-origins", ",".join(origins)],
     }
     # fmt: on
     # Before the children start: one that is born in the background would ignore interrupts, and so would they.
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
-    with _listening(mlflow_port, "--mlflow-port"):
+    with _listening(host, mlflow_port, "--mlflow-port"):
         pass  # MLflow opens it itself.
+    shown = LOOPBACK if host == "0.0.0.0" else host
     try:
         # The instance is opened first: it makes its databases, which the daemon would make at the same time.
         with (
-            _listening(port, "--port") as listener,
+            _listening(host, port, "--port") as listener,
             open_instance(home) as instance,
             _running(commands, home.dagster) as processes,
         ):
             print("Dagster and MLflow are starting; Ctrl-C stops both.", flush=True)
             with _web_app(instance, home.dagster / "workspace.yaml") as app:
-                stopped = asyncio.run(_serve_app(app, listener, processes, f"http://{_HOST}:{mlflow_port}"))
+                addresses = (f"http://{shown}:{listener.getsockname()[1]}", f"http://{shown}:{mlflow_port}")
+                stopped = asyncio.run(_serve_app(guard(app, hosts, origins), listener, processes, *addresses))
     except KeyboardInterrupt:
         return 0
     raise GradcamoError(f"{stopped} has stopped by itself", "Read what it said above, then start again.")
 
 
 @contextmanager
-def _listening(port: int, option: str) -> Iterator[socket.socket]:
-    """A socket that listens on a port of loopback, so that nobody else takes it."""
+def _listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
+    """A socket that listens on a port, so that nobody else takes it."""
     try:
-        listener = socket.create_server((_HOST, port))
+        listener = socket.create_server((host, port))
     except OSError as error:
         raise GradcamoError(
-            f"port {port} cannot be opened ({error.strerror})", f"Give another with {option}."
+            f"port {port} of {host} cannot be opened ({error.strerror})", f"Give another with {option}."
         ) from error
     with listener:
         yield listener
@@ -147,7 +188,7 @@ def _web_app(instance: DagsterInstance, workspace: Path) -> Iterator[Starlette]:
 
 
 async def _serve_app(
-    app: Starlette, listener: socket.socket, processes: Mapping[str, subprocess.Popen[bytes]], mlflow: str
+    app: ASGIApp, listener: socket.socket, processes: Mapping[str, subprocess.Popen[bytes]], dagster: str, mlflow: str
 ) -> str:
     """Serve until interrupted, which raises KeyboardInterrupt, or until a process stops: what has stopped."""
     import uvicorn
@@ -155,7 +196,6 @@ async def _serve_app(
     # Pages that are open hold connections: nobody waits for them.
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    dagster = f"http://{_HOST}:{listener.getsockname()[1]}"
     told, stopped = False, "Dagster's web server"
     while not serving.done():
         ended = {name: process.poll() for name, process in processes.items()}

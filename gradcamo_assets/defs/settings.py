@@ -1,9 +1,11 @@
 """Read and check ``gradcamo.toml``; define its sections ``[alerts]`` and ``[retraining]``."""
 
+import ipaddress
 import json
 import tomllib
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from gradcamo_assets.cells import CropConfig
 from gradcamo_assets.errors import GradcamoError
@@ -19,6 +21,11 @@ from gradcamo_assets.training.promotion_rule import PromotionConfig
 from gradcamo_assets.training.settings import TrainingConfig
 
 
+def _check_network(network: str) -> str:
+    ipaddress.ip_network(network, strict=False)
+    return network
+
+
 @section
 class AlertConfig:
     """Recipients of alerts on failed runs: section ``[alerts]``. Without ``webhook`` and ``mail_to``, none are sent.
@@ -29,9 +36,14 @@ class AlertConfig:
     # The address is secret (repr=False): no message contains it.
     webhook: str | None = setting(
         None,
-        "URL to which alerts are posted as JSON: https, or http on this machine.",
+        "URL to which alerts are posted as JSON: https, or http on this machine. Redirects are not followed.",
         repr=False,
         pattern=r"^(https://[^/?#\s]|http://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?([/?#]|$))",
+    )
+    webhook_networks: tuple[Annotated[str, AfterValidator(_check_network)], ...] = setting(
+        (),
+        'Networks that are not public in which the webhook, or a proxy to it, may be, such as `["10.1.0.0/16"]`, or '
+        '`["127.0.0.1"]` for this machine. Nothing is sent to any other private, loopback or link-local address.',
     )
     mail_to: str | tuple[str, ...] = setting((), "Recipient: an address or a list of addresses.")
     mail_from: str = setting("gradcamo@localhost", "Sender address.")

@@ -7,6 +7,7 @@ the end of this module.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 import polars as pl
@@ -82,6 +83,16 @@ class View:
     comment: str
     sql: str
     columns: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_file(cls, name: str, comment: str, columns: dict[str, str]) -> View:
+        """The view whose query is in ``sql/<name>.sql``, without the schema of the name."""
+        return cls(name, comment, read_sql(name.rpartition(".")[2]), columns)
+
+
+def read_sql(name: str) -> str:
+    """The content of ``sql/<name>.sql``."""
+    return files("gradcamo_assets.tables").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
 
 
 VERSIONS = (

@@ -19,12 +19,13 @@ from gradcamo_assets.errors import StoreError
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.tables.aggregates import RESAMPLES
 from gradcamo_assets.tables.columns import Column, Table
+from gradcamo_assets.tables.read_only_files import ADDRESS_VARIABLE
 from gradcamo_assets.tables.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES
 from gradcamo_assets.tables.summaries import AUDITED_SCORES, FIELD_STATES, GAINS, LABELS, SUMMARIES
-from gradcamo_assets.tables.views import COLUMN_COMMENTS, VIEWS
+from gradcamo_assets.tables.views import COLUMN_COMMENTS, MACROS, VIEWS
 
-# Increase it when the values of a summary change but its columns do not.
-_SUMMARY_CODE = "3"
+# Increase it when the values of a summary or the SQL of ``select_rows_sql`` change but no column does.
+_SUMMARY_CODE = "4"
 
 PUBLICATION_RECORD = Table(
     "record",
@@ -64,7 +65,7 @@ _STORED_TABLES = {
 
 def schema_version() -> str:
     """The digest of all tables, views, columns, types and comments, and of how summaries are computed."""
-    return digest([repr(_STORED_TABLES), repr(VIEWED_TABLES), repr(VIEWS), RESAMPLES, _SUMMARY_CODE])
+    return digest([repr(_STORED_TABLES), repr(VIEWED_TABLES), repr(VIEWS), MACROS, RESAMPLES, _SUMMARY_CODE])
 
 
 def sql_literal(text: str) -> str:
@@ -87,6 +88,7 @@ def create_schema(connection: duckdb.DuckDBPyConnection, lake: Path) -> None:
         connection.execute(f"CREATE VIEW lake.{table.name} AS FROM lake.files_of_{table.name}()")
         comments = {column.name: column.comment for column in table.columns}
         _comment(connection, "VIEW", f"lake.{table.name}", table.comment, comments)
+    connection.execute(MACROS)
     for view in VIEWS:
         connection.execute(f"CREATE VIEW {view.name} AS {view.sql}")
         comments = {**COLUMN_COMMENTS, **view.columns}
@@ -141,7 +143,8 @@ def select_rows_sql(table: Table, paths: Iterable[str]) -> str:
         return f"SELECT {', '.join(f'NULL::{_sql_type(c.dtype)} AS {c.name}' for c in table.columns)} WHERE false"
     hive_types = ", ".join(f"'{name}': {_sql_type(table.schema[name])}" for name in table.partition_columns)
     hive = f"hive_partitioning = true, hive_types = {{{hive_types}}}" if hive_types else "hive_partitioning = false"
-    return f"SELECT {', '.join(table.schema)} FROM read_parquet([{path_list}], {hive})"
+    addresses = f"list_transform([{path_list}], lambda path: concat(getvariable('{ADDRESS_VARIABLE}'), path))"
+    return f"SELECT {', '.join(table.schema)} FROM read_parquet({addresses}, {hive})"
 
 
 @contextmanager

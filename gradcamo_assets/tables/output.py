@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
-from decimal import Decimal
 from typing import Any, Literal
 
 import polars as pl
 import polars.selectors as cs
+from pydantic_core import to_json
 
 from gradcamo_assets.csv_text import to_csv
 from gradcamo_assets.errors import StoreError
@@ -23,7 +22,9 @@ def render(frame: pl.DataFrame, format: Format = "table") -> None:
 
     Args:
         format: ``table`` is readable text, see ``format_table``. ``csv`` and ``json`` (an array of objects) keep every
-            digit. CSV writes nested values as JSON, and texts as in ``to_csv``.
+            digit. CSV writes nested values as JSON, and texts as in ``to_csv``. Both write durations as in ISO 8601. JSON
+            writes what its numbers cannot express as text: NaN, Infinity, and decimals of more than 15 digits. Parquet
+            holds integers beyond 64 bits as text.
 
     Raises:
         StoreError: for an unknown format.
@@ -35,15 +36,25 @@ def render(frame: pl.DataFrame, format: Format = "table") -> None:
         texts = [pl.Series(c.name, [None if v is None else _json(v) for v in c.to_list()], pl.String) for c in nested]
         sys.stdout.write(to_csv(frame.with_columns(texts)))
     elif format == "json":
-        sys.stdout.write(_json(frame.with_columns(cs.float().fill_nan(None)).to_dicts(), indent=1) + "\n")
+        # Python's datetime has no nanoseconds.
+        exact = frame.with_columns(*_short_decimals(frame), cs.datetime("ns").dt.to_string("iso"))
+        sys.stdout.write(_json(exact.to_dicts(), indent=1) + "\n")
     elif format == "parquet":
-        frame.write_parquet(sys.stdout.buffer)
+        # Other readers of Parquet do not know 128-bit integers.
+        frame.with_columns(cs.by_dtype(pl.Int128, pl.UInt128).cast(pl.String)).write_parquet(sys.stdout.buffer)
     else:
         raise StoreError(f"unknown format {format!r}", "Choose table, csv, json or parquet.")
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, default=lambda v: float(v) if isinstance(v, Decimal) else str(v), indent=indent)
+    # Bytes are valid UTF-8: frames hold no other binary values (``answers``).
+    return to_json(value, indent=indent, inf_nan_mode="strings").decode()
+
+
+def _short_decimals(frame: pl.DataFrame) -> list[pl.Expr]:
+    """Decimals of at most 15 digits, which numbers of JSON hold exactly; longer ones are written as text."""
+    short = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Decimal) and kind.precision <= 15]
+    return [pl.col(name).cast(pl.Float64) for name in short]
 
 
 def format_table(frame: pl.DataFrame, width: int) -> str:

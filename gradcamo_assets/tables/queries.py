@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from contextlib import closing
 from pathlib import Path
@@ -15,20 +14,34 @@ import polars as pl
 
 from gradcamo_assets.errors import StoreError
 from gradcamo_assets.storage import remove
-from gradcamo_assets.tables.database import sql_literal
+from gradcamo_assets.tables.answers import to_frame
 from gradcamo_assets.tables.questions import QUESTIONS
-from gradcamo_assets.tables.schema import VIEWED_TABLES
+from gradcamo_assets.tables.read_only_files import ADDRESS_VARIABLE, PROTOCOL, ReadOnlyFiles
 from gradcamo_assets.tables.schema_scores import QC_GROUPS
 
 QC_CHOICES = ("dose", "site", "dose,site", "well", "plate", "model", *(view.name for view in QUESTIONS))
 
-_READ_STATEMENTS = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
+# A single option list after EXPLAIN, without quotes and comments that could hide a second statement.
+_EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([\w\s,]*\)\s*)?", re.IGNORECASE)
+_PIVOT = re.compile(r"\s*PIVOT(_WIDER)?\b", re.IGNORECASE)
+# In this order: the local file system must work until external access is off, and the lock is last.
+_SETTINGS = (
+    ("memory_limit", "'50%'"),
+    ("temp_directory", "''"),
+    ("enable_progress_bar", "false"),
+    ("python_enable_replacements", "false"),
+    ("allowed_directories", f"['{PROTOCOL}://']"),
+    ("enable_external_access", "false"),
+    ("disabled_filesystems", "'LocalFileSystem'"),
+    ("lock_configuration", "true"),
+)
 
 
 def connect(database: Path) -> duckdb.DuckDBPyConnection:
-    """Open a read-only connection whose file access is restricted to the folders of the viewed lake tables.
+    """Open a connection that can read the published lake files, and no other file, and that cannot write.
 
     The caller closes it. A process that still holds a connection to an earlier publication gets that publication again.
+    Queries use at most half of the memory and never spill to disk.
 
     Raises:
         StoreError: if the file is missing or cannot be opened.
@@ -39,15 +52,12 @@ def connect(database: Path) -> duckdb.DuckDBPyConnection:
         )
     try:
         connection = _open(database)
+        connection.execute(f"SET VARIABLE {ADDRESS_VARIABLE} = '{PROTOCOL}://'")
         if connection.execute("SELECT current_setting('enable_external_access')").fetchall()[0][0]:
-            lake = connection.execute("SELECT value FROM publication.record WHERE name = 'lake'").fetchall()[0][0]
-            # DuckDB checks the folder twice: as spelled in the view's pattern, and as spelled in the paths found.
-            folders = (f"{folder}/{name}" for folder in (lake, glob.escape(lake)) for name in VIEWED_TABLES)
-            allowed = ", ".join(map(sql_literal, folders))
-            connection.execute(f"SET allowed_directories = [{allowed}]")
-            connection.execute("SET enable_progress_bar = false")
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET python_enable_replacements = false")
+            paths = connection.execute("SELECT path FROM publication.files").fetchall()
+            connection.register_filesystem(ReadOnlyFiles(path for (path,) in paths))
+            for name, value in _SETTINGS:
+                connection.execute(f"SET {name} = {value}")
     except (duckdb.Error, LookupError) as error:
         raise StoreError(
             f"the file is not a QC database or cannot be opened: {error}",
@@ -72,6 +82,9 @@ def _open(database: Path) -> duckdb.DuckDBPyConnection:
 def run_sql(database: Path, sql: str, parameters: dict[str, object] | None = None) -> pl.DataFrame:
     """Run one read-only statement; ``parameters`` are the values of its ``$name`` placeholders.
 
+    Returns:
+        The answer, as ``answers.to_frame`` converts it.
+
     Raises:
         StoreError: for several statements, a statement that is not read-only, and DuckDB's own errors.
     """
@@ -83,23 +96,30 @@ def run_sql(database: Path, sql: str, parameters: dict[str, object] | None = Non
                     "expected a single read-only statement",
                     "Use one SELECT, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN; rows are changed in the lake.",
                 )
-            frame = connection.sql(statements[0], params=parameters).pl()
+            return to_frame(connection.sql(statements[0], params=parameters))
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
             remedy = "List tables with `SHOW TABLES` and columns with, for example, `DESCRIBE scores`."
             if "No files found" in str(error):
                 remedy = "Publish the QC database again: the lake or its files were moved."
+            elif isinstance(error, duckdb.PermissionException):
+                remedy = "Queries read the published files of the lake, and no other file or address."
+            elif isinstance(error, duckdb.OutOfMemoryException):
+                remedy = "Ask for fewer columns or rows: a query may use half of the memory."
             raise StoreError(f"the query failed: {error}", remedy) from error
-    # DuckDB returns sums of integers as 128-bit decimals: cast the columns that fit 64 bits.
-    integers = frame.select(pl.col(pl.Decimal(38, 0)).cast(pl.Int64, strict=False))
-    return frame.with_columns(column for column in integers if column.null_count() == frame[column.name].null_count())
 
 
 def _only_reads(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> bool:
-    """Whether a statement is read-only. EXPLAIN ANALYZE runs the explained statement, which can write files."""
-    if statement.type == duckdb.StatementType.EXPLAIN:
-        explained = re.sub(r"(?i)^\s*EXPLAIN\s+(ANALYZE\s+)?(\([^)]*\)\s*)?", "", statement.query)
-        return [part.type for part in connection.extract_statements(explained)] == [duckdb.StatementType.SELECT]
-    return statement.type in _READ_STATEMENTS
+    """Whether a statement is a SELECT, an EXPLAIN of one SELECT (ANALYZE runs it), or a PIVOT."""
+    try:
+        kind = statement.type
+    except ValueError:  # A type that DuckDB's Python client does not know.
+        return False
+    if kind == duckdb.StatementType.EXPLAIN and (explain := _EXPLAIN.match(statement.query)):
+        explained = connection.extract_statements(statement.query[explain.end() :])
+        return [part.type for part in explained] == [duckdb.StatementType.SELECT]
+    # COPY (PIVOT ...) and CREATE TABLE AS PIVOT are MULTI too.
+    is_pivot = kind == duckdb.StatementType.MULTI and _PIVOT.match(statement.query) is not None
+    return kind == duckdb.StatementType.SELECT or is_pivot
 
 
 def qc_table(database: Path, by: str = "dose", champion_only: bool = True, plate: str | None = None) -> pl.DataFrame:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import smtplib
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -13,7 +15,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from gradcamo_assets.defs.automation.alerts import AlertConfig, alert_on_failure, post_alert
+from gradcamo_assets.defs.automation import webhook
+from gradcamo_assets.defs.automation.alerts import AlertConfig, alert_on_failure
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.plates.failures import recorded_attempt
@@ -29,6 +32,10 @@ class Hook(HTTPServer):
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/hook"
+
+    @property
+    def settings(self) -> str:
+        return f'[alerts]\nwebhook = "{self.address}"\nwebhook_networks = ["127.0.0.1"]\n'
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -83,13 +90,13 @@ def send_alert(bench: Bench, run: dg.ExecuteInProcessResult) -> None:
 
 
 def test_without_settings_nothing_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradcamo_assets.defs.automation.alerts.post_alert", pytest.fail)
+    monkeypatch.setattr(webhook, "post", pytest.fail)
     monkeypatch.setattr("gradcamo_assets.defs.automation.alerts.mail_alert", pytest.fail)
     send_alert(bench, failed_run(bench))
 
 
 def test_a_webhook_receives_place_and_reason(bench: Bench, hook: Hook) -> None:
-    bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
+    bench.home.settings_file.write_text(hook.settings)
     run = failed_run(bench)
     send_alert(bench, run)
     ((path, alert),) = hook.received
@@ -102,7 +109,7 @@ def test_a_webhook_receives_place_and_reason(bench: Bench, hook: Hook) -> None:
 
 
 def test_the_fifth_failure_says_that_the_plate_is_quarantined(bench: Bench, hook: Hook) -> None:
-    bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
+    bench.home.settings_file.write_text(hook.settings)
     run = failed_run(bench)
     signature = json.loads((bench.home.plates / "failures" / "bad.json").read_text())["signature"]
     for _ in range(4):
@@ -114,7 +121,7 @@ def test_the_fifth_failure_says_that_the_plate_is_quarantined(bench: Bench, hook
 
 
 def test_plate_and_site_of_a_partition_are_named(bench: Bench, hook: Hook) -> None:
-    bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
+    bench.home.settings_file.write_text(hook.settings)
     for dimension, key in (("plates", "tiny"), ("sites", "2")):
         bench.instance.add_dynamic_partitions(dimension, [key])
     send_alert(bench, bench.run("process_fields", plate_site_key("tiny", 2)))
@@ -126,16 +133,57 @@ def test_plate_and_site_of_a_partition_are_named(bench: Bench, hook: Hook) -> No
 @pytest.mark.parametrize("status", [302, 500])
 def test_a_webhook_that_refuses_or_redirects_is_no_failure(bench: Bench, hook: Hook, status: int) -> None:
     hook.status = status
-    bench.home.settings_file.write_text(f'[alerts]\nwebhook = "{hook.address}"\n')
+    bench.home.settings_file.write_text(hook.settings)
     send_alert(bench, failed_run(bench))
     assert [path for path, _ in hook.received] == ["/hook"]
     with pytest.raises(OSError, match=str(status)):
-        post_alert(hook.address, {})
+        webhook.post(hook.address, {}, ["127.0.0.1"])
 
 
-def test_wrong_settings_are_no_failure(bench: Bench) -> None:
+@pytest.mark.parametrize("networks", [[], ["10.0.0.0/8", "127.0.0.2", "::1"]])
+def test_nothing_is_sent_to_addresses_that_the_settings_do_not_name(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch, networks: list[str]
+) -> None:
+    """A public name that resolves to an internal address, as after a change of its DNS entry."""
+    monkeypatch.setenv("no_proxy", "*")
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **named: resolve("127.0.0.1", *more, **named))
+    address = f"http://hooks.example.org:{hook.server_port}/hook"
+    with pytest.raises(GradcamoError, match=r"127\.0\.0\.1, which is not public.*webhook_networks"):
+        webhook.post(address, {"text": "secret"}, networks)
+    assert hook.received == []
+    webhook.post(address, {}, [*networks, "127.0.0.0/24"])
+    assert len(hook.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_public"),
+    [
+        ("8.8.8.8", True), ("2606:4700::1111", True), ("10.1.2.3", False), ("172.16.0.1", False),
+        ("192.168.1.1", False), ("127.0.0.1", False), ("169.254.169.254", False), ("100.64.0.1", False),
+        ("0.0.0.0", False), ("224.0.0.1", False), ("::1", False), ("fe80::1%eth0", False), ("fd00::1", False),
+        ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True),
+    ],
+)  # fmt: skip
+def test_public_addresses_are_told_from_others(peer: str, is_public: bool) -> None:
+    with nullcontext() if is_public else pytest.raises(GradcamoError, match="not public"):
+        webhook._PermittedAddresses([])._check(peer)
+
+
+def test_networks_are_checked_when_the_settings_are_read() -> None:
+    with pytest.raises(GradcamoError, match=r"webhook_networks.*intranet"):
+        AlertConfig(webhook_networks=("intranet",))
+
+
+def test_wrong_settings_are_no_failure(bench: Bench, hook: Hook) -> None:
     run = failed_run(bench)
-    for text in ('webhook = "ftp://x/"', "no_such = 1", 'webhook = "http://127.0.0.1:9/"', "nonsense"):
+    for text in (
+        'webhook = "ftp://x/"',
+        "no_such = 1",
+        'webhook = "http://127.0.0.1:9/"',
+        f'webhook = "{hook.address}"',
+        "nonsense",
+    ):
         bench.home.settings_file.write_text(f"[alerts]\n{text}\n")
         send_alert(bench, run)
 

@@ -13,6 +13,7 @@ from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import ON_INPUT_CHANGE, PLATES
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.provenance import digest
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables.columns import DOSE_NAMES
 from gradcamo_assets.tables.schema import lake_table
 
@@ -27,6 +28,7 @@ _MAX_CELLS = 32
     automation_condition=ON_INPUT_CHANGE,
     pool="scoring",
 )
+@explain_storage_errors
 def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """The champion's response to changed images and weights, on a sample of a plate's cells."""
     from gradcamo_assets.scoring.audit import audit_crops

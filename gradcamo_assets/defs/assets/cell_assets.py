@@ -27,6 +27,7 @@ from gradcamo_assets.plates import Field, Plate, read_field, read_label, read_la
 from gradcamo_assets.provenance import Provenance, digest
 from gradcamo_assets.segmentation import read_masks
 from gradcamo_assets.segmentation.cell_quality import add_quality_flags, judge_fields, over_split_share
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables import lake_table
 
 _CODE = "1"
@@ -67,6 +68,7 @@ def _load_segmented_fields(
         )
     ],
 )
+@explain_storage_errors
 def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """The table of cells: shape, borders, nuclei, QC and treatment (in pooled screens, from the label table)."""
     plate_name, site = plate_site_of(context)
@@ -154,6 +156,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     kinds={"zarr"},
     check_specs=[dg.AssetCheckSpec("fields_cropped", asset="crops", description="Every segmented field has crops.")],
 )
+@explain_storage_errors
 def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """The 3D crop of every kept cell: raw intensities, target and neighbour masks, and the plate's statistics."""
     plate_name, site = plate_site_of(context)

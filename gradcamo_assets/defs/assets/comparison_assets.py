@@ -18,6 +18,7 @@ from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import accuracy_against_score, layer_scores, paired_differences, to_markdown
 from gradcamo_assets.storage import write_bytes
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION
 
 _MAX_VERSIONS = 12
@@ -26,6 +27,7 @@ _MAX_VERSIONS = 12
 @dg.asset(
     deps=["gradcamo_scores", trained_model], group_name="qc", kinds={"polars"}, automation_condition=ON_INPUT_CHANGE
 )
+@explain_storage_errors
 def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Accuracy and map scores by version on held-out cells, and differences from the champion on the same cells."""
     from gradcamo_assets.training.compare import differences_from_champion, held_out_cells, summarise_versions
@@ -77,6 +79,7 @@ class ExplorationConfig(dg.Config):
 
 
 @dg.asset(deps=[trained_model], group_name="models", kinds={"pytorch"}, pool="training")
+@explain_storage_errors
 def encoder_exploration(
     context: dg.AssetExecutionContext, platform: Platform, config: ExplorationConfig
 ) -> dg.MaterializeResult:

@@ -17,6 +17,7 @@ from gradcamo_assets.plates import Field, field_version, read_field
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.report import segmentation_overlay, to_markdown
 from gradcamo_assets.segmentation import Segmenter, read_masks, write_masks
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables import lake_table
 
 _CODE = "1"
@@ -30,6 +31,7 @@ _CODE = "1"
     pool="segmentation",
     check_specs=[dg.AssetCheckSpec("fields_segmented", asset="masks", description="Every readable field has masks.")],
 )
+@explain_storage_errors
 def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Masks of cells and nuclei, one OME-Zarr label image per field. Up-to-date fields are skipped."""
     plate_name, site = plate_site_of(context)

@@ -14,6 +14,7 @@ from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import to_markdown
 from gradcamo_assets.storage import atomic_file
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.model_registry import CHAMPION
 from gradcamo_assets.training.settings import TrainingConfig
 from gradcamo_assets.training.split import PARTS, SplitUnit, split_wells
@@ -58,6 +59,7 @@ def crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
 
 
 @dg.asset(deps=[crops], group_name="models", kinds={"polars"})
+@explain_storage_errors
 def data_split(context: dg.AssetExecutionContext, platform: Platform, config: SplitConfig) -> dg.MaterializeResult:
     """Assignment of wells to training, validation and test, with every class in each part if possible."""
     cells = kept_cells(platform, config.plates)
@@ -76,6 +78,7 @@ def data_split(context: dg.AssetExecutionContext, platform: Platform, config: Sp
 
 
 @dg.asset(deps=[data_split], group_name="models", kinds={"pytorch", "mlflow"}, pool="training")
+@explain_storage_errors
 def trained_model(context: dg.AssetExecutionContext, platform: Platform, config: TrainConfig) -> dg.MaterializeResult:
     """An encoder that predicts the treatment of a crop, registered in MLflow. The first version becomes champion."""
     from gradcamo_assets.training.evaluation import unseen_cells

@@ -18,6 +18,7 @@ from gradcamo_assets.home import Home
 from gradcamo_assets.plates import IngestedPlate, ingest_plate
 from gradcamo_assets.plates.failures import recorded_attempt
 from gradcamo_assets.report import illumination_maps, to_markdown
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables.schema import tables_keyed_by
 
 
@@ -59,6 +60,7 @@ def find_source(home: Home, plate: str) -> tuple[Path, str]:
         ),
     ],
 )
+@explain_storage_errors
 def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """A plate from the inbox: OME-Zarr images, field QC, plate map, intensity statistics and illumination."""
     name = context.partition_key

@@ -21,6 +21,7 @@ from gradcamo_assets.profiles import ProfilesConfig
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.report import map_by_epoch, to_gif, to_markdown, umap_scatter
 from gradcamo_assets.storage import write_bytes
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.model_registry import ModelVersion
 
 _MAX_MAP_CELLS = 20_000
@@ -134,6 +135,7 @@ def _all_scored(platform: Platform, champion: ModelVersion) -> bool:
 
 
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"polars"}, automation_condition=ON_INPUT_CHANGE)
+@explain_storage_errors
 def profiles(context: dg.AssetExecutionContext, platform: Platform, config: ProfilesLaunch) -> dg.MaterializeResult:
     """Well profiles per cell population: median per site, mean over sites, sphered; and their exports."""
     from gradcamo_assets.profiles import (
@@ -193,6 +195,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
 
 
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"umap"}, automation_condition=ON_INPUT_CHANGE)
+@explain_storage_errors
 def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunch) -> dg.MaterializeResult:
     """UMAP coordinates of the cells. The map is fitted once per model version; later plates are placed on it."""
     from gradcamo_assets.profiles import CellMap, fitted_digest, load_fitted, save_fitted
@@ -258,6 +261,7 @@ def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> b
 
 
 @dg.asset(deps=[profiles], group_name="profiles", kinds={"copairs"}, automation_condition=ON_INPUT_CHANGE)
+@explain_storage_errors
 def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Mean average precision of retrieving replicate wells, per treatment and cell population."""
     from gradcamo_assets.profiles import replicate_map
@@ -276,6 +280,7 @@ def replicability(context: dg.AssetExecutionContext, platform: Platform) -> dg.M
 
 
 @dg.asset(deps=["embeddings"], group_name="profiles", kinds={"scikit-learn"}, automation_condition=ON_INPUT_CHANGE)
+@explain_storage_errors
 def confounder_audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Accuracy of probes that predict treatment, site, well position and plate from embeddings, and chance level."""
     from gradcamo_assets.profiles import audit_confounders, select_population

@@ -7,6 +7,7 @@ from gradcamo_assets.defs.each_field import markdown_reasons
 from gradcamo_assets.defs.launchpad import override_settings, settings_metadata, with_section_fields
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION
 from gradcamo_assets.training.promotion_rule import CHECKS, PromotionConfig
 
@@ -22,6 +23,7 @@ class PromotionThresholds(dg.Config):
     kinds={"mlflow"},
     check_specs=[dg.AssetCheckSpec(name, asset="promotion", description=text) for name, text in CHECKS.items()],
 )
+@explain_storage_errors
 def promotion(
     context: dg.AssetExecutionContext, platform: Platform, config: PromotionThresholds
 ) -> dg.MaterializeResult:

@@ -4,6 +4,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables import find_violations, mark_checked, publish, qc_table
 from gradcamo_assets.training.promotion import record_champion, record_versions
 
@@ -21,6 +22,7 @@ from gradcamo_assets.training.promotion import record_champion, record_versions
         )
     ],
 )
+@explain_storage_errors
 def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """``qc.duckdb``: views of the lake, and summaries. ``publication_sensor`` requests it when the lake has changed."""
     home, lake, registry = platform.home, platform.lake, platform.registry

@@ -22,6 +22,7 @@ from gradcamo_assets.report import (
     verdict,
 )
 from gradcamo_assets.storage import write_bytes
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables import run_sql
 
 _KEYS = ("model_name", "model_version", "model_run", "Metadata_Plate")
@@ -47,6 +48,7 @@ _EXCLUDED_COLUMNS = ("mean_gradcamo", "q25_gradcamo", "q75_gradcamo", "looks_at_
     group_name="qc",
     kinds={"html"},
 )
+@explain_storage_errors
 def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """One self-contained HTML page per plate and model version: verdict, pictures and tables."""
     plate, home = context.partition_key, platform.home

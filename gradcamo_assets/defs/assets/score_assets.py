@@ -20,6 +20,7 @@ from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.report import crops_with_maps, to_markdown
+from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.training.model_registry import ModelVersion
 
@@ -56,6 +57,7 @@ class ScoringRun(dg.Config):
     pool="scoring",
     check_specs=[dg.AssetCheckSpec("cells_scored", asset="gradcamo_scores", description="Every kept cell has a row.")],
 )
+@explain_storage_errors
 def scores_and_embeddings(
     context: dg.AssetExecutionContext, platform: Platform, config: ScoringRun
 ) -> Iterator[dg.MaterializeResult | dg.AssetObservation | dg.AssetCheckResult]:

@@ -10,6 +10,7 @@ from gradcamo_assets.defs.field_results import crop_folder
 from gradcamo_assets.defs.partitions import ON_INPUT_CHANGE, PLATES
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.report import channel_correlations, to_markdown
+from gradcamo_assets.storage_errors import explain_storage_errors
 
 _MAX_CELLS = 512
 
@@ -17,6 +18,7 @@ _MAX_CELLS = 512
 @dg.asset(
     partitions_def=PLATES, deps=["crops"], group_name="profiles", kinds={"polars"}, automation_condition=ON_INPUT_CHANGE
 )
+@explain_storage_errors
 def channel_correlation(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
     """Pearson correlation between stains over the voxels of a cell, in a sample of a plate's cells."""
     from gradcamo_assets.profiles import correlation_table, stain_correlation

@@ -1,43 +1,21 @@
 """Send alerts on failed runs by webhook or mail, as configured in ``[alerts]`` of ``gradcamo.toml``."""
 
-import json
 import os
 import re
 import smtplib
 import ssl
-import urllib.request
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from typing import Any
 
 import dagster as dg
 
+from gradcamo_assets.defs.automation import webhook
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.settings import AlertConfig
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates.failures import read_failures
-
-_TIMEOUT_SECONDS = 10
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Reject redirects: they could lead to any scheme and host, and would lose the posted data."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def post_alert(address: str, alert: dict[str, Any]) -> None:
-    """Post an alert as JSON.
-
-    Raises:
-        OSError: if there is no response within 10 seconds, or the response is not a success.
-    """
-    body = json.dumps(alert).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-    with urllib.request.build_opener(_NoRedirects).open(request, timeout=_TIMEOUT_SECONDS):
-        pass
 
 
 def mail_alert(settings: AlertConfig, alert: dict[str, Any]) -> None:
@@ -54,7 +32,7 @@ def mail_alert(settings: AlertConfig, alert: dict[str, Any]) -> None:
     message["To"] = [settings.mail_to] if isinstance(settings.mail_to, str) else list(settings.mail_to)
     message.set_content("\n".join([alert["text"], "", *(f"{name}: {value}" for name, value in alert.items())]))
     password = os.environ.get("GRADCAMO_SMTP_PASSWORD")
-    with smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_SECONDS) as server:
+    with smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=webhook.TIMEOUT_SECONDS) as server:
         if password:
             server.starttls(context=ssl.create_default_context())
             server.login(settings.smtp_user or settings.mail_from, password)
@@ -104,7 +82,7 @@ def alert_on_failure(context: dg.RunFailureSensorContext, platform: Platform) ->
         context.log.error(f"Alert not sent: {error}")
         return
     for recipient, send in (
-        (settings.webhook, lambda: post_alert(settings.webhook or "", alert)),
+        (settings.webhook, lambda: webhook.post(settings.webhook or "", alert, settings.webhook_networks)),
         (settings.mail_to, lambda: mail_alert(settings, alert)),
     ):
         try:
