@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.names import check_name
+from gradcamo_assets.names import check_name, is_system_name
 from gradcamo_assets.plates.formats.configuration import CONFIGURATION_ENDING
 from gradcamo_assets.plates.omezarr import plate_name_of
 from gradcamo_assets.plates.spreadsheets import read_table
@@ -26,7 +26,7 @@ LABELS_ENDING = ".labels.csv"
 BARCODE_TABLE = "barcode_platemap.csv"
 _BROAD_ENDINGS = ("", ".txt", ".csv", ".tsv", ".xlsx")
 _BROAD_FOLDERS = ("platemap", "platemaps", ".")
-_IMAGE_ENDINGS = (".tif", ".tiff")
+_IMAGE_ENDINGS = (".tif", ".tiff", ".png")
 _MAX_SAMPLED_FILES = 256
 """Number of images of a plate whose contents are sampled, and of metadata files."""
 _IMAGE_SAMPLE_BYTES, _METADATA_SAMPLE_BYTES = 1 << 12, 1 << 16
@@ -107,8 +107,8 @@ def compute_signature(source: Path) -> str:
     Names are relative and times are ignored, so a copy has the signature of its original. Contents cover:
 
     - the tables beside the plate, completely;
-    - 64 KiB at either end of up to 256 metadata files: files other than TIFF in the plate folder or one level below
-      (an index, the zarr.json of plate and rows);
+    - 64 KiB at either end of up to 256 metadata files: files other than TIFF and PNG in the plate folder or one level
+      below (an index, the zarr.json of plate and rows);
     - 4 KiB at either end of up to 256 other files, evenly spread over their sorted names.
 
     A plate exported again with equal file sizes therefore gets another signature, but a single image rewritten in place
@@ -141,6 +141,8 @@ def scan_source(source: Path, contents: bool = True) -> tuple[str, float]:
         folders, start = [str(source)], len(str(source)) + 1
         while folders:
             for entry in _list_folder(folders.pop()):
+                if is_system_name(entry.name):
+                    continue
                 info = entry.stat(follow_symlinks=False)
                 newest = max(newest, info.st_mtime, info.st_ctime)
                 if stat.S_ISDIR(info.st_mode):

@@ -1,4 +1,7 @@
-"""Read TIFF files of any microscope by a regular expression on their paths, given in the plate's configuration."""
+"""Read TIFF or PNG files of any microscope by a regular expression on their paths.
+
+The plate's configuration gives it, or the files follow a scheme that is known (``schemes``).
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,33 @@ import polars as pl
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.names import natural_key
 from gradcamo_assets.plates.formats.configuration import read_configuration
+from gradcamo_assets.plates.formats.files import find_images
 from gradcamo_assets.plates.formats.planes import MAX_PLANES, Export, build_export, to_micrometres, well_from_indices
+from gradcamo_assets.plates.formats.png import is_png
+from gradcamo_assets.plates.formats.schemes import SCHEMES
 from gradcamo_assets.plates.formats.untrusted import count_pages, open_tiff, reject_dtd
 
 _GROUPS = ("well", "row", "column", "site", "channel", "z")
 _EXAMPLE = r"Write, for example, pattern = '(?P<well>[A-P]\d\d)_s(?P<site>\d)_(?P<channel>w\d)\.tif'."
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path, scheme: str | None = None) -> Export:
     """Read the paths below the folder and the header of the first file, which stands for all files.
 
     If the pattern has no groups for them, the pages of a file are z, or z and channels as in its OME-XML or ImageJ
     metadata.
+
+    Args:
+        scheme: name of the scheme that the files follow; None: the configuration has a pattern.
     """
-    expression = _compile_pattern(read_configuration(folder).pattern)
-    # rglob does not follow links to folders.
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.[tT][iI][fF]*")]
-    candidates = [(file, expression.fullmatch(file)) for file in sorted(files, key=natural_key)]
+    expression = _compile_pattern(SCHEMES[scheme] if scheme else read_configuration(folder).pattern)
+    candidates = [(file, expression.fullmatch(file)) for file in find_images(folder)]
     matches = [{"file": file, **match.groupdict(default="")} for file, match in candidates if match]
     others = [file for file, match in candidates if not match]
     if not matches:
         example = f", for example {others[0]}" if others else ""
         remedy = "It must match a file's whole path below the folder, with '/' between folders."
-        raise PlateError(f"the pattern matches none of {len(others)} TIFF files{example}", remedy)
+        raise PlateError(f"the pattern matches none of {len(others)} image files{example}", remedy)
     first = matches[0]
     pages, names, voxel_size = _read_pages(folder / first["file"])
     if len(matches) * len(pages) > MAX_PLANES:
@@ -53,19 +60,19 @@ def read(folder: Path) -> Export:
             "well": match["well"] if "well" in match else well_from_indices(match["row"], match["column"]),
             "site": match.get("site") or "1",
             "channel": indices[match["channel"]] if "channel" in match else channel,
-            "z": _trailing_number(match["z"]) if "z" in match else z,
+            "z": _trailing_number(match["z"] or "0") if "z" in match else z,
             "file": match["file"],
             "page": page,
         }
         for match in matches
         for page, (channel, z) in enumerate(pages)
     ]
-    problems = [f"the pattern does not match {len(others)} TIFF files, for example {others[0]}"] if others else []
+    problems = [f"the pattern does not match {len(others)} image files, for example {others[0]}"] if others else []
     return build_export(
         folder,
         pl.DataFrame(rows),
         names,
-        format="Pattern",
+        format=scheme or "Pattern",
         source="the pattern",
         voxel_size=voxel_size,
         problems=problems,
@@ -96,6 +103,8 @@ def _trailing_number(text: str) -> int:
 
 def _read_pages(path: Path) -> tuple[list[tuple[int, int]], list[str], list[float | None]]:
     """(channel, z) of each page of a file, channel names, and the voxel size if the OME-XML gives it."""
+    if is_png(path):
+        return [(0, 0)], ["channel_0"], [None] * 3
     with open_tiff(path) as tif:
         count = count_pages(tif)
         names, voxel_size = _parse_ome(tif.ome_metadata or "", count) if tif.is_ome else ([], [None] * 3)

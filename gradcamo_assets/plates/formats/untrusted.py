@@ -1,4 +1,4 @@
-"""Read untrusted XML and TIFF files safely: check what a file claims before parsing or decoding it.
+"""Read untrusted XML, TIFF and PNG files safely: check what a file claims before parsing or decoding it.
 
 XML with a DTD is rejected before it is parsed, because a DTD can declare entities.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.plates.formats.png import is_png, png_shape, read_png
 from gradcamo_assets.plates.omezarr import as_counts, is_storage_failure
 
 if TYPE_CHECKING:
@@ -81,18 +82,22 @@ def iter_elements(path: Path, *tags: str) -> Iterator[tuple[str, ElementTree.Ele
 
 
 def read_plane(path: Path, page: int = 0) -> NDArray[np.uint16]:
-    """Read one page of a TIFF file as (Y, X) uint16; ``page`` counts from 0.
+    """Read one page of a TIFF file, or a PNG file, as (Y, X) uint16; ``page`` counts from 0.
 
     Raises:
-        PlateError: not a TIFF file, damaged, no such page, not a greyscale plane, an implausible size, or values beyond
-            16 bits.
+        PlateError: not a TIFF or PNG file, damaged, no such page, not a greyscale plane, an implausible size, or values
+            beyond 16 bits.
     """
+    if is_png(path):
+        return read_png(path, page)
     with open_tiff(path) as tif:
         return as_counts(_checked_page(tif, page).asarray())
 
 
 def plane_shape(path: Path, page: int = 0) -> tuple[int, int]:
     """The (y, x) shape of a page, read from its header. Raises ``PlateError`` as ``read_plane``, except for values."""
+    if is_png(path):
+        return png_shape(path, page)
     with open_tiff(path) as tif:
         y, x = _checked_page(tif, page).shape
         return y, x
