@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ LABELS_ENDING = ".labels.csv"
 BARCODE_TABLE = "barcode_platemap.csv"
 _BROAD_ENDINGS = ("", ".txt", ".csv", ".tsv", ".xlsx")
 _BROAD_FOLDERS = ("platemap", "platemaps", ".")
+_MEASUREMENT = re.compile(r"__.*-measurement[ _-]?\d+", re.IGNORECASE)
+"""What Harmony adds to a barcode in the name of a folder: ``BR00117010__2020-11-08T18_18_00-Measurement 1``."""
 _IMAGE_ENDINGS = (".tif", ".tiff", ".png")
 _MAX_SAMPLED_FILES = 256
 """Number of images of a plate whose contents are sampled, and of metadata files."""
@@ -43,12 +46,14 @@ class Companions:
         metadata: Broad's sample tables, shared by all plates of the inbox.
         files: files of this plate alone. Tables shared by all plates of an inbox are excluded, because a row for a new
             plate would make every plate look changed.
+        note: why there is no map, if there is a barcode table.
     """
 
     maps: tuple[Path, ...]
     labels: Path | None
     metadata: tuple[Path, ...]
     files: tuple[Path, ...]
+    note: str | None = None
 
 
 def find_companions(source: Path) -> Companions:
@@ -58,47 +63,67 @@ def find_companions(source: Path) -> Companions:
     Assay_Plate_Barcode, the plate's name, and Plate_Map_Name) names a map in ``platemap/``, ``platemaps/`` or the inbox
     itself, and ``external_metadata*.tsv`` describes its samples (layout of Broad's image-based profiling recipe).
 
+    Maps and rows of the table may have the barcode that Harmony puts before ``__<date>-Measurement 1``. In the table, a
+    barcode of digits may have lost its leading zeros or end in ``.0``.
+
     Raises:
         PlateError: the folder's name is not a valid plate name, or the barcode table is unreadable, lists two maps for
             the plate, or lists a map with an invalid name or without a file.
     """
     name = plate_name_of(source)
+    barcode = _MEASUREMENT.sub("", name)
     stems = dict.fromkeys((name, source.name.removesuffix(".zarr").removesuffix(".ome")))
-    maps = [path for stem in stems for end in _MAP_ENDINGS if (path := source.with_name(stem + end)).is_file()]
+    maps = _existing(source.with_name(stem + end) for stem in stems for end in _MAP_ENDINGS)
+    maps = maps or _existing(source.with_name(barcode + end) for end in _MAP_ENDINGS)
     metadata: list[Path] = []
+    note = None
     if not maps and (barcodes := source.with_name(BARCODE_TABLE)).is_file():
         try:
-            maps = _find_broad_maps(barcodes, name)
+            maps = _find_broad_maps(barcodes, dict.fromkeys((name, barcode)))
         except GradcamoError as error:
             raise error.at(PlateError, plate=name, path=barcodes) from error
         metadata = sorted(source.parent.glob("external_metadata*.tsv")) if maps else []
+        if not maps:
+            note = f"{BARCODE_TABLE} has no row for {' or '.join(dict.fromkeys((name, barcode)))}"
     labels, configuration = (source.with_name(name + end) for end in (LABELS_ENDING, CONFIGURATION_ENDING))
     files = (*maps, *(path for path in (labels, configuration) if path.is_file()))
-    return Companions(tuple(maps), labels if labels in files else None, tuple(metadata), files)
+    return Companions(tuple(maps), labels if labels in files else None, tuple(metadata), files, note)
 
 
-def _find_broad_maps(barcodes: Path, plate: str) -> list[Path]:
+def _existing(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.is_file()]
+
+
+def _find_broad_maps(barcodes: Path, plate_names: Iterable[str]) -> list[Path]:
+    """Find the map that the barcode table lists for the first of ``plate_names`` that it has."""
     table, _ = read_table(barcodes)
     columns = {name.lower().replace("_", ""): name for name in table.columns}
     if not {"assayplatebarcode", "platemapname"} <= columns.keys():
         problem = "the columns Assay_Plate_Barcode and Plate_Map_Name are missing"
         raise GradcamoError(problem, "Give the table these two columns.")
-    pairs = table.select(columns["assayplatebarcode"], columns["platemapname"]).iter_rows()
-    names = {
-        check_name(map_name, "plate map name") for barcode, map_name in pairs if barcode.replace(" ", "_") == plate
-    }
+    pairs = [
+        (barcode.replace(" ", "_"), map_name)
+        for barcode, map_name in table.select(columns["assayplatebarcode"], columns["platemapname"]).iter_rows()
+    ]
+    spellings = [lambda text: text, _bare_number]
+    found = ([m for b, m in pairs if spell(b) == spell(name)] for name in plate_names for spell in spellings)
+    names = {check_name(map_name, "plate map name") for map_name in next(filter(None, found), [])}
     if len(names) > 1:
         raise GradcamoError(f"it lists two plate maps, {' and '.join(sorted(names))}", "Keep one of them.")
-    maps = [
-        path
+    maps = _existing(
+        barcodes.parent / folder / f"{name}{end}"
         for name in names
         for folder in _BROAD_FOLDERS
         for end in _BROAD_ENDINGS
-        if (path := barcodes.parent / folder / f"{name}{end}").is_file()
-    ]
+    )
     if names and not maps:
         raise GradcamoError(f"the plate map {min(names)} does not exist", f"Put it into {_BROAD_FOLDERS[0]}/.")
     return maps
+
+
+def _bare_number(barcode: str) -> str:
+    """Return a barcode of digits as spreadsheets write it: ``0012345`` and ``12345.0`` give ``12345``."""
+    return re.sub(r"^0*(\d+?)(\.0+)?$", r"\1", barcode)
 
 
 def compute_signature(source: Path) -> str:

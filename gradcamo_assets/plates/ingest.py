@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.names import natural_key
-from gradcamo_assets.plates.companions import LABELS_ENDING, find_companions, scan_source
+from gradcamo_assets.plates.companions import LABELS_ENDING, Companions, find_companions, scan_source
 from gradcamo_assets.plates.formats import detect_format
 from gradcamo_assets.plates.illumination import estimate_illumination
 from gradcamo_assets.plates.image_quality import FieldMeter, center_and_scale, field_warnings
@@ -157,7 +157,7 @@ def ingest_plate(
         "intensity_scale": [channel["scale"] for channel in statistics.values()],
         "ingested_at": datetime.now(UTC).replace(tzinfo=None),
     }  # fmt: skip
-    problems = [*plate_source.problems, *_list_problems(plate_map, bool(companions.maps), fields, labels)]
+    problems = [*plate_source.problems, *_list_problems(plate_map, companions, fields, labels)]
     return IngestedPlate(
         plate=load_plate(plates, name),
         plate_frame=pl.DataFrame([row]),
@@ -228,15 +228,18 @@ def _nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _list_problems(plate_map: PlateMap, has_map: bool, fields: pl.DataFrame, labels: pl.DataFrame | None) -> list[str]:
-    problems = [
+def _list_problems(
+    plate_map: PlateMap, companions: Companions, fields: pl.DataFrame, labels: pl.DataFrame | None
+) -> list[str]:
+    problems = plate_map.notes + [
         f"field {path}: {problem}"
         for column in ("qc_flag", "qc_warning")
         for path, problem in fields.drop_nulls(column).select("path", column).iter_rows()
     ]
     unknown_wells = set() if labels is None else set(labels["Metadata_Well"]) - set(plate_map.frame["Metadata_Well"])
-    if not has_map:
-        problems.append("there is no plate map beside the plate, so its wells have no treatment")
+    if not companions.maps:
+        reason = f" ({companions.note})" if companions.note else ""
+        problems.append(f"there is no plate map beside the plate{reason}, so its wells have no treatment")
     elif plate_map.missing:
         problems.append(f"the plate map lacks wells {', '.join(plate_map.missing)}")
     if plate_map.unknown:

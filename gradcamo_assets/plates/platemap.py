@@ -6,21 +6,21 @@ guessed.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from gradcamo_assets.errors import PlateError, PlateMapError
 from gradcamo_assets.names import normalise_well_name, row_letters
+from gradcamo_assets.plates.column_names import GENETIC, SPELLINGS, match_columns, normalise_column_name
 from gradcamo_assets.plates.spreadsheets import read_table
 from gradcamo_assets.plates.treatments import (
     TEXT_COLUMNS,
     TREATMENT_COLUMNS,
     add_dose_ranks,
+    is_dose,
     normalise_unit,
     parse_treatments,
     treatment_class,
@@ -28,33 +28,6 @@ from gradcamo_assets.plates.treatments import (
 
 __all__ = ["PlateMap", "read_label_table", "read_plate_map", "treatment_class"]
 
-_SPELLINGS = {
-    "Metadata_Well": ("well", "wellposition", "wellid", "wellname", "destinationwell"),
-    "Metadata_Site": ("site", "field", "fov"),
-    "compound": (
-        "compound", "compoundname", "cmpd", "cmpdname", "drug", "drugname", "pertiname", "perturbation", "compoundid",
-        "cmpdid", "pertid", "broadsample", "treatment", "sample", "samplename", "inchikey",
-    ),
-    "dose": (
-        "dose", "dosevalue", "pertdose", "finaldose", "finalconcentration", "finalconc", "concentration", "conc",
-        "mmolesperliter", "mgperml",
-    ),
-    "unit": (
-        "doseunit", "doseunits", "pertdoseunit", "pertdoseunits", "concentrationunit", "concentrationunits",
-        "concunit", "concunits", "unit", "units",
-    ),
-    "pert_type": ("perttype", "perturbationtype"),
-    "control_type": ("controltype",),
-    "solvent": ("solvent",),
-    "row": ("row", "wellrow", "platerow"),
-    "column": ("column", "col", "wellcolumn", "wellcol", "platecolumn"),
-    "broad_sample": ("broadsample",),
-    "pert_iname": ("pertiname",),
-    "pert_id": ("pertid",),
-    "label": ("label",),
-    "kind": ("kind",),
-}  # fmt: skip
-"""Accepted spellings of each column, most likely first. The name of a dose column may end in a unit."""
 _SAMPLE_COLUMNS = ("broad_sample", "pert_iname", "pert_id")
 _COLUMNS = ("Metadata_Well", *TREATMENT_COLUMNS[:3], "Metadata_Dose_Rank", "Metadata_pert_type")
 _REMEDY = f"Give a CSV, TSV or XLSX file with the columns Metadata_Well, {', '.join(TREATMENT_COLUMNS)}."
@@ -71,11 +44,14 @@ class PlateMap:
         frame: one row for every well of the plate, in plate order.
         missing: wells of the plate that the map lacks; they are empty in ``frame``.
         unknown: wells of the map that the plate lacks; they are left out of ``frame``.
+        notes: what the map holds and ``frame`` does not: columns of numbers or units that are not read, samples that
+            no metadata table describes.
     """
 
     frame: pl.DataFrame
     missing: list[str]
     unknown: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def read_plate_map(path: Path | None, wells: Sequence[str], metadata: Sequence[Path] = ()) -> PlateMap:
@@ -90,20 +66,29 @@ def read_plate_map(path: Path | None, wells: Sequence[str], metadata: Sequence[P
             ``broad_sample``, ``pert_iname`` or ``pert_id``. They supply compound names and perturbation types.
 
     Raises:
-        PlateMapError: an unreadable file, no well or compound column, an invalid well name, a well listed twice, a dose
-            that is negative or not a number, an unknown unit or perturbation type, a sample described twice.
+        PlateMapError: an unreadable file, no well or compound column, two perturbations in one well, an invalid well
+            name, a well listed twice, a sample described twice, or a treatment that ``parse_treatments`` rejects.
     """
     names = list(dict.fromkeys(normalise_well_name(well) for well in wells))
     plate = pl.DataFrame({"Metadata_Well": names}, schema={"Metadata_Well": pl.String})
-    plate_map = pl.DataFrame(schema=dict.fromkeys(("Metadata_Well", *TEXT_COLUMNS), pl.String))
+    plate_map, notes = pl.DataFrame(schema=dict.fromkeys(("Metadata_Well", *TEXT_COLUMNS), pl.String)), []
     if path is not None:
-        plate_map = _read_text_columns(path, required=("Metadata_Well", "compound"))
+        plate_map, unread = _read_text_columns(path, required=("Metadata_Well", "compound"))
+        if unread:
+            notes.append(f"the plate map has columns of numbers or units that are not read: {', '.join(unread)}")
     listed = plate_map["Metadata_Well"]
     repeated = listed.filter(listed.is_duplicated()).unique(maintain_order=True)
     if len(repeated):
         raise PlateMapError(f"wells appear twice: {', '.join(repeated[:5])}", "List every well once.", path=path)
+    lacking = []
     for file in metadata:
-        plate_map = _add_sample_descriptions(plate_map, file)
+        plate_map, undescribed = _add_sample_descriptions(plate_map, file)
+        if undescribed is not None:
+            lacking.append(undescribed)
+    if lacking and (samples := sorted(set.intersection(*lacking))):
+        tables, more = ", ".join(file.name for file in metadata), len(samples) - 5
+        shown = ", ".join(samples[:5]) + (f" and {more} more" if more > 0 else "")
+        notes.append(f"samples of the plate map without a row in {tables}: {shown}")
     treated = plate_map.select("Metadata_Well").hstack(parse_treatments(plate_map, path))
     frame = add_dose_ranks(plate.join(treated, on="Metadata_Well", how="left", maintain_order="left"))
     frame = frame.with_columns(pl.col("Metadata_pert_type").fill_null("empty"))
@@ -112,6 +97,7 @@ def read_plate_map(path: Path | None, wells: Sequence[str], metadata: Sequence[P
         frame.select(_COLUMNS),
         missing=[name for name in names if name not in in_map],
         unknown=[name for name in listed if name not in in_plate],
+        notes=notes,
     )
 
 
@@ -126,7 +112,7 @@ def read_label_table(path: Path) -> pl.DataFrame:
             kind.
     """
     required = ("Metadata_Well", "Metadata_Site", "label", "compound")
-    frame = _read_text_columns(path, required, size_factor=_LABEL_TABLE_SIZE)
+    frame, _ = _read_text_columns(path, required, size_factor=_LABEL_TABLE_SIZE)
     kind = pl.col("kind").fill_null("target") if "kind" in frame.columns else pl.lit("target").alias("kind")
     site, label = pl.col("Metadata_Site").cast(pl.Int32, strict=False), pl.col("label").cast(pl.Int64, strict=False)
     numbers = frame.select("Metadata_Well", site, label, kind)
@@ -141,15 +127,33 @@ def read_label_table(path: Path) -> pl.DataFrame:
     return add_dose_ranks(table).select("Metadata_Well", "Metadata_Site", "label", "kind", *_COLUMNS[1:])
 
 
-def _read_text_columns(path: Path, required: tuple[str, ...] = (), size_factor: int = 1) -> pl.DataFrame:
-    """Read a file as text under the column names of ``_SPELLINGS``, with all of ``TEXT_COLUMNS``.
+def _read_text_columns(
+    path: Path, required: tuple[str, ...] = (), size_factor: int = 1
+) -> tuple[pl.DataFrame, list[str]]:
+    """Read a file as text under standard column names, with all of ``TEXT_COLUMNS``.
 
-    Wells are normalised, blank cells become NULL.
+    Wells are normalised, blank cells become NULL. Also return the names of columns of numbers or units that are
+    not read.
     """
     raw, decimal_comma = read_table(path, size_factor)
-    text = pl.when(~pl.all().str.to_lowercase().str.contains(_BLANK)).then(pl.all()).name.keep()
-    chosen, column_unit = _match_columns(raw.columns, path)
-    frame = raw.select(text).select(**chosen).filter(~pl.all_horizontal(pl.all().is_null()))
+    chosen, column_unit = match_columns(raw.columns, path)
+    names = {name: normalise_column_name(name)[0] for name in raw.columns}
+    # The genotype Null is a knock-out.
+    blanks = {name: _BLANK.replace("null|", "") if names[name] == "genotype" else _BLANK for name in raw.columns}
+    text = raw.select(
+        pl.when(~pl.col(name).str.to_lowercase().str.contains(blank)).then(pl.col(name))
+        for name, blank in blanks.items()
+    )
+    if "compound" in chosen:
+        for name in (name for name in raw.columns if names[name] in GENETIC and name != chosen["compound"]):
+            _check_single_perturbation(text.select(chosen["compound"], name), path)
+    # The lower of two amounts in a row, such as mg_per_ml beside mmoles_per_liter, is no loss.
+    known = {*chosen.values(), *(name for name in raw.columns if names[name] in SPELLINGS["dose"])}
+    unread = [name for name in raw.columns if name not in known and _holds_amounts(text[name], decimal_comma)]
+    frame = text.select(**chosen).filter(~pl.all_horizontal(pl.all().is_null()))
+    # Programs that read integers beside blank cells write them back as 1.0.
+    integers = [name for name in ("row", "column", "Metadata_Site", "label") if name in chosen]
+    frame = frame.with_columns(pl.col(integers).str.replace(r"^(\d+)\.0+$", "$1"))
     if "Metadata_Well" not in chosen and {"row", "column"} <= chosen.keys():
         # Rows may be numbered from 1: 2 is B, 27 is AA.
         numbers = {str(row): row_letters(row - 1) for row in range(1, 33)}
@@ -175,43 +179,38 @@ def _read_text_columns(path: Path, required: tuple[str, ...] = (), size_factor: 
             raise PlateMapError(problem, "Write doses without thousands separators.", path=path)
         frame = frame.with_columns(pl.col("dose").str.replace_all(",", ".", literal=True))
     added = {name: pl.lit(None, pl.String) for name in TEXT_COLUMNS if name not in frame.columns}
-    return frame.with_columns(**added | {"column_unit": pl.lit(column_unit, pl.String)})
+    return frame.with_columns(**added | {"column_unit": pl.lit(column_unit, pl.String)}), unread
 
 
-def _match_columns(names: Sequence[str], path: Path) -> tuple[dict[str, str], str | None]:
-    """Map each standard column to the file's column of that meaning; also return the unit in the dose column's name.
+def _check_single_perturbation(pairs: pl.DataFrame, path: Path) -> None:
+    """Check that the second column does not tell apart wells that the first one, the perturbation, makes equal."""
+    used, other = pairs.columns
+    distinct = pairs.unique(maintain_order=True)
+    repeated = distinct.filter(pl.col(used).is_duplicated())
+    if len(repeated):
+        values = repeated.filter(pl.col(used).eq_missing(repeated[used][0]))[other].to_list()
+        problem = (
+            f"columns {used} and {other} both name a perturbation: {used} {repeated[used][0]!r} has {other} {values}"
+        )
+        raise PlateMapError(problem[:300], "Combine them in one column Metadata_Compound.", path=path)
 
-    ``Well Position``, ``well`` and ``Metadata_Well`` mean the same column, and so do ``Conc (uM)`` and ``conc_um``.
+
+def _holds_amounts(column: pl.Series, decimal_comma: bool) -> bool:
+    values = column.drop_nulls().unique()
+    if decimal_comma:
+        values = values.str.replace_all(",", ".", literal=True)
+    return len(values) > 0 and all(is_dose(value) or normalise_unit(value) for value in values)
+
+
+def _add_sample_descriptions(plate_map: pl.DataFrame, file: Path) -> tuple[pl.DataFrame, set[str] | None]:
+    """Complete the map from a table of samples, and return it with the samples that the table lacks, or None.
+
+    The map's own values win, except compounds that are bare sample IDs.
     """
-    normalised = {name: _normalise_column_name(name) for name in names}
-    chosen: dict[str, str] = {}
-    for standard, spellings in _SPELLINGS.items():
-        by_spelling = ([name for name in names if normalised[name][0] == spelling] for spelling in spellings)
-        matches = next(filter(None, by_spelling), [])
-        if len(matches) > 1:
-            raise PlateMapError(f"columns {matches} both mean {standard}", "Keep one of them.", path=path)
-        if matches:
-            chosen[standard] = matches[0]
-    return chosen, normalised[chosen["dose"]][1] if "dose" in chosen else None
-
-
-def _normalise_column_name(name: str) -> tuple[str, str | None]:
-    """Reduce a column name to letters and digits, and split the unit off the name of a dose column."""
-    text = unicodedata.normalize("NFKC", name).lower().removeprefix("metadata_").replace("\u03bc", "u")
-    compact = re.sub(r"[^a-z0-9%/]", "", text)
-    for dose in _SPELLINGS["dose"]:
-        suffix = compact.removeprefix(dose)
-        if compact.startswith(dose) and (unit := normalise_unit(suffix or dose)):
-            return dose, unit
-    return re.sub(r"[^a-z0-9]", "", compact), None
-
-
-def _add_sample_descriptions(plate_map: pl.DataFrame, file: Path) -> pl.DataFrame:
-    """Complete the map from a table of samples. The map's own values win, except compounds that are bare sample IDs."""
-    table = _read_text_columns(file)
+    table, _ = _read_text_columns(file)
     key = next((name for name in _SAMPLE_COLUMNS if name in table.columns and name in plate_map.columns), None)
     if key is None:
-        return plate_map
+        return plate_map, None
     described = table.drop_nulls(key).select(key, "compound", "pert_type", "control_type").unique()
     repeated = described.filter(pl.col(key).is_duplicated())[key]
     if len(repeated):
@@ -223,4 +222,4 @@ def _add_sample_descriptions(plate_map: pl.DataFrame, file: Path) -> pl.DataFram
         pl.coalesce("pert_type", "pert_type_described"),
         pl.coalesce("control_type", "control_type_described"),
     )
-    return joined.select(plate_map.columns)
+    return joined.select(plate_map.columns), set(plate_map[key].drop_nulls()) - set(described[key])

@@ -50,7 +50,7 @@ class SpheredProfiles:
     Attributes:
         table: the profiles, with the digest of their sphering in ``sphering`` (NULL: not sphered).
         fitted: spherings that were fitted in this call, by population and scope.
-        notes: one sentence for each scope without a sphering.
+        notes: one sentence for each scope without a sphering, or with one that only centres.
     """
 
     table: pl.DataFrame
@@ -80,12 +80,14 @@ def sphered_profiles(
                 names = fit_wells.select(pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")).to_series()
                 sphering = fit_sphering(stack_vectors(fit_wells["profile"]), config.regularisation, names.to_list())
                 fitted[str(population), str(scope_name)] = sphering
+        where = f"Profiles of population {population} on " + (
+            "the screen" if scope_name == SCREEN else f"plate {scope_name}"
+        )
         if sphering is None:
-            where = "the screen" if scope_name == SCREEN else f"plate {scope_name}"
-            notes.append(
-                f"Profiles of population {population} on {where} are not sphered: fewer than two wells to fit on."
-            )
+            notes.append(f"{where} are not sphered: fewer than two wells to fit on.")
         else:
+            if not sphering.spectrum.size:
+                notes.append(f"{where} are only centred: the wells to fit on are all alike.")
             values = sphering(stack_vectors(wells["profile"])).astype(np.float32)
             wells = wells.with_columns(pl.Series("profile", values).arr.to_list())
         parts.append(wells.with_columns(sphering=pl.lit(sphering.digest if sphering else None, pl.String)))

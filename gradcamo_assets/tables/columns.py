@@ -101,8 +101,10 @@ SITE = _key("Metadata_Site", pl.Int32, "Field of view within the well, from 1, i
 CELL_ID = _key("Metadata_CellID", pl.String, "Cell, as plate/well/site/label")
 DOSE = (
     Column("Metadata_Compound", pl.String, "Compound; NULL: the plate map names none"),
-    Column("Metadata_Dose", pl.Float64, "Dose in Metadata_Dose_Unit, 0 for controls"),
-    Column("Metadata_Dose_Unit", pl.String, "Unit of the dose, as the plate map gives it"),
+    Column("Metadata_Dose", pl.Float64, "Dose in Metadata_Dose_Unit, six significant digits, 0 for controls"),
+    Column(
+        "Metadata_Dose_Unit", pl.String, "uM, ug/mL or %; NULL for a dose of 0 and where the plate map gives no unit"
+    ),
 )
 DOSE_NAMES = tuple(column.name for column in DOSE)
 _KINDS = ("trt", "negcon", "poscon", "empty")

@@ -51,8 +51,14 @@ PROFILE_TABLES = (
             *c.MODEL,
             _POPULATION,
             *c.DOSE,
-            Column("mean_average_precision", pl.Float64, "Mean average precision of retrieving replicate wells"),
-            Column("p_value", pl.Float64, "Permutation p value of the mean average precision"),
+            Column(
+                "mean_average_precision",
+                pl.Float64,
+                "Mean average precision of retrieving replicate wells; ties count as ranked at random",
+            ),
+            Column(
+                "p_value", pl.Float64, "Share of random rankings that retrieve the replicate wells as well or better"
+            ),
             Column("n_wells", pl.Int32, "Number of replicate wells"),
             _TRAINED_SHARE,
         ),

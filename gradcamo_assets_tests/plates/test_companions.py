@@ -46,6 +46,46 @@ def test_a_map_through_the_barcode_table(tmp_path: Path, place: str) -> None:
     assert find_companions(inbox / "BR3.zarr").maps == ()
 
 
+HARMONY = "BR00117010__2020-11-08T18_18_00-Measurement 1"
+
+
+@pytest.mark.parametrize(
+    ("folder", "barcode"),
+    [
+        (HARMONY, "BR00117010"), (HARMONY, HARMONY), ("BR00117010__x-Measurement1.zarr", "BR00117010"),
+        ("0012345", "12345"), ("12345", "0012345"), ("0012345", "12345.0"), ("0012345__x-Measurement1", "12345"),
+    ],
+)  # fmt: skip
+def test_a_barcode_as_harmony_and_spreadsheets_write_it(tmp_path: Path, folder: str, barcode: str) -> None:
+    inbox = _inbox(tmp_path, folder)
+    path = _file(inbox / "platemap" / "M-1.txt")
+    _file(inbox / "barcode_platemap.csv", TABLE + f"BR00117011,M-2\n112345,M-2\n{barcode},M-1\n1234,M-2\n")
+    found = find_companions(inbox / folder)
+    assert (found.maps, found.note) == ((path,), None)
+
+
+def test_the_exact_barcode_comes_first(tmp_path: Path) -> None:
+    inbox = _inbox(tmp_path, "0012", "BR1__x-Measurement1")
+    maps = [_file(inbox / "platemap" / f"M-{number}.txt") for number in (1, 2)]
+    rows = "12,M-1\n0012,M-2\nBR1,M-1\nBR1__x-Measurement1,M-2\n"
+    _file(inbox / "barcode_platemap.csv", TABLE + rows)
+    assert [find_companions(inbox / name).maps for name in ("0012", "BR1__x-Measurement1")] == [(maps[1],)] * 2
+    own = _file(inbox / "BR1.csv")
+    assert find_companions(inbox / "BR1__x-Measurement1").maps == (own,)
+
+
+def test_a_plate_without_a_row_in_the_barcode_table_says_what_was_looked_for(tiny: Path, tmp_path: Path) -> None:
+    inbox = _inbox(tmp_path, "BR0012__x-Measurement1")
+    _file(inbox / "barcode_platemap.csv", TABLE + "BR0013,M-1\nBR12,M-1\n")
+    note = find_companions(inbox / "BR0012__x-Measurement1").note
+    assert note == "barcode_platemap.csv has no row for BR0012__x-Measurement1 or BR0012"
+    (tiny.parent / "tiny.csv").unlink()
+    _file(tiny.parent / "barcode_platemap.csv", TABLE)
+    reason = "(barcode_platemap.csv has no row for tiny)"
+    expected = f"there is no plate map beside the plate {reason}, so its wells have no treatment"
+    assert expected in ingest_plate(tiny, tmp_path / "plates").problems
+
+
 def test_a_map_of_the_plates_name_comes_before_the_barcode_table(tmp_path: Path) -> None:
     inbox = _inbox(tmp_path, "BR1.zarr")
     own = _file(inbox / "BR1.csv")
@@ -86,8 +126,8 @@ def test_a_plate_with_a_broad_map_is_ingested_and_only_its_own_map_changes_its_s
     inbox = tiny.parent
     (inbox / "tiny.csv").unlink()
     (inbox / "tiny.labels.csv").unlink(missing_ok=True)
-    rows = "A01\tBRD-1\t5\tDMSO\nA02\t\t\tDMSO\nB01\tBRD-1\t1\tDMSO\nB02\tBRD-2\t1\tDMSO\n"
-    header = "well_position\tbroad_sample\tmmoles_per_liter\tsolvent\n"
+    rows = "A01\tBRD-1\t5\tDMSO\t9\nA02\t\t\tDMSO\t9\nB01\tBRD-1\t1\tDMSO\t9\nB02\tBRD-2\t1\tDMSO\t9\n"
+    header = "well_position\tbroad_sample\tmmoles_per_liter\tsolvent\tvolume\n"
     path = _file(inbox / "platemap" / "M-1.txt", header + rows)
     table = _file(inbox / "barcode_platemap.csv", TABLE + "tiny,M-1\n")
     _file(inbox / "external_metadata.tsv", "broad_sample\tpert_iname\nBRD-1\tquinine\n")
@@ -95,6 +135,10 @@ def test_a_plate_with_a_broad_map_is_ingested_and_only_its_own_map_changes_its_s
     wells = done.wells_frame.sort("Metadata_Well")
     compounds = dict(zip(wells["Metadata_Well"], wells["Metadata_Compound"], strict=True))
     assert compounds["A01"] == "quinine" and compounds["A02"] == "DMSO"
+    assert done.problems[:2] == [
+        "the plate map has columns of numbers or units that are not read: volume",
+        "samples of the plate map without a row in external_metadata.tsv: BRD-2",
+    ]
 
     signature = compute_signature(tiny)
     table.write_text(TABLE + "tiny,M-1\nother,M-2\n")

@@ -141,16 +141,19 @@ def test_a_workbook_reads_like_the_same_csv_and_like_calamine(tmp_path: Path) ->
         fastexcel.read_excel(path).load_sheet(0).to_polars().select("well", "compound", "Dose (nM)").drop_nulls()
     )
     assert by_calamine.rows() == [("A1", "ab", 300.0), ("A2", "compound", 2.5)]
-    assert frame.select("Metadata_Compound", "Metadata_Dose").rows() == [row[1:] for row in by_calamine.rows()]
+    assert frame["Metadata_Dose_Unit"].to_list() == ["uM"] * 2
+    assert frame.select("Metadata_Compound", pl.col("Metadata_Dose") * 1000).rows() == [
+        row[1:] for row in by_calamine.rows()
+    ]
 
 
-def test_small_doses_of_a_workbook_stay_exact_and_distant_blank_cells_are_ignored(tmp_path: Path) -> None:
+def test_small_doses_of_a_workbook_are_read_and_distant_blank_cells_are_ignored(tmp_path: Path) -> None:
     rows = _cells("well", "compound", "dose") + (
         '<row r="2"><c t="inlineStr"><is><t>A1</t></is></c><c t="inlineStr"><is><t>x</t></is></c>'
         '<c><v>1.2345678901E-10</v></c></row><row r="1048576"><c r="XFD1048576" s="1"/></row>'
     )
     path = _write(tmp_path, workbook(rows + _cells("A2", "x", "-")), "map.xlsx")
-    assert read_plate_map(path, ["A1", "A2"]).frame["Metadata_Dose"].to_list() == [1.2345678901e-10, None]
+    assert read_plate_map(path, ["A1", "A2"]).frame["Metadata_Dose"].to_list() == [1.23457e-10, None]
 
 
 @pytest.mark.parametrize(
@@ -164,13 +167,17 @@ def test_small_doses_of_a_workbook_stay_exact_and_distant_blank_cells_are_ignore
         ("row,col,sample,conc", "a,1,x,2 umol/L"),
         ("Metadata_Well,pert_iname,pert_dose,pert_dose_unit", "A1,x,2,uM"),
         ("well,InChIKey,conc (nM)", "A1,x,2 µM"),
+        ("Well;Wirkstoff;Sample;Konz (µM)", "A1;;x;2,0"),
+        ("Row,Column,compound,dose_um", "1.0,1.0,x,2"),
+        ("well,siRNA,Concentration,units", "A1,x,2,uM"),
+        ("well,gene_name,genotype,conc_um", "A1,TP53,x,2"),
+        ("well,sgRNA,gene symbol,conc_um", "A1,x,TP53,2"),
         ("well_position,broad_sample,mg_per_ml,mmoles_per_liter,solvent", "A01,x,7,0.002,DMSO"),
     ],
 )
 def test_spellings_of_columns(tmp_path: Path, header: str, row: str) -> None:
     frame = read_plate_map(_write(tmp_path, f"{header}\n{row}\n"), ["A1"]).frame
-    dose, unit = (0.002, "mM") if "mmoles" in header else (2.0, "uM")
-    assert frame.rows() == [("A01", "x", dose, unit, 1, "trt")]
+    assert frame.rows() == [("A01", "x", 2.0, "uM", 1, "trt")]
 
 
 def test_a_broad_map_with_the_metadata_of_its_samples(tmp_path: Path) -> None:
@@ -190,8 +197,8 @@ def test_a_broad_map_with_the_metadata_of_its_samples(tmp_path: Path) -> None:
     none = _write(tmp_path, "gene\tsymbol\n1\t2\n", "external_metadata_none.tsv")
     frame = read_plate_map(path, wells, [_write(tmp_path, told, "external_metadata.tsv"), more, none]).frame
     assert frame.drop("Metadata_Well").rows() == [
-        ("DMSO", 0.0, None, 0, "negcon"), ("quinine", 10.0, "mM", 2, "trt"), ("quinine", 0.1, "mM", 1, "trt"),
-        ("AMG900", 5.0, "mM", 1, "poscon"), ("luciferase", 0.0, "mM", 0, "negcon"), ("BRD-4", 5.0, "mM", 1, "trt"),
+        ("DMSO", 0.0, None, 0, "negcon"), ("quinine", 1e4, "uM", 2, "trt"), ("quinine", 100.0, "uM", 1, "trt"),
+        ("AMG900", 5e3, "uM", 1, "poscon"), ("luciferase", 0.0, None, 0, "negcon"), ("BRD-4", 5e3, "uM", 1, "trt"),
         (None, None, None, None, "empty"),
     ]  # fmt: skip
     twice = _write(tmp_path, told + "BRD-1\tK1\tother\ttrt\tNA\t\n", "external_metadata.tsv")
@@ -227,7 +234,7 @@ INVALID: dict[str, tuple[str, str | bytes, str]] = {
     "a short row": ("csv", "well,compound,dose\nA1,x\n", "2 cells, the header 3"),
     "a long row": ("csv", "well,compound\nA1,x,1\n", "3 cells, the header 2"),
     "a quote that never ends": ("csv", 'well,compound\nA1,"x\nA2,y\n', "unreadable"),
-    "digits without end in a name": ("csv", "well,compound,dose\nA1," + "1" * 130_000 + ",x\n", "not a dose"),
+    "digits without end in a name": ("csv", "well,compound\nA1," + "1" * 130_000 + "\n", "130,000 characters"),
     "a formula": ("csv", "well,compound\nA1,=1+1\n", "formula"),
     "a formula in a quoted cell": ("csv", "well,compound,note\nA1,x,\" =HYPERLINK(1)\"\n", "formula"),
     "a formula's error": ("csv", "well,compound\nA1,#REF!\n", "formula"),
@@ -317,3 +324,39 @@ def test_thousands_separators_beside_decimal_commas_are_rejected(tmp_path: Path)
         read_plate_map(_write(tmp_path, "well;compound;dose\nA1;x;1.000\nA2;x;10,5\n"), ["A1", "A2"])
     frame = read_plate_map(_write(tmp_path, "well;compound;dose\nA1;x;0.001\nA2;x;10,5\n"), ["A1", "A2"]).frame
     assert frame["Metadata_Dose"].to_list() == [0.001, 10.5]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "unread"),
+    [
+        ("well,compound,Gehalt (µM)", ["A1,x,1", "A2,x,10"], "Gehalt (µM)"),
+        ("well,compound,strength", ["A1,x,1 uM", "A2,x,10 nM"], "strength"),
+        ("well,compound,dose,Einheit", ["A1,x,1,nM", "A2,x,1,uM"], "Einheit"),
+        ("well;compound;dose;stock;time", ["A1;x;1,5;0,1;6", "A2;x;1,5;;"], "stock, time"),
+        ("well,compound,dose,mg_per_ml,note", ["A1,x,1,5,a", "A2,x,2,6,2"], None),
+    ],
+)
+def test_columns_of_numbers_or_units_that_are_not_read_are_named(
+    tmp_path: Path, header: str, rows: list[str], unread: str | None
+) -> None:
+    found = read_plate_map(_write(tmp_path, "\n".join([header, *rows])), ["A1", "A2"])
+    expected = [f"the plate map has columns of numbers or units that are not read: {unread}"] if unread else []
+    assert found.notes == expected
+
+
+def test_samples_that_no_metadata_table_describes_are_named(tmp_path: Path) -> None:
+    path = _write(tmp_path, "well,broad_sample\nA1,BRD-1\nA2,brd-2\nA3,BRD-3\nA4,\n")
+    tables = [_write(tmp_path, f"broad_sample,pert_iname\n{row}\n", f"{row[:5]}.csv") for row in ("BRD-1,a", "BRD-2,b")]
+    found = read_plate_map(path, ["A1", "A2", "A3", "A4"], tables)
+    assert found.notes == ["samples of the plate map without a row in BRD-1.csv, BRD-2.csv: BRD-3, brd-2"]
+    assert found.frame["Metadata_Compound"].to_list() == ["a", "brd-2", "BRD-3", None]
+
+
+def test_two_perturbations_in_one_well_are_rejected(tmp_path: Path) -> None:
+    text = "well,genotype,siRNA\nA1,WT,x\nA2,Null,x\n"
+    with pytest.raises(PlateMapError, match=r"siRNA 'x' has genotype \['WT', 'Null'\]\. Combine them"):
+        read_plate_map(_write(tmp_path, text), ["A1", "A2"])
+    with pytest.raises(PlateMapError, match="compound and genotype both name"):
+        read_plate_map(_write(tmp_path, "well,genotype,compound\nA1,WT,\nA2,KO,\n"), ["A1", "A2"])
+    frame = read_plate_map(_write(tmp_path, text.replace("Null,x", "Null,y")), ["A1", "A2"]).frame
+    assert frame["Metadata_Compound"].to_list() == ["x", "y"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gradcamo_assets.errors import PlateMapError
 from gradcamo_assets.plates.platemap import read_plate_map
-from gradcamo_assets.plates.treatments import add_dose_ranks, normalise_unit
+from gradcamo_assets.plates.treatments import normalise_unit, treatment_class
 
 UNITS = {
     "pM": ["pM", "pm", "pmol/L", "picomolar", "pmol / l"],
@@ -26,6 +26,10 @@ UNITS = {
     "%": ["%", "percent", "pct", "% v/v", "v/v", "%(w/v)", "% (v/v)"],
 }
 IN_MICRO = {name: Decimal(f"1e{power}") for name, power in {"pM": -6, "nM": -3, "uM": 0, "mM": 3, "M": 6}.items()}
+BASE = {
+    **{name: ("uM", factor) for name, factor in IN_MICRO.items()}, "mg/mL": ("ug/mL", Decimal(1000)),
+    "ug/mL": ("ug/mL", Decimal(1)), "ng/mL": ("ug/mL", Decimal("0.001")), "%": ("%", Decimal(1)),
+}  # fmt: skip
 WELLS = [f"{row}{column:02d}" for row in "ABCDEFGH" for column in range(1, 13)]
 
 
@@ -60,27 +64,22 @@ def test_all_spellings_of_a_well_dose_and_unit_are_equal(
     number, spelling = data.draw(st.sampled_from(numbers)), data.draw(st.sampled_from(UNITS[unit]))
     in_cell = data.draw(st.booleans())
     row = (well, "x", f"{number}{spelling}", "") if in_cell else (well, "x", number, spelling)
-    assert _map(folder, [row]).rows() == [("A01", "x", float(value), unit, 1, "trt")]
+    base, factor = BASE[unit]
+    assert _map(folder, [row]).rows() == [("A01", "x", float(value * factor), base, 1, "trt")]
 
 
 DOSE = st.tuples(st.integers(1, 9999), st.integers(-4, 2), st.sampled_from(sorted(IN_MICRO)))
 
 
 @given(st.lists(DOSE, min_size=1, max_size=20))
-def test_mixed_molar_doses_become_micromolar_and_are_ranked_by_value(
-    folder: Path, doses: list[tuple[int, int, str]]
-) -> None:
+def test_molar_doses_become_micromolar_and_are_ranked_by_value(folder: Path, doses: list[tuple[int, int, str]]) -> None:
     values = [Decimal(digits).scaleb(power) for digits, power, _ in doses]
     units = [unit for *_, unit in doses]
     rows = [(well, "x", str(value), unit) for well, value, unit in zip(WELLS, values, units, strict=False)]
     frame = _map(folder, rows)
     micro = [value * IN_MICRO[unit] for value, unit in zip(values, units, strict=True)]
-    if len(set(units)) == 1:
-        assert frame["Metadata_Dose"].to_list() == [float(value) for value in values]
-        assert frame["Metadata_Dose_Unit"].unique().to_list() == [units[0]]
-    else:
-        assert frame["Metadata_Dose"].to_list() == [float(value) for value in micro]
-        assert frame["Metadata_Dose_Unit"].unique().to_list() == ["uM"]
+    assert frame["Metadata_Dose"].to_list() == [float(value) for value in micro]
+    assert frame["Metadata_Dose_Unit"].unique().to_list() == ["uM"]
     order = sorted(set(micro))
     assert frame["Metadata_Dose_Rank"].to_list() == [order.index(value) + 1 for value in micro]
     again = _map(folder, [(r[0], r[1], repr(r[2]), r[3]) for r in frame.rows()])
@@ -96,26 +95,44 @@ def test_molar_doses_masses_and_shares_are_kept_apart(folder: Path) -> None:
     ]  # fmt: skip
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["x", "y", None]),
-            st.sampled_from(["uM", None]),
-            st.sampled_from([0.0, None, 0.1, 0.3, 1.0, 10.0]),
-            st.sampled_from([1.0, 1 + 1e-12, 1 - 1e-12, 1 + 1e-6]),
-        ),
-        max_size=25,
-    )
+NOISY_DOSES = st.tuples(
+    st.sampled_from(["x", "y"]),
+    st.sampled_from(["uM", ""]),
+    st.sampled_from([0.0, None, 0.1, 0.3, 10 / 3, 10.0]),
+    st.sampled_from([1.0, 1 + 1e-8, 1 - 1e-8, 1 + 1e-12]),
 )
-def test_doses_that_differ_by_rounding_share_a_rank(
-    rows: list[tuple[str | None, str | None, float | None, float]],
+
+
+@given(st.lists(NOISY_DOSES, min_size=1, max_size=25))
+def test_doses_that_differ_by_rounding_are_one_treatment_with_one_rank(
+    folder: Path, rows: list[tuple[str, str, float | None, float]]
 ) -> None:
-    table = [(name, unit, None if dose is None else dose * noise) for name, unit, dose, noise in rows]
-    schema = {"Metadata_Compound": pl.String, "Metadata_Dose_Unit": pl.String, "Metadata_Dose": pl.Float64}
-    ranks = add_dose_ranks(pl.DataFrame(table, schema=schema, orient="row"))["Metadata_Dose_Rank"].to_list()
-    for (name, unit, dose), rank in zip(table, ranks, strict=True):
-        mates = {round(other, 9) for n, u, other in table if (n, u) == (name, unit) and other}
-        assert rank == (None if dose is None else 0 if dose == 0 else sum(mate <= round(dose, 9) for mate in mates))
+    texts = [
+        (well, name, "" if dose is None else repr(dose * noise), unit)
+        for well, (name, unit, dose, noise) in zip(WELLS, rows, strict=False)
+    ]
+    frame = _map(folder, texts).with_columns(treatment_class().alias("class"))
+    for row, (name, unit, dose, _) in zip(frame.iter_rows(named=True), rows, strict=True):
+        doses = sorted({d for n, u, d, _ in rows if (n, u) == (name, unit) and d})
+        assert row["Metadata_Dose_Rank"] == (None if dose is None else doses.index(dose) + 1 if dose else 0)
+        assert row["Metadata_Dose"] == (None if dose is None else pytest.approx(dose, rel=1e-5))
+    treatment = ["Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit"]
+    expected = {(name, unit if dose else "", dose) for name, unit, dose, _ in rows}
+    assert frame.select(treatment).n_unique() == frame["class"].n_unique() == len(expected)
+
+
+def test_doses_of_dilutions_in_decimals_are_equal_on_all_plates(folder: Path) -> None:
+    # The stock doses of LINCS: 10 mM diluted threefold, as two programs wrote them.
+    written = ["9.99999999999999999", "10.0000001", "3.33333333333076923", "3.3333333312528", "0.0411522633769230769"]
+    frames = [_map(folder, [("A1", "x", dose, "mM")]) for dose in written]
+    assert [frame["Metadata_Dose"][0] for frame in frames] == [10_000, 10_000, 3333.33, 3333.33, 41.1523]
+    assert _map(folder, [("A1", "x", "41152.2633744856204", "nM")])["Metadata_Dose"][0] == 41.1523
+
+
+def test_a_control_without_and_with_a_unit_is_one_treatment(folder: Path) -> None:
+    rows = [("A1", "DMSO", "", ""), ("A2", "DMSO", "0", "uM"), ("A3", "DMSO", "0.1 %", "")]
+    frame = _map(folder, rows).drop("Metadata_Well")
+    assert frame.unique().rows() == [("DMSO", 0.0, None, 0, "negcon")]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +150,10 @@ def test_doses_that_differ_by_rounding_share_a_rank(
         ("x", "control", "poscon_diverse", "", "poscon"), ("x", "control", "poscon_orf", "", "poscon"),
         ("DMSO", "control", "", "", "negcon"), ("", "control", "NA", "DMSO", "negcon"),
         ("x", "", "negcon", "", "negcon"), ("DMSO", "trt", "", "", "trt"), ("x", "empty", "", "", "empty"),
-        ("vehiclease", "", "", "", "trt"),
+        ("vehiclease", "", "", "", "trt"), ("Dimethyl sulfoxide", "", "", "", "negcon"),
+        ("DMSO_2", "", "", "", "negcon"),
+        ("DMSO1", "", "", "", "negcon"), ("Scramble", "", "", "", "negcon"), ("non-targeting", "", "", "", "negcon"),
+        ("H2O", "", "", "", "negcon"), ("H2O2", "", "", "", "trt"), ("Blank 3", "", "", "", "empty"),
     ],
 )  # fmt: skip
 def test_perturbation_types(
@@ -149,3 +169,33 @@ def test_perturbation_types(
 def test_a_wrong_treatment_names_its_well(folder: Path) -> None:
     with pytest.raises(PlateMapError, match=r"well A02.*unknown unit 'x'"):
         _map(folder, [("A1", "a", "1", "uM"), ("A2", "a", "1", "x")])
+
+
+@pytest.mark.parametrize(
+    ("compound", "says"),
+    [
+        ("2024-03-01 00:00:00", "is a date.*MARCH1"), ("1-Mar", "is a date"), ("Sep-02", "is a date"),
+        ("01. Mrz", "is a date"), ("01.03.2024", "is a date"), ("9/2/24", "is a date"),
+        ("x" * 256, r"has 256 characters.*at most 255"), ("x" * 100_000, "has 100,000 characters"),
+        ("x\x1b[31m", "control characters"), ("a\u202eb", "control characters"), ('"a\nb"', "control characters"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_solvent", [False, True])
+def test_a_compound_that_is_no_name_is_rejected_with_its_well(
+    folder: Path, compound: str, says: str, is_solvent: bool
+) -> None:
+    row = ("A2", "", "", "negcon", compound) if is_solvent else ("A2", compound, "1 uM", "", "")
+    with pytest.raises(PlateMapError, match=f"(?s)well A02, file .*{says}") as raised:
+        _map(folder, [("A1", "APR-246", "1 uM", "", ""), row], "well;compound;dose;pert_type;solvent")
+    assert len(str(raised.value)) < 400
+
+
+def test_spellings_of_one_name_in_unicode_are_one_compound(folder: Path) -> None:
+    names = ["m\u00fcsli bar", "mu\u0308sli bar", "m\u00fcsli\u00a0bar"]
+    frame = _map(folder, [(well, name, "", "") for well, name in zip(WELLS, names, strict=False)])
+    assert frame["Metadata_Compound"].to_list() == [names[0]] * 3
+
+
+def test_two_doses_in_one_well_are_rejected_with_the_way_to_write_them(folder: Path) -> None:
+    with pytest.raises(PlateMapError, match=r"'1µg/ml \+ 10µM' are several doses\. .*as one compound"):
+        _map(folder, [("A1", "LPS + Nigericin", "1µg/ml + 10µM", "")])

@@ -72,12 +72,12 @@ def test_copairs_reads_the_export(profiles, tmp_path):
     )  # fmt: skip
     found = mean_average_precision(precision, treatment, null_size=2000, threshold=0.05, seed=0, progress_bar=False)
     ours = replicate_map(profiles.filter(population="all"))
-    names = ["Metadata_Compound", "mean_average_precision", "p_value"]
-    pd.testing.assert_frame_equal(
-        found[names].sort_values("Metadata_Compound", ignore_index=True),
-        ours.select(names).sort("Metadata_Compound").to_pandas(),
-        check_dtype=False,
-    )
+    names = ["Metadata_Compound", "mean_average_precision"]
+    found = found.sort_values("Metadata_Compound", ignore_index=True)
+    ours = ours.sort("Metadata_Compound").to_pandas()
+    pd.testing.assert_frame_equal(found[names], ours[names], check_dtype=False)
+    # copairs does not count random rankings that are as good as the one found.
+    assert (found["p_value"] <= ours["p_value"]).all()
 
 
 def test_anndata_equals_parquet(profiles, tmp_path):

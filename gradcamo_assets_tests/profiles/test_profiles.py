@@ -104,3 +104,11 @@ def test_on_target_profiles_are_more_replicable_than_matched_and_all():
     found = dict(table.group_by("population").agg(pl.col("mean_average_precision").mean()).iter_rows())
     assert found["on_target"] > 0.9 > found["matched"] + 0.1
     assert found["on_target"] > found["all"] + 0.1
+
+
+def test_profiles_of_a_collapsed_encoder_are_only_centred_with_a_note():
+    table = well_profiles(embeddings(WELLS, lambda *_: np.array([0.1, 0.7, 1e3])))
+    result = sphered_profiles(table, ProfilesConfig())
+    note = "Profiles of population all on plate P1 are only centred: the wells to fit on are all alike."
+    assert result.notes == [note]
+    np.testing.assert_allclose(np.array(result.table["profile"].to_list()), 0, atol=1e-6)
