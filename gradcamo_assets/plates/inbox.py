@@ -7,7 +7,7 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -202,16 +202,14 @@ def list_inbox(
     settings, known = settings or InboxConfig(), known or {}
     try:
         with os.scandir(inbox) as listing:
-            folders = [
-                entry.name
-                for entry in listing
-                if not entry.name.startswith(".") and not is_system_name(entry.name) and entry.is_dir()
-            ]
+            entries = [entry for entry in listing if not entry.name.startswith(".") and not is_system_name(entry.name)]
+            folders = [entry.name for entry in entries if entry.is_dir()]
     except OSError as error:
         remedy = "Check that the folder exists and its disk is mounted."
         raise PlateError(f"the inbox cannot be listed: {error.strerror}", remedy, path=inbox) from error
     names = plate_names(inbox / folder for folder in sorted(folders) if folder.lower() not in _EXCLUDED_FOLDERS)
     name_counts = Counter(name for name in names.values() if isinstance(name, str))
+    beside = {entry.name.casefold() for entry in entries}
     snapshots: dict[Path, FolderSnapshot | None] = {}
     for path, name in names.items():
         if only not in (None, name):
@@ -221,25 +219,27 @@ def list_inbox(
         if signature is not None and depth == "new" and name_counts[str(name)] == 1:
             snapshots[path] = FolderSnapshot(signature)
         else:
-            snapshots[path] = _take_snapshot(path, signature, depth, settings)
+            snapshots[path] = _take_snapshot(path, signature, depth, settings, beside)
     return snapshots
 
 
-def _take_snapshot(path: Path, signature: str | None, depth: Depth, settings: InboxConfig) -> FolderSnapshot | None:
-    """``signature``: of the plate when it was ingested, or None."""
+def _take_snapshot(
+    path: Path, signature: str | None, depth: Depth, settings: InboxConfig, beside: Set[str]
+) -> FolderSnapshot | None:
+    """``signature``: of the plate when it was ingested, or None; ``beside``: as in ``find_companions``."""
     try:
         if (format := _detect_format(path)) is None:
             proposal = propose_configuration(path, plate_name_of(path))
             return FolderSnapshot(problem=proposal, is_plate=False) if proposal else None
-        contents = describe_scheme(path, format) if format in SCHEMES else ""
         if signature is not None and depth == "names":
-            names_digest, newest = scan_source(path, contents=False)
+            names_digest, newest = scan_source(path, contents=False, beside=beside)
             if signature.startswith(names_digest):
                 return FolderSnapshot(signature)
             return FolderSnapshot(names_digest, newest)
-        current, newest = scan_source(path)
-        beside = (path.with_name(f"{name}.{settings.marker}") for name in (plate_name_of(path), path.name))
-        marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *beside))
+        current, newest = scan_source(path, beside=beside)
+        markers = (path.with_name(f"{name}.{settings.marker}") for name in (plate_name_of(path), path.name))
+        marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *markers))
+        contents = describe_scheme(path, format) if format in SCHEMES else ""
         return FolderSnapshot(current, newest, marked, contents=contents)
     except (GradcamoError, OSError) as error:
         if isinstance(error.__cause__, FileNotFoundError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from gradcamo_assets.errors import PlateError
@@ -19,21 +19,26 @@ from gradcamo_assets.plates.omezarr import plate_name_of
 
 __all__ = ["PLANE_SCHEMA", "PROJECTION", "Export", "detect_format", "plane_shape", "read_export", "read_plane"]
 
+_NO_INDEX = re.compile("(?!)")
 # The folders in which the index of a format may be, a regular expression for its name, and the reader; in order of
 # precedence. Vendor files come before a LoadData table, which a user may have added, and an index before the names of
 # images. A pattern is never detected: the configuration must give it.
-_READERS: dict[str, tuple[tuple[str, ...], str, Callable[[Path], Export]]] = {
+_READERS: dict[str, tuple[tuple[str, ...], re.Pattern[str], Callable[[Path], Export]]] = {
     "Operetta": (("", operetta.IMAGES), operetta.INDEX, operetta.read),
     "MetaXpress": (("", "TimePoint_1"), metaxpress.INDEX, metaxpress.read),
-    "CellVoyager": (("",), re.escape(uzh.YOKOGAWA[0]), uzh.read_yokogawa),
-    "ScanR": ((uzh.SCANR.rpartition("/")[0],), re.escape(uzh.SCANR.rpartition("/")[2]), uzh.read_scanr),
-    "ImageXpress HCS.ai": (("experiment_z_stack", "experiment", "experiment_montage"), r".*\.jdce", uzh.read_hcs_ai),
+    "CellVoyager": (("",), re.compile(re.escape(uzh.YOKOGAWA[0])), uzh.read_yokogawa),
+    "ScanR": ((uzh.SCANR.rpartition("/")[0],), re.compile(re.escape(uzh.SCANR.rpartition("/")[2])), uzh.read_scanr),
+    "ImageXpress HCS.ai": (
+        ("experiment_z_stack", "experiment", "experiment_montage"),
+        re.compile(r".*\.jdce"),
+        uzh.read_hcs_ai,
+    ),
     "IN Cell": (("",), incell.INDEX, incell.read),
     "LoadData": (("",), loaddata.INDEX, loaddata.read),
-    **{scheme: ((), "", partial(pattern.read, scheme=scheme)) for scheme in SCHEMES},
+    **{scheme: ((), _NO_INDEX, partial(pattern.read, scheme=scheme)) for scheme in SCHEMES},
     # Its reader also knows the folders of z steps, projections, and the voxel size in the headers.
-    "MetaXpress names": ((), "", metaxpress.read),
-    "Pattern": ((), "", pattern.read),
+    "MetaXpress names": ((), _NO_INDEX, metaxpress.read),
+    "Pattern": ((), _NO_INDEX, pattern.read),
 }
 _REMEDY = "Give a pattern: see the page 'Your own plate' of the documentation."
 _ZARR_NAMES = {"zarr.json", ".zattrs", ".zgroup"}
@@ -56,15 +61,16 @@ def detect_format(folder: Path) -> str | None:
         return configuration.format
     if configuration.pattern is not None:
         return "Pattern"
-    names = cache(lambda below: list_names(folder / below))
+    listed = {"": list_names(folder)}
     for format, (folders, index, _) in _READERS.items():
-        if any(re.fullmatch(index, name) for below in folders for name in names(below)) and (
-            format != "LoadData" or loaddata.has_table(folder)
-        ):
-            return format
+        for below in folders:
+            if below not in listed:
+                listed[below] = list_names(folder / below) if below in listed[""] else []
+            if any(map(index.fullmatch, listed[below])) and (format != "LoadData" or loaddata.has_table(folder)):
+                return format
     if damaged:
         return "Pattern"
-    return None if _ZARR_NAMES.intersection(names("")) else recognise_scheme(folder)
+    return None if _ZARR_NAMES.intersection(listed[""]) else recognise_scheme(folder)
 
 
 def read_export(folder: Path) -> Export:

@@ -20,8 +20,8 @@ from gradcamo_assets.plates.formats.planes import (
 )
 from gradcamo_assets.plates.formats.untrusted import iter_elements
 
-INDEX = r"(?i)[^.].*\.xdce"
-"""Regular expression for the name of the index."""
+INDEX = re.compile(r"(?i).*\.xdce")
+"""The name of the index."""
 _REMEDY = "Copy it again from the microscope."
 
 
@@ -30,7 +30,7 @@ def read(folder: Path) -> Export:
 
     Channels are named by excitation and emission filter, as in file names: ``UV - DAPI``.
     """
-    index = folder / next(name for name in list_names(folder) if re.fullmatch(INDEX, name))
+    index = folder / next(name for name in list_names(folder) if INDEX.fullmatch(name))
     rows: list[tuple[str, str, int, int, str]] = []
     channels: dict[int, str] = {}
     times: set[int] = set()

@@ -16,8 +16,8 @@ from gradcamo_assets.plates.formats.files import list_names
 from gradcamo_assets.plates.formats.planes import MAX_PLANES, Export, build_export, to_micrometres, well_from_indices
 from gradcamo_assets.plates.omezarr import plate_name_of
 
-INDEX = r"(?i).*\.csv"
-"""Regular expression for the name of a file that may be a LoadData table."""
+INDEX = re.compile(r"(?i).*\.csv")
+"""The name of a file that may be a LoadData table."""
 _MAX_COLUMNS, _MAX_HEADER_BYTES, _MAX_PATH_BYTES = 10_000, 2**20, 4096
 _WELL = ("well", "wellposition", "cpdwellposition")
 _SITE = ("site", "field", "fieldid", "fieldindex")
@@ -95,7 +95,7 @@ def read(folder: Path) -> Export:
 
 def _find_tables(folder: Path) -> list[Path]:
     tables = []
-    for path in [folder / name for name in list_names(folder) if re.fullmatch(INDEX, name)][:20]:
+    for path in [folder / name for name in list_names(folder) if INDEX.fullmatch(name)][:20]:
         if path.is_symlink() or not path.is_file():
             continue
         with path.open("rb") as file:

@@ -25,8 +25,8 @@ from gradcamo_assets.plates.formats.planes import (
 )
 from gradcamo_assets.plates.formats.untrusted import open_tiff
 
-INDEX = r"(?i).*\.htd"
-"""Regular expression for the name of the HTD."""
+INDEX = re.compile(r"(?i).*\.htd")
+"""The name of the HTD."""
 _GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _IMAGE_NAME = re.compile(
     rf"(?:.*?_)?([a-z]{{1,2}}[0-9]{{1,2}})(?:_s([0-9]+))?(?:_w([0-9]+?))?(?:_?{_GUID})?\.tiff?", re.IGNORECASE
@@ -49,7 +49,7 @@ def read(folder: Path) -> Export:
         raise PlateError(f"it has {len(times)} time points, expected 1", "Keep one TimePoint folder.")
     base = next(iter(times.values()), folder)
     steps = _numbered_folders(base, "zstep")
-    htds = [parent / name for parent in (folder, base) for name in list_names(parent) if re.fullmatch(INDEX, name)]
+    htds = [parent / name for parent in (folder, base) for name in list_names(parent) if INDEX.fullmatch(name)]
     htd = _read_htd(htds[0]) if htds else {}
     has_projection = "TRUE" in htd.get("ZProjection", []) or any(steps.keys() - {0})
     rows: list[tuple[str, str, int, int | None, str]] = []

@@ -26,8 +26,8 @@ from gradcamo_assets.plates.formats.planes import (
 )
 from gradcamo_assets.plates.formats.untrusted import iter_elements
 
-INDEX = r"(?i)index(\.idx|\.ref)?\.xml"
-"""Regular expression for the name of the index."""
+INDEX = re.compile(r"(?i)index(\.idx|\.ref)?\.xml")
+"""The name of the index."""
 IMAGES = "Images"
 """The folder of the images and, in most exports, of the index."""
 _REQUIRED = ("Row", "Col", "FieldID", "ChannelID", "PlaneID", "URL")
@@ -81,7 +81,7 @@ def read(folder: Path) -> Export:
 
 def _find_index(folder: Path) -> Path:
     for parent in (folder, folder / IMAGES):
-        if indices := [name for name in list_names(parent) if re.fullmatch(INDEX, name)]:
+        if indices := [name for name in list_names(parent) if INDEX.fullmatch(name)]:
             return parent / min(indices, key=len)
     raise PlateError("there is no Index.xml", "Export the measurement again.", path=folder)
 
