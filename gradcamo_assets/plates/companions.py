@@ -195,8 +195,8 @@ def scan_source(source: Path, contents: bool = True, beside: Set[str] | None = N
         if path.is_symlink():
             raise PlateError("it is a symbolic link", "Copy the plate or file itself.", path=path)
     try:
-        beside = [(path.name, path.stat()) for path in tables]
-        newest = max(max(info.st_mtime, info.st_ctime) for info in (source.stat(), *(info for _, info in beside)))
+        table_infos = [(path.name, path.stat()) for path in tables]
+        newest = max(max(info.st_mtime, info.st_ctime) for info in (source.stat(), *(info for _, info in table_infos)))
         files: list[tuple[str, int]] = []
         folders, start = [str(source)], len(str(source)) + 1
         while folders:
@@ -213,7 +213,7 @@ def scan_source(source: Path, contents: bool = True, beside: Set[str] | None = N
                     problem = "it is a link or a special file"
                     raise PlateError(problem, "Replace it by a regular file.", path=entry.path)
         files.sort()
-        names = digest([files, [(name, info.st_size) for name, info in beside]])
+        names = digest([files, [(name, info.st_size) for name, info in table_infos]])
         content_digest = _digest_contents(source, [name for name, _ in files], tables) if contents else ""
         return f"{names}-{content_digest}", newest
     except OSError as error:

@@ -60,10 +60,10 @@ def _propose_word(word: str, before: str, sample: Sequence[str], used: set[str])
     parts = [part for part in _PARTS.findall(word) if any(part)]
     groups = [_HINTS.get((letters or before).lower()) if digits else None for letters, digits in parts]
     if varies and not any(groups) and word:
-        group = "site" if word.isdigit() else "channel"
-        if group not in used:
-            used.add(group)
-            return text + (r"(?P<site>\d+)" if group == "site" else "(?P<channel>[A-Za-z0-9]+)")
+        whole = "site" if word.isdigit() else "channel"
+        if whole not in used:
+            used.add(whole)
+            return text + (r"(?P<site>\d+)" if whole == "site" else "(?P<channel>[A-Za-z0-9]+)")
     for (letters, digits), group in zip(parts, groups, strict=True):
         text += letters
         if digits:

@@ -69,6 +69,21 @@ def test_an_index_without_its_images_is_recognised_and_refused(
         read_export(folder)
 
 
+def test_an_index_of_in_cell_with_images_of_its_names(tmp_path: Path, shared: Shared) -> None:
+    (tmp_path / "test_data.xdce").write_bytes((shared("exports") / "incell_index" / "test_data.xdce").read_bytes())
+    expected = {
+        (f"{row}03", site, stain, 0): f"{row} - 03(fld {site:02d} wv {stain}).tif"
+        for row in "CD" for site in (1, 2) for stain in ("UV - DAPI", "Blue - FITC", "Green - dsRed", "Red - Cy5")
+    }  # fmt: skip
+    for name in expected.values():
+        (tmp_path / name).touch()
+    export = read_export(tmp_path)
+    assert files_of(export) == expected and export.voxel_size[1:] == (0.1625, 0.1625)
+    assert export.format == "IN Cell" and str(export.acquisition["objective"]).startswith("Nikon 40X/0.95")
+    (tmp_path / "C - 03(fld 02 wv Red - Cy5).tif").unlink()
+    assert dict(read_export(tmp_path).incomplete) == {("C03", 2): "lacks Red - Cy5"}
+
+
 def test_a_blank_cv8000(shared: Shared) -> None:
     export = read_export(shared("exports") / "cv8000_blank")
     assert (export.format, export.channels) == ("CellVoyager", ("C01", "C02"))
