@@ -188,7 +188,7 @@ def test_images_of_an_unknown_scheme_get_a_configuration_to_write(tmp_path: Path
     images_in(tmp_path / "p1", "B02 pos 1 DAPI.png", "B03 pos 2 GFP.png")
     state, reason = state_in(tmp_path)["p1"]
     assert state == "unreadable" and reason.startswith("unknown format")
-    proposed = r"(?P<well>[A-P]\d+)\ pos\ (?P<site>\d+)\ (?P<channel>[A-Za-z0-9]+)\.png"
+    proposed = r"(?P<well>[A-P]\d+) pos (?P<site>\d+) (?P<channel>[A-Za-z0-9]+)\.png"
     assert f"Write this into p1.toml beside the plate, and correct it: pattern = '{proposed}'" in reason
     images_in(tmp_path / "p1.zarr")
     later = datetime.now(UTC) + timedelta(days=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -35,19 +34,21 @@ def is_image(name: str) -> bool:
 
 def find_images(folder: Path) -> list[str]:
     """The paths of all TIFF and PNG files below ``folder``, relative to it, in natural order. No link is followed."""
-    return sorted(_walk(folder, ""), key=natural_key)
-
-
-def _walk(folder: Path, parent: str) -> Iterator[str]:
-    with os.scandir(folder / parent) as entries:
-        for entry in entries:
-            path = parent + printable(entry.name)
-            if is_system_name(entry.name):
-                continue
-            if is_image(path):
-                yield path
-            elif entry.is_dir(follow_symlinks=False) and printable(entry.name) == entry.name:
-                yield from _walk(folder, f"{path}/")
+    images: list[str] = []
+    folders = [""]
+    while folders:
+        parent = folders.pop()
+        with os.scandir(folder / parent) as entries:
+            for entry in entries:
+                path = parent + printable(entry.name)
+                if is_system_name(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    if path == parent + entry.name:
+                        folders.append(f"{path}/")
+                elif is_image(path):
+                    images.append(path)
+    return sorted(images, key=natural_key)
 
 
 def existing_files(folder: Path, files: pl.Series) -> pl.DataFrame:

@@ -44,9 +44,11 @@ def _propose_pattern(sample: Sequence[str]) -> str:
     used: set[str] = set()
     text, before = "", ""
     for token in re.split("([^A-Za-z0-9]+)", stem):
-        is_word = bool(re.fullmatch("[A-Za-z0-9]+", token))
-        text += _propose_word(token, before, sample, used) if is_word else re.escape(token).replace("'", ".")
-        before = token if is_word else before
+        if re.fullmatch("[A-Za-z0-9]+", token):
+            text += _propose_word(token, before, sample, used)
+            before = token
+        else:  # A literal string of TOML cannot contain a quote.
+            text += re.escape(token).replace(r"\ ", " ").replace("'", ".")
     return ("(?:.*/)?" if folder else "") + text + re.escape(f".{ending}")
 
 
