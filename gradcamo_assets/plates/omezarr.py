@@ -148,7 +148,7 @@ def open_plate(path: Path) -> Plate:
 def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     """Read the pixels of a field at full resolution as (C, Z, Y, X) uint16, for any stored order of axes.
 
-    Other number types are converted if 16 bits can hold every value; fractions of counts are rounded.
+    Other number types are converted if 16 bits can hold every value.
 
     Raises:
         PlateError: unreadable data, several time points, values that 16 bits cannot hold, or pixels that differ from
@@ -190,28 +190,37 @@ def field_version(plate: Plate, field: Field) -> str:
 
 
 def as_counts(array: NDArray[Any]) -> NDArray[np.uint16]:
-    """Convert camera counts of any number type to uint16; fractions of counts are rounded.
+    """Convert camera counts of any number type to uint16.
 
     Raises:
-        PlateError: a value that cannot be converted (NaN, negative, above 65535, fractions of 1). The error does not
-            say where; the caller adds the place.
+        PlateError: a value that cannot be converted (NaN, negative, above 65535, not a whole number). The error does
+            not say where; the caller adds the place.
     """
     if array.dtype in (np.uint16, np.uint8, np.bool_) or not array.size:
         return array.astype(np.uint16, copy=False)
-    low, high = array.min(), array.max()
-    problem = None
+    remedy = "Export the plate as unsigned 16-bit camera counts."
     if array.dtype.kind not in "iuf":
-        problem = f"its pixels are {array.dtype}"
-    elif not np.isfinite(low) or not np.isfinite(high):
+        raise PlateError(f"its pixels are {array.dtype}, expected 16-bit counts", remedy)
+    low, high = float(array.min()), float(array.max())
+    problem = None
+    if not math.isfinite(low) or not math.isfinite(high):
         problem = "its pixels contain NaN or infinity"
     elif low < 0 or high > 65535:
         problem = f"its pixels range from {low:g} to {high:g}"
-    elif array.dtype.kind == "f" and 0 < high <= 1:
-        problem = "its pixels are fractions of 1"
+    elif (fraction := _first_fraction(array)) is not None:
+        problem = f"its pixels range from {low:g} to {high:g} and are not whole numbers ({fraction:g})"
     if problem:
-        remedy = "Export the plate as unsigned 16-bit camera counts."
         raise PlateError(f"{problem}, which 16-bit counts cannot hold", remedy)
-    return np.rint(array).astype(np.uint16)
+    return array.astype(np.uint16)
+
+
+def _first_fraction(array: NDArray[Any]) -> float | None:
+    """The first value that is not a whole number, or None. The maximum says nothing: intensities that a program has
+    scaled to 1 may exceed 1 after a correction."""
+    if array.dtype.kind != "f":
+        return None
+    fractions = array[array != np.rint(array)]
+    return float(fractions[0]) if fractions.size else None
 
 
 def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | None:
@@ -228,8 +237,10 @@ def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | No
         return None
     with _reading(plate.path, field, f"its label {name!r} cannot be read"):
         array = _read_pixels(ngio.open_label(str(folder), mode="r"), ["z", "y", "x"])
-        if array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint32).max):
+        if array.size and not (array.min() >= 0 and array.max() <= np.iinfo(np.uint32).max):
             raise PlateError(f"its label {name!r} contains values outside the range of labels (uint32)", _REPAIR)
+        if (fraction := _first_fraction(array)) is not None:
+            raise PlateError(f"its label {name!r} contains values that are not whole numbers ({fraction:g})", _REPAIR)
     return array.astype(np.uint32)
 
 

@@ -27,6 +27,8 @@ _MAX_SIDE, _MAX_PIXELS, MAX_PAGES = 65_536, 2**28, 65_536
 # None, LZW, deflate, PackBits, LZMA, Zstandard. tifffile limits their output to the shape of the page; image codecs
 # such as JPEG 2000 bring their own shape.
 _ALLOWED_COMPRESSIONS = {1, 5, 8, 32946, 32773, 34925, 50000}
+_WHITE_IS_ZERO = 0
+"""The photometric interpretation MinIsWhite of TIFF 6.0."""
 # A blank plane may also compress more than a thousandfold, so only large planes are checked for the ratio.
 _MAX_COMPRESSION_RATIO, _MIN_CHECKED_BYTES = 1000, 2**26
 
@@ -83,12 +85,23 @@ def iter_elements(path: Path, *tags: str) -> Iterator[tuple[str, ElementTree.Ele
 def read_plane(path: Path, page: int = 0) -> NDArray[np.uint16]:
     """Read one page of a TIFF file as (Y, X) uint16; ``page`` counts from 0.
 
+    Where the file says that 0 is white, the values are inverted, so that more light is always a higher value. Planes of
+    one bit are read as they are.
+
     Raises:
-        PlateError: not a TIFF file, damaged, no such page, not a greyscale plane, an implausible size, or values beyond
-            16 bits.
+        PlateError: not a TIFF file, damaged, no such page, not a greyscale plane, an implausible size, or values that
+            16-bit counts cannot hold.
     """
     with open_tiff(path) as tif:
-        return as_counts(_checked_page(tif, page).asarray())
+        checked = _checked_page(tif, page)
+        counts = as_counts(checked.asarray())
+        # tifffile writes arrays of booleans with 0 as white and means False.
+        if checked.photometric != _WHITE_IS_ZERO or checked.bitspersample == 1:
+            return counts
+        if checked.dtype.kind != "u" or checked.bitspersample > 16:
+            problem = f"its page {page} says that 0 is white, and its pixels are {checked.dtype}"
+            raise PlateError(problem, "Export the plate with 0 as black.")
+        return 2**checked.bitspersample - 1 - counts
 
 
 def plane_shape(path: Path, page: int = 0) -> tuple[int, int]:

@@ -291,36 +291,6 @@ def test_a_hostile_tiff_is_refused_by_its_header(case: str, tmp_path: Path, deco
     assert decoded == []
 
 
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        (np.array([[0.5, np.nan]], np.float32), "NaN"),
-        (np.array([[-1, 5]], np.int16), "range from -1"),
-        (np.array([[0, 65536]], np.uint32), "range from 0 to 65536"),
-        (np.array([[0.1, 0.9]], np.float32), "fractions of 1"),
-    ],
-)
-def test_values_that_counts_cannot_hold_are_refused(values: np.ndarray, reason: str, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "p.tif", values)
-    with pytest.raises(PlateError, match=reason):
-        read_plane(tmp_path / "p.tif")
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.float32, np.float64])
-def test_values_that_counts_can_hold_are_kept(dtype: type, tmp_path: Path) -> None:
-    values = np.array([[0, 3], [100, 127]])
-    tifffile.imwrite(tmp_path / "p.tif", values.astype(dtype))
-    np.testing.assert_array_equal(read_plane(tmp_path / "p.tif"), values)
-
-
-@pytest.mark.parametrize(
-    "options", [{"compression": c} for c in ("zlib", "lzw", "zstd", "packbits")] + [{"tile": (32, 32)}]
-)
-def test_compression_and_tiles_of_microscopes_are_read(options: dict[str, object], tmp_path: Path) -> None:
-    path = image(tmp_path / "p.tif", **options)
-    np.testing.assert_array_equal(read_plane(path), np.arange(64 * 64).reshape(64, 64))
-
-
 def test_a_blank_compressed_plane_is_no_bomb(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "p.tif", np.zeros((2160, 2160), np.uint16), compression="zstd", rowsperstrip=2160)
     assert not read_plane(tmp_path / "p.tif").any()
