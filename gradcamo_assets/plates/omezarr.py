@@ -305,7 +305,7 @@ def _open_field(root: Path, field: Field) -> Any:
         for level in container.level_paths:
             if (axes := zarr.open_array(root / field.path / level, mode="r").ndim) != len(image.shape):
                 raise PlateError(f"its level {level} has {axes} axes, the image has {len(image.shape)}", _REPAIR)
-        if max(image.shape) > _MAX_AXIS_LENGTH or math.prod(image.shape) > _MAX_VOXELS:
+        if max(image.shape) > _MAX_AXIS_LENGTH or not 0 < math.prod(image.shape) <= _MAX_VOXELS:
             raise PlateError(f"its metadata claim an implausible shape, {image.shape}", _REPAIR)
         if (times := image.dimensions.get("t", default=1)) != 1:
             raise PlateError(f"it has {times} time points (axis t)", _REPAIR)
@@ -314,10 +314,12 @@ def _open_field(root: Path, field: Field) -> Any:
 
 def _read_layout(root: Path, field: Field) -> _ImageLayout:
     image = _open_field(root, field)
-    size = image.pixel_size
-    unit = _MICRONS.get(str(size.space_unit), 1)
-    z, y, x = (round(float(value) * unit, 9) for value in (size.z, size.y, size.x))
-    return _ImageLayout(tuple(image.channel_labels), (z, y, x))
+    # ngio compares the names of the channels with the array when they are asked for.
+    with _reading(root, field, "its metadata cannot be read"):
+        size = image.pixel_size
+        unit = _MICRONS.get(str(size.space_unit), 1)
+        z, y, x = (round(float(value) * unit, 9) for value in (size.z, size.y, size.x))
+        return _ImageLayout(tuple(image.channel_labels), (z, y, x))
 
 
 def _most_common_layout(layouts: list[_ImageLayout]) -> _ImageLayout:

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates.formats import PROJECTION, Export, plane_shape, read_export, read_plane
+from gradcamo_assets.plates.formats.planes import PROBED, spread_out
 from gradcamo_assets.plates.omezarr import Field, Plate, open_plate, read_field
 from gradcamo_assets.plates.omezarr_writer import create_field, create_plate
 from gradcamo_assets.storage import remove
 
 Stack = NDArray[np.uint16]
-_PROBED_FIELDS = 8
-"""Number of fields examined to find the size of planes and to detect repeated planes."""
 
 
 class ZarrSource:
@@ -141,13 +140,15 @@ class ExportSource:
             yield stack
 
     def _most_common_shape(self) -> tuple[int, int]:
-        """Most common shape of planes in a few evenly spaced fields. Unreadable files are reported during ingestion."""
-        shapes = []
-        for rows in list(self._planes.values())[:: max(1, len(self._planes) // _PROBED_FIELDS)]:
+        """Most common shape of planes in a few readable fields. Unreadable files are reported during ingestion."""
+        shapes: list[tuple[int, int]] = []
+        for rows in spread_out(list(self._planes.values())):
+            if len(shapes) == PROBED:
+                break
             with suppress(PlateError):
                 shapes.append(plane_shape(self.plate.path / rows["file"][0], rows["page"][0]))
         if not shapes:
-            problem = "none of the examined TIFF files can be read"
+            problem = "none of its TIFF files can be read"
             raise PlateError(problem, "Export the plate again.", path=self.plate.path)
         return mode(shapes)
 
@@ -200,7 +201,7 @@ def _channels_of_repeated_planes(export: Export, slices: pl.DataFrame) -> list[s
     """Channels that repeat one plane through the stack in all of the first few complete fields."""
     in_all_fields: set[int] | None = None
     fields = slices.select("well", "site").unique(maintain_order=True).iter_rows()
-    for well, site in [key for key in fields if key not in export.incomplete][:_PROBED_FIELDS]:
+    for well, site in [key for key in fields if key not in export.incomplete][:PROBED]:
         channels = slices.filter(well=well, site=site).group_by("channel")
         # Unreadable planes are reported when the field is ingested.
         with suppress(PlateError):

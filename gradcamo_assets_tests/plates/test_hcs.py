@@ -152,6 +152,24 @@ def test_swapped_channels_make_a_bad_field(tiny: Path) -> None:
     assert [field.path for field in plate.bad_fields] == ["A/01/1"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda channels: channels.pop(), lambda channels: channels.append({**channels[0], "label": "one more"})],
+)
+def test_a_field_that_names_too_few_or_too_many_channels_is_bad(tiny: Path, change: Callable[[list], object]) -> None:
+    _metadata(tiny / "A" / "01" / "1" / "zarr.json", lambda ome: change(ome["omero"]["channels"]))
+    plate = open_plate(tiny)
+    assert plate.channels == TINY.stains and len(plate.fields) == 7
+    ((field, reason),) = plate.bad_fields.items()
+    assert field.path == "A/01/1" and "metadata" in reason and "channels" in reason
+
+
+def test_a_field_without_pixels_is_bad(tiny: Path) -> None:
+    array = tiny / "A" / "01" / "1" / "0" / "zarr.json"
+    array.write_text(json.dumps(json.loads(array.read_text()) | {"shape": [4, 4, 0, 64]}))
+    assert [field.path for field in open_plate(tiny).bad_fields] == ["A/01/1"]
+
+
 def test_a_well_without_metadata_is_reported_and_the_others_are_read(tiny: Path) -> None:
     (tiny / "A" / "02" / "zarr.json").unlink()
     plate = open_plate(tiny)

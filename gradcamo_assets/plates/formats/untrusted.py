@@ -5,7 +5,6 @@ XML with a DTD is rejected before it is parsed, because a DTD can declare entiti
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,8 +32,8 @@ _WHITE_IS_ZERO = 0
 _MAX_COMPRESSION_RATIO, _MIN_CHECKED_BYTES = 1000, 2**26
 
 
-def reject_dtd(source: Path | str) -> None:
-    """Reject an XML file, or XML text in memory, that has a DTD.
+def reject_dtd(path: Path) -> None:
+    """Reject an XML file that has a DTD.
 
     A DTD can only precede the root element, so parsing stops at the root.
 
@@ -44,15 +43,35 @@ def reject_dtd(source: Path | str) -> None:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import iterparse
 
-    path = source if isinstance(source, Path) else None
     try:
-        with path.open("rb") if path else io.BytesIO(str(source).encode()) as file:
+        with path.open("rb") as file:
             next(iterparse(file, ("start",), forbid_dtd=True))
     except DefusedXmlException as error:
-        remedy = "Remove them; no microscope writes any."
-        raise PlateError("its XML declares a DTD or entities", remedy, path=path) from error
+        raise _dtd_error().at(path=path) from error
     except (ElementTree.ParseError, StopIteration, OSError, ValueError, LookupError) as error:
         raise PlateError(f"it is not XML: {error}", _COPY_AGAIN, path=path) from error
+
+
+def parse_xml(text: str) -> ElementTree.Element | None:
+    """Parse XML text in memory; None if it is damaged.
+
+    Raises:
+        PlateError: a DTD.
+    """
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import fromstring
+
+    try:
+        root: ElementTree.Element = fromstring(text, forbid_dtd=True)
+        return root
+    except DefusedXmlException as error:
+        raise _dtd_error() from error
+    except (ElementTree.ParseError, ValueError, LookupError):
+        return None
+
+
+def _dtd_error() -> PlateError:
+    return PlateError("its XML declares a DTD or entities", "Remove them; no microscope writes any.")
 
 
 def iter_elements(path: Path, *tags: str) -> Iterator[tuple[str, ElementTree.Element]]:

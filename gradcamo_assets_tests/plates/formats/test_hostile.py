@@ -150,7 +150,6 @@ PLATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "HTD is none": (htd('"HTSInfoFile"', '"Something"'), "not an HTD"),
     "HTD, field of a megabyte": (htd('"test"', f'"{"x" * 500_000}"'), "HTD is damaged"),
     "several time points": (two_time_points, "2 time points"),
-    "MetaSeries, external entity": (hostile_description(f"{ENTITY}&e;"), "not well-formed"),
     "LoadData, file upwards": (loaddata("B02-1-0-0", "../../B02-1-0-0"), "not a path inside"),
     "LoadData, absolute file": (loaddata("B02-1-0-0", "/etc/B02-1-0-0"), "not a path inside"),
     "LoadData, path of 10,000 characters": (loaddata("/cluster", "/a" * 5000), "more than 4096 bytes"),
@@ -207,6 +206,13 @@ def test_a_hostile_plate_is_refused(case: str, tmp_path: Path, decoded: list[obj
     assert reason in str(error.value)
     assert error.value.plate == "p1" and error.value.path is not None and len(str(error.value)) < 1500
     assert decoded == []
+
+
+def test_a_hostile_metaseries_description_is_ignored(tmp_path: Path, decoded: list[object]) -> None:
+    hostile_description(f"{ENTITY}&e;")(tmp_path / "p1")
+    export = read_export(tmp_path / "p1")
+    assert "voxel size along z, y, x is not known" in export.problems[0] and not export.incomplete
+    assert export.acquisition == {"description": "test"} and decoded == []
 
 
 def tag(path: Path, code: int | str, value: object) -> None:
