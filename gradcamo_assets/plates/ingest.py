@@ -37,7 +37,7 @@ from gradcamo_assets.settings import section, setting
 
 _MAX_STATISTICS_SAMPLE = 4_000_000
 """Pixels sampled from each channel of a large plate for its intensity statistics."""
-_CODE_VERSION = "2"
+_CODE_VERSION = "3"
 
 
 @section
