@@ -153,13 +153,13 @@ class FieldMeter:
 
 
 def field_warnings(fields: pl.DataFrame, channels: Sequence[str]) -> pl.Series:
-    """Describe the problems of each usable row of the ``fields`` table, or NULL.
+    """Describe the problems of each usable row of the ``fields`` table, after those in its ``qc_warning``, or NULL.
 
     A channel is out of focus if its score is below half of the plate's median, and its logarithm is more than five
     robust standard deviations below the median. Plates of fewer than eight usable fields are not checked for focus. A
     channel that repeats a plane is not a z-stack.
     """
-    warnings: list[list[str]] = [[] for _ in range(fields.height)]
+    warnings = [[] if known is None else [known] for known in fields["qc_warning"]]
     usable = fields["qc_flag"].is_null().to_numpy()
     for index, channel in enumerate(channels):
         of_channel = fields.select(pl.col("channel_focus", "repeated_slices", "focus_profile").list.get(index))

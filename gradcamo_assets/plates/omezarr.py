@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name
+from gradcamo_assets.plates.counts import as_counts, first_fraction
 from gradcamo_assets.plates.illumination import correct_illumination
 from gradcamo_assets.plates.image_quality import PixelDigest
+from gradcamo_assets.plates.missing_chunks import check_chunks
 from gradcamo_assets.provenance import digest
 
 _WELL_PATH = re.compile(r"[A-Za-z0-9]+/[A-Za-z0-9]+")
@@ -157,7 +159,6 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     image = _open_field(plate.path, field)
     with _reading(plate.path, field, "its pixels cannot be read (damaged or truncated file?)"):
         array = as_counts(_read_pixels(image, ["c", "z", "y", "x"]))
-        # A missing chunk reads as zeros without any error.
         if plate.image_versions.get(field, version := image_version(array)) != version:
             raise PlateError("its pixels differ from those that were ingested", "Ingest the plate again.")
     if plate.illumination is None:
@@ -168,6 +169,22 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
         for stack, channel_illumination in zip(array, illumination, strict=True)
     ]
     return np.stack(corrected)
+
+
+def check_field(plate: Plate, field: Field) -> str | None:
+    """Check that no chunk of a field was lost, as described in ``check_chunks``.
+
+    Returns:
+        what a user should know about missing chunks, or None.
+
+    Raises:
+        PlateError: chunks were lost.
+    """
+    image = _open_field(plate.path, field)
+    coarser = [dataset.path for dataset in image.meta.datasets if dataset.path != image.path]
+    channel_axis = image.axes.index("c") if "c" in image.axes else None
+    with _reading(plate.path, field, "its chunks cannot be checked"):
+        return check_chunks(plate.path / field.path, image.path, coarser, channel_axis)
 
 
 def image_version(array: NDArray[np.uint16]) -> str:
@@ -189,40 +206,6 @@ def field_version(plate: Plate, field: Field) -> str:
     return digest([plate.image_versions[field], correction, plate.channels, plate.voxel_size])
 
 
-def as_counts(array: NDArray[Any]) -> NDArray[np.uint16]:
-    """Convert camera counts of any number type to uint16.
-
-    Raises:
-        PlateError: a value that cannot be converted (NaN, negative, above 65535, not a whole number). The error does
-            not say where; the caller adds the place.
-    """
-    if array.dtype in (np.uint16, np.uint8, np.bool_) or not array.size:
-        return array.astype(np.uint16, copy=False)
-    remedy = "Export the plate as unsigned 16-bit camera counts."
-    if array.dtype.kind not in "iuf":
-        raise PlateError(f"its pixels are {array.dtype}, expected 16-bit counts", remedy)
-    low, high = float(array.min()), float(array.max())
-    problem = None
-    if not math.isfinite(low) or not math.isfinite(high):
-        problem = "its pixels contain NaN or infinity"
-    elif low < 0 or high > 65535:
-        problem = f"its pixels range from {low:g} to {high:g}"
-    elif (fraction := _first_fraction(array)) is not None:
-        problem = f"its pixels range from {low:g} to {high:g} and are not whole numbers ({fraction:g})"
-    if problem:
-        raise PlateError(f"{problem}, which 16-bit counts cannot hold", remedy)
-    return array.astype(np.uint16)
-
-
-def _first_fraction(array: NDArray[Any]) -> float | None:
-    """The first value that is not a whole number, or None. The maximum says nothing: intensities that a program has
-    scaled to 1 may exceed 1 after a correction."""
-    if array.dtype.kind != "f":
-        return None
-    fractions = array[array != np.rint(array)]
-    return float(fractions[0]) if fractions.size else None
-
-
 def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | None:
     """Read the label image ``name`` of a field at full resolution, (Z, Y, X) uint32; None if the field has none.
 
@@ -239,7 +222,7 @@ def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | No
         array = _read_pixels(ngio.open_label(str(folder), mode="r"), ["z", "y", "x"])
         if array.size and not (array.min() >= 0 and array.max() <= np.iinfo(np.uint32).max):
             raise PlateError(f"its label {name!r} contains values outside the range of labels (uint32)", _REPAIR)
-        if (fraction := _first_fraction(array)) is not None:
+        if (fraction := first_fraction(array)) is not None:
             raise PlateError(f"its label {name!r} contains values that are not whole numbers ({fraction:g})", _REPAIR)
     return array.astype(np.uint32)
 

@@ -23,6 +23,7 @@ FORMATS = {"0.4": FormatV04(), "0.5": FormatV05()}
 def foreign_plate(
     path: Path, images: dict[str, np.ndarray], axes: str, version: str = "0.5", channels: list[str] | None = None,
     scale: dict[str, float] | None = None, label: np.ndarray | None = None, label_axes: str = "zyx",
+    storage_options: dict | None = None,
 ) -> Path:  # fmt: skip
     """Write a plate with the ome-zarr package; ``images`` by path of the field, such as ``B/3/0``."""
     fmt = FORMATS[version]
@@ -37,7 +38,7 @@ def foreign_plate(
         write_well_metadata(root.require_group(well), paths, fmt=fmt)
     for field, array in images.items():
         group = root.require_group(field)
-        write_image(array, group, axes=axes, fmt=fmt, scale_factors=(2,), scale=scale)
+        write_image(array, group, axes=axes, fmt=fmt, scale_factors=(2,), scale=scale, storage_options=storage_options)
         if channels:
             window = {"start": 0, "end": 9, "min": 0, "max": 9}
             omero = {"channels": [{"label": name, "color": "FFFFFF", "window": window} for name in channels]}

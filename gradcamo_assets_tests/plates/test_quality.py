@@ -196,11 +196,12 @@ def test_repeated_slices_are_counted(order: list[int]) -> None:
 def _fields(sharp: list[float], flags: list[str | None] | None = None) -> pl.DataFrame:
     rows = {
         "qc_flag": flags or [None] * len(sharp),
+        "qc_warning": [None] * len(sharp),
         "channel_focus": [[score, 0.2] for score in sharp],
         "repeated_slices": [[0, 0]] * len(sharp),
         "focus_profile": [[[score], [0.2]] for score in sharp],
     }
-    return pl.DataFrame(rows, schema_overrides={"qc_flag": pl.String})
+    return pl.DataFrame(rows, schema_overrides={"qc_flag": pl.String, "qc_warning": pl.String})
 
 
 def test_a_field_far_below_the_others_is_out_of_focus() -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.plates.omezarr import as_counts, is_storage_failure
+from gradcamo_assets.plates.counts import as_counts
+from gradcamo_assets.plates.omezarr import is_storage_failure
 
 if TYPE_CHECKING:
     import tifffile
