@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import polars as pl
 
@@ -20,10 +22,14 @@ from gradcamo_assets.plates.formats.planes import (
     Export,
     build_export,
     parse_integer,
+    spread_out,
     to_micrometres,
     well_from_indices,
 )
 from gradcamo_assets.plates.formats.untrusted import open_tiff
+
+if TYPE_CHECKING:
+    import tifffile
 
 INDEX = re.compile(r"(?i).*\.htd")
 """The name of the HTD."""
@@ -135,14 +141,21 @@ def _selected_fields(htd: dict[str, list[str]], table: pl.DataFrame) -> list[tup
 
 
 def _read_first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float | None], dict[str, object]]:
-    """Voxel size and acquisition metadata from two planes of the first channel and field."""
-    first = table.sort("channel", "well", "site", "z", nulls_last=True)
-    stack = first.filter(pl.col(key) == first[key][0] for key in ("channel", "well", "site")).head(2)
+    """Voxel size and acquisition metadata from two planes of the first channel and field whose files can be read."""
+    keys = ["channel", "well", "site"]
+    stacks = [stack for _, stack in table.sort(*keys, "z", nulls_last=True).group_by(keys, maintain_order=True)]
+    for stack in spread_out(stacks):
+        # Unreadable files are reported during ingestion.
+        with suppress(PlateError):
+            return _read_headers(folder, stack.head(2))
+    return [None] * 3, {}
+
+
+def _read_headers(folder: Path, stack: pl.DataFrame) -> tuple[list[float | None], dict[str, object]]:
     planes: list[dict[str, Any]] = []
     for file in stack["file"]:
-        # The XML description of a MetaSeries file begins with its root element, so it cannot contain a DTD.
         with open_tiff(folder / file) as tif:
-            planes.append((tif.metaseries_metadata or {}).get("PlaneInfo", {}) if tif.is_metaseries else {})
+            planes.append(_plane_info(tif))
     steps = [plane.get("Z Projection Step Size") for plane in planes]
     positions = [to_micrometres(plane.get("z-position"), signed=True) for plane in planes]
     if stack["z"].n_unique() == 2 and None not in (*positions, *stack["z"]):
@@ -152,3 +165,13 @@ def _read_first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float |
     pixel_size = [to_micrometres(planes[0].get(f"spatial-calibration-{axis}"), units) for axis in "yx"]
     acquisition = {name: planes[0].get(key) for name, key in _ACQUISITION.items()}
     return [next(filter(None, map(to_micrometres, steps)), None), *pixel_size], acquisition
+
+
+def _plane_info(tif: tifffile.TiffFile) -> dict[str, Any]:
+    """The properties of a plane in its MetaSeries description; empty if it has none or its XML is damaged."""
+    if not tif.is_metaseries:
+        return {}
+    # The XML of a MetaSeries file begins with its root element, so it cannot contain a DTD.
+    with suppress(ElementTree.ParseError, ValueError, AttributeError):
+        return dict((tif.metaseries_metadata or {}).get("PlaneInfo", {}))
+    return {}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 
@@ -21,6 +22,7 @@ from gradcamo_assets.plates.formats.shared_files import find_shared_files
 from gradcamo_assets.plates.formats.sites import number_sites
 from gradcamo_assets.plates.omezarr import plate_name_of
 
+T = TypeVar("T")
 PROJECTION = -1
 """The ``z`` of a projection of the whole stack."""
 PLANE_SCHEMA = {
@@ -31,7 +33,9 @@ ROW_SCHEMA = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl
 """Columns that readers pass to ``build_export``."""
 MAX_PLANES = 10_000_000
 _FIELD, _PLANE = ["well", "site"], ["well", "site", "channel", "z"]
-_MICRONS = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "nm": 1e-3}
+_MICRONS = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "nm": 1e-3}
+PROBED = 8
+"""Number of files or fields that are examined to find what most of a plate have in common."""
 _REMEDY = "Copy the plate again, or export it again."
 
 
@@ -71,6 +75,13 @@ def to_micrometres(value: object, unit: str = "um", *, signed: bool = False) -> 
     except (ValueError, KeyError):
         return None
     return length if abs(length) < 1e6 and (signed or length > 0) else None
+
+
+def spread_out(items: Sequence[T]) -> Iterator[T]:
+    """All items, beginning with a few evenly spaced ones. The first readable ones then stand for the whole plate."""
+    step = max(1, len(items) // PROBED)
+    yield from items[::step]
+    yield from (item for index, item in enumerate(items) if index % step)
 
 
 def parse_integer(text: object, what: str, low: int, high: int) -> int:

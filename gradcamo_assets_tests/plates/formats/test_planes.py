@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,73 @@ def test_an_unknown_voxel_size_is_reported(tmp_path: Path) -> None:
     export = read_export(exports.write_loaddata(tmp_path / "p1", STACK))
     assert export.voxel_size == (1.0, 1.0, 1.0)
     assert "voxel size along z, y, x is not known" in export.problems[0] and "p1.toml" in export.problems[0]
+
+
+@pytest.mark.parametrize("write", [exports.write_metaxpress, exports.write_pattern])
+def test_damaged_files_do_not_decide_for_the_plate(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write(tmp_path / "p1", some_pixels(wells=[f"B{column:02d}" for column in range(1, 13)]))
+    whole = read_export(folder)
+    # More damaged files than are examined at first, all in the first channel.
+    for path in folder.rglob("*_w1*.tif"):
+        path.write_bytes(bytes(path.stat().st_size))
+    damaged = read_export(folder)
+    assert damaged.planes.equals(whole.planes)
+    assert (damaged.channels, damaged.voxel_size) == (whole.channels, whole.voxel_size)
+
+
+def test_a_first_file_that_lacks_pages_does_not_decide_for_the_plate(tmp_path: Path) -> None:
+    folder = exports.write_pattern(tmp_path / "p1", STACK, pages="Z")
+    whole = read_export(folder)
+    first = folder / whole.planes["file"][0]
+    tifffile.imwrite(first, tifffile.imread(first)[:2], photometric="minisblack")
+    assert whole.planes["page"].max() == 2 and read_export(folder).planes.equals(whole.planes)
+
+
+def write_ome(folder: Path, **replaced: str) -> Path:
+    """Files whose OME-XML has other words: ``replaced`` by name of an attribute, or the whole text."""
+    exports.write_pattern(folder, STACK, pages="OME", voxel_size="")
+    for path in folder.rglob("*.tif"):
+        with tifffile.TiffFile(path) as tif:
+            text, stack = tif.ome_metadata or "", tif.asarray()
+        text = text.replace("<Channel ", '<Channel AcquisitionMode="WideField" EmissionWavelength="450" ')
+        text = text.replace("PhysicalSizeX=", 'PhysicalSizeXUnit="µm" PhysicalSizeX=')
+        for name, value in replaced.items():
+            text = re.sub(f'{name}="[^"]*"', f'{name}="{value}"', text) if name != "text" else value
+        tifffile.imwrite(path, stack, description=text.encode(), metadata=None, photometric="minisblack")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"AcquisitionMode": "Not Set"},
+        {"EmissionWavelength": ""},
+        {"PhysicalSizeXUnit": "um"},
+        {"PhysicalSizeXUnit": "micron"},
+    ],
+)
+def test_words_that_the_ome_schema_does_not_know_are_no_matter(replaced: dict[str, str], tmp_path: Path) -> None:
+    export = read_export(write_ome(tmp_path / "p1", **replaced))
+    assert (export.channels, export.voxel_size, export.problems) == (("DNA", "ER"), (2.0, 0.65, 0.65), ())
+    plane = export.planes.row(4, named=True)
+    np.testing.assert_array_equal(read_plane(export.path / plane["file"], plane["page"]), STACK["B02", 1][1, 1])
+
+
+@pytest.mark.parametrize(
+    ("replaced", "unknown"),
+    [({"PhysicalSizeXUnit": "pixel"}, "x"), ({"PhysicalSizeX": "0"}, "x"), ({"PhysicalSizeZ": "two"}, "z")],
+)
+def test_sizes_that_ome_xml_does_not_state_are_unknown(replaced: dict[str, str], unknown: str, tmp_path: Path) -> None:
+    (problem,) = read_export(write_ome(tmp_path / "p1", **replaced)).problems
+    assert f"voxel size along {unknown} is not known" in problem
+
+
+def test_damaged_ome_xml_leaves_the_pixels(tmp_path: Path) -> None:
+    text = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels SizeX="7"></Image></OME>'
+    export = read_export(write_ome(tmp_path / "p1", text=text))
+    assert "the OME-XML of its files is damaged and was ignored" in export.problems
+    assert any("voxel size along z, y, x is not known" in problem for problem in export.problems)
+    np.testing.assert_array_equal(read_plane(export.path / "B02/f1.ome.tif", 1), STACK["B02", 1][0, 1])
 
 
 def test_loaddata_of_a_whole_batch(tmp_path: Path) -> None:
