@@ -11,10 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates.formats import PROJECTION, Export, detect_format, read_export, read_plane
 from gradcamo_assets.plates.formats.planes import build_export
+from gradcamo_assets.plates.formats.sites import number_sites
 from gradcamo_assets_tests.plates.formats import exports
 from gradcamo_assets_tests.plates.formats.exports import some_pixels
 
@@ -222,6 +225,21 @@ def test_site_numbers_are_kept_and_any_other_numbering_is_told(
     assert export.planes["site"].to_list() == sites and set(export.planes["well"]) == {"A01"}
     assert export.planes["file"].to_list() == [f"{name}.tif" for name in names]
     assert list(export.problems) == ([f"sites are numbered from 1, so {', '.join(told)}"] if told else [])
+
+
+@given(
+    numbers=st.sets(st.integers(0, 10**8 - 1), max_size=8),
+    others=st.sets(st.text("abc/ ", min_size=1, max_size=4), max_size=4),
+    spell=st.sampled_from([str, "{:012d}".format, "{}.0".format]),
+)
+def test_every_site_has_its_own_number_and_the_order_stays(
+    numbers: set[int], others: set[str], spell: Callable[[int], str]
+) -> None:
+    sites, notes = number_sites([*map(spell, numbers), *others])
+    assert len(set(sites.values())) == len(numbers) + len(others) and min(sites.values(), default=1) >= 1
+    assert {sites[spell(number)] - number for number in numbers} <= {int(0 in numbers)}
+    assert all(sites[name] > sites[spell(number)] for name in others for number in numbers)
+    assert bool(notes) == (bool(others) or 0 in numbers)
 
 
 def build_from(tmp_path: Path, rows: list[tuple[str, int, int, str]]) -> Export:

@@ -85,6 +85,17 @@ def test_z_steps_of_metaxpress_without_an_htd_are_not_mixed_with_projections(tmp
     assert read_export(folder).planes["z"].to_list() == [-1, 0, 1], "ZStep_0 is the projection"
 
 
+def test_a_folder_with_the_name_of_an_image_is_no_image(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "p1", *NAMES["Phenix names"])
+    (folder / "r01c14f02p01-ch1.tif").mkdir()
+    (folder / "r01c14f02p01-ch1.tif" / "r01c15f02p01-ch1.tif").symlink_to(folder / "r16c01f02p01-ch1.tiff")
+    (folder / "linked").symlink_to(folder)
+    with pytest.raises(PlateError, match="is a symbolic link"):
+        read_export(folder)
+    (folder / "r01c14f02p01-ch1.tif" / "r01c15f02p01-ch1.tif").unlink()
+    assert set(read_export(folder).planes["file"]) == NAMES["Phenix names"].keys()
+
+
 def test_an_index_goes_before_names(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "p1", *NAMES["Phenix names"])
     (folder / "Index.xml").touch()
