@@ -150,7 +150,10 @@ def _pixel_size(table: pl.DataFrame) -> list[float | None]:
 
 def _well_column(table: pl.DataFrame, path: Path) -> pl.Series:
     if (well := _first_column(table, _WELL)) is not None:
-        return table[well].fill_null("")
+        names = table[well].fill_null("")
+        # Harmony's spelling, r01c01.
+        indices = {name: re.fullmatch("[rR]([0-9]{1,2})[cC]([0-9]{1,2})", name) for name in names.unique()}
+        return names.replace({name: well_from_indices(*match.groups()) for name, match in indices.items() if match})
     row, column = "Metadata_Row", _first_column(table, ("col", "column"))
     if row not in table.columns or column is None:
         raise PlateError("it has neither Metadata_Well nor Metadata_Row and Metadata_Col", _REMEDY, path=path)

@@ -50,6 +50,10 @@ TABLES = {
         '\ufeff"FileName_DNA","FileName_AGP","Metadata_Well","Metadata_Site"',
         '"A01_s1_w1.tif","A01_s1_w2.tif","A01","1"',
     ),
+    "a well as Harmony spells it": (
+        "FileName_DNA,FileName_AGP,Metadata_Well,Metadata_Site",
+        "A01_s1_w1.tif,A01_s1_w2.tif,r01c01,1",
+    ),
     "another well column": (
         "FileName_DNA,FileName_AGP,Metadata_CPD_WELL_POSITION,Metadata_Site",
         "A01_s1_w1.tif,A01_s1_w2.tif,a1,1",
