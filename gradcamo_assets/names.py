@@ -9,6 +9,10 @@ from gradcamo_assets.errors import GradcamoError, PlateError
 _PLATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WELL = re.compile(r"([A-Za-z]{1,2})0*([1-9][0-9]?)")
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SYSTEM_NAMES = {
+    ".ds_store", ".spotlight-v100", ".trashes", ".fseventsd", "thumbs.db", "desktop.ini", "$recycle.bin",
+    "system volume information", "@eadir", "#recycle", "lost+found",
+}  # fmt: skip
 
 
 def check_plate_name(text: str) -> str:
@@ -40,6 +44,16 @@ def check_name(text: str, what: str = "name") -> str:
     if not _SLUG.fullmatch(text) or ".." in text:
         raise GradcamoError(f"{text[:140]!r} is not a valid {what}", "Use only letters, digits, '.', '_' and '-'.")
     return text
+
+
+def is_system_name(name: str) -> bool:
+    """Whether macOS, Windows or a file server creates files or folders of this name beside those of the user."""
+    return name.startswith("._") or name.lower() in _SYSTEM_NAMES
+
+
+def printable(text: str) -> str:
+    """Replace the bytes of a file name that are not UTF-8. Python keeps them as surrogates, which cannot be stored."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def normalise_well_name(text: str) -> str:

@@ -137,7 +137,8 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
         PlateError: if the inbox cannot be listed, so that it is unknown whether it contains the plate.
         GradcamoError: if the plate is in the inbox or unknown.
     """
-    if any(list_inbox(home.inbox, only=check_plate_name(plate)).values()):
+    found = list_inbox(home.inbox, only=check_plate_name(plate)).values()
+    if any(snapshot is not None and snapshot.is_plate for snapshot in found):
         remedy = "Move it out of the inbox first, or it is ingested again."
         raise GradcamoError("the plate is still in the inbox", remedy, plate=plate, path=home.inbox)
     drops = tuple((table, {"plate": plate}) for table in tables_keyed_by("plate"))

@@ -10,12 +10,13 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.names import check_name
+from gradcamo_assets.names import check_name, is_system_name
 from gradcamo_assets.plates.formats.configuration import CONFIGURATION_ENDING
 from gradcamo_assets.plates.omezarr import plate_name_of
 from gradcamo_assets.plates.spreadsheets import read_table
@@ -29,7 +30,7 @@ _BROAD_ENDINGS = ("", ".txt", ".csv", ".tsv", ".xlsx")
 _BROAD_FOLDERS = ("platemap", "platemaps", ".")
 _MEASUREMENT = re.compile(r"__.*-measurement[ _-]?\d+", re.IGNORECASE)
 """What Harmony adds to a barcode in the name of a folder: ``BR00117010__2020-11-08T18_18_00-Measurement 1``."""
-_IMAGE_ENDINGS = (".tif", ".tiff")
+_IMAGE_ENDINGS = (".tif", ".tiff", ".png")
 _MAX_SAMPLED_FILES = 256
 """Number of images of a plate whose contents are sampled, and of metadata files."""
 _IMAGE_SAMPLE_BYTES, _METADATA_SAMPLE_BYTES = 1 << 12, 1 << 16
@@ -43,20 +44,25 @@ class Companions:
     Attributes:
         maps: plate maps; there should be one at most.
         labels: the label table of a pooled screen.
-        metadata: Broad's sample tables, shared by all plates of the inbox.
         files: files of this plate alone. Tables shared by all plates of an inbox are excluded, because a row for a new
             plate would make every plate look changed.
         note: why there is no map, if there is a barcode table.
+        inbox: the folder of Broad's sample tables, if the barcode table lists the map.
     """
 
     maps: tuple[Path, ...]
     labels: Path | None
-    metadata: tuple[Path, ...]
     files: tuple[Path, ...]
     note: str | None = None
+    inbox: Path | None = None
+
+    @property
+    def metadata(self) -> tuple[Path, ...]:
+        """Broad's sample tables, shared by all plates of the inbox, which is listed when they are asked for."""
+        return () if self.inbox is None else tuple(sorted(self.inbox.glob("external_metadata*.tsv")))
 
 
-def find_companions(source: Path) -> Companions:
+def find_companions(source: Path, beside: Set[str] | None = None) -> Companions:
     """Find the files beside the plate folder ``source``.
 
     A map named after the plate comes first. Without one, ``barcode_platemap.csv`` beside the plate (columns
@@ -66,6 +72,9 @@ def find_companions(source: Path) -> Companions:
     Maps and rows of the table may have the barcode that Harmony puts before ``__<date>-Measurement 1``. In the table, a
     barcode of digits may have lost its leading zeros or end in ``.0``.
 
+    Args:
+        beside: the names in the inbox, casefolded, if they are known. This saves looking for each possible name.
+
     Raises:
         PlateError: the folder's name is not a valid plate name, or the barcode table is unreadable, lists two maps for
             the plate, or lists a map with an invalid name or without a file.
@@ -73,21 +82,26 @@ def find_companions(source: Path) -> Companions:
     name = plate_name_of(source)
     barcode = _MEASUREMENT.sub("", name)
     stems = dict.fromkeys((name, source.name.removesuffix(".zarr").removesuffix(".ome")))
-    maps = _existing(source.with_name(stem + end) for stem in stems for end in _MAP_ENDINGS)
-    maps = maps or _existing(source.with_name(barcode + end) for end in _MAP_ENDINGS)
-    metadata: list[Path] = []
-    note = None
-    if not maps and (barcodes := source.with_name(BARCODE_TABLE)).is_file():
+
+    def existing(names: Iterable[str]) -> list[Path]:
+        return _existing(source.with_name(name) for name in names if beside is None or name.casefold() in beside)
+
+    maps = existing(stem + end for stem in stems for end in _MAP_ENDINGS)
+    maps = maps or existing(barcode + end for end in _MAP_ENDINGS)
+    note, inbox = None, None
+    if not maps and existing([BARCODE_TABLE]):
+        barcodes = source.with_name(BARCODE_TABLE)
         try:
             maps = _find_broad_maps(barcodes, dict.fromkeys((name, barcode)))
         except GradcamoError as error:
             raise error.at(PlateError, plate=name, path=barcodes) from error
-        metadata = sorted(source.parent.glob("external_metadata*.tsv")) if maps else []
-        if not maps:
+        if maps:
+            inbox = source.parent
+        else:
             note = f"{BARCODE_TABLE} has no row for {' or '.join(dict.fromkeys((name, barcode)))}"
-    labels, configuration = (source.with_name(name + end) for end in (LABELS_ENDING, CONFIGURATION_ENDING))
-    files = (*maps, *(path for path in (labels, configuration) if path.is_file()))
-    return Companions(tuple(maps), labels if labels in files else None, tuple(metadata), files, note)
+    labels = existing([name + LABELS_ENDING])
+    files = (*maps, *labels, *existing([name + CONFIGURATION_ENDING]))
+    return Companions(tuple(maps), labels[0] if labels else None, files, note, inbox)
 
 
 def _existing(paths: Iterable[Path]) -> list[Path]:
@@ -96,34 +110,54 @@ def _existing(paths: Iterable[Path]) -> list[Path]:
 
 def _find_broad_maps(barcodes: Path, plate_names: Iterable[str]) -> list[Path]:
     """Find the map that the barcode table lists for the first of ``plate_names`` that it has."""
-    table, _ = read_table(barcodes)
-    columns = {name.lower().replace("_", ""): name for name in table.columns}
-    if not {"assayplatebarcode", "platemapname"} <= columns.keys():
-        problem = "the columns Assay_Plate_Barcode and Plate_Map_Name are missing"
-        raise GradcamoError(problem, "Give the table these two columns.")
-    pairs = [
-        (barcode.replace(" ", "_"), map_name)
-        for barcode, map_name in table.select(columns["assayplatebarcode"], columns["platemapname"]).iter_rows()
-    ]
-    spellings = [lambda text: text, _bare_number]
-    found = ([m for b, m in pairs if spell(b) == spell(name)] for name in plate_names for spell in spellings)
+    listed = _read_barcodes(barcodes, barcodes.read_bytes())
+    if isinstance(listed, GradcamoError):
+        raise listed
+    found = (maps.get(spell(name)) for name in plate_names for spell, maps in zip(_SPELLINGS, listed, strict=True))
     names = {check_name(map_name, "plate map name") for map_name in next(filter(None, found), [])}
     if len(names) > 1:
         raise GradcamoError(f"it lists two plate maps, {' and '.join(sorted(names))}", "Keep one of them.")
+    folders = [barcodes.parent / folder for folder in _BROAD_FOLDERS]
     maps = _existing(
-        barcodes.parent / folder / f"{name}{end}"
-        for name in names
-        for folder in _BROAD_FOLDERS
-        for end in _BROAD_ENDINGS
+        folder / f"{name}{end}" for name in names for folder in folders if folder.is_dir() for end in _BROAD_ENDINGS
     )
     if names and not maps:
         raise GradcamoError(f"the plate map {min(names)} does not exist", f"Put it into {_BROAD_FOLDERS[0]}/.")
     return maps
 
 
+@lru_cache(maxsize=2)
+def _read_barcodes(barcodes: Path, _content: bytes) -> list[dict[str, list[str]]] | GradcamoError:
+    """The names of plate maps by barcode, for each of ``_SPELLINGS``; or the error, if the table is wrong.
+
+    An inbox of 10,000 plates needs the same table 10,000 times, so it is parsed once as long as its content stays.
+    """
+    try:
+        table, _ = read_table(barcodes)
+    except GradcamoError as error:
+        return error
+    columns = {name.lower().replace("_", ""): name for name in table.columns}
+    if not {"assayplatebarcode", "platemapname"} <= columns.keys():
+        problem = "the columns Assay_Plate_Barcode and Plate_Map_Name are missing"
+        return GradcamoError(problem, "Give the table these two columns.")
+    listed: list[dict[str, list[str]]] = [{} for _ in _SPELLINGS]
+    for barcode, map_name in table.select(columns["assayplatebarcode"], columns["platemapname"]).iter_rows():
+        for spell, maps in zip(_SPELLINGS, listed, strict=True):
+            maps.setdefault(spell(barcode.replace(" ", "_")), []).append(map_name)
+    return listed
+
+
+def _exactly(barcode: str) -> str:
+    return barcode
+
+
 def _bare_number(barcode: str) -> str:
     """Return a barcode of digits as spreadsheets write it: ``0012345`` and ``12345.0`` give ``12345``."""
     return re.sub(r"^0*(\d+?)(\.0+)?$", r"\1", barcode)
+
+
+_SPELLINGS = (_exactly, _bare_number)
+"""Spellings of a barcode by which a plate and a row of the table belong together, the safest first."""
 
 
 def compute_signature(source: Path) -> str:
@@ -132,8 +166,8 @@ def compute_signature(source: Path) -> str:
     Names are relative and times are ignored, so a copy has the signature of its original. Contents cover:
 
     - the tables beside the plate, completely;
-    - 64 KiB at either end of up to 256 metadata files: files other than TIFF in the plate folder or one level below
-      (an index, the zarr.json of plate and rows);
+    - 64 KiB at either end of up to 256 metadata files: files other than TIFF and PNG in the plate folder or one level
+      below (an index, the zarr.json of plate and rows);
     - 4 KiB at either end of up to 256 other files, evenly spread over their sorted names.
 
     A plate exported again with equal file sizes therefore gets another signature, but a single image rewritten in place
@@ -146,7 +180,7 @@ def compute_signature(source: Path) -> str:
     return scan_source(source)[0]
 
 
-def scan_source(source: Path, contents: bool = True) -> tuple[str, float]:
+def scan_source(source: Path, contents: bool = True, beside: Set[str] | None = None) -> tuple[str, float]:
     """Return the signature of a plate and the time of its latest change, in seconds since 1970.
 
     Programs that preserve times set the modification time but cannot set the inode's change time, so the later of both
@@ -154,18 +188,21 @@ def scan_source(source: Path, contents: bool = True) -> tuple[str, float]:
 
     Args:
         contents: whether to open files. Without contents the signature ends at its ``-``.
+        beside: as in ``find_companions``.
     """
-    tables = find_companions(source).files
+    tables = find_companions(source, beside).files
     for path in (source, *tables):
         if path.is_symlink():
             raise PlateError("it is a symbolic link", "Copy the plate or file itself.", path=path)
     try:
-        beside = [(path.name, path.stat()) for path in tables]
-        newest = max(max(info.st_mtime, info.st_ctime) for info in (source.stat(), *(info for _, info in beside)))
+        table_infos = [(path.name, path.stat()) for path in tables]
+        newest = max(max(info.st_mtime, info.st_ctime) for info in (source.stat(), *(info for _, info in table_infos)))
         files: list[tuple[str, int]] = []
         folders, start = [str(source)], len(str(source)) + 1
         while folders:
             for entry in _list_folder(folders.pop()):
+                if is_system_name(entry.name):
+                    continue
                 info = entry.stat(follow_symlinks=False)
                 newest = max(newest, info.st_mtime, info.st_ctime)
                 if stat.S_ISDIR(info.st_mode):
@@ -176,7 +213,7 @@ def scan_source(source: Path, contents: bool = True) -> tuple[str, float]:
                     problem = "it is a link or a special file"
                     raise PlateError(problem, "Replace it by a regular file.", path=entry.path)
         files.sort()
-        names = digest([files, [(name, info.st_size) for name, info in beside]])
+        names = digest([files, [(name, info.st_size) for name, info in table_infos]])
         content_digest = _digest_contents(source, [name for name, _ in files], tables) if contents else ""
         return f"{names}-{content_digest}", newest
     except OSError as error:

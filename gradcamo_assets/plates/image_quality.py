@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy import ndimage
+
+from gradcamo_assets.brightness import mean_of_brightest
 
 _PERCENTILE_SAMPLE = 500_000
 """Number of pixels sampled from each channel of a field to estimate percentiles."""
@@ -19,6 +22,12 @@ _THUMBNAIL_SIZE = 32
 """Rows and columns of the thumbnail from which illumination is estimated."""
 _CEILINGS = (255, 4095, 16383, 65535)
 """The largest values of 8, 12, 14 and 16 bit cameras."""
+_PILE_LEVELS, _PILE_PIXELS, _PILE_RATIO = 20, 5, 4.0
+"""Pixels pile up at the highest value if there are at least 5, and 4 times as many as at the 20 values below."""
+_PLATEAU_NOISE, _PLATEAU_STEP, _PLATEAU_SHARE = 5.0, 2, 0.1
+"""A tenth of the bright pixels differ by 2 counts at most, although the noise of the channel is 5 counts or more."""
+_BRIGHTEST = 0.025
+"""Share of the pixels whose mean stands for the brightness of a channel."""
 _MAD_TO_SD = 1.4826
 _MIN_FIELDS = 8
 
@@ -57,6 +66,7 @@ class FieldMeter:
         self._thumbnails: list[NDArray[np.float32]] = []
         self._channels: list[dict[str, Any]] = []
         self._highest: list[int] = []
+        self._piled_up: list[bool] = []
         self._constant = True
         self._digest = PixelDigest()
         self.shape: tuple[int, ...] = ()
@@ -73,17 +83,24 @@ class FieldMeter:
         subsampled = pixels[:: max(1, pixels.size // _PERCENTILE_SAMPLE)]
         p1, p5, median, p99 = np.percentile(subsampled, (1, 5, 50, 99)).tolist()
         tiles = [_cut_tiles(plane).astype(np.float32) for plane in stack]
-        profile = [_laplacian_variance(tile) / max(p99 - p1, 1.0) ** 2 for tile in tiles]
+        bright = mean_of_brightest(subsampled, _BRIGHTEST)
+        profile = [_laplacian_variance(tile) / max(bright - p1, 1.0) ** 2 for tile in tiles]
         noise = _estimate_noise(tiles[len(tiles) // 2])
         highest = int(pixels.max())
         constant = bool(pixels.min() == highest)
+        piled_up = _piles_up(subsampled, highest)
+        # Counting costs a pass over the pixels.
+        if piled_up or highest in _CEILINGS:
+            saturation = float(np.mean(pixels == highest))
+        else:
+            saturation = _plateau_share(tiles, median + 0.7 * (highest - median), noise)
         self._highest.append(highest)
+        self._piled_up.append(piled_up)
         self._constant &= constant
         self._channels.append({
             "intensity_p1": p1, "intensity_median": median, "intensity_p99": p99, "background": p5,
-            "signal_to_noise": (p99 - p5) / noise if noise else float("nan"),
-            # Counting costs a pass over the pixels, so only camera ceilings are counted.
-            "channel_saturation": float(np.mean(pixels == highest)) if highest in _CEILINGS else 0.0,
+            "signal_to_noise": (bright - p5) / noise if noise else float("nan"),
+            "channel_saturation": saturation,
             "channel_focus": max(profile), "channel_focus_slice": int(np.argmax(profile)), "focus_profile": profile,
             "repeated_slices": 0 if constant else _count_repeated_slices(stack),
         })  # fmt: skip
@@ -106,20 +123,25 @@ class FieldMeter:
         - ``qc_flag``: ``empty`` if every channel is constant, else None.
         - ``image_version``: see ``PixelDigest``.
         - ``focus_profile``: focus by channel and slice: the variance of the Laplacian (Pech-Pacheco et al. 2000) of
-          intensities scaled to the channel's 1st to 99th percentile. ``channel_focus`` and ``channel_focus_slice``
-          (0-based) describe the sharpest slice of each channel, ``focus_score`` and ``focus_slice`` that of the mean
-          over channels.
-        - ``saturation``: share of pixels at the camera's ceiling.
+          intensities scaled to the channel's 1st percentile and the mean of its brightest 2.5%. ``channel_focus`` and
+          ``channel_focus_slice`` (0-based) describe the sharpest slice of each channel, ``focus_score`` and
+          ``focus_slice`` that of the mean over channels.
+        - ``saturation``: share of pixels at the ceiling of the intensities. This is the ceiling of the camera; or the
+          highest value, if pixels pile up there (after a shift or an offset); or a bright plateau without noise (after
+          a division by the illumination).
         - ``background``: the 5th percentile.
-        - ``signal_to_noise``: (99th percentile - background) / noise. The noise is the median absolute second
-          difference along rows, which ignores slopes. NaN if the noise is 0.
+        - ``signal_to_noise``: (mean of the brightest 2.5% - background) / noise. The noise is the median absolute
+          second difference along rows, which ignores slopes. NaN if the noise is 0.
         - ``repeated_slices``: number of slices that equal the slice before them.
         """
         lists = {name: [channel[name] for channel in self._channels] for name in self._channels[0]}
         focus = np.mean(lists["focus_profile"], axis=0)
         ceiling = next(c for c in _CEILINGS if max(self._highest) <= c)
-        at_ceiling = zip(self._highest, lists["channel_saturation"], strict=True)
-        lists["channel_saturation"] = [share if highest == ceiling else 0.0 for highest, share in at_ceiling]
+        channels = zip(lists["channel_saturation"], self._highest, self._piled_up, strict=True)
+        lists["channel_saturation"] = [
+            0.0 if highest in _CEILINGS and highest != ceiling and not piled_up else share
+            for share, highest, piled_up in channels
+        ]
         return {
             "qc_flag": "empty" if self._constant else None,
             "image_version": self._digest.version,
@@ -131,13 +153,13 @@ class FieldMeter:
 
 
 def field_warnings(fields: pl.DataFrame, channels: Sequence[str]) -> pl.Series:
-    """Describe the problems of each usable row of the ``fields`` table, or NULL.
+    """Describe the problems of each usable row of the ``fields`` table, after those in its ``qc_warning``, or NULL.
 
     A channel is out of focus if its score is below half of the plate's median, and its logarithm is more than five
     robust standard deviations below the median. Plates of fewer than eight usable fields are not checked for focus. A
     channel that repeats a plane is not a z-stack.
     """
-    warnings: list[list[str]] = [[] for _ in range(fields.height)]
+    warnings = [[] if known is None else [known] for known in fields["qc_warning"]]
     usable = fields["qc_flag"].is_null().to_numpy()
     for index, channel in enumerate(channels):
         of_channel = fields.select(pl.col("channel_focus", "repeated_slices", "focus_profile").list.get(index))
@@ -157,13 +179,42 @@ def field_warnings(fields: pl.DataFrame, channels: Sequence[str]) -> pl.Series:
 
 
 def center_and_scale(samples: Sequence[NDArray[np.uint16]]) -> tuple[list[float], list[float]]:
-    """For each channel of pixel samples, (C, n) a field: the median, and the 99th percentile minus the median (>= 1).
+    """For each channel of pixel samples, (C, n) a field: the median, and the mean of the brightest 2.5% less it (>= 1).
 
     All crops of a plate are standardised with these values. Standardising each crop by its own values would write the
     phenotype of a cell into the pixels of its background.
     """
-    median, p99 = np.percentile(np.concatenate(samples, axis=1), (50, 99), axis=1)
-    return median.tolist(), np.maximum(p99 - median, 1.0).tolist()
+    pixels = np.concatenate(samples, axis=1)
+    centers = np.median(pixels, axis=1).tolist()
+    bright = [mean_of_brightest(channel, _BRIGHTEST) for channel in pixels]
+    return centers, [max(top - center, 1.0) for top, center in zip(bright, centers, strict=True)]
+
+
+def _piles_up(pixels: NDArray[np.uint16], highest: int) -> bool:
+    """Whether the highest value is that of many pixels. Towards an intensity that no pixel reaches, counts fall."""
+    counts = np.bincount(pixels)
+    *below, top = counts[counts > 0][-_PILE_LEVELS - 1 :].tolist()
+    if len(counts) <= highest or len(below) < _PILE_LEVELS:
+        return False
+    return top >= _PILE_PIXELS and top > _PILE_RATIO * np.mean(below)
+
+
+def _plateau_share(tiles: Sequence[NDArray[np.float32]], bright: float, noise: float) -> float:
+    """Share of pixels above ``bright`` that have no noise. A division spreads a ceiling over many values, but saturated
+    pixels still follow the smooth divisor, while the noise of other pixels grows with their intensity."""
+    n_bright = n_smooth = n_plateau = 0
+    for plane in tiles if noise >= _PLATEAU_NOISE else ():
+        is_bright = plane > bright
+        if min(plane.shape[1:]) < 3 or not is_bright.any():
+            continue
+        smooth = np.zeros_like(is_bright)
+        along_y = np.abs(np.diff(plane, 2, axis=1))[:, :, 1:-1] <= _PLATEAU_STEP
+        along_x = np.abs(np.diff(plane, 2, axis=2))[:, 1:-1] <= _PLATEAU_STEP
+        smooth[:, 1:-1, 1:-1] = along_y & along_x
+        smooth &= is_bright
+        plateau = ndimage.binary_dilation(smooth, np.ones((1, 3, 3), bool)) & is_bright
+        n_bright, n_smooth, n_plateau = n_bright + is_bright.sum(), n_smooth + smooth.sum(), n_plateau + plateau.sum()
+    return float(n_plateau / sum(plane.size for plane in tiles)) if n_smooth > _PLATEAU_SHARE * n_bright else 0.0
 
 
 def _count_repeated_slices(stack: NDArray[np.uint16]) -> int:

@@ -7,7 +7,7 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.names import is_system_name, printable
 from gradcamo_assets.plates.companions import scan_source
 from gradcamo_assets.plates.failures import Failures
 from gradcamo_assets.plates.formats import detect_format
+from gradcamo_assets.plates.formats.proposals import propose_configuration
+from gradcamo_assets.plates.formats.schemes import SCHEMES, describe_scheme
 from gradcamo_assets.plates.omezarr import plate_name_of
 from gradcamo_assets.settings import Amount, section, setting
 
@@ -51,13 +54,17 @@ class FolderSnapshot:
             is empty if files vanished during the scan.
         newest: time of the latest change, in seconds since 1970 (0 if a known plate is unchanged).
         marked: whether the completion marker exists.
-        problem: why the folder cannot be listed, or None.
+        problem: why the folder cannot be listed or read, or None.
+        contents: what was recognised by the names of the images alone; empty if an index lists them.
+        is_plate: False for images that no reader understands.
     """
 
     signature: str = ""
     newest: float = 0
     marked: bool = False
     problem: str | None = None
+    contents: str = ""
+    is_plate: bool = True
 
     @property
     def token(self) -> str:
@@ -99,13 +106,15 @@ def plate_states(
         ingesting: ingested fields and all fields of each plate that a process is ingesting now, by name.
     """
     names = plate_names(snapshots)
-    name_counts = Counter(name for path, name in names.items() if isinstance(name, str) and snapshots[path] is not None)
+    plates = {path for path, snapshot in snapshots.items() if snapshot is not None and snapshot.is_plate}
+    name_counts = Counter(name for path, name in names.items() if isinstance(name, str) and path in plates)
 
     def decide(path: Path, name: str, snapshot: FolderSnapshot | None) -> tuple[State, str]:
-        if snapshot is None:
-            return "unreadable", "unknown format: neither an OME-Zarr plate nor an export of a supported microscope"
+        if snapshot is None or not snapshot.is_plate:
+            problem = "unknown format: neither an OME-Zarr plate nor an export of a supported microscope"
+            return "unreadable", f"{problem}. {snapshot.problem}" if snapshot and snapshot.problem else problem
         if name_counts[name] > 1:
-            same_name = sorted(other.name for other, its in names.items() if its == name and snapshots[other])
+            same_name = sorted(other.name for other, its in names.items() if its == name and other in plates)
             folders = " and ".join(same_name)
             return "unreadable", f"{len(same_name)} folders give this plate name: {folders}. Rename or remove one."
         if snapshot.problem is not None:
@@ -127,14 +136,19 @@ def plate_states(
                 count = f"it failed {len(failed.attempts)} times; the last {failed.last}"
                 return "quarantined", f"{count}. To try again: gradcamo inbox --retry {name}"
             return "waiting", f"{failed.last}; next try at {retry.at:%Y-%m-%d %H:%M} UTC"
-        return _decide_completeness(snapshot, previous.get(name), now, settings)
+        state, reason = _decide_completeness(snapshot, previous.get(name), now, settings)
+        return state, "; ".join(filter(None, (reason, snapshot.contents)))
 
-    states = [
-        PlateState(path.name, path, "unreadable", f"{name.problem}. {name.remedy}")
-        if isinstance(name, PlateError)
-        else PlateState(name, path, *decide(path, name, snapshots[path]))
-        for path, name in names.items()
-    ]
+    states = []
+    for path, name in names.items():
+        if isinstance(name, PlateError):
+            state: State = "unreadable"
+            reason = f"{name.problem}. {name.remedy}"
+        else:
+            state, reason = decide(path, name, snapshots[path])
+        states.append(
+            PlateState(printable(path.name if isinstance(name, PlateError) else name), path, state, printable(reason))
+        )
     return sorted(states, key=lambda state: (state.name, state.path))
 
 
@@ -174,7 +188,7 @@ def list_inbox(
 ) -> dict[Path, FolderSnapshot | None]:
     """Take a snapshot of each folder in ``inbox``; None for folders that are no plate in a supported format.
 
-    Hidden folders and folders of plate maps or metadata are skipped.
+    Hidden folders, those of the operating system, and folders of plate maps or metadata are skipped.
 
     Args:
         known: signature of ingested plates, by name.
@@ -188,12 +202,14 @@ def list_inbox(
     settings, known = settings or InboxConfig(), known or {}
     try:
         with os.scandir(inbox) as listing:
-            folders = [entry.name for entry in listing if entry.is_dir() and not entry.name.startswith(".")]
+            entries = [entry for entry in listing if not entry.name.startswith(".") and not is_system_name(entry.name)]
+            folders = [entry.name for entry in entries if entry.is_dir()]
     except OSError as error:
         remedy = "Check that the folder exists and its disk is mounted."
         raise PlateError(f"the inbox cannot be listed: {error.strerror}", remedy, path=inbox) from error
     names = plate_names(inbox / folder for folder in sorted(folders) if folder.lower() not in _EXCLUDED_FOLDERS)
     name_counts = Counter(name for name in names.values() if isinstance(name, str))
+    beside = {entry.name.casefold() for entry in entries}
     snapshots: dict[Path, FolderSnapshot | None] = {}
     for path, name in names.items():
         if only not in (None, name):
@@ -203,33 +219,37 @@ def list_inbox(
         if signature is not None and depth == "new" and name_counts[str(name)] == 1:
             snapshots[path] = FolderSnapshot(signature)
         else:
-            snapshots[path] = _take_snapshot(path, signature, depth, settings)
+            snapshots[path] = _take_snapshot(path, signature, depth, settings, beside)
     return snapshots
 
 
-def _take_snapshot(path: Path, signature: str | None, depth: Depth, settings: InboxConfig) -> FolderSnapshot | None:
-    """``signature``: of the plate when it was ingested, or None."""
+def _take_snapshot(
+    path: Path, signature: str | None, depth: Depth, settings: InboxConfig, beside: Set[str]
+) -> FolderSnapshot | None:
+    """``signature``: of the plate when it was ingested, or None; ``beside``: as in ``find_companions``."""
     try:
-        if not _is_plate(path):
-            return None
+        if (format := _detect_format(path)) is None:
+            proposal = propose_configuration(path, plate_name_of(path))
+            return FolderSnapshot(problem=proposal, is_plate=False) if proposal else None
         if signature is not None and depth == "names":
-            names_digest, newest = scan_source(path, contents=False)
+            names_digest, newest = scan_source(path, contents=False, beside=beside)
             if signature.startswith(names_digest):
                 return FolderSnapshot(signature)
             return FolderSnapshot(names_digest, newest)
-        current, newest = scan_source(path)
-        beside = (path.with_name(f"{name}.{settings.marker}") for name in (plate_name_of(path), path.name))
-        marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *beside))
-        return FolderSnapshot(current, newest, marked)
+        current, newest = scan_source(path, beside=beside)
+        markers = (path.with_name(f"{name}.{settings.marker}") for name in (plate_name_of(path), path.name))
+        marked = settings.marker is not None and any(file.is_file() for file in (path / settings.marker, *markers))
+        contents = describe_scheme(path, format) if format in SCHEMES else ""
+        return FolderSnapshot(current, newest, marked, contents=contents)
     except (GradcamoError, OSError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return FolderSnapshot(newest=math.inf)
         return FolderSnapshot(problem=str(error))
 
 
-def _is_plate(path: Path) -> bool:
+def _detect_format(path: Path) -> str | None:
     if path.name.endswith(".zarr"):
-        return True
+        return "OME-Zarr"
     for file in ("zarr.json", ".zattrs"):
         with suppress(OSError, ValueError, AttributeError, TypeError):
             info = (path / file).lstat()
@@ -237,5 +257,5 @@ def _is_plate(path: Path) -> bool:
                 continue
             metadata = json.loads((path / file).read_text())
             if "plate" in metadata.get("attributes", {}).get("ome", metadata):
-                return True
-    return detect_format(path) is not None
+                return "OME-Zarr"
+    return detect_format(path)

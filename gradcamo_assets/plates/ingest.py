@@ -38,7 +38,7 @@ from gradcamo_assets.settings import section, setting
 
 _MAX_STATISTICS_SAMPLE = 4_000_000
 """Pixels sampled from each channel of a large plate for its intensity statistics."""
-_CODE_VERSION = "2"
+_CODE_VERSION = "3"
 
 
 @section
@@ -194,11 +194,11 @@ def _ingest_fields(
         if finished is None:
             meter = FieldMeter(key, sample_size)
             try:
-                source.store_field(field, staging.plate, meter.add)
+                note = source.store_field(field, staging.plate, meter.add)
             except PlateError as error:
                 row["qc_flag"] = error.problem
                 continue
-            quality = {name: _nan_to_none(value) for name, value in meter.quality().items()}
+            quality = {name: _nan_to_none(value) for name, value in meter.quality().items()} | {"qc_warning": note}
             arrays: dict[str, NDArray[Any]] = {
                 "sample": meter.sample,
                 "shade": meter.thumbnail,
@@ -218,7 +218,8 @@ def _ingest_fields(
             f"none of its {len(rows)} fields can be used, the first ({rows[0]['path']}): {rows[0]['qc_flag']}",
             "Export the plate again.", plate=plate.name, path=plate.path,
         )  # fmt: skip
-    frame = pl.DataFrame(rows, schema_overrides={"qc_flag": pl.String}, infer_schema_length=None)
+    texts = {"qc_flag": pl.String, "qc_warning": pl.String}
+    frame = pl.DataFrame(rows, schema_overrides=texts, infer_schema_length=None)
     return frame.with_columns(field_warnings(frame, plate.channels)), measurements
 
 

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name
+from gradcamo_assets.plates.counts import as_counts, first_fraction
 from gradcamo_assets.plates.illumination import correct_illumination
 from gradcamo_assets.plates.image_quality import PixelDigest
+from gradcamo_assets.plates.missing_chunks import check_chunks
 from gradcamo_assets.provenance import digest
 
 _WELL_PATH = re.compile(r"[A-Za-z0-9]+/[A-Za-z0-9]+")
@@ -148,7 +150,7 @@ def open_plate(path: Path) -> Plate:
 def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     """Read the pixels of a field at full resolution as (C, Z, Y, X) uint16, for any stored order of axes.
 
-    Other number types are converted if 16 bits can hold every value; fractions of counts are rounded.
+    Other number types are converted if 16 bits can hold every value.
 
     Raises:
         PlateError: unreadable data, several time points, values that 16 bits cannot hold, or pixels that differ from
@@ -157,7 +159,6 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
     image = _open_field(plate.path, field)
     with _reading(plate.path, field, "its pixels cannot be read (damaged or truncated file?)"):
         array = as_counts(_read_pixels(image, ["c", "z", "y", "x"]))
-        # A missing chunk reads as zeros without any error.
         if plate.image_versions.get(field, version := image_version(array)) != version:
             raise PlateError("its pixels differ from those that were ingested", "Ingest the plate again.")
     if plate.illumination is None:
@@ -168,6 +169,22 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
         for stack, channel_illumination in zip(array, illumination, strict=True)
     ]
     return np.stack(corrected)
+
+
+def check_field(plate: Plate, field: Field) -> str | None:
+    """Check that no chunk of a field was lost, as described in ``check_chunks``.
+
+    Returns:
+        what a user should know about missing chunks, or None.
+
+    Raises:
+        PlateError: chunks were lost.
+    """
+    image = _open_field(plate.path, field)
+    coarser = [dataset.path for dataset in image.meta.datasets if dataset.path != image.path]
+    channel_axis = image.axes.index("c") if "c" in image.axes else None
+    with _reading(plate.path, field, "its chunks cannot be checked"):
+        return check_chunks(plate.path / field.path, image.path, coarser, channel_axis)
 
 
 def image_version(array: NDArray[np.uint16]) -> str:
@@ -189,31 +206,6 @@ def field_version(plate: Plate, field: Field) -> str:
     return digest([plate.image_versions[field], correction, plate.channels, plate.voxel_size])
 
 
-def as_counts(array: NDArray[Any]) -> NDArray[np.uint16]:
-    """Convert camera counts of any number type to uint16; fractions of counts are rounded.
-
-    Raises:
-        PlateError: a value that cannot be converted (NaN, negative, above 65535, fractions of 1). The error does not
-            say where; the caller adds the place.
-    """
-    if array.dtype in (np.uint16, np.uint8, np.bool_) or not array.size:
-        return array.astype(np.uint16, copy=False)
-    low, high = array.min(), array.max()
-    problem = None
-    if array.dtype.kind not in "iuf":
-        problem = f"its pixels are {array.dtype}"
-    elif not np.isfinite(low) or not np.isfinite(high):
-        problem = "its pixels contain NaN or infinity"
-    elif low < 0 or high > 65535:
-        problem = f"its pixels range from {low:g} to {high:g}"
-    elif array.dtype.kind == "f" and 0 < high <= 1:
-        problem = "its pixels are fractions of 1"
-    if problem:
-        remedy = "Export the plate as unsigned 16-bit camera counts."
-        raise PlateError(f"{problem}, which 16-bit counts cannot hold", remedy)
-    return np.rint(array).astype(np.uint16)
-
-
 def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | None:
     """Read the label image ``name`` of a field at full resolution, (Z, Y, X) uint32; None if the field has none.
 
@@ -228,8 +220,10 @@ def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | No
         return None
     with _reading(plate.path, field, f"its label {name!r} cannot be read"):
         array = _read_pixels(ngio.open_label(str(folder), mode="r"), ["z", "y", "x"])
-        if array.size and (array.min() < 0 or array.max() > np.iinfo(np.uint32).max):
+        if array.size and not (array.min() >= 0 and array.max() <= np.iinfo(np.uint32).max):
             raise PlateError(f"its label {name!r} contains values outside the range of labels (uint32)", _REPAIR)
+        if (fraction := first_fraction(array)) is not None:
+            raise PlateError(f"its label {name!r} contains values that are not whole numbers ({fraction:g})", _REPAIR)
     return array.astype(np.uint32)
 
 
@@ -294,7 +288,7 @@ def _open_field(root: Path, field: Field) -> Any:
         for level in container.level_paths:
             if (axes := zarr.open_array(root / field.path / level, mode="r").ndim) != len(image.shape):
                 raise PlateError(f"its level {level} has {axes} axes, the image has {len(image.shape)}", _REPAIR)
-        if max(image.shape) > _MAX_AXIS_LENGTH or math.prod(image.shape) > _MAX_VOXELS:
+        if max(image.shape) > _MAX_AXIS_LENGTH or not 0 < math.prod(image.shape) <= _MAX_VOXELS:
             raise PlateError(f"its metadata claim an implausible shape, {image.shape}", _REPAIR)
         if (times := image.dimensions.get("t", default=1)) != 1:
             raise PlateError(f"it has {times} time points (axis t)", _REPAIR)
@@ -303,10 +297,12 @@ def _open_field(root: Path, field: Field) -> Any:
 
 def _read_layout(root: Path, field: Field) -> _ImageLayout:
     image = _open_field(root, field)
-    size = image.pixel_size
-    unit = _MICRONS.get(str(size.space_unit), 1)
-    z, y, x = (round(float(value) * unit, 9) for value in (size.z, size.y, size.x))
-    return _ImageLayout(tuple(image.channel_labels), (z, y, x))
+    # ngio compares the names of the channels with the array when they are asked for.
+    with _reading(root, field, "its metadata cannot be read"):
+        size = image.pixel_size
+        unit = _MICRONS.get(str(size.space_unit), 1)
+        z, y, x = (round(float(value) * unit, 9) for value in (size.z, size.y, size.x))
+        return _ImageLayout(tuple(image.channel_labels), (z, y, x))
 
 
 def _most_common_layout(layouts: list[_ImageLayout]) -> _ImageLayout:

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates.formats import PROJECTION, Export, plane_shape, read_export, read_plane
-from gradcamo_assets.plates.omezarr import Field, Plate, open_plate, read_field
+from gradcamo_assets.plates.formats.planes import PROBED, spread_out
+from gradcamo_assets.plates.omezarr import Field, Plate, check_field, open_plate, read_field
 from gradcamo_assets.plates.omezarr_writer import create_field, create_plate
 from gradcamo_assets.storage import remove
 
 Stack = NDArray[np.uint16]
-_PROBED_FIELDS = 8
-"""Number of fields examined to find the size of planes and to detect repeated planes."""
 
 
 class ZarrSource:
@@ -52,8 +51,11 @@ class ZarrSource:
         # Links are copied as links, so that a link that appears after the check cannot lead outside the plate.
         shutil.copytree(self.plate.path, folder, dirs_exist_ok=True, symlinks=True, ignore=list_fields)
 
-    def store_field(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
+    def store_field(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> str | None:
         """Store a field below ``folder``, and pass each of its channels, (Z, Y, X), to ``measure``.
+
+        Returns:
+            what a user should know about the field, or None.
 
         Raises:
             PlateError: the field cannot be read.
@@ -64,8 +66,10 @@ class ZarrSource:
             shutil.copytree(self.plate.path / field.path, folder / field.path, symlinks=True)
             # Measure the copy, so that measurements match the stored pixels even if the source changes.
             stored = replace(stored, path=folder)
+        note = check_field(stored, field)
         for stack in read_field(stored, field):
             measure(stack)
+        return note
 
 
 class ExportSource:
@@ -110,12 +114,13 @@ class ExportSource:
             create_field(unfinished, shape, self.plate.channels, self.plate.voxel_size)
             unfinished.rename(template)
 
-    def store_field(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> None:
+    def store_field(self, field: Field, folder: Path, measure: Callable[[Stack], None]) -> str | None:
         import zarr
 
         remove(folder / field.path)
         shutil.copytree(folder.parent / "template", folder / field.path)
-        array = zarr.open_array(folder / field.path / "0", mode="r+")
+        # Every chunk is written, so that a missing one was lost.
+        array = zarr.open_array(folder / field.path / "0", mode="r+").with_config({"write_empty_chunks": True})
         # The next channel is read and measured while the previous one is compressed.
         with ThreadPoolExecutor(1) as writer:
             pending: Future[Any] = writer.submit(int)
@@ -124,6 +129,7 @@ class ExportSource:
                 pending.result()
                 pending = writer.submit(array.__setitem__, index, stack)
             pending.result()
+        return None
 
     def _read_stacks(self, field: Field) -> Iterator[Stack]:
         place: dict[str, Any] = {"plate": field.plate, "well": field.well, "site": field.site}
@@ -141,13 +147,15 @@ class ExportSource:
             yield stack
 
     def _most_common_shape(self) -> tuple[int, int]:
-        """Most common shape of planes in a few evenly spaced fields. Unreadable files are reported during ingestion."""
-        shapes = []
-        for rows in list(self._planes.values())[:: max(1, len(self._planes) // _PROBED_FIELDS)]:
+        """Most common shape of planes in a few readable fields. Unreadable files are reported during ingestion."""
+        shapes: list[tuple[int, int]] = []
+        for rows in spread_out(list(self._planes.values())):
+            if len(shapes) == PROBED:
+                break
             with suppress(PlateError):
                 shapes.append(plane_shape(self.plate.path / rows["file"][0], rows["page"][0]))
         if not shapes:
-            problem = "none of the examined TIFF files can be read"
+            problem = "none of its TIFF files can be read"
             raise PlateError(problem, "Export the plate again.", path=self.plate.path)
         return mode(shapes)
 
@@ -200,7 +208,7 @@ def _channels_of_repeated_planes(export: Export, slices: pl.DataFrame) -> list[s
     """Channels that repeat one plane through the stack in all of the first few complete fields."""
     in_all_fields: set[int] | None = None
     fields = slices.select("well", "site").unique(maintain_order=True).iter_rows()
-    for well, site in [key for key in fields if key not in export.incomplete][:_PROBED_FIELDS]:
+    for well, site in [key for key in fields if key not in export.incomplete][:PROBED]:
         channels = slices.filter(well=well, site=site).group_by("channel")
         # Unreadable planes are reported when the field is ingested.
         with suppress(PlateError):

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradcamo_assets.brightness import mean_of_brightest
 from gradcamo_assets.errors import SegmentationError
 
 _NUCLEUS = ("dna", "dapi", "hoechst", "nuclei", "nucleus", "nuclear", "draq5", "h2b", "syto")
 _NOT_FLUORESCENCE = ("brightfield", "bright field", "bright-field", "phase", "dic", "bf", "transmitted", "tl")
 _PERCENTILE_SAMPLE = 500_000
+_BRIGHTEST = 0.008
 
 
 def find_channels(
@@ -57,7 +59,9 @@ def _offset_and_scale(stack: np.ndarray) -> tuple[np.float32, np.float32]:
     if not np.issubdtype(stack.dtype, np.integer) and not np.isfinite(stack).all():
         raise SegmentationError("the image contains NaN or infinity", "Read or export this field again.")
     step = stack.size // _PERCENTILE_SAMPLE | 1  # Odd, so that samples do not keep to a few columns.
-    low, median, high = np.percentile(stack.ravel()[::step], [1.0, 50.0, 99.7])
+    sample = stack.ravel()[::step]
+    low, median = np.percentile(sample, [1.0, 50.0])
+    high = mean_of_brightest(sample, _BRIGHTEST)
     rows = stack.reshape(-1, stack.shape[-1])[::step].astype(np.float32)
     noise = float(np.median(np.abs(np.diff(rows, axis=1)))) / 0.954 if rows.shape[-1] > 1 else 0.0
     if high - low < 12 * noise:
@@ -68,11 +72,12 @@ def _offset_and_scale(stack: np.ndarray) -> tuple[np.float32, np.float32]:
 def combine_stains(stacks: Sequence[np.ndarray]) -> np.ndarray:
     """Combine stacks of one shape into one float32 image: the median of the normalised stacks (the mean of two).
 
-    Normalisation maps the 1st percentile of the whole stack to 0 and the 99.7th to 1, clipped to -0.5 and 3, so that an
-    empty slice stays dark. A stack of pure noise is not amplified: if its range is below 12 standard deviations of the
-    noise (estimated from the median absolute difference of neighbouring pixels), its median maps to 0 and 12 standard
-    deviations to 1. A constant stack gives zeros. The median prevents a stain with bright or granular background from
-    hiding cells that the other stains show. The calculation goes slice by slice to save memory.
+    Normalisation maps the 1st percentile of the whole stack to 0 and the mean of its brightest 0.8% to 1, clipped to
+    -0.5 and 3, so that an empty slice stays dark. A stack of pure noise is not amplified: if its range is below 12
+    standard deviations of the noise (estimated from the median absolute difference of neighbouring pixels), its median
+    maps to 0 and 12 standard deviations to 1. A constant stack gives zeros. The median prevents a stain with bright or
+    granular background from hiding cells that the other stains show. The calculation goes slice by slice to save
+    memory.
 
     Raises:
         SegmentationError: a stack contains NaN or infinity.

@@ -64,7 +64,7 @@ class Segmenter:
             "network": Path(self.config.network).name,
             "cellpose": importlib.metadata.version("cellpose"),
             "weights": digests,
-            "method": 2,
+            "method": 3,
         }
 
     def segment(

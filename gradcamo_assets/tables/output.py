@@ -22,9 +22,9 @@ def render(frame: pl.DataFrame, format: Format = "table") -> None:
 
     Args:
         format: ``table`` is readable text, see ``format_table``. ``csv`` and ``json`` (an array of objects) keep every
-            digit. CSV writes nested values as JSON, and texts as in ``to_csv``. Both write durations as in ISO 8601. JSON
-            writes what its numbers cannot express as text: NaN, Infinity, and decimals of more than 15 digits. Parquet
-            holds integers beyond 64 bits as text.
+            digit. CSV writes nested values as JSON, and texts as in ``to_csv``. Both write durations as in ISO 8601.
+            JSON writes what its numbers cannot express as text: NaN, Infinity, and decimals of more than 15 digits.
+            Parquet holds integers beyond 64 bits as text.
 
     Raises:
         StoreError: for an unknown format.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.plates import ingest_plate, list_inbox
+from gradcamo_assets.plates import companions, ingest_plate, list_inbox
 from gradcamo_assets.plates.companions import compute_signature, find_companions
+from gradcamo_assets.plates.spreadsheets import read_table
 
 TABLE = "Assay_Plate_Barcode,Plate_Map_Name\n"
 
@@ -91,6 +93,20 @@ def test_a_map_of_the_plates_name_comes_before_the_barcode_table(tmp_path: Path)
     own = _file(inbox / "BR1.csv")
     _file(inbox / "barcode_platemap.csv", TABLE + "BR1,M-1\n")
     assert find_companions(inbox / "BR1.zarr").maps == (own,)
+
+
+def test_the_barcode_table_is_parsed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox = _inbox(tmp_path, "BR1", "BR2", "BR3")
+    maps = [_file(inbox / "platemap" / f"M-{number}.txt") for number in (1, 2)]
+    table = _file(inbox / "barcode_platemap.csv", TABLE + "BR1,M-1\nBR2,M-1\nBR3,M-1\n")
+    parsed: list[Path] = []
+    monkeypatch.setattr(companions, "read_table", lambda path: parsed.append(path) or read_table(path))
+    assert [find_companions(inbox / name).maps for name in ("BR1", "BR2", "BR3")] == [(maps[0],)] * 3
+    assert parsed == [table]
+    times = table.stat()
+    table.write_text(table.read_text().replace("BR3,M-1", "BR3,M-2"))
+    os.utime(table, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert find_companions(inbox / "BR3").maps == (maps[1],), "of the same size and time"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ FORMATS = {"0.4": FormatV04(), "0.5": FormatV05()}
 def foreign_plate(
     path: Path, images: dict[str, np.ndarray], axes: str, version: str = "0.5", channels: list[str] | None = None,
     scale: dict[str, float] | None = None, label: np.ndarray | None = None, label_axes: str = "zyx",
+    storage_options: dict | None = None,
 ) -> Path:  # fmt: skip
     """Write a plate with the ome-zarr package; ``images`` by path of the field, such as ``B/3/0``."""
     fmt = FORMATS[version]
@@ -37,7 +38,7 @@ def foreign_plate(
         write_well_metadata(root.require_group(well), paths, fmt=fmt)
     for field, array in images.items():
         group = root.require_group(field)
-        write_image(array, group, axes=axes, fmt=fmt, scale_factors=(2,), scale=scale)
+        write_image(array, group, axes=axes, fmt=fmt, scale_factors=(2,), scale=scale, storage_options=storage_options)
         if channels:
             window = {"start": 0, "end": 9, "min": 0, "max": 9}
             omero = {"channels": [{"label": name, "color": "FFFFFF", "window": window} for name in channels]}
@@ -68,6 +69,15 @@ def test_any_axes_become_czyx(tmp_path: Path, version: str, axes: str) -> None:
     np.testing.assert_array_equal(read, expected)
     assert read.dtype == np.uint16
     assert plate.channels == tuple(f"channel_{i}" for i in range(expected.shape[0]))
+
+
+def test_labels_that_are_not_whole_numbers_are_refused(tmp_path: Path) -> None:
+    image = np.ones((1, 16, 16), np.uint16)
+    path = foreign_plate(tmp_path / "P.zarr", {"A/1/0": image}, "zyx", label=image.astype(np.float32))
+    zarr.open_array(path / "A/1/0/labels/cells/s0", mode="r+")[:] = 1.5
+    plate = open_plate(path)
+    with pytest.raises(PlateError, match=r"label 'cells' contains values that are not whole numbers \(1.5\)"):
+        read_label(plate, plate.fields[0], "cells")
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
@@ -101,7 +111,9 @@ def test_a_five_axis_label_is_flattened(tmp_path: Path) -> None:
         (np.full((4, 4), -1, np.int32), "range from -1"),
         (np.full((4, 4), 65536, np.uint32), "65536"),
         (np.array([[np.nan, 1], [2, 3]], np.float32), "NaN"),
-        (np.array([[0.1, 0.5], [0.2, 1.0]], np.float32), "fractions"),
+        (np.array([[0.1, 0.5], [0.2, 1.0]], np.float32), "not whole numbers"),
+        (np.array([[0.1, 0.5], [0.2, 1.07]], np.float32), "not whole numbers"),
+        (np.array([[90.0, 900.5], [200.0, 1000.0]], np.float64), r"not whole numbers \(900.5\)"),
     ],
 )
 def test_values_that_16_bits_cannot_hold_are_refused(tmp_path: Path, array: np.ndarray, says: str) -> None:
@@ -139,6 +151,24 @@ def test_swapped_channels_make_a_bad_field(tiny: Path) -> None:
     plate = open_plate(tiny)
     assert plate.channels == TINY.stains
     assert [field.path for field in plate.bad_fields] == ["A/01/1"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda channels: channels.pop(), lambda channels: channels.append({**channels[0], "label": "one more"})],
+)
+def test_a_field_that_names_too_few_or_too_many_channels_is_bad(tiny: Path, change: Callable[[list], object]) -> None:
+    _metadata(tiny / "A" / "01" / "1" / "zarr.json", lambda ome: change(ome["omero"]["channels"]))
+    plate = open_plate(tiny)
+    assert plate.channels == TINY.stains and len(plate.fields) == 7
+    ((field, reason),) = plate.bad_fields.items()
+    assert field.path == "A/01/1" and "metadata" in reason and "channels" in reason
+
+
+def test_a_field_without_pixels_is_bad(tiny: Path) -> None:
+    array = tiny / "A" / "01" / "1" / "0" / "zarr.json"
+    array.write_text(json.dumps(json.loads(array.read_text()) | {"shape": [4, 4, 0, 64]}))
+    assert [field.path for field in open_plate(tiny).bad_fields] == ["A/01/1"]
 
 
 def test_a_well_without_metadata_is_reported_and_the_others_are_read(tiny: Path) -> None:
@@ -249,8 +279,6 @@ _EXAMPLES = "ome-zarr-examples/data/"
     ("image", "shape"),
     [
         (_EXAMPLES + "valid/image-01.zarr", (1, 1, 1000, 1000)),
-        (_EXAMPLES + "valid/image-02.zarr", (1, 1, 200, 200)),
-        (_EXAMPLES + "valid/image-03.zarr", (1, 2, 100, 100)),
         (_EXAMPLES + "valid/image-04.zarr", (1, 2, 64, 64)),
         (_EXAMPLES + "warning/image-01.zarr", (1, 1, 64, 64)),
     ],
@@ -260,7 +288,16 @@ def test_valid_foreign_images_are_read(
 ) -> None:
     plate = open_plate(plate_around(shared("ngff_foreign") / image, tmp_path / "p.zarr"))
     stored = zarr.open_array(shared("ngff_foreign") / image / "0", mode="r")[:]
-    np.testing.assert_array_equal(read_field(plate, plate.fields[0]), np.rint(np.asarray(stored)).reshape(shape))
+    np.testing.assert_array_equal(read_field(plate, plate.fields[0]), np.asarray(stored).reshape(shape))
+
+
+@pytest.mark.parametrize("image", ["valid/image-02.zarr", "valid/image-03.zarr"])
+def test_valid_foreign_images_of_fractions_are_refused(
+    shared: Callable[[str], Path], tmp_path: Path, image: str
+) -> None:
+    plate = open_plate(plate_around(shared("ngff_foreign") / _EXAMPLES / image, tmp_path / "p.zarr"))
+    with pytest.raises(PlateError, match=r"range from 0\.\d+ to 999\.98\d and are not whole numbers"):
+        read_field(plate, plate.fields[0])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from gradcamo_assets.errors import PlateError
@@ -166,6 +167,66 @@ def test_files_that_vanish_during_the_check_mean_copying(tiny: Path, monkeypatch
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert state_in(tiny.parent)["tiny"] == ("copying", "its files changed during the check")
+
+
+def images_in(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"II*\0")
+    return folder
+
+
+def test_the_reason_says_what_is_recognised_without_an_index(tmp_path: Path) -> None:
+    images_in(tmp_path / "p1", *(f"x_{well}_{wave}.TIF" for well in ("A01_s1", "A02_s4") for wave in ("w1", "w3")))
+    recognised = "MetaXpress names: 2 wells, sites 1 and 4, channels w1 and w3"
+    assert state_in(tmp_path)["p1"] == ("ready", recognised)
+    state, reason = state_in(tmp_path, days=0)["p1"]
+    assert state == "copying" and reason.endswith(f"without change; {recognised}")
+
+
+def test_images_of_an_unknown_scheme_get_a_configuration_to_write(tmp_path: Path) -> None:
+    images_in(tmp_path / "p1", "B02 pos 1 DAPI.png", "B03 pos 2 GFP.png")
+    state, reason = state_in(tmp_path)["p1"]
+    assert state == "unreadable" and reason.startswith("unknown format")
+    proposed = r"(?P<well>[A-P]\d+) pos (?P<site>\d+) (?P<channel>[A-Za-z0-9]+)\.png"
+    assert f"Write this into p1.toml beside the plate, and correct it: pattern = '{proposed}'" in reason
+    images_in(tmp_path / "p1.zarr")
+    later = datetime.now(UTC) + timedelta(days=1)
+    states = plate_states(list_inbox(tmp_path), {}, {}, {}, later, DEFAULT)
+    assert {state.path.name: state.state for state in states} == {"p1": "unreadable", "p1.zarr": "ready"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such names")
+def test_a_name_that_is_not_utf_8_is_one_unreadable_plate(tiny: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tiny.parent) + b"/bad\xff")).mkdir()
+    found = state_in(tiny.parent)
+    assert found["tiny"][0] == "ready"
+    state, reason = found["bad\ufffd"]
+    assert state == "unreadable" and "not a valid plate name" in reason
+    pl.DataFrame([(name, *row) for name, row in found.items()], ["plate", "state", "reason"], orient="row").write_json()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such names")
+def test_a_reason_with_a_name_that_is_not_utf_8_can_be_stored(tiny: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tiny) + b"/link\xff")).symlink_to(tiny)
+    state, reason = state_in(tiny.parent)["tiny"]
+    assert state == "unreadable" and "link\ufffd" in reason
+    reason.encode()
+
+
+def test_folders_and_files_of_operating_systems_are_no_plates_and_no_changes(tiny: Path) -> None:
+    (before,) = list_inbox(tiny.parent).values()
+    for name in ("@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"):
+        (tiny.parent / name).mkdir()
+    for folder in (tiny, tiny / "A"):
+        (folder / ".DS_Store").write_bytes(b"x")
+        (folder / "._zarr.json").write_bytes(b"x")
+        (folder / "Thumbs.db").write_bytes(b"x")
+        (folder / "@eaDir").mkdir()
+        (folder / "@eaDir" / "thumb.jpg").write_bytes(b"x")
+    assert list(state_in(tiny.parent)) == ["tiny"]
+    (after,) = list_inbox(tiny.parent).values()
+    assert before and after and before.signature == after.signature
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root can list any folder")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -72,7 +75,100 @@ def test_plate_statistics_match_those_of_all_pixels() -> None:
     center, scale = center_and_scale([_sample(field, str(index)) for index, field in enumerate(fields)])
     pixels = np.concatenate([f.reshape(2, -1) for f in fields], axis=1)
     assert center == pytest.approx(np.median(pixels, axis=1), abs=5)
-    assert scale == pytest.approx(np.percentile(pixels, 99, axis=1) - np.median(pixels, axis=1), rel=0.05)
+    brightest = np.sort(pixels, axis=1)[:, -len(pixels[0]) // 40 :].mean(axis=1)
+    assert scale == pytest.approx(brightest - np.median(pixels, axis=1), rel=0.05)
+
+
+@given(st.integers(1, 400))
+def test_the_scale_of_a_plate_follows_the_area_of_its_nuclei(bright: int) -> None:
+    """No jump where they begin to cover the share of a percentile: their mean is diluted in proportion."""
+    pixels = np.full((1, 4000), 200, np.uint16)
+    pixels[:, :bright] = 3200
+    assert center_and_scale([pixels]) == ([200.0], [pytest.approx(3000 * min(1.0, bright / 100))])
+
+
+def test_focus_and_noise_do_not_jump_when_nuclei_begin_to_cover_a_hundredth() -> None:
+    y, x = np.mgrid[:512, :512]
+    measured = []
+    for nuclei in (18, 26):  # 0.8% and 1.2% of the pixels
+        rng = np.random.default_rng(0)
+        image = np.full((512, 512), 200.0)
+        for centre_y, centre_x in rng.uniform(10, 500, (nuclei, 2)):
+            image[np.hypot(y - centre_y, x - centre_x) < 6] = 3200
+        assert (image > 200).mean() == pytest.approx(nuclei / 2000, rel=0.3)
+        quality = field_quality(rng.poisson(image).astype(np.uint16)[None, None])
+        measured.append((quality.focus_score, quality.signal_to_noise[0]))
+    (few_focus, few_noise), (more_focus, more_noise) = measured
+    assert 0.5 < few_focus / more_focus < 2.5 and 0.5 < few_noise / more_noise < 1
+
+
+def _real_images(shared: Callable[[str], Path]) -> Iterator[np.ndarray]:
+    """Real images without saturation, (Z, Y, X)."""
+    import zarr
+
+    for path in sorted(shared("imagexpress_9987").rglob("ZStep_1/*.TIF")):
+        yield tifffile.imread(path)[None]
+    for path in sorted(shared("organoids_3d").rglob("*TIF-OVR.tif")):
+        yield tifffile.imread(path)
+    jump = zarr.open_array(shared("jump_rab30_mini") / "jump_rab30_mini" / "images.zarr" / "images", mode="r")
+    yield from (channel[None] for field in np.asarray(jump[:]) for channel in field if channel.max() < 65535)
+
+
+def test_the_scale_of_real_images_is_near_their_99th_percentile(shared: Callable[[str], Path]) -> None:
+    for image in _real_images(shared):
+        (center,), (scale,) = center_and_scale([image.reshape(1, -1)])
+        assert scale == pytest.approx(np.percentile(image, 99) - center, rel=0.16)
+
+
+def _camera(rng: np.random.Generator) -> np.ndarray:
+    """An image of a 12 bit camera; a tenth of its pixels are brighter than the camera's range."""
+    light = rng.normal(600, 60, (1, 1, 256, 256))
+    light[..., 60:140, 60:140] += 5000
+    return np.clip(np.rint(light), 0, 4095)
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        lambda raw: raw * 16,
+        lambda raw: raw + 32768,
+        lambda raw: np.maximum(raw - 100, 0),
+        lambda raw: raw // 4,
+        lambda raw: np.rint(raw / np.linspace(0.9, 1.1, 256)),
+        lambda raw: np.rint(raw / (1.2 - np.hypot(*np.mgrid[-0.7:0.7:256j, -0.7:0.7:256j]) ** 2 / 2)),
+    ],
+    ids=["shifted", "offset", "dark subtracted", "10 bits", "flat-fielded", "flat-fielded, round"],
+)
+def test_saturation_is_found_at_any_ceiling(process: Callable[[np.ndarray], np.ndarray]) -> None:
+    raw = _camera(np.random.default_rng(0))
+    quality = field_quality(process(raw).astype(np.uint16))
+    assert quality.saturation == pytest.approx((raw == 4095).mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("brightness", [100, 3000, 30000])
+@pytest.mark.parametrize("divisor", [1, 16, 100])
+def test_bright_cells_are_not_saturated(brightness: int, divisor: int) -> None:
+    """Nor in 8 bits, where values are few and many pixels share each."""
+    rng = np.random.default_rng(0)
+    light = rng.normal(600, 5, (1, 1, 256, 256))
+    light[..., 60:140, 60:140] += brightness
+    assert field_quality(rng.poisson(light / divisor).astype(np.uint16)).saturation == 0
+
+
+def test_real_images_are_not_saturated(shared: Callable[[str], Path]) -> None:
+    for image in _real_images(shared):
+        assert field_quality(image[None]).saturation == 0
+        in_8_bits = np.rint(image / image.max() * 254).astype(np.uint16)
+        assert field_quality(in_8_bits[None]).saturation == 0
+
+
+def test_the_saturation_of_a_real_12_bit_camera_with_an_offset(shared: Callable[[str], Path]) -> None:
+    """ScanR adds 32768. Both images of GFP reach 32768 + 4095, those of mCherry do not."""
+    for path in sorted((shared("exports") / "scanr_names").rglob("*.tif")):
+        image = tifffile.imread(path)
+        expected = (image == 36863).mean()
+        assert ("GFP" in path.name) == (expected > 0)
+        assert field_quality(image[None, None]).saturation == expected
 
 
 def test_a_flat_channel_has_scale_one() -> None:
@@ -100,11 +196,12 @@ def test_repeated_slices_are_counted(order: list[int]) -> None:
 def _fields(sharp: list[float], flags: list[str | None] | None = None) -> pl.DataFrame:
     rows = {
         "qc_flag": flags or [None] * len(sharp),
+        "qc_warning": [None] * len(sharp),
         "channel_focus": [[score, 0.2] for score in sharp],
         "repeated_slices": [[0, 0]] * len(sharp),
         "focus_profile": [[[score], [0.2]] for score in sharp],
     }
-    return pl.DataFrame(rows, schema_overrides={"qc_flag": pl.String})
+    return pl.DataFrame(rows, schema_overrides={"qc_flag": pl.String, "qc_warning": pl.String})
 
 
 def test_a_field_far_below_the_others_is_out_of_focus() -> None:

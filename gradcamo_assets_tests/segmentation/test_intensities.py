@@ -48,7 +48,20 @@ def test_normalising_ignores_scale_and_offset():
     stack = rng.gamma(0.4, 200, (2, 64, 64))
     np.testing.assert_allclose(normalised(stack), normalised(7 * stack + 900), atol=1e-4)
     assert np.percentile(normalised(stack), 1) == pytest.approx(0, abs=0.01)
-    assert np.percentile(normalised(stack), 99.7) == pytest.approx(1, abs=0.02)
+    brightest = np.sort(((stack - np.percentile(stack, 1)) / np.percentile(stack, 99.7)).ravel())[-66:]  # 0.8% of 8192
+    assert np.percentile(normalised(stack), 99.7) == pytest.approx(
+        np.percentile(brightest, 62.5) / brightest.mean(), abs=0.02
+    )
+
+
+@pytest.mark.parametrize("bright", [0.001, 0.002, 0.0025, 0.003, 0.0035, 0.004, 0.008, 0.05])
+def test_the_scale_of_an_image_follows_the_area_of_its_nuclei(bright: float):
+    """No jump when they begin to cover the share of a percentile: their mean is diluted in proportion, down to 3."""
+    pixels = np.full(100_000, 200, np.uint16)
+    pixels[: round(bright * pixels.size)] = 3200
+    image = normalised(np.random.default_rng(0).permutation(pixels).reshape(1, 250, 400))
+    assert image.max() == pytest.approx(min(3.0, max(1.0, 0.008 / bright)), rel=0.01)
+    assert image.min() == 0
 
 
 def test_noise_is_not_amplified_and_constants_are_zero():

@@ -8,22 +8,31 @@ from __future__ import annotations
 import csv
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import polars as pl
 
 from gradcamo_assets.errors import PlateError
+from gradcamo_assets.plates.formats.files import list_names
 from gradcamo_assets.plates.formats.planes import (
     ROW_SCHEMA,
     Export,
     build_export,
     parse_integer,
+    spread_out,
     to_micrometres,
     well_from_indices,
 )
 from gradcamo_assets.plates.formats.untrusted import open_tiff
 
+if TYPE_CHECKING:
+    import tifffile
+
+INDEX = re.compile(r"(?i).*\.htd")
+"""The name of the HTD."""
 _GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _IMAGE_NAME = re.compile(
     rf"(?:.*?_)?([a-z]{{1,2}}[0-9]{{1,2}})(?:_s([0-9]+))?(?:_w([0-9]+?))?(?:_?{_GUID})?\.tiff?", re.IGNORECASE
@@ -36,7 +45,7 @@ _ACQUISITION = {
 
 
 def read(folder: Path) -> Export:
-    """Read file names, the HTD, and the headers of one or two TIFF files for the voxel size.
+    """Read file names, the HTD if there is one, and the headers of one or two TIFF files for the voxel size.
 
     Projections are files beside ZStep folders, and files in ZStep_0 if there are other steps or the HTD announces a
     projection.
@@ -46,17 +55,17 @@ def read(folder: Path) -> Export:
         raise PlateError(f"it has {len(times)} time points, expected 1", "Keep one TimePoint folder.")
     base = next(iter(times.values()), folder)
     steps = _numbered_folders(base, "zstep")
-    htds = [path for parent in (folder, base) for path in sorted(parent.glob("*.[hH][tT][dD]")) if path.is_file()]
-    if not htds:
-        raise PlateError("there is no HTD file", "Copy it from the microscope.", path=base)
-    htd = _read_htd(htds[0])
+    htds = [parent / name for parent in (folder, base) for name in list_names(parent) if INDEX.fullmatch(name)]
+    htd = _read_htd(htds[0]) if htds else {}
     has_projection = "TRUE" in htd.get("ZProjection", []) or any(steps.keys() - {0})
     rows: list[tuple[str, str, int, int | None, str]] = []
     unrecognised: list[str] = []
     folders = [(None if steps else 0, base)]
     folders += [(None if step == 0 and has_projection else step, path) for step, path in steps.items()]
     for z, parent in folders:
-        for name in sorted(entry.name for entry in os.scandir(parent) if re.search(r"(?i)\.tiff?$", entry.name)):
+        for name in list_names(parent):
+            if not re.search(r"(?i)\.tiff?$", name):
+                continue
             if match := _IMAGE_NAME.fullmatch(name):
                 wave = parse_integer(match[3] or 1, "the wavelength in a file name", 1, 99)
                 rows.append((match[1], match[2] or "1", wave - 1, z, (parent / name).relative_to(folder).as_posix()))
@@ -66,6 +75,8 @@ def read(folder: Path) -> Export:
     if table.is_empty():
         raise PlateError("there is no image <base>_<well>_s<site>_w<wave>.tif", "Copy the images too.", path=base)
     problems = []
+    if not htds:
+        problems.append("there is no HTD file, so channels have no names, and wells without any file are not known")
     if unrecognised:
         problems.append(f"{len(unrecognised)} TIFF files have unrecognised names, for example {unrecognised[0]}")
     for key, count in (("TimePoints", 1), ("ZSteps", table["z"].drop_nulls().n_unique())):
@@ -78,7 +89,7 @@ def read(folder: Path) -> Export:
         table,
         channels=["".join(htd.get(f"WaveName{wave}", [])[:1]) or f"w{wave}" for wave in range(1, wave_count + 1)],
         format="MetaXpress",
-        source="the HTD",
+        source="the HTD" if htds else "the numbering of the files",
         noun="wavelength",
         voxel_size=voxel_size,
         promised=_selected_fields(htd, table),
@@ -130,14 +141,21 @@ def _selected_fields(htd: dict[str, list[str]], table: pl.DataFrame) -> list[tup
 
 
 def _read_first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float | None], dict[str, object]]:
-    """Voxel size and acquisition metadata from two planes of the first channel and field."""
-    first = table.sort("channel", "well", "site", "z", nulls_last=True)
-    stack = first.filter(pl.col(key) == first[key][0] for key in ("channel", "well", "site")).head(2)
+    """Voxel size and acquisition metadata from two planes of the first channel and field whose files can be read."""
+    keys = ["channel", "well", "site"]
+    stacks = [stack for _, stack in table.sort(*keys, "z", nulls_last=True).group_by(keys, maintain_order=True)]
+    for stack in spread_out(stacks):
+        # Unreadable files are reported during ingestion.
+        with suppress(PlateError):
+            return _read_headers(folder, stack.head(2))
+    return [None] * 3, {}
+
+
+def _read_headers(folder: Path, stack: pl.DataFrame) -> tuple[list[float | None], dict[str, object]]:
     planes: list[dict[str, Any]] = []
     for file in stack["file"]:
-        # The XML description of a MetaSeries file begins with its root element, so it cannot contain a DTD.
         with open_tiff(folder / file) as tif:
-            planes.append((tif.metaseries_metadata or {}).get("PlaneInfo", {}) if tif.is_metaseries else {})
+            planes.append(_plane_info(tif))
     steps = [plane.get("Z Projection Step Size") for plane in planes]
     positions = [to_micrometres(plane.get("z-position"), signed=True) for plane in planes]
     if stack["z"].n_unique() == 2 and None not in (*positions, *stack["z"]):
@@ -147,3 +165,13 @@ def _read_first_headers(folder: Path, table: pl.DataFrame) -> tuple[list[float |
     pixel_size = [to_micrometres(planes[0].get(f"spatial-calibration-{axis}"), units) for axis in "yx"]
     acquisition = {name: planes[0].get(key) for name, key in _ACQUISITION.items()}
     return [next(filter(None, map(to_micrometres, steps)), None), *pixel_size], acquisition
+
+
+def _plane_info(tif: tifffile.TiffFile) -> dict[str, Any]:
+    """The properties of a plane in its MetaSeries description; empty if it has none or its XML is damaged."""
+    if not tif.is_metaseries:
+        return {}
+    # The XML of a MetaSeries file begins with its root element, so it cannot contain a DTD.
+    with suppress(ElementTree.ParseError, ValueError, AttributeError):
+        return dict((tif.metaseries_metadata or {}).get("PlaneInfo", {}))
+    return {}

@@ -1,11 +1,13 @@
 """Read exports of Opera Phenix and Operetta: the ``Index.xml`` written by Harmony, versions 5 to 7.
 
 In version 5 each ``Image`` element has the name and resolution of its channel. Since version 6 they are in
-``Maps/Map/Entry`` elements, by channel, spread over several maps.
+``Maps/Map/Entry`` elements, by channel, spread over several maps. Every version has such elements for the flat-field
+correction too.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -13,6 +15,7 @@ import polars as pl
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.names import natural_key
+from gradcamo_assets.plates.formats.files import list_names
 from gradcamo_assets.plates.formats.planes import (
     MAX_PLANES,
     Export,
@@ -23,7 +26,10 @@ from gradcamo_assets.plates.formats.planes import (
 )
 from gradcamo_assets.plates.formats.untrusted import iter_elements
 
-INDEX = ("Index.xml", "Index.idx.xml", "Images/Index.xml", "Images/Index.idx.xml")
+INDEX = re.compile(r"(?i)index(\.idx|\.ref)?\.xml")
+"""The name of the index."""
+IMAGES = "Images"
+"""The folder of the images and, in most exports, of the index."""
 _REQUIRED = ("Row", "Col", "FieldID", "ChannelID", "PlaneID", "URL")
 _TEXTS = (*_REQUIRED, "State", "TimepointID")
 _POSITIONS = ("PositionZ", "AbsPositionZ")
@@ -35,9 +41,7 @@ _ACQUISITION = {
 
 def read(folder: Path) -> Export:
     """Read the index element by element, since it may list hundreds of thousands of images. No TIFF is opened."""
-    index = next((path for name in INDEX if (path := folder / name).is_file()), None)
-    if index is None:
-        raise PlateError("there is no Index.xml", "Export the measurement again.", path=folder)
+    index = _find_index(folder)
     rows: list[tuple[str | float | None, ...]] = []
     channels: dict[str, dict[str, Element]] = {}
     plate: dict[str, Element] = {}
@@ -54,8 +58,9 @@ def read(folder: Path) -> Export:
                 raise PlateError(problem, "Export the measurement again.", path=index)
             positions = (_get_micrometres(values, key, signed=True) for key in _POSITIONS)
             rows.append((*(_get_text(values, key) for key in _TEXTS), *positions))
-            if not (channel := channels.setdefault(_get_text(values, "ChannelID"), {})):
-                channel.update(values)
+            channel = channels.setdefault(_get_text(values, "ChannelID"), {})
+            if not channel.keys() >= values.keys():
+                channel |= values | channel
     schema = dict.fromkeys(_TEXTS, pl.String) | dict.fromkeys(_POSITIONS, pl.Float64)
     images = pl.DataFrame(rows, schema, orient="row")
     if (times := images["TimepointID"].n_unique()) > 1:
@@ -65,13 +70,26 @@ def read(folder: Path) -> Export:
     pixel_size = (_get_micrometres(metadata, f"ImageResolution{axis}") for axis in "YX")
     return build_export(
         folder,
-        _plane_rows(images, order, index.parent.relative_to(folder)),
+        _plane_rows(images, order, _image_folder(index, images).relative_to(folder)),
         channels=[_get_text(channels[channel], "ChannelName") or f"channel {channel}" for channel in order],
         format="Operetta",
         source=index.name,
         voxel_size=(_median_z_step(images), *pixel_size),
         acquisition={name: _get_text(metadata, key) for name, key in _ACQUISITION.items()},
     )
+
+
+def _find_index(folder: Path) -> Path:
+    for parent in (folder, folder / IMAGES):
+        if indices := [name for name in list_names(parent) if INDEX.fullmatch(name)]:
+            return parent / min(indices, key=len)
+    raise PlateError("there is no Index.xml", "Export the measurement again.", path=folder)
+
+
+def _image_folder(index: Path, images: pl.DataFrame) -> Path:
+    """The folder of the index, or ``Images`` in it if the index was moved up from there."""
+    beside = index.parent / IMAGES
+    return beside if images["URL"].is_in(list_names(beside)).any() else index.parent
 
 
 def _get_text(values: dict[str, Element], key: str) -> str:

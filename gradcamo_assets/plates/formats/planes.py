@@ -6,19 +6,23 @@ Names, numbers and files are checked before any pixel is read, and missing plane
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.names import natural_key, normalise_well_name, row_letters
+from gradcamo_assets.names import normalise_well_name, row_letters
 from gradcamo_assets.plates.formats.configuration import read_configuration
+from gradcamo_assets.plates.formats.files import existing_files
+from gradcamo_assets.plates.formats.shared_files import find_shared_files
+from gradcamo_assets.plates.formats.sites import number_sites
 from gradcamo_assets.plates.omezarr import plate_name_of
 
+T = TypeVar("T")
 PROJECTION = -1
 """The ``z`` of a projection of the whole stack."""
 PLANE_SCHEMA = {
@@ -29,8 +33,9 @@ ROW_SCHEMA = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl
 """Columns that readers pass to ``build_export``."""
 MAX_PLANES = 10_000_000
 _FIELD, _PLANE = ["well", "site"], ["well", "site", "channel", "z"]
-_UNSAFE_PATH = r"^/|(^|/)[A-Za-z]:|//|(^|/)\.\.?(/|$)|[\x00-\x1f\x7f\\]|^$"
-_MICRONS = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "nm": 1e-3}
+_MICRONS = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "nm": 1e-3}
+PROBED = 8
+"""Number of files or fields that are examined to find what most of a plate have in common."""
 _REMEDY = "Copy the plate again, or export it again."
 
 
@@ -46,8 +51,8 @@ class Export:
         planes: columns as in ``PLANE_SCHEMA``, sorted by well, site, channel and z, which together are unique. ``site``
             counts from 1; ``channel`` is an index into ``channels``; ``z`` counts from 0 or is ``PROJECTION``; ``page``
             counts from 0.
-        incomplete: fields (well, site) that lack planes which other fields have or the metadata list, and what they
-            lack.
+        incomplete: fields (well, site) that lack planes which other fields have or the metadata list, or whose planes
+            are named for another channel or field too, and what is wrong.
         problems: what a user should know about the plate, without a full stop.
         acquisition: metadata of instrument and objective.
     """
@@ -70,6 +75,13 @@ def to_micrometres(value: object, unit: str = "um", *, signed: bool = False) -> 
     except (ValueError, KeyError):
         return None
     return length if abs(length) < 1e6 and (signed or length > 0) else None
+
+
+def spread_out(items: Sequence[T]) -> Iterator[T]:
+    """All items, beginning with a few evenly spaced ones. The first readable ones then stand for the whole plate."""
+    step = max(1, len(items) // PROBED)
+    yield from items[::step]
+    yield from (item for index, item in enumerate(items) if index % step)
 
 
 def parse_integer(text: object, what: str, low: int, high: int) -> int:
@@ -120,16 +132,17 @@ def build_export(
         raise PlateError(f"{source} lists {rows.height} planes", f"There must be 1 to {MAX_PLANES}.")
     labels = _channel_labels(channels, configuration.channels)
     wells = {well: normalise_well_name(well) for well in rows["well"].unique()}
+    sites, site_notes = number_sites(rows["site"].unique())
     if "page" not in rows.columns:
         rows = rows.with_columns(page=pl.lit(0))
     rows = rows.with_columns(
         pl.col("well").replace_strict(wells, return_dtype=pl.String),
-        pl.col("site").replace_strict(_site_numbers(rows["site"].unique().to_list()), return_dtype=pl.Int32),
+        pl.col("site").replace_strict(sites, return_dtype=pl.Int32),
         (pl.col("z").cast(pl.Float64).rank("dense").cast(pl.Int32) - 1).fill_null(PROJECTION),
         pl.col("channel", "page").cast(pl.Int32),
     ).select(list(PLANE_SCHEMA))
-    existing_files = _existing_files(folder, rows["file"].drop_nulls().unique())
-    planes = rows.join(existing_files, on="file", how="semi").sort(_PLANE)
+    existing = existing_files(folder, rows["file"].drop_nulls().unique())
+    planes = rows.join(existing, on="file", how="semi").sort(_PLANE)
     if planes.is_empty():
         first = ", ".join(rows["file"].drop_nulls()[:1])
         raise PlateError(f"none of the {rows.height} planes that {source} lists has a file ({first})", _REMEDY)
@@ -145,11 +158,13 @@ def build_export(
 
     used = planes["channel"].unique().sort().to_list()
     absent = [label for index, label in enumerate(labels) if index not in used]
-    notes = [*problems, *(f"{source} lists {noun} {label}, but it has no files" for label in absent)]
+    notes = [*problems, *site_notes, *(f"{source} lists {noun} {label}, but it has no files" for label in absent)]
     names = tuple(labels[index] for index in used)
     renumbered = pl.col("channel").replace_strict(used, range(len(used)), return_dtype=pl.Int32)
     planes = planes.with_columns(renumbered)
     rows = rows.filter(pl.col("channel").is_in(used)).with_columns(renumbered)
+    shared, shared_notes = find_shared_files(planes, names)
+    notes += shared_notes
     is_flat = planes["z"].n_unique() == 1
     sizes = zip("zyx", voxel_size, strict=True)
     unknown_axes = [axis for axis, size in sizes if size is None and not (axis == "z" and is_flat)]
@@ -165,17 +180,10 @@ def build_export(
         channels=names,
         voxel_size=(float(z), float(y), float(x)),
         planes=planes,
-        incomplete=_describe_incomplete_fields(rows, planes, names, promised, source),
+        incomplete=shared | _describe_incomplete_fields(rows, planes, names, promised, source),
         problems=tuple(notes),
         acquisition={key: value for key, value in clean_acquisition.items() if value != ""},
     )
-
-
-def _site_numbers(names: list[str]) -> dict[str, int]:
-    """The export's site numbers if all are integers from 1, else 1, 2, ... in natural order of the names."""
-    if all(re.fullmatch("[0-9]{1,9}", name) and int(name) for name in names):
-        return {name: int(name) for name in names}
-    return {name: site for site, name in enumerate(sorted(names, key=natural_key), start=1)}
 
 
 def _channel_labels(channels: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
@@ -189,28 +197,6 @@ def _channel_labels(channels: Sequence[str], renamed: Mapping[str, str]) -> list
             raise PlateError(f"{label[:100]!r} is not a valid channel name", "Use at most 100 printable characters.")
         labels.append(label if label not in labels else f"{label} ({index + 1})")
     return labels
-
-
-def _existing_files(folder: Path, files: pl.Series) -> pl.DataFrame:
-    """The existing files of the folders in which ``files`` lie, as a column ``file``. Each folder is listed once."""
-    outside = files.filter(files.str.contains(_UNSAFE_PATH) | (files.str.len_bytes() > 1000))
-    if outside.len():
-        raise PlateError(f"{outside[0][:200]!r} is not a path inside the plate's folder", _REMEDY)
-    existing: list[str] = []
-    links: list[str] = []
-    for parent in files.str.extract("^(.*/)", 1).fill_null("").unique().sort():
-        folders = [folder.joinpath(*parent.split("/")[:depth]) for depth in range(1, parent.count("/") + 1)]
-        if link := next((path for path in folders if path.is_symlink()), None):
-            problem = f"{link.relative_to(folder)} is a symbolic link"
-            raise PlateError(problem, "Copy the folder that it points to.", path=link)
-        if (folder / parent).is_dir():
-            with os.scandir(folder / parent) as entries:
-                for entry in entries:
-                    (links if entry.is_symlink() else existing).append(parent + entry.name)
-    if (linked := files.filter(files.is_in(links))).len():
-        problem = f"{linked[0]} is a symbolic link"
-        raise PlateError(problem, "Copy the file that it points to.", path=folder / linked[0])
-    return pl.DataFrame({"file": existing}, schema={"file": pl.String})
 
 
 def _describe_incomplete_fields(

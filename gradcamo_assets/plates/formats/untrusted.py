@@ -1,11 +1,10 @@
-"""Read untrusted XML and TIFF files safely: check what a file claims before parsing or decoding it.
+"""Read untrusted XML, TIFF and PNG files safely: check what a file claims before parsing or decoding it.
 
 XML with a DTD is rejected before it is parsed, because a DTD can declare entities.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
-from gradcamo_assets.plates.omezarr import as_counts, is_storage_failure
+from gradcamo_assets.plates.counts import as_counts
+from gradcamo_assets.plates.formats.png import is_png, png_shape, read_png
+from gradcamo_assets.plates.omezarr import is_storage_failure
 
 if TYPE_CHECKING:
     import tifffile
@@ -27,12 +28,14 @@ _MAX_SIDE, _MAX_PIXELS, MAX_PAGES = 65_536, 2**28, 65_536
 # None, LZW, deflate, PackBits, LZMA, Zstandard. tifffile limits their output to the shape of the page; image codecs
 # such as JPEG 2000 bring their own shape.
 _ALLOWED_COMPRESSIONS = {1, 5, 8, 32946, 32773, 34925, 50000}
+_WHITE_IS_ZERO = 0
+"""The photometric interpretation MinIsWhite of TIFF 6.0."""
 # A blank plane may also compress more than a thousandfold, so only large planes are checked for the ratio.
 _MAX_COMPRESSION_RATIO, _MIN_CHECKED_BYTES = 1000, 2**26
 
 
-def reject_dtd(source: Path | str) -> None:
-    """Reject an XML file, or XML text in memory, that has a DTD.
+def reject_dtd(path: Path) -> None:
+    """Reject an XML file that has a DTD.
 
     A DTD can only precede the root element, so parsing stops at the root.
 
@@ -42,15 +45,35 @@ def reject_dtd(source: Path | str) -> None:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import iterparse
 
-    path = source if isinstance(source, Path) else None
     try:
-        with path.open("rb") if path else io.BytesIO(str(source).encode()) as file:
+        with path.open("rb") as file:
             next(iterparse(file, ("start",), forbid_dtd=True))
     except DefusedXmlException as error:
-        remedy = "Remove them; no microscope writes any."
-        raise PlateError("its XML declares a DTD or entities", remedy, path=path) from error
+        raise _dtd_error().at(path=path) from error
     except (ElementTree.ParseError, StopIteration, OSError, ValueError, LookupError) as error:
         raise PlateError(f"it is not XML: {error}", _COPY_AGAIN, path=path) from error
+
+
+def parse_xml(text: str) -> ElementTree.Element | None:
+    """Parse XML text in memory; None if it is damaged.
+
+    Raises:
+        PlateError: a DTD.
+    """
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import fromstring
+
+    try:
+        root: ElementTree.Element = fromstring(text, forbid_dtd=True)
+        return root
+    except DefusedXmlException as error:
+        raise _dtd_error() from error
+    except (ElementTree.ParseError, ValueError, LookupError):
+        return None
+
+
+def _dtd_error() -> PlateError:
+    return PlateError("its XML declares a DTD or entities", "Remove them; no microscope writes any.")
 
 
 def iter_elements(path: Path, *tags: str) -> Iterator[tuple[str, ElementTree.Element]]:
@@ -81,18 +104,33 @@ def iter_elements(path: Path, *tags: str) -> Iterator[tuple[str, ElementTree.Ele
 
 
 def read_plane(path: Path, page: int = 0) -> NDArray[np.uint16]:
-    """Read one page of a TIFF file as (Y, X) uint16; ``page`` counts from 0.
+    """Read one page of a TIFF file, or a PNG file, as (Y, X) uint16; ``page`` counts from 0.
+
+    Where the file says that 0 is white, the values are inverted, so that more light is always a higher value. Planes of
+    one bit are read as they are.
 
     Raises:
-        PlateError: not a TIFF file, damaged, no such page, not a greyscale plane, an implausible size, or values beyond
-            16 bits.
+        PlateError: not a TIFF or PNG file, damaged, no such page, not a greyscale plane, an implausible size, or values
+            that 16-bit counts cannot hold.
     """
+    if is_png(path):
+        return read_png(path, page)
     with open_tiff(path) as tif:
-        return as_counts(_checked_page(tif, page).asarray())
+        checked = _checked_page(tif, page)
+        counts = as_counts(checked.asarray())
+        # tifffile writes arrays of booleans with 0 as white and means False.
+        if checked.photometric != _WHITE_IS_ZERO or checked.bitspersample == 1:
+            return counts
+        if checked.dtype.kind != "u" or checked.bitspersample > 16:
+            problem = f"its page {page} says that 0 is white, and its pixels are {checked.dtype}"
+            raise PlateError(problem, "Export the plate with 0 as black.")
+        return 2**checked.bitspersample - 1 - counts
 
 
 def plane_shape(path: Path, page: int = 0) -> tuple[int, int]:
     """The (y, x) shape of a page, read from its header. Raises ``PlateError`` as ``read_plane``, except for values."""
+    if is_png(path):
+        return png_shape(path, page)
     with open_tiff(path) as tif:
         y, x = _checked_page(tif, page).shape
         return y, x

@@ -6,15 +6,18 @@ Its parsers trust their input, so XML is checked before they run and all their r
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates.formats.configuration import read_configuration
+from gradcamo_assets.plates.formats.files import list_names
 from gradcamo_assets.plates.formats.planes import ROW_SCHEMA, Export, build_export, parse_integer, to_micrometres
 from gradcamo_assets.plates.formats.untrusted import iter_elements
 from gradcamo_assets.plates.omezarr import plate_name_of
@@ -36,7 +39,10 @@ def read_yokogawa(folder: Path) -> Export:
     numbers = sorted({parse_integer(channel.get("Ch"), "a channel's Ch", 1, 99) for channel in channels})
     names = {number: f"C{number:02d}" for number in numbers}
     if any("ObjectiveMagnificationRatio" in channel for channel in channels):
-        return _read(folder, "CQ3K", data.name, cq3k.parse_cq3k_metadata, cq3k.CQ3KAcquisitionModel, names)
+        # A CV8000 writes the files of a CQ3K.
+        system = next(_iter_attributes(detail, "MeasurementDetail"), {}).get("TargetSystem", "")
+        format = "CellVoyager" if system.startswith("CV") else "CQ3K"
+        return _read(folder, format, data.name, cq3k.parse_cq3k_metadata, cq3k.CQ3KAcquisitionModel, names)
     model = cellvoyager.CellVoyagerAcquisitionModel
     return _read(folder, "CellVoyager", data.name, cellvoyager.parse_cellvoyager_metadata, model, names)
 
@@ -70,12 +76,19 @@ def read_hcs_ai(folder: Path) -> Export:
     """Read exports of ImageXpress HCS.ai; stacks are preferred over projections."""
     from fractal_uzh_converters.imagexpress_hcs import _utils as hcs_ai
 
-    for path in folder.glob("experiment*/*.csv"):
-        table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
-        for row in table["Row"].unique() if "Row" in table.columns else []:
-            parse_integer(row, "Row", 1, 26)
     model = hcs_ai.MDImageXpressHCSaiAcquisitionModel
-    return _read(folder, "ImageXpress HCS.ai", "the table", hcs_ai.parse_md_metadata, model, None)
+    # The parser refuses a folder with a second table, which may be a companion that macOS made of the first.
+    with TemporaryDirectory() as scratch:
+        for parent in (name for name in list_names(folder) if name.startswith("experiment")):
+            (Path(scratch) / parent).mkdir()
+            for name in (name for name in list_names(folder / parent) if name.endswith((".jdce", ".csv"))):
+                shutil.copyfile(folder / parent / name, path := Path(scratch) / parent / name)
+                if name.endswith(".csv"):
+                    table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
+                    for row in table["Row"].unique() if "Row" in table.columns else []:
+                        parse_integer(row, "Row", 1, 26)
+        parse = hcs_ai.parse_md_metadata
+        return _read(folder, "ImageXpress HCS.ai", "the table", parse, model, None, metadata=Path(scratch))
 
 
 def _iter_attributes(path: Path, tag: str) -> Iterator[dict[str, str]]:
@@ -86,17 +99,18 @@ def _iter_attributes(path: Path, tag: str) -> Iterator[dict[str, str]]:
 
 def _read(
     folder: Path, format: str, source: str, parse: Callable[..., Any], model: Any, names: dict[int, str] | None,
-    problems: Sequence[str] = (), **options: Any,
+    problems: Sequence[str] = (), metadata: Path | None = None, **options: Any,
 ) -> Export:  # fmt: skip
     """Run a parser of fractal-uzh-converters and check its result.
 
     Args:
         names: channel names by channel number, if the parser does not know them.
+        metadata: a folder with a copy of the metadata, if the parser shall not see the plate's own.
         options: passed to the acquisition model.
     """
     from ome_zarr_converters_tools.models import ConverterOptions, NoTiling
 
-    root = folder.absolute().as_posix()
+    root = (metadata or folder).absolute().as_posix()
     # Without a data type the parsers would open the first image, wherever its path leads.
     advanced = model.model_fields["advanced"].default_factory(data_type="uint16")
     try:

@@ -109,7 +109,8 @@ def write_operetta(
     flat = [
         f"<Entry ChannelID='{c + 1}'><FlatfieldProfile>{{}}</FlatfieldProfile></Entry>" for c in range(len(channels))
     ]
-    maps = f"<Maps><Map>{''.join(flat)}</Map><Map>{''.join(entries)}</Map></Maps>" if version != "V5" else ""
+    described = f"<Map>{''.join(entries)}</Map>" if version != "V5" else ""
+    maps = f"<Maps><Map>{''.join(flat)}</Map>{described}</Maps>"
     path.write_text(
         f'<?xml version="1.0" encoding="utf-8"?>\n<EvaluationInputData xmlns="{_V5 if version == "V5" else _V6}">'
         "<InstrumentType>Phenix</InstrumentType><Plates><Plate><PlateID>p</PlateID></Plate></Plates>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +11,22 @@ import numpy as np
 import polars as pl
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradcamo_assets.errors import PlateError
-from gradcamo_assets.plates.formats import PROJECTION, detect_format, read_export, read_plane
+from gradcamo_assets.plates.formats import PROJECTION, Export, detect_format, read_export, read_plane
 from gradcamo_assets.plates.formats.planes import build_export
+from gradcamo_assets.plates.formats.sites import number_sites
 from gradcamo_assets_tests.plates.formats import exports
 from gradcamo_assets_tests.plates.formats.exports import some_pixels
 
 STACK = some_pixels()
+FORMATS = {
+    "metaxpress": exports.write_metaxpress, "operetta": exports.write_operetta, "loaddata": exports.write_loaddata,
+    "pattern": exports.write_pattern, "cellvoyager": exports.write_cellvoyager, "scanr": exports.write_scanr,
+    "hcs.ai": exports.write_hcs_ai,
+}  # fmt: skip
 
 
 def remove_files(folder: Path, *names: str) -> Path:
@@ -112,6 +121,73 @@ def test_an_unknown_voxel_size_is_reported(tmp_path: Path) -> None:
     assert "voxel size along z, y, x is not known" in export.problems[0] and "p1.toml" in export.problems[0]
 
 
+@pytest.mark.parametrize("write", [exports.write_metaxpress, exports.write_pattern])
+def test_damaged_files_do_not_decide_for_the_plate(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write(tmp_path / "p1", some_pixels(wells=[f"B{column:02d}" for column in range(1, 13)]))
+    whole = read_export(folder)
+    # More damaged files than are examined at first, all in the first channel.
+    for path in folder.rglob("*_w1*.tif"):
+        path.write_bytes(bytes(path.stat().st_size))
+    damaged = read_export(folder)
+    assert damaged.planes.equals(whole.planes)
+    assert (damaged.channels, damaged.voxel_size) == (whole.channels, whole.voxel_size)
+
+
+def test_a_first_file_that_lacks_pages_does_not_decide_for_the_plate(tmp_path: Path) -> None:
+    folder = exports.write_pattern(tmp_path / "p1", STACK, pages="Z")
+    whole = read_export(folder)
+    first = folder / whole.planes["file"][0]
+    tifffile.imwrite(first, tifffile.imread(first)[:2], photometric="minisblack")
+    assert whole.planes["page"].max() == 2 and read_export(folder).planes.equals(whole.planes)
+
+
+def write_ome(folder: Path, **replaced: str) -> Path:
+    """Files whose OME-XML has other words: ``replaced`` by name of an attribute, or the whole text."""
+    exports.write_pattern(folder, STACK, pages="OME", voxel_size="")
+    for path in folder.rglob("*.tif"):
+        with tifffile.TiffFile(path) as tif:
+            text, stack = tif.ome_metadata or "", tif.asarray()
+        text = text.replace("<Channel ", '<Channel AcquisitionMode="WideField" EmissionWavelength="450" ')
+        text = text.replace("PhysicalSizeX=", 'PhysicalSizeXUnit="µm" PhysicalSizeX=')
+        for name, value in replaced.items():
+            text = re.sub(f'{name}="[^"]*"', f'{name}="{value}"', text) if name != "text" else value
+        tifffile.imwrite(path, stack, description=text.encode(), metadata=None, photometric="minisblack")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"AcquisitionMode": "Not Set"},
+        {"EmissionWavelength": ""},
+        {"PhysicalSizeXUnit": "um"},
+        {"PhysicalSizeXUnit": "micron"},
+    ],
+)
+def test_words_that_the_ome_schema_does_not_know_are_no_matter(replaced: dict[str, str], tmp_path: Path) -> None:
+    export = read_export(write_ome(tmp_path / "p1", **replaced))
+    assert (export.channels, export.voxel_size, export.problems) == (("DNA", "ER"), (2.0, 0.65, 0.65), ())
+    plane = export.planes.row(4, named=True)
+    np.testing.assert_array_equal(read_plane(export.path / plane["file"], plane["page"]), STACK["B02", 1][1, 1])
+
+
+@pytest.mark.parametrize(
+    ("replaced", "unknown"),
+    [({"PhysicalSizeXUnit": "pixel"}, "x"), ({"PhysicalSizeX": "0"}, "x"), ({"PhysicalSizeZ": "two"}, "z")],
+)
+def test_sizes_that_ome_xml_does_not_state_are_unknown(replaced: dict[str, str], unknown: str, tmp_path: Path) -> None:
+    (problem,) = read_export(write_ome(tmp_path / "p1", **replaced)).problems
+    assert f"voxel size along {unknown} is not known" in problem
+
+
+def test_damaged_ome_xml_leaves_the_pixels(tmp_path: Path) -> None:
+    text = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels SizeX="7"></Image></OME>'
+    export = read_export(write_ome(tmp_path / "p1", text=text))
+    assert "the OME-XML of its files is damaged and was ignored" in export.problems
+    assert any("voxel size along z, y, x is not known" in problem for problem in export.problems)
+    np.testing.assert_array_equal(read_plane(export.path / "B02/f1.ome.tif", 1), STACK["B02", 1][0, 1])
+
+
 def test_loaddata_of_a_whole_batch(tmp_path: Path) -> None:
     folder = exports.write_loaddata(tmp_path / "p", STACK)
     table = pl.read_csv(folder / "load_data.csv", infer_schema=False)
@@ -129,13 +205,142 @@ def test_loaddata_uses_the_longest_suffix_of_a_path_that_exists(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("names", "sites"), [(["1", "3"], [1, 3]), (["0", "2", "10"], [1, 2, 3]), (["a9", "a10"], [1, 2])]
+    ("names", "sites", "told"),
+    [
+        (["1", "3"], [1, 3], []),
+        (["01", "3", "10"], [1, 3, 10], []),
+        (["1.0", "3.0", "5.0"], [1, 3, 5], []),
+        (["0", "2", "10"], [1, 3, 11], ["'0' is site 1", "'2' is site 3", "'10' is site 11"]),
+        (["1", "3", "5", "IXMtest"], [1, 3, 5, 6], ["'IXMtest' is site 6"]),
+        (["a9", "a10"], [1, 2], ["'a9' is site 1", "'a10' is site 2"]),
+    ],
 )
-def test_valid_site_numbers_of_the_export_are_kept(names: list[str], sites: list[int], tmp_path: Path) -> None:
-    (tmp_path / "x.tif").touch()
-    rows = pl.DataFrame({"well": "a1", "site": names, "channel": 0, "z": 0, "file": "x.tif", "page": range(len(names))})
-    export = build_export(tmp_path, rows, ["DNA"], format="f", source="s")
+def test_site_numbers_are_kept_and_any_other_numbering_is_told(
+    names: list[str], sites: list[int], told: list[str], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / f"{name}.tif").touch()
+    rows = pl.DataFrame({"well": "a1", "site": names, "channel": 0, "z": 0, "file": [f"{name}.tif" for name in names]})
+    export = build_export(tmp_path, rows, ["DNA"], format="f", source="s", voxel_size=(None, 1, 1))
     assert export.planes["site"].to_list() == sites and set(export.planes["well"]) == {"A01"}
+    assert export.planes["file"].to_list() == [f"{name}.tif" for name in names]
+    assert list(export.problems) == ([f"sites are numbered from 1, so {', '.join(told)}"] if told else [])
+
+
+@given(
+    numbers=st.sets(st.integers(0, 10**8 - 1), max_size=8),
+    others=st.sets(st.text("abc/ ", min_size=1, max_size=4), max_size=4),
+    spell=st.sampled_from([str, "{:012d}".format, "{}.0".format]),
+)
+def test_every_site_has_its_own_number_and_the_order_stays(
+    numbers: set[int], others: set[str], spell: Callable[[int], str]
+) -> None:
+    sites, notes = number_sites([*map(spell, numbers), *others])
+    assert len(set(sites.values())) == len(numbers) + len(others) and min(sites.values(), default=1) >= 1
+    assert {sites[spell(number)] - number for number in numbers} <= {int(0 in numbers)}
+    assert all(sites[name] > sites[spell(number)] for name in others for number in numbers)
+    assert bool(notes) == (bool(others) or 0 in numbers)
+
+
+def build_from(tmp_path: Path, rows: list[tuple[str, int, int, str]]) -> Export:
+    """An export of the channels DNA, AGP and Mito from rows of well, site, channel and file."""
+    for *_, file in rows:
+        (tmp_path / file).touch()
+    table = pl.DataFrame(rows, ["well", "site", "channel", "file"], orient="row")
+    table = table.with_columns(pl.col("site").cast(pl.String), z=pl.lit(0))
+    return build_export(tmp_path, table, ["DNA", "AGP", "Mito"], format="f", source="s", voxel_size=(None, 1, 1))
+
+
+def rows_of(sites: int = 3) -> list[tuple[str, int, int, str]]:
+    return [
+        (well, site, channel, f"{well}_{site}_{channel}.tif")
+        for well in ("A01", "A02")
+        for site in range(1, sites + 1)
+        for channel in range(3)
+    ]
+
+
+def test_two_channels_of_one_file_in_every_field_are_noted(tmp_path: Path) -> None:
+    rows = [(well, site, c, f"{well}_{site}_{min(c, 1)}.tif") for well, site, c, _ in rows_of()]
+    export = build_from(tmp_path, rows)
+    assert dict(export.incomplete) == {} and export.planes.height == 18
+    assert export.problems == ("AGP and Mito name the same files in every field, for example A01_1_1.tif",)
+
+
+def test_two_channels_of_one_file_in_one_field_are_a_bad_field(tmp_path: Path) -> None:
+    rows = [(w, s, c, "A02_1_1.tif" if (w, s, c) == ("A02", 1, 2) else file) for w, s, c, file in rows_of()]
+    export = build_from(tmp_path, rows)
+    assert dict(export.incomplete) == {("A02", 1): "AGP and Mito name the same file, A02_1_1.tif"}
+    assert export.problems == ()
+
+
+@pytest.mark.parametrize("other", [("A01", 2), ("A02", 1)], ids=["site", "well"])
+def test_two_fields_of_one_file_are_both_bad(other: tuple[str, int], tmp_path: Path) -> None:
+    rows = [(w, s, c, "A01_1_2.tif" if (w, s, c) == (*other, 2) else file) for w, s, c, file in rows_of()]
+    export = build_from(tmp_path, rows)
+    well, site = other
+    assert dict(export.incomplete) == {
+        ("A01", 1): f"{well} site {site} names the same file, A01_1_2.tif",
+        other: "A01 site 1 names the same file, A01_1_2.tif",
+    }
+
+
+def test_files_that_all_fields_share_are_noted(tmp_path: Path) -> None:
+    export = build_from(tmp_path, [(w, s, c, f"{w}_{c}.tif") for w, s, c, _ in rows_of(sites=2)])
+    assert dict(export.incomplete) == {}
+    assert export.problems == (
+        "every field names a file of another field, for example A01 site 1 and A01 site 2 name A01_0.tif",
+    )
+
+
+def write_system_files(folder: Path) -> None:
+    """What macOS, Windows and a file server leave in a folder and in each folder below it."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        # AppleDouble: magic number, version, filler, no entries.
+        path.with_name(f"._{path.name}").write_bytes(bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(2))
+    for parent in folders:
+        (parent / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+        (parent / "Thumbs.db").write_bytes(b"x")
+        (parent / "@eaDir").mkdir()
+        (parent / "@eaDir" / "x_B02_s1_w1.tif").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_files_of_operating_systems_are_ignored(format: str, tmp_path: Path) -> None:
+    folder = FORMATS[format](tmp_path / "p1", STACK)
+    before = read_export(folder)
+    write_system_files(folder)
+    after = read_export(folder)
+    assert after.planes.equals(before.planes) and (after.channels, after.problems) == (before.channels, before.problems)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such names")
+@pytest.mark.parametrize("format", ["metaxpress", "pattern", "operetta"])
+def test_a_file_name_that_is_not_utf_8_is_no_matter(format: str, tmp_path: Path) -> None:
+    folder = FORMATS[format](tmp_path / "p1", STACK)
+    before = read_export(folder)
+    for name in (b"note_\xff.txt", b"plate_A1_B02_s1_w1_\xff.tif"):
+        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).touch()
+    after = read_export(folder)
+    assert after.planes.equals(before.planes)
+    "".join(after.problems).encode()  # They are stored.
+
+
+@pytest.mark.parametrize(
+    "index", ["Images/Index.ref.xml", "Images/index.xml", "Images/INDEX.IDX.XML", "Index.xml", "index.idx.xml"]
+)
+@pytest.mark.parametrize("moved", [False, True], ids=["beside the images", "above them"])
+def test_an_operetta_index_of_any_name_and_place(index: str, moved: bool, tmp_path: Path) -> None:
+    folder = exports.write_operetta(tmp_path / "p1", STACK, index=index)
+    if moved:
+        (folder / "Images").mkdir(exist_ok=True)
+        for path in [*folder.glob("*.tiff")]:
+            path.rename(folder / "Images" / path.name)
+        (path := folder / index).rename(folder / path.name)
+    assert detect_format(folder) == "Operetta"
+    export = read_export(folder)
+    assert export.planes.height == 24 and not export.incomplete and export.channels == ("DNA", "ER")
 
 
 def test_equal_channel_names_are_numbered(tmp_path: Path) -> None:
