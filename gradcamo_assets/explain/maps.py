@@ -9,7 +9,7 @@ Everything that touches an ``nn.Module`` is here; masks are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from gradcamo_assets.errors import ExplainError
 
 Layer: TypeAlias = nn.Module | str
-Target: TypeAlias = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest allowed difference between W mean(A) + b and the logits, relative to the largest logit."""
@@ -112,89 +111,6 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-def extract_logits(output: Any) -> Tensor:
-    """Extract the logits from a model's output: a tensor, a tuple whose first item they are, or ``output.logits``.
-
-    Raises:
-        ExplainError: if the output contains no logits.
-    """
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        remedy = "Return logits, a tuple that begins with them or a mapping with the key 'logits'; or pass a callable."
-        raise ExplainError(f"the model returns {type(output).__name__} instead of logits", remedy)
-    return output
-
-
-def resolve_classes(target: Any, logits: Tensor) -> Tensor:
-    """Return the explained class of each sample, (B,) int64.
-
-    Args:
-        target: None (predicted class), one class for all samples, or one class per sample.
-
-    Raises:
-        ExplainError: if the model lacks a class, or the number of classes does not match the batch.
-    """
-    if logits.ndim != 2:
-        problem = f"the model's output has shape {tuple(logits.shape)}, not (B, classes)"
-        raise ExplainError(problem, "Pass a callable target that returns one scalar per sample.")
-    if target is None:
-        return logits.argmax(1)
-    chosen = torch.as_tensor(target, device=logits.device)
-    if chosen.is_floating_point() or chosen.ndim > 1 or (chosen.ndim == 1 and len(chosen) != len(logits)):
-        problem = f"target has shape {tuple(chosen.shape)} and type {chosen.dtype} for {len(logits)} samples"
-        raise ExplainError(
-            problem, "Pass None, one integer class for all, one integer class per sample, or a callable."
-        )
-    if bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
-        problem = f"target contains a class outside 0 to {logits.shape[1] - 1}"
-        raise ExplainError(problem, "Pass class indices of the model's head.")
-    return chosen.long().expand(len(logits))
-
-
-def resolve_target(target: Any, output: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Select the scalars to explain from a model's output.
-
-    Args:
-        target: as in ``gradcamo``.
-
-    Returns:
-        Scalars (B,), the logit of the target class or the callable's result; logits (B, classes); and classes (B,). For
-        a callable the classes are None, and the logits are the scalars as one column if the output contains none.
-
-    Raises:
-        ExplainError: if the target is unusable, or a callable does not return one value per sample.
-    """
-    if not callable(target):
-        logits = extract_logits(output)
-        classes = resolve_classes(target, logits)
-        return logits.gather(1, classes[:, None])[:, 0], logits, classes
-    scalars = target(output)
-    if not isinstance(scalars, Tensor) or scalars.ndim != 1:
-        found = tuple(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
-        raise ExplainError(f"the target callable returned {found}", "Return one scalar per sample, a tensor (B,).")
-    try:
-        return scalars, extract_logits(output), None
-    except ExplainError:
-        return scalars, scalars[:, None], None
-
-
-def similarity_to(reference: Any) -> Callable[[Tensor], Tensor]:
-    """Make a target for networks without classes: the cosine similarity of their output (B, K) to a reference (K,).
-
-    The network's output is the embedding. A typical reference is a treatment's centroid minus the controls' centroid.
-    """
-
-    def target(output: Tensor) -> Tensor:
-        return nn.functional.cosine_similarity(output, torch.as_tensor(reference).to(output)[None])
-
-    return target
-
-
 @dataclass(frozen=True)
 class PooledHead:
     """A linear layer after global average pooling of an activation.
@@ -208,10 +124,19 @@ class PooledHead:
     pooled: Tensor
     logits: Tensor
 
+    def weight(self, classes: Tensor) -> Tensor:
+        """Return the weights of each sample's class, (B, K)."""
+        return _select_rows(self.linear.weight, classes)
+
     def bias(self, classes: Tensor) -> Tensor:
         """Return the bias of each sample's class, (B,); 0 if the layer has no bias."""
         bias = self.linear.bias
-        return torch.zeros_like(self.logits[:, 0]) if bias is None else bias.detach()[classes]
+        return torch.zeros_like(self.logits[:, 0]) if bias is None else _select_rows(bias.detach(), classes)
+
+
+def _select_rows(values: Tensor, classes: Tensor) -> Tensor:
+    """Select the values of each sample's class; ``class_logits`` of a single logit has two classes with one row."""
+    return (torch.cat([-values, values]) if len(values) == 1 else values)[classes]
 
 
 def find_pooled_head(model: nn.Module, activations: Tensor, logits: Tensor) -> PooledHead | None:

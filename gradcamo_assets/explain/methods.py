@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.errors import ExplainError
-from gradcamo_assets.explain.maps import extract_logits, frozen_parameters, resolve_target
+from gradcamo_assets.explain.maps import frozen_parameters
+from gradcamo_assets.explain.targets import class_logits, extract_logits, resolve_target
 
 METHODS = {
     name.lower().replace("plusplus", "++").replace("_", ""): name
@@ -58,7 +59,7 @@ class _SingleOutputModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         output = self.model(images)
         if not callable(self.target):
-            return extract_logits(output)
+            return class_logits(extract_logits(output))
         scalars, _, _ = resolve_target(self.target, output)
         return scalars[:, None]
 
@@ -80,7 +81,7 @@ def compute_library_map(
         classes: (B,) explained classes, used without a callable target.
 
     Raises:
-        ExplainError: for FinerCAM with a single class, or if the library is not installed or returned no map.
+        ExplainError: for FinerCAM with a callable target, or if the library is not installed or returned no map.
     """
     try:
         import pytorch_grad_cam
@@ -92,10 +93,10 @@ def compute_library_map(
     chosen = [0] * len(images) if callable(target) else classes.tolist()
     targets: list[Any] = [ClassifierOutputTarget(label) for label in chosen]
     if method == "finercam":
+        if callable(target):
+            raise ExplainError("FinerCAM compares classes, but the target is a callable", "Choose another method.")
         with torch.no_grad():
             logits = wrapped(images)
-        if logits.shape[1] < 2:
-            raise ExplainError("FinerCAM compares classes, but the model has only one", "Choose another method.")
         nearest = (logits - logits.gather(1, classes[:, None])).abs().scatter(1, classes[:, None], -1).argsort(1)
         targets = [FinerWeightedTarget(row[0], row[1:4], 1.0) for row in nearest.tolist()]
     layer_maps: list[np.ndarray] = []

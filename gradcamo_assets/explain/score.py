@@ -19,16 +19,12 @@ from gradcamo_assets.explain import methods
 from gradcamo_assets.explain.maps import (
     Layer,
     PooledHead,
-    Target,
     capture_activations,
     compute_gradient_maps,
     compute_signed_map,
-    extract_logits,
     find_layer,
     find_pooled_head,
     frozen_parameters,
-    resolve_classes,
-    resolve_target,
 )
 from gradcamo_assets.explain.overlap import (
     Overlap,
@@ -40,6 +36,14 @@ from gradcamo_assets.explain.overlap import (
     split_evidence,
 )
 from gradcamo_assets.explain.result import GradcamoResult, pack_result
+from gradcamo_assets.explain.targets import (
+    Target,
+    class_logits,
+    class_probabilities,
+    extract_logits,
+    resolve_classes,
+    resolve_target,
+)
 
 _Masks: TypeAlias = tuple[Tensor, Tensor | None]
 
@@ -70,7 +74,8 @@ def gradcamo(
         neighbour_masks: same shape, 1 in other cells. Without them, columns that separate neighbours from background
             are NULL.
         target: None (predicted class), one class for all samples, one class per sample, or a callable that maps the
-            model's output to one scalar per sample, (B,).
+            model's output to one scalar per sample, (B,). A head with a single logit has class 1 where the logit is
+            above 0, else class 0, which is explained by the negative logit.
         definition: ``linear``, the upsampler with align_corners=False; or ``pytorch_grad_cam``, that library's
             resampling (minimum subtracted, cubic spline in 3D). The latter has no upper bound below 1, so
             ``gradcamo_max``, ``gradcamo_adjusted`` and ``looks_at`` are NULL.
@@ -91,7 +96,7 @@ def gradcamo(
 
     run = _compute_maps_in_closed_form(model, images, modules, target) if method == "gradcam" else None
     run = run or _compute_maps_by_backward(model, images, modules, target, method)
-    if not bool(torch.isfinite(run.logits).all()) and not bool(torch.isfinite(images).all()):
+    if not bool(torch.isfinite(run.scalars).all()) and not bool(torch.isfinite(images).all()):
         not_finite = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
         problem = f"{len(not_finite)} images contain NaN or infinite values, the first at index {not_finite[0]}"
         raise ExplainError(problem, "Leave these cells out or repair their crops.")
@@ -163,11 +168,11 @@ def _compute_maps_in_closed_form(
         logits = next(iter(heads.values())).logits if is_half_precision else logits
         classes = resolve_classes(target, logits)
         maps = {
-            name: compute_signed_map(values, heads[name].linear.weight.detach()[classes])
+            name: compute_signed_map(values, heads[name].weight(classes).detach())
             for name, values in activations.items()
         }
     return _BatchMaps(
-        scalars=logits.gather(1, classes[:, None])[:, 0],
+        scalars=class_logits(logits).gather(1, classes[:, None])[:, 0],
         logits=logits,
         classes=classes,
         activations=activations,
@@ -194,7 +199,7 @@ def _compute_maps_by_backward(
                 head = None if classes is None else find_pooled_head(model, values, logits)
                 if head is not None and classes is not None:
                     heads[name] = head
-                    maps[name] = compute_signed_map(values.detach(), head.linear.weight.detach()[classes])
+                    maps[name] = compute_signed_map(values.detach(), head.weight(classes).detach())
             without_head = [name for name in activations if name not in heads]
             gradient_maps = compute_gradient_maps(scalars, [activations[name] for name in without_head])
             maps |= zip(without_head, gradient_maps, strict=True)
@@ -244,12 +249,10 @@ def _class_columns(run: _BatchMaps) -> dict[str, Tensor]:
     """Return the columns that depend on the model's output alone."""
     columns, logits = {"logit": run.scalars}, run.logits
     if logits.ndim == 2 and logits.shape[1] > 0:
-        columns["predicted_class"] = logits.argmax(1)
+        columns["predicted_class"] = class_logits(logits).argmax(1)
     if run.classes is not None:
-        precise = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-        probabilities = precise.sigmoid() if precise.shape[1] == 1 else precise.softmax(1)
         columns["target_class"] = run.classes
-        columns["probability"] = probabilities.gather(1, run.classes[:, None])[:, 0]
+        columns["probability"] = class_probabilities(logits.detach()).gather(1, run.classes[:, None])[:, 0]
     return columns
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from gradcamo_assets.explain.maps import extract_logits
+from gradcamo_assets.explain.targets import extract_logits
 
 FOLDING_TOLERANCE = 1e-3
 """Largest difference between a folded network's logits and the original ones, relative to the largest logit."""

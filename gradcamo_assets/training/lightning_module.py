@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 
 from gradcamo_assets.cells import TARGET
 from gradcamo_assets.cells.dataset import CropDataset, mix_seeds
-from gradcamo_assets.explain.maps import extract_logits
+from gradcamo_assets.explain.targets import extract_logits
 from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.training.augment import augment
 from gradcamo_assets.training.penalty import logits_and_penalty
