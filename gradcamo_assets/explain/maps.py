@@ -10,7 +10,7 @@ Everything that touches an ``nn.Module`` is here; masks are not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,6 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.errors import ExplainError
+from gradcamo_assets.explain.eager import run_eagerly
+from gradcamo_assets.explain.layout import (
+    is_channels_last,
+    may_be_channels_last,
+    remember_layout,
+    was_channels_last,
+)
+from gradcamo_assets.explain.targets import extract_logits
 
 Layer: TypeAlias = nn.Module | str
 
@@ -30,7 +38,7 @@ _HALF_PRECISION_TOLERANCE = 5e-2
 
 
 def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
-    """Find a layer by its module or its dotted name.
+    """Find a layer by its module or its dotted name. A module that stands under two names has both.
 
     Returns:
         Dotted name and module.
@@ -38,13 +46,15 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     Raises:
         ExplainError: if the model has no such layer.
     """
-    for name, module in model.named_modules(remove_duplicate=False):
+    # The wrapper of torch.compile adds a level to the names.
+    modules = [(name.replace("_orig_mod.", ""), module) for name, module in model.named_modules(remove_duplicate=False)]
+    for name, module in modules:
         if layer is module or layer == name:
             return name, module
     if isinstance(layer, nn.Module):
         remedy = "Pass a module of this model (not of a copy of it), or its dotted name."
         raise ExplainError(f"the layer {type(layer).__name__} is not part of the model", remedy)
-    examples = ", ".join([name for name, _ in model.named_modules() if name and name.count(".") < 2][:12])
+    examples = ", ".join([name for name, _ in modules if name and name.count(".") < 2][:12])
     remedy = f"Pass a name from model.named_modules(), for example {examples}."
     raise ExplainError(f"the model has no layer {layer!r}", remedy)
 
@@ -52,9 +62,10 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
 def capture_activations(
     model: nn.Module, images: Tensor, layers: Mapping[str, nn.Module], graph: bool = True
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Run the model once and keep the output of some layers.
+    """Run the model and keep the output of some layers, with channels first.
 
-    If a layer runs several times, its last output is kept. A later in-place activation cannot change a captured output:
+    A layer that puts its channels last is noticed at its first run (``explain.layout``), which takes more passes. If a
+    layer runs several times, its last output is kept. A later in-place activation cannot change a captured output:
     with ``graph`` the model continues with a copy of it; without, the model runs again with copies if an output was
     modified.
 
@@ -72,31 +83,47 @@ def capture_activations(
     outputs: dict[str, Any] = {}
     versions: dict[str, int] = {}
 
-    def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def keep(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             outputs[name] = output
             return None
+        is_last = was_channels_last(module)
+        output = output.movedim(-1, 1) if is_last else output
         if graph and not output.requires_grad:
             output = output.detach().requires_grad_()
         outputs[name], versions[name] = output, output._version
-        return output.clone() if graph else None
+        if not graph:
+            return None
+        return output.movedim(1, -1).clone() if is_last else output.clone()
 
     with ExitStack() as hooks:
         for name, module in layers.items():
             hooks.enter_context(module.register_forward_hook(partial(keep, name)))
-        returned = model(images)
-    for name in layers:
+        returned = run_eagerly(model, images)
+    for name, module in layers.items():
         if name not in outputs:
-            remedy = "Pass a layer that the model's forward calls."
+            remedy = "Pass a layer that the model's forward calls; exported and scripted networks call none."
             raise ExplainError(f"the layer {name!r} did not run in the forward pass", remedy)
         output = outputs[name]
         if not isinstance(output, Tensor) or output.ndim != images.ndim:
             found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             remedy = f"Pass a convolutional layer whose output is (B, K, *grid), {images.ndim} axes."
             raise ExplainError(f"the output of layer {name!r} is no feature map: {found}", remedy)
+        if not was_channels_last(module) and _is_channels_last(model, images, module, output, returned):
+            return capture_activations(model, images, layers, graph)
     if not graph and any(outputs[name]._version != version for name, version in versions.items()):
         return capture_activations(model, images, layers)
     return returned, {name: outputs[name] for name in layers}
+
+
+def _is_channels_last(model: nn.Module, images: Tensor, module: nn.Module, output: Tensor, returned: Any) -> bool:
+    """Tell whether a layer puts its channels last; what feeds a pooled head with channels first is not measured."""
+    if not may_be_channels_last(images, module, output.shape):
+        return False
+    with suppress(ExplainError):
+        if find_pooled_head(model, output, extract_logits(returned)):
+            remember_layout(module, False)
+    return is_channels_last(model, images, module, output.shape)
 
 
 @contextmanager

@@ -69,8 +69,9 @@ def gradcamo(
             or object that names them ``logits``.
         images: (B, C, Y, X) or (B, C, Z, Y, X), as the model expects them; moved to the model's device.
         target_masks: (B, Y, X) or (B, Z, Y, X), 1 in the crop's target cell, else 0.
-        layer: a module of the model, its dotted name, or a list of these. For a list, each layer is scored
-            (``result.layers``), and so is the mean of their maps, each divided by its mass <L, U'1> first.
+        layer: a module of the model, its dotted name, or a list of these. Its output is (B, K, \\*grid) or (B, \\*grid,
+            K). For a list, each layer is scored (``result.layers``), and so is the mean of their maps, each divided by
+            its mass <L, U'1> first.
         neighbour_masks: same shape, 1 in other cells. Without them, columns that separate neighbours from background
             are NULL.
         target: None (predicted class), one class for all samples, one class per sample, or a callable that maps the

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from gradcamo_assets.cells import BACKGROUND, TARGET
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.explain.layout import is_channels_last
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.training.compare import MEASURES, mean_with_interval
 from gradcamo_assets.training.evaluation import evaluate_cells
@@ -82,26 +84,27 @@ def find_stage_ends(model: nn.Module, images: Tensor, layer: str) -> list[str]:
         images: input of the model; one image is enough.
         layer: the explained layer; it represents its own resolution.
     """
-    last_at_resolution: dict[tuple[int, ...], str] = {}
+    shapes: dict[str, torch.Size] = {}
 
-    def record(name: str, output: object) -> None:
-        if not isinstance(output, Tensor) or output.ndim != images.ndim:
-            return
-        grid = tuple(output.shape[2:])
-        if last_at_resolution.get(grid) != layer:
-            last_at_resolution[grid] = name
+    def record(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == images.ndim:
+            shapes.pop(name, None)
+            shapes[name] = output.shape
 
-    blocks = {name for name, module in model.named_modules() if name and any(module.children())} | {layer}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: record(name, output))
-        for name in blocks
-    ]
+    blocks = {name: module for name, module in model.named_modules() if name and any(module.children())}
+    blocks[layer] = model.get_submodule(layer)
+    hooks = [module.register_forward_hook(partial(record, name)) for name, module in blocks.items()]
     try:
         with torch.inference_mode():
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
+    last_at_resolution: dict[tuple[int, ...], str] = {}
+    for name, shape in shapes.items():
+        grid = tuple(shape[1:-1] if is_channels_last(model, images, blocks[name], shape) else shape[2:])
+        if last_at_resolution.get(grid) != layer:
+            last_at_resolution[grid] = name
     return [name for grid, name in last_at_resolution.items() if max(grid) > 1 or name == layer]
 
 
