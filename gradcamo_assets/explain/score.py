@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import methods
+from gradcamo_assets.explain.batch_independence import check_evaluation_mode, check_repeatable
 from gradcamo_assets.explain.maps import (
     Layer,
     PooledHead,
@@ -84,7 +85,8 @@ def gradcamo(
 
     Raises:
         ExplainError: if masks do not match the images, the batch is empty, images are not finite, the network is in
-            training mode, a layer does not exist or does not run, or the method does not support the images.
+            training mode or normalises with statistics of the batch, a layer does not exist or does not run, or the
+            method does not support the images.
     """
     images, masks = _check_inputs(model, images, target_masks, neighbour_masks)
     methods.check_method(method, images.ndim - 2)
@@ -95,8 +97,11 @@ def gradcamo(
     if not modules:
         raise ExplainError("no layer was given", "Pass a module of the model, its dotted name, or a list of them.")
 
-    run = _compute_maps_in_closed_form(model, images, modules, target) if method == "gradcam" else None
-    run = run or _compute_maps_by_backward(model, images, modules, target, method)
+    run, logits = _compute_maps_in_closed_form(model, images, modules, target) if method == "gradcam" else (None, None)
+    if run is None:
+        run = _compute_maps_by_backward(model, images, modules, target, method)
+        if logits is not None:
+            check_repeatable(logits, run.logits)
     if not bool(torch.isfinite(run.scalars).all()) and not bool(torch.isfinite(images).all()):
         not_finite = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
         problem = f"{len(not_finite)} images contain NaN or infinite values, the first at index {not_finite[0]}"
@@ -147,14 +152,17 @@ _WITHOUT_POOLED_HEAD: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakK
 
 def _compute_maps_in_closed_form(
     model: nn.Module, images: Tensor, modules: dict[str, nn.Module], target: Target
-) -> _BatchMaps | None:
-    """Compute the maps in one forward pass without a graph; None unless every layer feeds a pooled head.
+) -> tuple[_BatchMaps | None, Tensor | None]:
+    """Compute the maps in one forward pass without a graph, unless a layer does not feed a pooled head.
 
     A callable target has no closed form.
+
+    Returns:
+        The maps, or None; and the logits of the forward pass, if there was one.
     """
     names = tuple(modules)
     if callable(target) or names in _WITHOUT_POOLED_HEAD.get(model, ()):
-        return None
+        return None, None
     with torch.inference_mode(False), torch.no_grad():
         output, activations = capture_activations(model, images, modules, graph=False)
         logits = extract_logits(output)
@@ -163,7 +171,7 @@ def _compute_maps_in_closed_form(
         if len(heads) < len(candidates):
             if bool(torch.isfinite(logits).all()):
                 _WITHOUT_POOLED_HEAD.setdefault(model, set()).add(names)
-            return None
+            return None, logits
         # Half-precision logits have three digits; those recomputed from the activations have seven.
         is_half_precision = logits.dtype != torch.promote_types(logits.dtype, torch.float32)
         logits = next(iter(heads.values())).logits if is_half_precision else logits
@@ -172,7 +180,7 @@ def _compute_maps_in_closed_form(
             name: compute_signed_map(values, heads[name].weight(classes).detach())
             for name, values in activations.items()
         }
-    return _BatchMaps(
+    run = _BatchMaps(
         scalars=class_logits(logits).gather(1, classes[:, None])[:, 0],
         logits=logits,
         classes=classes,
@@ -180,6 +188,7 @@ def _compute_maps_in_closed_form(
         maps=maps,
         heads=heads,
     )
+    return run, logits
 
 
 def _compute_maps_by_backward(
@@ -220,10 +229,7 @@ def _compute_maps_by_backward(
 
 def _check_inputs(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, _Masks]:
     """Check model, images and masks, and move images and masks to the model's device."""
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        remedy = "Call model.eval() first: with dropout and batch statistics, scores depend on chance and on the batch."
-        raise ExplainError(f"the network is in training mode ({training[0]})", remedy)
+    check_evaluation_mode(model)
     images = torch.as_tensor(images).detach()
     weight = next(model.parameters(), None)
     if weight is not None:

@@ -7,7 +7,7 @@ encoder for each setting.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -128,6 +128,7 @@ def crop_sweep(
     *,
     work: Path,
     report: Callable[[str], None] = lambda line: None,
+    modules: Collection[str] = (),
 ) -> pl.DataFrame:
     """Train an encoder with each crop size and masking, and evaluate it on test wells with the same setting.
 
@@ -137,6 +138,7 @@ def crop_sweep(
         sizes, maskings: see ``ReducedCrops``.
         work: folder for temporary files.
         report: called with one line per training.
+        modules: see ``train_encoder``.
 
     Returns:
         One row per training: ``size``, ``masking``, the columns of ``_summary_row``, and ``seconds`` of training.
@@ -148,7 +150,9 @@ def crop_sweep(
     ]
     rows = []
     for size, masking, reduced in settings:
-        result = train_encoder(reduced["train"], reduced["val"], classes, config, work=work, progress=False)
+        result = train_encoder(
+            reduced["train"], reduced["val"], classes, config, work=work, progress=False, modules=modules
+        )
         shutil.rmtree(result.checkpoints, ignore_errors=True)
         cells = evaluate_cells(result.model, [result.layer], reduced["test"], classes)[result.layer]
         row = {"size": size, "masking": masking, **_summary_row(cells), "seconds": result.metrics["seconds"]}

@@ -240,6 +240,18 @@ NAN = torch.zeros(2, 2, 9, 10)
 NAN[1, 0, 3, 3] = torch.nan
 
 
+def _with_dropout() -> Net:
+    model = Net(2).eval()
+    model.act.forward = lambda x: torch.nn.functional.dropout(x.relu())
+    return model
+
+
+def _normalised_by_batch() -> Net:
+    model = Net(2)
+    model.second = torch.nn.Sequential(model.second, torch.nn.BatchNorm2d(6, track_running_stats=False))
+    return model.eval()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -252,6 +264,8 @@ NAN[1, 0, 3, 3] = torch.nan
         (_call_with(layer=[]), "no layer"),
         (_call_with(layer="fc"), "convolutional"),
         (_call_with(model=Net(2)), r"model\.eval\(\)"),
+        (_call_with(model=_normalised_by_batch()), r"second\.1 \(BatchNorm2d\) has no running statistics"),
+        (_call_with(model=_with_dropout(), layer="first"), "same images give different logits"),
         (_call_with(images=NAN), "index 1"),
         (_call_with(images=torch.zeros(0, 2, 9, 10), target_masks=torch.zeros(0, 9, 10)), "at least one image"),
         (_call_with(images=torch.zeros(2, 9, 10)), r"\(B, C, Y, X\)"),
