@@ -19,6 +19,9 @@ from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
 from gradcamo_assets.training.split import as_lists, split_wells
 from gradcamo_assets.training.training import TrainingConfig
 
+MODULES = ["benchmarks.variants"]
+"""Modules whose functions may build encoders."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -87,13 +90,13 @@ def train_and_score(prepared: Prepared, config: TrainingConfig, folder: Path) ->
         )
         for part in ("train", "val")
     }
-    result = train_encoder(parts["train"], parts["val"], classes, config, work=folder, progress=False)
+    result = train_encoder(parts["train"], parts["val"], classes, config, work=folder, progress=False, modules=MODULES)
     bundle = BundleConfig(
         encoder=config.encoder, layer=result.layer, classes=classes, channels=fields[0].channels,
         crop_shape=list(fields[0].images.shape[2:]), voxel_size=fields[0].voxel_size, split=as_lists(split),
         cure=config.cure, objective=config.objective,
     )  # fmt: skip
     save_bundle(folder / "bundle", result.model, bundle)
-    scorer = Scorer(folder / "bundle")
+    scorer = Scorer(folder / "bundle", modules=MODULES)
     scores = pl.concat(scorer.score(field).scores for field in fields)
     return cells.join(scores, on="Metadata_CellID"), result.metrics

@@ -264,7 +264,8 @@ def promote(version: int, reason: str) -> None:
     platform = Platform()
     lake, registry = platform.lake, platform.registry
     champion = promotion.find_version(registry, version)
-    promotion.promote(lake, registry, champion, by=getuser(), reason=reason)
+    modules = platform.settings.encoders.modules
+    promotion.promote(lake, registry, champion, by=getuser(), reason=reason, modules=modules)
     state = scoring_state(lake, registry, champion)
     click.echo(f"{champion} is champion.")
     if state.todo:
@@ -319,7 +320,7 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
         given["voxel_size"] = [float(um) for um in given["voxel_size"]]
     except ValueError as error:
         raise click.UsageError(f"--crop-shape and --voxel-size must be numbers: {error}") from error
-    version = register_weights(platform.registry, encoder, **given)
+    version = register_weights(platform.registry, encoder, **given, modules=platform.settings.encoders.modules)
     click.echo(f"{version} is registered as challenger. To score with it: gradcamo promote {version.version}")
 
 

@@ -79,7 +79,8 @@ def load_examples(
     from gradcamo_assets.explain import gradcamo
     from gradcamo_assets.scoring.scorer import Scorer
 
-    scorer = Scorer(bundle, read_settings(home).scoring) if bundle else None
+    settings = read_settings(home)
+    scorer = Scorer(bundle, settings.scoring, settings.encoders.modules) if bundle else None
     examples = []
     for row in rows:
         folder = crop_folder(home, {**row, "Metadata_Plate": plate})

@@ -161,7 +161,9 @@ def run_demo(
         trained[name] = version
     champion = trained[name]
     if champion != registry.by_alias(CHAMPION):
-        promote(platform.lake, registry, champion, by="gradcamo demo", reason=f"trained on {config.name}")
+        modules = platform.settings.encoders.modules
+        reason = f"trained on {config.name}"
+        promote(platform.lake, registry, champion, by="gradcamo demo", reason=reason, modules=modules)
     for partition in scoring_state(platform.lake, registry, champion).todo:
         with _stage("embedding and scoring {}, site {}".format(*partition)):
             run("rescore", plate_site_key(*partition))

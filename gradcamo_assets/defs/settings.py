@@ -10,6 +10,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from gradcamo_assets.cells import CropConfig
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
+from gradcamo_assets.networks.settings import EncodersConfig
 from gradcamo_assets.plates import InboxConfig, IngestConfig
 from gradcamo_assets.profiles import ProfilesConfig
 from gradcamo_assets.scoring.settings import ScoringConfig
@@ -68,6 +69,7 @@ class Settings:
     segmentation: SegmenterConfig = SegmenterConfig()
     segmentation_qc: QcConfig = QcConfig()
     crops: CropConfig = CropConfig()
+    encoders: EncodersConfig = EncodersConfig()
     training: TrainingConfig = TrainingConfig()
     promotion: PromotionConfig = PromotionConfig()
     retraining: RetrainingConfig = RetrainingConfig()

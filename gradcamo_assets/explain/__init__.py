@@ -4,10 +4,10 @@ Scope: layers, maps, projected masks, the score and the tests of a map's faithfu
 choosing a model, storing rows and drawing figures belong to other packages. Importing this package imports torch.
 """
 
-from gradcamo_assets.explain.maps import similarity_to
 from gradcamo_assets.explain.methods import METHODS
 from gradcamo_assets.explain.overlap import LOOKS_AT, NULL_REASONS
 from gradcamo_assets.explain.result import COLUMNS, GradcamoResult
 from gradcamo_assets.explain.score import gradcamo
+from gradcamo_assets.explain.targets import similarity_to
 
 __all__ = ["COLUMNS", "LOOKS_AT", "METHODS", "NULL_REASONS", "GradcamoResult", "gradcamo", "similarity_to"]

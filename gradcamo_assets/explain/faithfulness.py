@@ -141,7 +141,7 @@ def compute_deletion_insertion(
         is_brightest = rank < fraction * rank[0].numel()
         for curve, (inside, outside) in zip(curves, ((blank, images), (images, blank)), strict=True):
             output = run_network(model, torch.where(is_brightest, inside, outside), layer)
-            curve.append(output.logits.softmax(1).gather(1, classes[:, None])[:, 0].cpu().numpy())
+            curve.append(output.probabilities.gather(1, classes[:, None])[:, 0].cpu().numpy())
     deletion, insertion = (np.stack(curve) for curve in curves)
     return DeletionInsertionCurves(
         fraction=fractions,

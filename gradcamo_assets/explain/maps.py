@@ -9,8 +9,8 @@ Everything that touches an ``nn.Module`` is here; masks are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,9 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.errors import ExplainError
+from gradcamo_assets.explain.eager import run_eagerly
+from gradcamo_assets.explain.layout import (
+    is_channels_last,
+    may_be_channels_last,
+    remember_layout,
+    was_channels_last,
+)
+from gradcamo_assets.explain.targets import extract_logits
 
 Layer: TypeAlias = nn.Module | str
-Target: TypeAlias = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest allowed difference between W mean(A) + b and the logits, relative to the largest logit."""
@@ -31,7 +38,7 @@ _HALF_PRECISION_TOLERANCE = 5e-2
 
 
 def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
-    """Find a layer by its module or its dotted name.
+    """Find a layer by its module or its dotted name. A module that stands under two names has both.
 
     Returns:
         Dotted name and module.
@@ -39,13 +46,15 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     Raises:
         ExplainError: if the model has no such layer.
     """
-    for name, module in model.named_modules(remove_duplicate=False):
+    # The wrapper of torch.compile adds a level to the names.
+    modules = [(name.replace("_orig_mod.", ""), module) for name, module in model.named_modules(remove_duplicate=False)]
+    for name, module in modules:
         if layer is module or layer == name:
             return name, module
     if isinstance(layer, nn.Module):
         remedy = "Pass a module of this model (not of a copy of it), or its dotted name."
         raise ExplainError(f"the layer {type(layer).__name__} is not part of the model", remedy)
-    examples = ", ".join([name for name, _ in model.named_modules() if name and name.count(".") < 2][:12])
+    examples = ", ".join([name for name, _ in modules if name and name.count(".") < 2][:12])
     remedy = f"Pass a name from model.named_modules(), for example {examples}."
     raise ExplainError(f"the model has no layer {layer!r}", remedy)
 
@@ -53,9 +62,10 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
 def capture_activations(
     model: nn.Module, images: Tensor, layers: Mapping[str, nn.Module], graph: bool = True
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Run the model once and keep the output of some layers.
+    """Run the model and keep the output of some layers, with channels first.
 
-    If a layer runs several times, its last output is kept. A later in-place activation cannot change a captured output:
+    A layer that puts its channels last is noticed at its first run (``explain.layout``), which takes more passes. If a
+    layer runs several times, its last output is kept. A later in-place activation cannot change a captured output:
     with ``graph`` the model continues with a copy of it; without, the model runs again with copies if an output was
     modified.
 
@@ -73,31 +83,47 @@ def capture_activations(
     outputs: dict[str, Any] = {}
     versions: dict[str, int] = {}
 
-    def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def keep(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             outputs[name] = output
             return None
+        is_last = was_channels_last(module)
+        output = output.movedim(-1, 1) if is_last else output
         if graph and not output.requires_grad:
             output = output.detach().requires_grad_()
         outputs[name], versions[name] = output, output._version
-        return output.clone() if graph else None
+        if not graph:
+            return None
+        return output.movedim(1, -1).clone() if is_last else output.clone()
 
     with ExitStack() as hooks:
         for name, module in layers.items():
             hooks.enter_context(module.register_forward_hook(partial(keep, name)))
-        returned = model(images)
-    for name in layers:
+        returned = run_eagerly(model, images)
+    for name, module in layers.items():
         if name not in outputs:
-            remedy = "Pass a layer that the model's forward calls."
+            remedy = "Pass a layer that the model's forward calls; exported and scripted networks call none."
             raise ExplainError(f"the layer {name!r} did not run in the forward pass", remedy)
         output = outputs[name]
         if not isinstance(output, Tensor) or output.ndim != images.ndim:
             found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             remedy = f"Pass a convolutional layer whose output is (B, K, *grid), {images.ndim} axes."
             raise ExplainError(f"the output of layer {name!r} is no feature map: {found}", remedy)
+        if not was_channels_last(module) and _is_channels_last(model, images, module, output, returned):
+            return capture_activations(model, images, layers, graph)
     if not graph and any(outputs[name]._version != version for name, version in versions.items()):
         return capture_activations(model, images, layers)
     return returned, {name: outputs[name] for name in layers}
+
+
+def _is_channels_last(model: nn.Module, images: Tensor, module: nn.Module, output: Tensor, returned: Any) -> bool:
+    """Tell whether a layer puts its channels last; what feeds a pooled head with channels first is not measured."""
+    if not may_be_channels_last(images, module, output.shape):
+        return False
+    with suppress(ExplainError):
+        if find_pooled_head(model, output, extract_logits(returned)):
+            remember_layout(module, False)
+    return is_channels_last(model, images, module, output.shape)
 
 
 @contextmanager
@@ -110,89 +136,6 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_()
-
-
-def extract_logits(output: Any) -> Tensor:
-    """Extract the logits from a model's output: a tensor, a tuple whose first item they are, or ``output.logits``.
-
-    Raises:
-        ExplainError: if the output contains no logits.
-    """
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        remedy = "Return logits, a tuple that begins with them or a mapping with the key 'logits'; or pass a callable."
-        raise ExplainError(f"the model returns {type(output).__name__} instead of logits", remedy)
-    return output
-
-
-def resolve_classes(target: Any, logits: Tensor) -> Tensor:
-    """Return the explained class of each sample, (B,) int64.
-
-    Args:
-        target: None (predicted class), one class for all samples, or one class per sample.
-
-    Raises:
-        ExplainError: if the model lacks a class, or the number of classes does not match the batch.
-    """
-    if logits.ndim != 2:
-        problem = f"the model's output has shape {tuple(logits.shape)}, not (B, classes)"
-        raise ExplainError(problem, "Pass a callable target that returns one scalar per sample.")
-    if target is None:
-        return logits.argmax(1)
-    chosen = torch.as_tensor(target, device=logits.device)
-    if chosen.is_floating_point() or chosen.ndim > 1 or (chosen.ndim == 1 and len(chosen) != len(logits)):
-        problem = f"target has shape {tuple(chosen.shape)} and type {chosen.dtype} for {len(logits)} samples"
-        raise ExplainError(
-            problem, "Pass None, one integer class for all, one integer class per sample, or a callable."
-        )
-    if bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
-        problem = f"target contains a class outside 0 to {logits.shape[1] - 1}"
-        raise ExplainError(problem, "Pass class indices of the model's head.")
-    return chosen.long().expand(len(logits))
-
-
-def resolve_target(target: Any, output: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Select the scalars to explain from a model's output.
-
-    Args:
-        target: as in ``gradcamo``.
-
-    Returns:
-        Scalars (B,), the logit of the target class or the callable's result; logits (B, classes); and classes (B,). For
-        a callable the classes are None, and the logits are the scalars as one column if the output contains none.
-
-    Raises:
-        ExplainError: if the target is unusable, or a callable does not return one value per sample.
-    """
-    if not callable(target):
-        logits = extract_logits(output)
-        classes = resolve_classes(target, logits)
-        return logits.gather(1, classes[:, None])[:, 0], logits, classes
-    scalars = target(output)
-    if not isinstance(scalars, Tensor) or scalars.ndim != 1:
-        found = tuple(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
-        raise ExplainError(f"the target callable returned {found}", "Return one scalar per sample, a tensor (B,).")
-    try:
-        return scalars, extract_logits(output), None
-    except ExplainError:
-        return scalars, scalars[:, None], None
-
-
-def similarity_to(reference: Any) -> Callable[[Tensor], Tensor]:
-    """Make a target for networks without classes: the cosine similarity of their output (B, K) to a reference (K,).
-
-    The network's output is the embedding. A typical reference is a treatment's centroid minus the controls' centroid.
-    """
-
-    def target(output: Tensor) -> Tensor:
-        return nn.functional.cosine_similarity(output, torch.as_tensor(reference).to(output)[None])
-
-    return target
 
 
 @dataclass(frozen=True)
@@ -208,10 +151,19 @@ class PooledHead:
     pooled: Tensor
     logits: Tensor
 
+    def weight(self, classes: Tensor) -> Tensor:
+        """Return the weights of each sample's class, (B, K)."""
+        return _select_rows(self.linear.weight, classes)
+
     def bias(self, classes: Tensor) -> Tensor:
         """Return the bias of each sample's class, (B,); 0 if the layer has no bias."""
         bias = self.linear.bias
-        return torch.zeros_like(self.logits[:, 0]) if bias is None else bias.detach()[classes]
+        return torch.zeros_like(self.logits[:, 0]) if bias is None else _select_rows(bias.detach(), classes)
+
+
+def _select_rows(values: Tensor, classes: Tensor) -> Tensor:
+    """Select the values of each sample's class; ``class_logits`` of a single logit has two classes with one row."""
+    return (torch.cat([-values, values]) if len(values) == 1 else values)[classes]
 
 
 def find_pooled_head(model: nn.Module, activations: Tensor, logits: Tensor) -> PooledHead | None:

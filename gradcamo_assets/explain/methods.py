@@ -5,8 +5,8 @@ This is the only module that imports pytorch-grad-cam.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from gradcamo_assets.errors import ExplainError
-from gradcamo_assets.explain.maps import extract_logits, frozen_parameters, resolve_target
+from gradcamo_assets.explain.eager import run_eagerly
+from gradcamo_assets.explain.layout import was_channels_last
+from gradcamo_assets.explain.maps import frozen_parameters
+from gradcamo_assets.explain.targets import class_logits, extract_logits, resolve_target
 
 METHODS = {
     name.lower().replace("plusplus", "++").replace("_", ""): name
@@ -54,13 +57,27 @@ class _SingleOutputModel(nn.Module):
     def __init__(self, model: nn.Module, target: Any):
         super().__init__()
         self.model, self.target = model, target
+        self.channels_first = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        output = self.model(images)
+        output = run_eagerly(self.model, images)
         if not callable(self.target):
-            return extract_logits(output)
+            return class_logits(extract_logits(output))
         scalars, _, _ = resolve_target(self.target, output)
         return scalars[:, None]
+
+    @contextmanager
+    def putting_channels_first(self, layer: nn.Module) -> Iterator[nn.Module]:
+        """Yield the module to explain: the layer, or one that its output passes through with channels first."""
+        if not was_channels_last(layer):
+            yield layer
+            return
+
+        def pass_through(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            return self.channels_first(output.movedim(-1, 1)).movedim(1, -1)
+
+        with layer.register_forward_hook(pass_through):
+            yield self.channels_first
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Do nothing: the weights are frozen, and clearing their gradients would be a side effect."""
@@ -80,7 +97,7 @@ def compute_library_map(
         classes: (B,) explained classes, used without a callable target.
 
     Raises:
-        ExplainError: for FinerCAM with a single class, or if the library is not installed or returned no map.
+        ExplainError: for FinerCAM with a callable target, or if the library is not installed or returned no map.
     """
     try:
         import pytorch_grad_cam
@@ -92,10 +109,10 @@ def compute_library_map(
     chosen = [0] * len(images) if callable(target) else classes.tolist()
     targets: list[Any] = [ClassifierOutputTarget(label) for label in chosen]
     if method == "finercam":
+        if callable(target):
+            raise ExplainError("FinerCAM compares classes, but the target is a callable", "Choose another method.")
         with torch.no_grad():
             logits = wrapped(images)
-        if logits.shape[1] < 2:
-            raise ExplainError("FinerCAM compares classes, but the model has only one", "Choose another method.")
         nearest = (logits - logits.gather(1, classes[:, None])).abs().scatter(1, classes[:, None], -1).argsort(1)
         targets = [FinerWeightedTarget(row[0], row[1:4], 1.0) for row in nearest.tolist()]
     layer_maps: list[np.ndarray] = []
@@ -104,7 +121,8 @@ def compute_library_map(
         torch.enable_grad(),
         # ShapleyCAM differentiates twice, which needs a linear head's weights in the graph. It writes no gradients.
         nullcontext() if method == "shapleycam" else frozen_parameters(model),
-        getattr(pytorch_grad_cam, METHODS[method])(wrapped, [layer]) as cam,
+        wrapped.putting_channels_first(layer) as explained,
+        getattr(pytorch_grad_cam, METHODS[method])(wrapped, [explained]) as cam,
     ):
         engine = getattr(cam, "base_cam", cam)
         get_cam_image = engine.get_cam_image

@@ -31,12 +31,13 @@ class GradcamoResult:
         evidence_target, evidence_neighbour, evidence_background: signed evidence that adds to ``logit`` -
             ``logit_bias``; NULL unless the layer feeds global average pooling and one linear layer.
         target_class: (B,) int64, the explained class; -1 for a callable target.
-        predicted_class: (B,) int64, the class of the highest logit; -1 unless the output is (B, classes).
+        predicted_class: (B,) int64, the class of the highest logit; for a single logit, 1 where it is above 0, else 0;
+            -1 unless the output is (B, classes).
         probability: softmax probability of the explained class (sigmoid for a single logit).
-        logit: the explained logit, or the callable's scalar.
+        logit: the explained logit (the negative one for class 0 of a single logit), or the callable's scalar.
         logit_bias: the head's bias of the explained class; NULL without a pooled linear head.
         null_reason: why the score or the adjusted score is NULL; else None.
-        logits: (B, classes), on the model's device.
+        logits: (B, classes), as the model returns them, on its device; (B, 0) if it returns none.
         embedding: (B, K) float32, the layer's activations averaged over voxels; of several layers, the last one's.
         cam: (B, \\*grid), the rectified low-resolution map; of several layers, the mean of their maps divided by
             their masses, at the finest grid.

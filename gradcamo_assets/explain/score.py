@@ -16,19 +16,16 @@ from torch import Tensor, nn
 
 from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import methods
+from gradcamo_assets.explain.batch_independence import check_evaluation_mode, check_repeatable
 from gradcamo_assets.explain.maps import (
     Layer,
     PooledHead,
-    Target,
     capture_activations,
     compute_gradient_maps,
     compute_signed_map,
-    extract_logits,
     find_layer,
     find_pooled_head,
     frozen_parameters,
-    resolve_classes,
-    resolve_target,
 )
 from gradcamo_assets.explain.overlap import (
     Overlap,
@@ -40,6 +37,14 @@ from gradcamo_assets.explain.overlap import (
     split_evidence,
 )
 from gradcamo_assets.explain.result import GradcamoResult, pack_result
+from gradcamo_assets.explain.targets import (
+    Target,
+    class_logits,
+    class_probabilities,
+    extract_logits,
+    resolve_classes,
+    resolve_target,
+)
 
 _Masks: TypeAlias = tuple[Tensor, Tensor | None]
 
@@ -65,12 +70,14 @@ def gradcamo(
             or object that names them ``logits``.
         images: (B, C, Y, X) or (B, C, Z, Y, X), as the model expects them; moved to the model's device.
         target_masks: (B, Y, X) or (B, Z, Y, X), 1 in the crop's target cell, else 0.
-        layer: a module of the model, its dotted name, or a list of these. For a list, each layer is scored
-            (``result.layers``), and so is the mean of their maps, each divided by its mass <L, U'1> first.
+        layer: a module of the model, its dotted name, or a list of these. Its output is (B, K, \\*grid) or (B, \\*grid,
+            K). For a list, each layer is scored (``result.layers``), and so is the mean of their maps, each divided by
+            its mass <L, U'1> first.
         neighbour_masks: same shape, 1 in other cells. Without them, columns that separate neighbours from background
             are NULL.
         target: None (predicted class), one class for all samples, one class per sample, or a callable that maps the
-            model's output to one scalar per sample, (B,).
+            model's output to one scalar per sample, (B,). A head with a single logit has class 1 where the logit is
+            above 0, else class 0, which is explained by the negative logit.
         definition: ``linear``, the upsampler with align_corners=False; or ``pytorch_grad_cam``, that library's
             resampling (minimum subtracted, cubic spline in 3D). The latter has no upper bound below 1, so
             ``gradcamo_max``, ``gradcamo_adjusted`` and ``looks_at`` are NULL.
@@ -78,7 +85,8 @@ def gradcamo(
 
     Raises:
         ExplainError: if masks do not match the images, the batch is empty, images are not finite, the network is in
-            training mode, a layer does not exist or does not run, or the method does not support the images.
+            training mode or normalises with statistics of the batch, a layer does not exist or does not run, or the
+            method does not support the images.
     """
     images, masks = _check_inputs(model, images, target_masks, neighbour_masks)
     methods.check_method(method, images.ndim - 2)
@@ -89,9 +97,12 @@ def gradcamo(
     if not modules:
         raise ExplainError("no layer was given", "Pass a module of the model, its dotted name, or a list of them.")
 
-    run = _compute_maps_in_closed_form(model, images, modules, target) if method == "gradcam" else None
-    run = run or _compute_maps_by_backward(model, images, modules, target, method)
-    if not bool(torch.isfinite(run.logits).all()) and not bool(torch.isfinite(images).all()):
+    run, logits = _compute_maps_in_closed_form(model, images, modules, target) if method == "gradcam" else (None, None)
+    if run is None:
+        run = _compute_maps_by_backward(model, images, modules, target, method)
+        if logits is not None:
+            check_repeatable(logits, run.logits)
+    if not bool(torch.isfinite(run.scalars).all()) and not bool(torch.isfinite(images).all()):
         not_finite = (~torch.isfinite(images.flatten(1)).all(1)).nonzero()[:, 0].tolist()
         problem = f"{len(not_finite)} images contain NaN or infinite values, the first at index {not_finite[0]}"
         raise ExplainError(problem, "Leave these cells out or repair their crops.")
@@ -141,14 +152,17 @@ _WITHOUT_POOLED_HEAD: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakK
 
 def _compute_maps_in_closed_form(
     model: nn.Module, images: Tensor, modules: dict[str, nn.Module], target: Target
-) -> _BatchMaps | None:
-    """Compute the maps in one forward pass without a graph; None unless every layer feeds a pooled head.
+) -> tuple[_BatchMaps | None, Tensor | None]:
+    """Compute the maps in one forward pass without a graph, unless a layer does not feed a pooled head.
 
     A callable target has no closed form.
+
+    Returns:
+        The maps, or None; and the logits of the forward pass, if there was one.
     """
     names = tuple(modules)
     if callable(target) or names in _WITHOUT_POOLED_HEAD.get(model, ()):
-        return None
+        return None, None
     with torch.inference_mode(False), torch.no_grad():
         output, activations = capture_activations(model, images, modules, graph=False)
         logits = extract_logits(output)
@@ -157,23 +171,24 @@ def _compute_maps_in_closed_form(
         if len(heads) < len(candidates):
             if bool(torch.isfinite(logits).all()):
                 _WITHOUT_POOLED_HEAD.setdefault(model, set()).add(names)
-            return None
+            return None, logits
         # Half-precision logits have three digits; those recomputed from the activations have seven.
         is_half_precision = logits.dtype != torch.promote_types(logits.dtype, torch.float32)
         logits = next(iter(heads.values())).logits if is_half_precision else logits
         classes = resolve_classes(target, logits)
         maps = {
-            name: compute_signed_map(values, heads[name].linear.weight.detach()[classes])
+            name: compute_signed_map(values, heads[name].weight(classes).detach())
             for name, values in activations.items()
         }
-    return _BatchMaps(
-        scalars=logits.gather(1, classes[:, None])[:, 0],
+    run = _BatchMaps(
+        scalars=class_logits(logits).gather(1, classes[:, None])[:, 0],
         logits=logits,
         classes=classes,
         activations=activations,
         maps=maps,
         heads=heads,
     )
+    return run, logits
 
 
 def _compute_maps_by_backward(
@@ -194,7 +209,7 @@ def _compute_maps_by_backward(
                 head = None if classes is None else find_pooled_head(model, values, logits)
                 if head is not None and classes is not None:
                     heads[name] = head
-                    maps[name] = compute_signed_map(values.detach(), head.linear.weight.detach()[classes])
+                    maps[name] = compute_signed_map(values.detach(), head.weight(classes).detach())
             without_head = [name for name in activations if name not in heads]
             gradient_maps = compute_gradient_maps(scalars, [activations[name] for name in without_head])
             maps |= zip(without_head, gradient_maps, strict=True)
@@ -214,10 +229,7 @@ def _compute_maps_by_backward(
 
 def _check_inputs(model: nn.Module, images: Any, target_masks: Any, neighbour_masks: Any) -> tuple[Tensor, _Masks]:
     """Check model, images and masks, and move images and masks to the model's device."""
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        remedy = "Call model.eval() first: with dropout and batch statistics, scores depend on chance and on the batch."
-        raise ExplainError(f"the network is in training mode ({training[0]})", remedy)
+    check_evaluation_mode(model)
     images = torch.as_tensor(images).detach()
     weight = next(model.parameters(), None)
     if weight is not None:
@@ -244,12 +256,10 @@ def _class_columns(run: _BatchMaps) -> dict[str, Tensor]:
     """Return the columns that depend on the model's output alone."""
     columns, logits = {"logit": run.scalars}, run.logits
     if logits.ndim == 2 and logits.shape[1] > 0:
-        columns["predicted_class"] = logits.argmax(1)
+        columns["predicted_class"] = class_logits(logits).argmax(1)
     if run.classes is not None:
-        precise = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-        probabilities = precise.sigmoid() if precise.shape[1] == 1 else precise.softmax(1)
         columns["target_class"] = run.classes
-        columns["probability"] = probabilities.gather(1, run.classes[:, None])[:, 0]
+        columns["probability"] = class_probabilities(logits.detach()).gather(1, run.classes[:, None])[:, 0]
     return columns
 
 

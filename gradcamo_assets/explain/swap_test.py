@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradcamo_assets.explain.maps import Layer, capture_activations, extract_logits, find_layer
+from gradcamo_assets.explain.maps import Layer, capture_activations, find_layer
 from gradcamo_assets.explain.surroundings import transplant_cells
+from gradcamo_assets.explain.targets import class_logits, class_probabilities, extract_logits
 
 _PARTNERS_PER_CELL = 3
 """Partners that each cell changes places with; results are averaged over them."""
@@ -24,12 +25,17 @@ class NetworkOutput:
     """Output of a network for B images.
 
     Attributes:
-        logits: (B, classes).
+        logits: (B, classes), as the network returns them.
         embedding: (B, K), the mean of the layer's activations over voxels.
     """
 
     logits: Tensor
     embedding: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Probability of every class, (B, classes); two classes for a single logit."""
+        return class_probabilities(self.logits)
 
     def compare(self, other: NetworkOutput, classes: Tensor) -> dict[str, Tensor]:
         """Measure how another output differs: columns (B,).
@@ -38,10 +44,10 @@ class NetworkOutput:
         distance of the embeddings.
         """
         column = classes[:, None]
-        before, after = (output.logits.softmax(1).gather(1, column)[:, 0] for output in (self, other))
+        before, after = (output.probabilities.gather(1, column)[:, 0] for output in (self, other))
         return {
             "probability_drop": before - after,
-            "logit_drop": (self.logits - other.logits).gather(1, column)[:, 0],
+            "logit_drop": class_logits(self.logits - other.logits).gather(1, column)[:, 0],
             "embedding_move": 1 - nn.functional.cosine_similarity(self.embedding, other.embedding),
         }
 
@@ -100,9 +106,11 @@ def compute_swap_columns(
         treatments: of each cell; partners have another treatment.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    classes = intact.logits.argmax(1)
+    classes = intact.probabilities.argmax(1)
     means: dict[str, Tensor] = {}
-    mean_probabilities = {name: torch.zeros_like(intact.logits) for name in ("swapped_surroundings", "swapped_target")}
+    mean_probabilities = {
+        name: torch.zeros_like(intact.probabilities) for name in ("swapped_surroundings", "swapped_target")
+    }
     has_partners = True
     for _ in range(_PARTNERS_PER_CELL):
         drawn = draw_partners(treatments, rng)
@@ -116,7 +124,7 @@ def compute_swap_columns(
                 moved_images, moved_target, hosts, host_target, host_neighbours, generator=generator
             )
             output = run_network(model, swapped, layer)
-            mean_probabilities[swap] += output.logits.softmax(1) / _PARTNERS_PER_CELL
+            mean_probabilities[swap] += output.probabilities / _PARTNERS_PER_CELL
             for measure, values in intact.compare(output, classes).items():
                 column = f"{measure}_{swap}"
                 means[column] = means.get(column, torch.zeros_like(values)) + values / _PARTNERS_PER_CELL

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -119,13 +120,22 @@ def save_bundle(folder: Path, model: nn.Module, config: BundleConfig) -> BundleC
     """
     from safetensors.torch import save_file
 
+    from gradcamo_assets.networks.weights import collect_weights
+
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, str(folder / WEIGHTS))
-    content = {**asdict(config), "sha256": _sha256(folder / WEIGHTS)}
-    config = _parse_config(json.dumps(content), folder / CONFIG)
-    write_json(folder / CONFIG, content)
+    save_file(collect_weights(model), str(folder / WEIGHTS))
+    config = check_config(replace(config, sha256=_sha256(folder / WEIGHTS)), folder / CONFIG)
+    write_json(folder / CONFIG, asdict(config))
     return config
+
+
+def check_config(config: BundleConfig, path: Path | None = None) -> BundleConfig:
+    """Return the configuration if its types and values are valid.
+
+    Raises:
+        BundleError: listing what is not, with the ``path``.
+    """
+    return _parse_config(json.dumps(asdict(config)), path)
 
 
 def read_config(folder: Path) -> BundleConfig:
@@ -142,7 +152,7 @@ def read_config(folder: Path) -> BundleConfig:
         raise BundleError(f"the model bundle cannot be read ({error})", _REMEDY, path=path) from error
 
 
-def _parse_config(text: str | bytes, path: Path) -> BundleConfig:
+def _parse_config(text: str | bytes, path: Path | None) -> BundleConfig:
     try:
         return _PARSER.validate_json(text)
     except ValidationError as error:
@@ -165,61 +175,48 @@ def read_verified_config(folder: Path) -> BundleConfig:
     return config
 
 
-def load_bundle(folder: Path) -> tuple[nn.Module, BundleConfig]:
+def load_bundle(folder: Path, modules: Collection[str] = ()) -> tuple[nn.Module, BundleConfig]:
     """Load the network in evaluation mode, with its configuration.
 
+    Args:
+        modules: see ``build_encoder``.
+
     Raises:
-        BundleError: if a file is missing or damaged, or weights and configuration do not match.
+        BundleError: if a file is missing or damaged, or weights and configuration do not match; or as ``load_network``.
     """
     config = read_verified_config(folder)
-    return load_network(config, folder / WEIGHTS), config
+    return load_network(config, folder / WEIGHTS, modules), config
 
 
-def load_network(config: BundleConfig, weights: Path) -> nn.Module:
-    """Build the configured encoder, load its weights, and test it on one empty crop. It is in evaluation mode.
+def load_network(config: BundleConfig, weights: Path, modules: Collection[str] = ()) -> nn.Module:
+    """Build the configured encoder, load its weights, and test it. It is in evaluation mode.
+
+    Args:
+        modules: see ``build_encoder``.
 
     Raises:
-        BundleError: if the weights are not a safetensors file or do not fit the encoder, or the encoder lacks the layer
-            or does not return one logit per class.
+        BundleError: if the encoder's module is not listed, the weights are not a safetensors file or do not fit the
+            encoder, or as ``check_network``.
     """
-    import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    from gradcamo_assets.networks.encoders import build_encoder, is_2d
+    from gradcamo_assets.networks.checks import check_network
+    from gradcamo_assets.networks.encoders import build_encoder
+    from gradcamo_assets.networks.weights import read_weights
 
     try:
-        model, _ = build_encoder(config.encoder, len(config.channels), len(config.classes))
-        model.load_state_dict(load_file(str(weights)))
+        model, _ = build_encoder(config.encoder, len(config.channels), len(config.classes), modules=modules)
+        model.load_state_dict(read_weights(model, weights))
         model = model.eval().requires_grad_(False)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise BundleError(f"the weights cannot be loaded ({error})", _REMEDY, path=weights) from error
     except (TypeError, ValueError, AttributeError) as error:
         remedy = "The function must take the numbers of channels and classes and return (network, name of the layer)."
         raise BundleError(f"encoder {config.encoder!r} builds no network ({error})", remedy) from error
-    layer = dict(model.named_modules()).get(config.layer)
-    if layer is None:
-        raise BundleError(f"the encoder has no layer {config.layer!r}", "Name one of its modules.", path=weights)
-    outputs: list[Any] = []
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    crop = torch.zeros(1, len(config.channels), *config.crop_shape)
-    crop = crop[:, :, 0] if is_2d(model) and config.crop_shape[0] == 1 else crop
     try:
-        with torch.inference_mode():
-            logits = model(crop)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise BundleError(
-            f"the encoder fails on a crop of {len(config.channels)} x {config.crop_shape} ({error})", _REMEDY
-        ) from error
-    finally:
-        handle.remove()
-    if not isinstance(logits, torch.Tensor) or logits.shape != (1, len(config.classes)):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise BundleError(f"the encoder returns {found} for one crop, not {len(config.classes)} logits", _REMEDY)
-    if not bool(logits.isfinite().all()):
-        raise BundleError("the encoder's logits of an empty crop are not finite", _REMEDY, path=weights)
-    if not outputs or not isinstance(outputs[-1], torch.Tensor) or outputs[-1].ndim != crop.ndim:
-        raise BundleError(f"the output of layer {config.layer!r} is no feature map", "Use a convolutional layer.")
+        check_network(model, config.layer, len(config.channels), len(config.classes), config.crop_shape)
+    except BundleError as error:
+        raise error.at(path=weights) from error
     return model
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradcamo_assets.errors import BundleError
-from gradcamo_assets.importing import import_function
+from gradcamo_assets.importing import IMPORT_PATH, import_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,30 +51,38 @@ def encoder_names() -> list[str]:
 
 
 def build_encoder(
-    name: str, in_channels: int, classes: int, *, weights: Path | str | None = None, layer: str | None = None
+    name: str,
+    in_channels: int,
+    classes: int,
+    *,
+    weights: Path | str | None = None,
+    layer: str | None = None,
+    modules: Collection[str] = (),
 ) -> tuple[nn.Module, str]:
     """Build a network and return it with the dotted name of the layer to explain.
 
     Args:
         name: a built-in name, or ``module:function`` where ``function(in_channels, classes)`` returns ``(network,
-            layer)``. The module is imported, so use only code you trust.
+            layer)``. The module is imported, so it must be one of ``modules``.
         in_channels: number of stains.
         classes: number of treatment classes.
         weights: safetensors file with initial weights; None keeps the network's own initialisation. The last layer
             keeps it too if the file has another number of classes.
         layer: dotted name of another layer to explain.
+        modules: modules whose functions may be called, by their full names: those of ``[encoders]`` in the settings.
 
     Raises:
-        BundleError: if the name is unknown, the function cannot be imported, the weights cannot be read or do not fit,
-            or the network does not have the layer.
+        BundleError: if the name is unknown, its module is not listed, the function cannot be imported, the weights
+            cannot be read or do not fit, or the network does not have the layer.
     """
     if name in _BUILT_IN:
         model, default = _BUILT_IN[name](in_channels, classes)
     else:
         remedy = f"Use one of {', '.join(encoder_names())}, or 'module:function' of an installed module."
+        _check_module(name, modules, remedy)
         model, default = import_function(name, "encoder", remedy, BundleError)(in_channels, classes)
     layer = layer or default
-    layers = [layer_name for layer_name, _ in model.named_modules() if layer_name]
+    layers = [layer_name for layer_name, _ in model.named_modules(remove_duplicate=False) if layer_name]
     if layer not in layers:
         nearest = ", ".join(get_close_matches(layer, layers, 5, 0.0))
         remedy = f"Choose one of its {len(layers)} layers, for example {nearest}."
@@ -82,6 +90,18 @@ def build_encoder(
     if weights:
         _load_initial_weights(model, Path(weights), classes)
     return model, layer
+
+
+def _check_module(name: str, modules: Collection[str], remedy: str) -> None:
+    """Check that the module of an import path is listed, since bundles may come from others."""
+    if not IMPORT_PATH.fullmatch(name):
+        raise BundleError(f"unknown encoder {name!r}", remedy)
+    module = name.partition(":")[0]
+    if module not in modules:
+        raise BundleError(
+            f"module {module!r} of encoder {name!r} is not listed in the settings",
+            f"If you trust its code, add {module!r} to the list modules of [encoders] in gradcamo.toml.",
+        )
 
 
 def is_2d(model: nn.Module) -> bool:
@@ -94,11 +114,12 @@ def is_2d(model: nn.Module) -> bool:
 def _load_initial_weights(model: nn.Module, path: Path, classes: int) -> None:
     """Load weights in place, except those of a last layer with another number of classes."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+
+    from gradcamo_assets.networks.weights import read_weights
 
     remedy = "Use a safetensors file of the same architecture, trained on as many stains."
     try:
-        loaded = load_file(path)
+        loaded = read_weights(model, path)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"the weights cannot be read ({error})", remedy, path=path) from error
     current = model.state_dict()

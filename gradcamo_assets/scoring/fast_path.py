@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from gradcamo_assets.explain.maps import extract_logits
+from gradcamo_assets.explain.targets import extract_logits
 
 FOLDING_TOLERANCE = 1e-3
 """Largest difference between a folded network's logits and the original ones, relative to the largest logit."""
@@ -62,7 +62,9 @@ def _logits_agree(expected: Tensor, actual: Tensor, tolerance: float) -> bool:
 
 def _find_foldable_pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
     """Find convolutions whose output enters a BatchNorm directly and that both run once: BatchNorm by convolution."""
+    # A module under two names would have to be replaced, or kept, under both.
     names = {module: name for name, module in model.named_modules()}
+    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     conv_outputs: dict[int, tuple[str, Tensor]] = {}
     runs: Counter[str] = Counter()
     pairs: dict[str, str] = {}
@@ -78,7 +80,9 @@ def _find_foldable_pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
             pairs[conv_name] = name
 
     handles = [
-        module.register_forward_hook(record) for module in model.modules() if isinstance(module, _ConvNd | _BatchNorm)
+        module.register_forward_hook(record)
+        for module in model.modules()
+        if isinstance(module, _ConvNd | _BatchNorm) and uses[module] == 1
     ]
     try:
         with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,14 +51,15 @@ class Scorer:
 
     Args:
         bundle: folder of a model bundle.
+        modules: modules of which a bundle may name an encoder; see ``networks.encoders.build_encoder``.
 
     Raises:
         BundleError: if the bundle is missing, damaged or inconsistent, or the encoder does not support the precision.
     """
 
-    def __init__(self, bundle: Path, config: ScoringConfig | None = None):
+    def __init__(self, bundle: Path, config: ScoringConfig | None = None, modules: Collection[str] = ()):
         settings = config or ScoringConfig()
-        model, self.config = load_bundle(bundle)
+        model, self.config = load_bundle(bundle, modules)
         self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = settings.batch_size or (64 if self.device.type == "cuda" else 8)
         self.is_2d = is_2d(model)

@@ -7,7 +7,8 @@ encoder for each setting.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from gradcamo_assets.cells import BACKGROUND, TARGET
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.explain.layout import is_channels_last
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.training.compare import MEASURES, mean_with_interval
 from gradcamo_assets.training.evaluation import evaluate_cells
@@ -82,26 +84,27 @@ def find_stage_ends(model: nn.Module, images: Tensor, layer: str) -> list[str]:
         images: input of the model; one image is enough.
         layer: the explained layer; it represents its own resolution.
     """
-    last_at_resolution: dict[tuple[int, ...], str] = {}
+    shapes: dict[str, torch.Size] = {}
 
-    def record(name: str, output: object) -> None:
-        if not isinstance(output, Tensor) or output.ndim != images.ndim:
-            return
-        grid = tuple(output.shape[2:])
-        if last_at_resolution.get(grid) != layer:
-            last_at_resolution[grid] = name
+    def record(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == images.ndim:
+            shapes.pop(name, None)
+            shapes[name] = output.shape
 
-    blocks = {name for name, module in model.named_modules() if name and any(module.children())} | {layer}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: record(name, output))
-        for name in blocks
-    ]
+    blocks = {name: module for name, module in model.named_modules() if name and any(module.children())}
+    blocks[layer] = model.get_submodule(layer)
+    hooks = [module.register_forward_hook(partial(record, name)) for name, module in blocks.items()]
     try:
         with torch.inference_mode():
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
+    last_at_resolution: dict[tuple[int, ...], str] = {}
+    for name, shape in shapes.items():
+        grid = tuple(shape[1:-1] if is_channels_last(model, images, blocks[name], shape) else shape[2:])
+        if last_at_resolution.get(grid) != layer:
+            last_at_resolution[grid] = name
     return [name for grid, name in last_at_resolution.items() if max(grid) > 1 or name == layer]
 
 
@@ -125,6 +128,7 @@ def crop_sweep(
     *,
     work: Path,
     report: Callable[[str], None] = lambda line: None,
+    modules: Collection[str] = (),
 ) -> pl.DataFrame:
     """Train an encoder with each crop size and masking, and evaluate it on test wells with the same setting.
 
@@ -134,6 +138,7 @@ def crop_sweep(
         sizes, maskings: see ``ReducedCrops``.
         work: folder for temporary files.
         report: called with one line per training.
+        modules: see ``train_encoder``.
 
     Returns:
         One row per training: ``size``, ``masking``, the columns of ``_summary_row``, and ``seconds`` of training.
@@ -145,7 +150,9 @@ def crop_sweep(
     ]
     rows = []
     for size, masking, reduced in settings:
-        result = train_encoder(reduced["train"], reduced["val"], classes, config, work=work, progress=False)
+        result = train_encoder(
+            reduced["train"], reduced["val"], classes, config, work=work, progress=False, modules=modules
+        )
         shutil.rmtree(result.checkpoints, ignore_errors=True)
         cells = evaluate_cells(result.model, [result.layer], reduced["test"], classes)[result.layer]
         row = {"size": size, "masking": masking, **_summary_row(cells), "seconds": result.metrics["seconds"]}

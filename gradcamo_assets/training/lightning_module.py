@@ -16,7 +16,8 @@ from torch.utils.data import default_collate
 
 from gradcamo_assets.cells import TARGET
 from gradcamo_assets.cells.dataset import CropDataset, mix_seeds
-from gradcamo_assets.explain.maps import extract_logits
+from gradcamo_assets.explain import maps as cam
+from gradcamo_assets.explain.targets import extract_logits
 from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.training.augment import augment
 from gradcamo_assets.training.penalty import logits_and_penalty
@@ -170,16 +171,8 @@ class EncoderModule(lightning.LightningModule):
 
 def forward_with_embedding(model: nn.Module, layer: str, images: Tensor) -> tuple[Any, Tensor]:
     """Return the model's output and the embedding: the layer's mean over voxels, (B, K) float32, differentiable."""
-    means: list[Tensor] = []
-
-    def record_mean(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        means.append(output.flatten(2).mean(2, dtype=torch.float32))
-
-    hook = model.get_submodule(layer).register_forward_hook(record_mean)
-    try:
-        return model(images), means[-1]
-    finally:
-        hook.remove()
+    output, activations = cam.capture_activations(model, images, {layer: model.get_submodule(layer)})
+    return output, activations[layer].flatten(2).mean(2, dtype=torch.float32)
 
 
 def best_epoch(curves: dict[str, list[float]], config: TrainingConfig) -> int:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gradcamo_assets.explain import maps as cam
 from gradcamo_assets.explain.overlap import measure_overlap, project_regions
+from gradcamo_assets.explain.targets import class_logits, extract_logits
 
 
 def logits_and_penalty(
@@ -38,7 +39,7 @@ def logits_and_penalty(
         ExplainError: if the layer did not run or the logits do not depend on it.
     """
     output, activations = cam.capture_activations(model, images, dict([cam.find_layer(model, layer)]))
-    logits, values = cam.extract_logits(output), next(iter(activations.values()))
+    logits, values = extract_logits(output), next(iter(activations.values()))
     maps = class_maps(model, values, logits, classes)
     grid = maps.shape[1:]
     adjusted = measure_overlap(maps, project_regions(dilate_masks(masks, grid) > 0, None, grid)).gradcamo_adjusted
@@ -57,8 +58,10 @@ def class_maps(model: nn.Module, activations: Tensor, logits: Tensor, classes: T
     with torch.autocast(activations.device.type, enabled=False):
         head = cam.find_pooled_head(model, activations, logits)
         if head is not None:
-            return cam.compute_signed_map(activations, head.linear.weight[classes]).clamp_min(0)
-        return cam.compute_gradient_maps(logits.gather(1, classes[:, None])[:, 0], [activations], graph=True)[0]
+            return cam.compute_signed_map(activations, head.weight(classes)).clamp_min(0)
+        return cam.compute_gradient_maps(
+            class_logits(logits).gather(1, classes[:, None])[:, 0], [activations], graph=True
+        )[0]
 
 
 def dilate_masks(masks: Tensor, grid: Sequence[int]) -> Tensor:

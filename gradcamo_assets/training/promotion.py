@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -33,13 +34,18 @@ def record_champion(lake: Lake, registry: ModelRegistry, *, by: str, reason: str
         return _record_if_moved(lake, registry, by, reason)
 
 
-def promote(lake: Lake, registry: ModelRegistry, version: ModelVersion, *, by: str, reason: str) -> None:
+def promote(
+    lake: Lake, registry: ModelRegistry, version: ModelVersion, *, by: str, reason: str, modules: Collection[str] = ()
+) -> None:
     """Make a version the champion and record who promoted it and why.
 
+    Args:
+        modules: modules of which a bundle may name an encoder; see ``networks.encoders.build_encoder``.
+
     Raises:
-        BundleError: if its bundle is damaged; the champion does not change.
+        BundleError: if its bundle is damaged or cannot be loaded; the champion does not change.
     """
-    load_bundle(registry.fetch(version))
+    load_bundle(registry.fetch(version), modules)
     # Without the lock the sensor could record the move first, without its reason.
     with _lock(lake):
         _record_if_moved(lake, registry, "unknown", MOVED_IN_MLFLOW)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gradcamo_assets.networks.bundle import BundleConfig, load_network
@@ -20,25 +20,27 @@ def register_weights(
     crop_shape: Sequence[int],
     voxel_size: Sequence[float],
     layer: str | None = None,
+    modules: Collection[str] = (),
 ) -> ModelVersion:
-    """Build the network, load its weights, run it on an empty crop and register it as ``challenger``.
+    """Build the network, load its weights, test it and register it as ``challenger``.
 
     Its training wells are unknown, so all its scores belong to the split ``unseen``.
 
     Args:
-        encoder: a name for ``build_encoder``; its module is imported.
+        encoder: a name for ``build_encoder``; its module is imported, so it must be one of ``modules``.
         weights: a safetensors file.
         classes: treatment class of each logit.
         channels: stains, in input order.
         crop_shape: (z, y, x) in voxels; a 2D network takes crops of one plane.
         voxel_size: (z, y, x) in micrometres.
         layer: dotted name of the layer to explain; by default the layer that the encoder's function returns.
+        modules: see ``build_encoder``.
 
     Raises:
         BundleError: if network, weights, layer, classes and crops do not fit together.
     """
     if layer is None:
-        _, layer = build_encoder(encoder, len(channels), len(classes))
+        _, layer = build_encoder(encoder, len(channels), len(classes), modules=modules)
     config = BundleConfig(
         encoder=encoder,
         layer=layer,
@@ -47,4 +49,4 @@ def register_weights(
         crop_shape=[int(size) for size in crop_shape],
         voxel_size=[float(size) for size in voxel_size],
     )
-    return registry.register(load_network(config, weights), config, tags={"weights": weights.name})
+    return registry.register(load_network(config, weights, modules), config, tags={"weights": weights.name})

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from gradcamo_assets.cells.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.explain import maps as cam
+from gradcamo_assets.explain.targets import extract_logits
 from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.profiles.sphering import fit_sphering
 from gradcamo_assets.training.lightning_module import Batch, EncoderModule, forward_with_embedding
@@ -154,7 +155,7 @@ def find_pooled_head(model: nn.Module, layer: str, dataset: CropDataset) -> nn.L
     images = images.squeeze(2) if is_2d(model) else images
     with torch.no_grad():
         output, activations = cam.capture_activations(model.eval(), images, modules, graph=False)
-        head = cam.find_pooled_head(model, activations[layer], cam.extract_logits(output))
+        head = cam.find_pooled_head(model, activations[layer], extract_logits(output))
     model.train()
     if head is None or head.linear.bias is None:
         raise GradcamoError(

@@ -13,8 +13,9 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -31,7 +32,9 @@ from torch.utils.data import DataLoader
 
 from gradcamo_assets.cells.dataset import BalancedSampler, CropDataset
 from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.networks.checks import check_network
 from gradcamo_assets.networks.encoders import build_encoder
+from gradcamo_assets.networks.weights import collect_weights
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.training.lightning_module import EncoderModule, Report, best_epoch, is_finished
 from gradcamo_assets.training.self_supervised import (
@@ -76,6 +79,7 @@ def train_encoder(
     work: Path,
     progress: bool = True,
     report: Report | None = None,
+    modules: Collection[str] = (),
 ) -> TrainingResult:
     """Train an encoder, or resume the same training where it was killed.
 
@@ -84,11 +88,12 @@ def train_encoder(
         work: the checkpoints go to its subfolder ``training/<digest of everything that determines the result>``.
         progress: show a progress bar on a terminal.
         report: called with one line per epoch.
+        modules: see ``build_encoder``.
 
     Raises:
         GradcamoError: if a class has no training crop, early stopping has no validation crops, the encoder has no head
             for prototypes, or the loss diverges.
-        BundleError: see ``build_encoder``.
+        BundleError: see ``build_encoder`` and ``check_network``; raised before training.
     """
     counts = np.bincount(train.targets, minlength=len(classes))
     if not counts.all():
@@ -102,14 +107,17 @@ def train_encoder(
             "Raise val_fraction, or set patience to 0.",
         )
     lightning.seed_everything(config.seed, verbose=False)
+    channels = len(train.orders[0])
     model, layer = build_encoder(
-        config.encoder, len(train.orders[0]), len(classes), weights=config.weights, layer=config.layer
+        config.encoder, channels, len(classes), weights=config.weights, layer=config.layer, modules=modules
     )
+    # The version is loaded with this check after training. A copy, because it ends in another mode.
+    check_network(deepcopy(model).eval(), layer, channels, len(classes), train[0][0].shape[1:])
     prototype_head = find_pooled_head(model, layer, train) if self_supervised else None
     processes = config.processes
     batch_share = math.ceil(config.batch_size / processes)
     steps = math.ceil(len(train) / (batch_share * processes))
-    initial_weights = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    initial_weights = save(collect_weights(model))
     identity = [_CODE_VERSION, asdict(config), processes, list(classes), train.identity, validation.identity]
     folder = work / "training" / digest([*identity, hashlib.sha256(initial_weights).hexdigest()])
     state = _load_checkpoint(folder / "last.ckpt")

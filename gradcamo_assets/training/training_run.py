@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from gradcamo_assets.cells.crop_store import CropField, open_crops
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.errors import CropError, GradcamoError
 from gradcamo_assets.explain import gradcamo
-from gradcamo_assets.networks.bundle import BundleConfig
+from gradcamo_assets.networks.bundle import BundleConfig, check_config
 from gradcamo_assets.report import confusion_matrix, crops_with_maps, reliability, to_png, training_curves
 from gradcamo_assets.training.evaluation import (
     METRICS,
@@ -71,6 +71,7 @@ def train_and_register(
     tags: dict[str, str] | None = None,
     unseen: tuple[pl.DataFrame, Sequence[Path]] | None = None,
     on_run_start: Callable[[str], None] | None = None,
+    modules: Collection[str] = (),
 ) -> TrainedVersion:
     """Train an encoder on the training wells of a split and register it with its evidence.
 
@@ -81,7 +82,7 @@ def train_and_register(
             where known, ``mask_version``.
         split: ``Metadata_Plate``, ``Metadata_Well``, ``split``.
         crop_paths: stored fields with the crops.
-        work, progress, report: see ``train_encoder``.
+        work, progress, report, modules: see ``train_encoder``.
         tags: additional tags of the MLflow run.
         unseen: cells of other plates (``evaluation.unseen_cells``) and their fields; fields whose channels, crop shape
             or voxel size do not fit are left out.
@@ -89,6 +90,7 @@ def train_and_register(
 
     Raises:
         GradcamoError: if the crops of the plates do not fit together, or a class has no training crop.
+        BundleError: before training, if the encoder could not be registered or scored after it.
     """
     with registry.start_run(asdict(config), code_versions() | (tags or {})) as run_id:
         if on_run_start:
@@ -104,12 +106,9 @@ def train_and_register(
             )
             for part in PARTS
         }
-        result = train_encoder(
-            parts["train"], parts["val"], classes, config, work=work, progress=progress, report=report
-        )
         bundle = BundleConfig(
             encoder=config.encoder,
-            layer=result.layer,
+            layer=config.layer or "the encoder's choice",
             classes=classes,
             channels=channels,
             crop_shape=list(shape),
@@ -118,6 +117,11 @@ def train_and_register(
             cure=config.cure,
             objective=config.objective,
         )
+        check_config(bundle)
+        result = train_encoder(
+            parts["train"], parts["val"], classes, config, work=work, progress=progress, report=report, modules=modules
+        )
+        bundle = replace(bundle, layer=result.layer)
         evaluated = {part: _evaluate(result, parts[part], classes) for part in ("val", "test")}
         if unseen is not None:
             unseen_cells, unseen_paths = unseen

@@ -21,6 +21,9 @@ from gradcamo_assets_tests.defs.conftest import Bench
 
 SHAPE, VOXELS, CHANNELS, CLASSES = (2, 16, 16), [1.0, 0.5, 0.5], ["DNA", "ER"], ["cpd@1uM", "negcon"]
 ENCODER = "gradcamo_assets_tests.defs.made_up:tiny_encoder"
+SETTINGS = """[encoders]
+modules = ["gradcamo_assets_tests.defs.made_up", "gradcamo_assets_tests.defs.test_promotion"]
+"""
 
 
 def tiny_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:

@@ -29,6 +29,7 @@ from gradcamo_assets_tests.defs.made_up import (
     CHANNELS,
     CLASSES,
     ENCODER,
+    SETTINGS,
     SHAPE,
     VOXELS,
     add_plate,
@@ -37,6 +38,7 @@ from gradcamo_assets_tests.defs.made_up import (
     tiny_encoder,
 )
 
+MODULES = [ENCODER.partition(":")[0]]
 METRICS = ("test_balanced_accuracy", "unseen_accuracy", "test_median_adjusted", "test_accuracy_swapped")
 FROM_THE_CELL = {"test_accuracy_audited": 0.8, "test_accuracy_swapped": 0.7}
 GOOD = {"test_balanced_accuracy": 0.8, "test_median_adjusted": 0.4, **FROM_THE_CELL}
@@ -128,6 +130,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("GRADCAMO_HOME", str(tmp_path))
     Home(tmp_path).create()
     bench = Bench(Platform(root=str(tmp_path)), dg.DagsterInstance.ephemeral())
+    bench.home.settings_file.write_text(SETTINGS)
     add_plate(bench, "P1")
     return bench
 
@@ -194,7 +197,7 @@ def test_a_move_made_in_mlflow_is_recorded_before_the_next_promotion(bench: Benc
     registry, lake = bench.platform.registry, bench.platform.lake
     versions = [add_version(bench, seed) for seed in range(2)]
     registry.promote(1)
-    promote(lake, registry, versions[1], by="me", reason="better")
+    promote(lake, registry, versions[1], by="me", reason="better", modules=MODULES)
     moves = champion_moves(lake, registry.name).select("from_version", "to_version", "reason")
     assert moves.rows() == [(None, 1, "moved in MLflow"), (1, 2, "better")]
 
@@ -282,7 +285,7 @@ def _logits(bench: Bench, network: nn.Module, field: str, row: int) -> torch.Ten
         ({"layer": "4"}, "no feature map"),
         ({"crop_shape": [2, 16]}, "fails on a crop"),
         ({"voxel_size": [1.0, 0.0, 0.5]}, "voxel_size"),
-        ({"encoder": "os:kill"}, "unknown encoder"),
+        ({"encoder": "os:kill"}, "'os' of encoder 'os:kill' is not listed"),
     ],
 )
 def test_what_does_not_go_together_is_not_registered(
@@ -292,7 +295,7 @@ def test_what_does_not_go_together_is_not_registered(
     save_file(network.state_dict(), str(tmp_path / "w"))
     values = {"encoder": ENCODER, "classes": CLASSES, "channels": CHANNELS, "crop_shape": SHAPE, "voxel_size": VOXELS}
     with pytest.raises(BundleError, match=message):
-        register_weights(bench.platform.registry, weights=tmp_path / "w", **{**values, **change})  # type: ignore[arg-type]
+        register_weights(bench.platform.registry, weights=tmp_path / "w", **{**values, **change}, modules=MODULES)  # type: ignore[arg-type]
     assert bench.platform.registry.version_rows() == []
 
 
@@ -302,5 +305,5 @@ def test_a_pickle_is_refused(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be loaded"):
         register_weights(
             bench.platform.registry, ENCODER, tmp_path / "weights.pt", classes=CLASSES, channels=CHANNELS,
-            crop_shape=SHAPE, voxel_size=VOXELS,
+            crop_shape=SHAPE, voxel_size=VOXELS, modules=MODULES,
         )  # fmt: skip

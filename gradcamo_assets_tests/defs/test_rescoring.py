@@ -22,7 +22,7 @@ from gradcamo_assets.retries import RETRY_PAUSES
 from gradcamo_assets.scoring.scorer import Scorer
 from gradcamo_assets.tables import Lake, lake_table, run_sql
 from gradcamo_assets_tests.defs.conftest import Bench
-from gradcamo_assets_tests.defs.made_up import add_plate, add_version, scored_by
+from gradcamo_assets_tests.defs.made_up import SETTINGS, add_plate, add_version, scored_by
 from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
 
 KEY = ["Metadata_Plate", "Metadata_Site"]
@@ -101,6 +101,7 @@ def scored(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         daemon = Daemon(Bench(Platform(root=str(root)), dg.DagsterInstance.ephemeral()))
+        daemon.bench.home.settings_file.write_text(SETTINGS)
         for plate in ("P1", "P2"):
             add_plate(daemon.bench, plate)
         for seed in range(3):

@@ -28,6 +28,8 @@ HALF = '[plates]\nillumination = "false"\n[trainig]\nepochs = 3\n[training]\nepo
         ("[crops]\nshape = [4, 5]", "[crops] shape"),
         ("crops = 3", "[crops]: expected an object, found 3"),
         ("[segmentation]\nnetwork = 'cyto3'", "[segmentation] network: unknown network 'cyto3'"),
+        ("[encoders]\nmodules = ['lab:build']", "[encoders] modules"),
+        ("[encoders]\nmodules = 'lab'", "[encoders] modules"),
         ("[inbox]\nmarker = '../done'", "[inbox] marker"),
         ("[crops", "the settings cannot be read"),
     ],

@@ -30,6 +30,23 @@ class Net(nn.Module):
         return self.fc(self.between(pooled))
 
 
+class ChannelsLast(nn.Module):
+    """A strided convolution, a block with channels last as in ConvNeXt and Swin networks, and a linear head.
+
+    ``block`` puts out (B, \\*grid, K), and ``first`` the same activations as (B, K, \\*grid).
+    """
+
+    def __init__(self, axes: int, width: int = 8, head: str = "gap"):
+        super().__init__()
+        self.embed = (nn.Conv2d if axes == 2 else nn.Conv3d)(2, width, 4, 4)
+        self.block = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.first, self.head, self.fc = nn.Identity(), head, nn.Linear(width, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(self.block(self.embed(images).movedim(1, -1)).movedim(-1, 1)).flatten(2)
+        return self.fc(features.mean(2) if self.head == "gap" else features.amax(2))
+
+
 def random_case(
     seed: int, axes: int, batch: int, crop: tuple[int, ...], **options
 ) -> tuple[Net, Tensor, Tensor, Tensor]:

@@ -85,6 +85,27 @@ def test_logit_drops_and_embedding_moves_equal_a_loop():
             assert columns[f"embedding_move_{name}"][cell] == pytest.approx(distance, abs=1e-5)
 
 
+def test_the_audit_of_a_single_logit_equals_that_of_two_logits():
+    """A sigmoid of z is the softmax of -z/2 and z/2; drops of the logit are twice as large."""
+    images, target, neighbours = scene("target", cells=6)
+    images[::2, 0] -= 1
+    two, one = Bright().eval(), Bright().eval()
+    one.fc = nn.Linear(1, 1).eval()
+    with torch.no_grad():
+        two.fc.weight.copy_(torch.tensor([[-20.0], [20.0]]))
+        two.fc.bias.copy_(torch.tensor([0.2, -0.2]))
+        one.fc.weight.fill_(40)
+        one.fc.bias.fill_(-0.4)
+    (scored, found), (_, expected) = (
+        faithfulness.audit(net, images, target, "act", neighbours, treatments=[0, 1] * 3) for net in (one, two)
+    )
+    assert scored.predicted_class.tolist() == [0, 1] * 3
+    for name, values in expected.items():
+        if not name.startswith("randomised"):
+            scale = 2 if name.startswith("logit") else 1
+            np.testing.assert_allclose(found[name], scale * values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("axes", [2, 3])
 def test_a_blank_crop_holds_other_crops_background_of_the_same_slice(axes):
     crop = (3, 16, 15)[3 - axes :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import numpy as np
@@ -75,6 +76,20 @@ def test_a_callable_target_reaches_the_library_too():
     by_class = gradcamo(model, images, target, "act", target=1, method="hirescam")
     called = gradcamo(model, images, target, "act", target=lambda out: out[:, 1], method="hirescam")
     np.testing.assert_allclose(called.gradcamo, by_class.gradcamo, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam", "hirescam", "xgradcam", "scorecam", "finercam"])
+def test_the_librarys_methods_explain_the_decision_of_a_single_logit(method):
+    """The map of a negative decision is that of the negative logit."""
+    model, images, target, _ = random_case(14, 2, 4, CROPS[2], head="mlp", classes=1)
+    with torch.no_grad():
+        model.fc.bias -= model(images).max() + 1
+    negated = copy.deepcopy(model)
+    negated.fc.weight.data, negated.fc.bias.data = -model.fc.weight.data, -model.fc.bias.data
+    found, expected = (gradcamo(net, images, target, "act", method=method) for net in (model, negated))
+    assert found.predicted_class.tolist() == [0] * 4 and expected.predicted_class.tolist() == [1] * 4
+    assert not np.isnan(found.gradcamo).all()
+    np.testing.assert_allclose(found.gradcamo, expected.gradcamo, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["fullgrad", "refinecam", "sess"])

@@ -240,6 +240,18 @@ NAN = torch.zeros(2, 2, 9, 10)
 NAN[1, 0, 3, 3] = torch.nan
 
 
+def _with_dropout() -> Net:
+    model = Net(2).eval()
+    model.act.forward = lambda x: torch.nn.functional.dropout(x.relu())
+    return model
+
+
+def _normalised_by_batch() -> Net:
+    model = Net(2)
+    model.second = torch.nn.Sequential(model.second, torch.nn.BatchNorm2d(6, track_running_stats=False))
+    return model.eval()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -252,6 +264,8 @@ NAN[1, 0, 3, 3] = torch.nan
         (_call_with(layer=[]), "no layer"),
         (_call_with(layer="fc"), "convolutional"),
         (_call_with(model=Net(2)), r"model\.eval\(\)"),
+        (_call_with(model=_normalised_by_batch()), r"second\.1 \(BatchNorm2d\) has no running statistics"),
+        (_call_with(model=_with_dropout(), layer="first"), "same images give different logits"),
         (_call_with(images=NAN), "index 1"),
         (_call_with(images=torch.zeros(0, 2, 9, 10), target_masks=torch.zeros(0, 9, 10)), "at least one image"),
         (_call_with(images=torch.zeros(2, 9, 10)), r"\(B, C, Y, X\)"),
@@ -274,3 +288,57 @@ def test_a_layer_that_never_runs_is_an_error():
     model.idle = torch.nn.Conv2d(2, 2, 1).eval()
     with pytest.raises(ExplainError, match="did not run"):
         gradcamo(model, images, target, "idle")
+
+
+def _one_logit(head: str = "gap") -> tuple[Net, Net, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Make a network with a single logit z, its twin with the logits -z/2 and z/2, images and masks."""
+    one, images, target, neighbours = random_case(5, 2, 12, (9, 10), head=head, classes=1)
+    two, *_ = random_case(5, 2, 12, (9, 10), head=head, classes=2)
+    with torch.no_grad():
+        one.fc.bias -= one(images).quantile(0.5)
+        for name in ("first", "second", "between"):
+            getattr(two, name).load_state_dict(getattr(one, name).state_dict())
+        two.fc.weight.copy_(torch.cat([-one.fc.weight, one.fc.weight]) / 2)
+        two.fc.bias.copy_(torch.cat([-one.fc.bias, one.fc.bias]) / 2)
+    return one, two, images, target, neighbours
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+@pytest.mark.parametrize("head", ["gap", "max"])
+def test_the_decision_of_a_single_logit_is_explained_on_both_sides_of_zero(head, squeezed):
+    one, two, images, target, neighbours = _one_logit(head)
+    if squeezed:
+        one.register_forward_hook(lambda _module, _inputs, output: output[:, 0])
+    expected = gradcamo(two, images, target, "act", neighbours).columns()
+    assert {*expected["predicted_class"]} == {0, 1}
+    for chosen in (None, expected["predicted_class"]):
+        found = gradcamo(one, images, target, "act", neighbours, target=chosen).columns()
+        for name in COLUMNS:
+            scale = 2 if name.startswith(("logit", "evidence")) else 1
+            twice = [value * scale if scale == 2 and value is not None else value for value in expected[name]]
+            assert close(found[name], twice, 1e-4), name
+    other = gradcamo(one, images, target, "act", target=[1 - label for label in expected["predicted_class"]])
+    np.testing.assert_allclose(other.logit, [-2 * value for value in expected["logit"]], rtol=1e-4)
+    with pytest.raises(ExplainError, match="outside 0 to 1"):
+        gradcamo(one, images, target, "act", target=2)
+
+
+def test_strong_evidence_against_the_positive_class_is_where_a_negative_cell_is_explained():
+    """Channel 0 speaks for the class and is bright on the left, channel 1 against it and is bright on the right."""
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model.append(torch.nn.Linear(2, 1, bias=False)).eval()
+    model[3].weight.data = torch.tensor([[1.0, -1.0]])
+    images, target = torch.zeros(2, 2, 16, 16), torch.zeros(2, 16, 16)
+    images[:, 0, :, 2:5], images[0, 1, :, 10:14], target[:, :, 8:] = 1, 5, 1
+    result = gradcamo(model, images, target, "0")
+    assert result.predicted_class.tolist() == [0, 1]
+    np.testing.assert_allclose(result.gradcamo, [1, 0])
+    np.testing.assert_allclose(result.logit, [17 / 16, 3 / 16])
+
+
+def test_a_callable_target_without_logits_has_no_predicted_class():
+    model, images, target, _ = random_case(1, 2, 3, (10, 12))
+    model.register_forward_hook(lambda _module, _inputs, output: {"embedding": output})
+    result = gradcamo(model, images, target, "act", target=lambda output: output["embedding"][:, 1])
+    assert result.columns()["predicted_class"] == [None] * 3 and result.logits.shape == (3, 0)
+    assert result.columns()["probability"] == [None] * 3 and not np.isnan(result.logit).any()

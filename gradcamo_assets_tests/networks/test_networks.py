@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from gradcamo_assets.errors import BundleError
-from gradcamo_assets.networks.bundle import BundleConfig, load_bundle, read_config, save_bundle
+from gradcamo_assets.networks.bundle import BundleConfig, load_bundle, load_network, read_config, save_bundle
+from gradcamo_assets.networks.checks import check_network
 from gradcamo_assets.networks.efficientnet3d import EfficientNet3D, EvenStridedConv
 from gradcamo_assets.networks.encoders import build_encoder, encoder_names
+from gradcamo_assets.scoring.scorer import Scorer
 
 
 @given(st.tuples(st.integers(1, 23), st.integers(8, 70), st.integers(8, 70)))
@@ -78,7 +82,7 @@ def no_network(in_channels: int, classes: int) -> int:
 
 
 def test_a_users_encoder_is_built_by_import_path() -> None:
-    model, layer = build_encoder("gradcamo_assets_tests.networks.test_networks:tiny_encoder", 2, 3)
+    model, layer = build_encoder(f"{__name__}:tiny_encoder", 2, 3, modules=[__name__])
     assert isinstance(model, nn.Sequential)
     assert layer == "1"
 
@@ -93,6 +97,118 @@ def test_a_users_encoder_is_built_by_import_path() -> None:
 def test_unknown_encoders_are_refused(name: str) -> None:
     with pytest.raises(BundleError, match="encoder"):
         build_encoder(name, 1, 2)
+    with pytest.raises(BundleError, match="encoder"):
+        build_encoder(name, 1, 2, modules=[name.partition(":")[0]])
+
+
+def test_a_function_is_called_only_if_its_module_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a module of another name, nor a package above it, is enough; the module is not even imported."""
+    (tmp_path / "lab").mkdir()
+    for file in ("__init__.py", "networks.py"):
+        (tmp_path / "lab" / file).write_text(f"raise RuntimeError({file!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    for modules in ([], ["lab"], ["lab.networks.more"], ["networks"], ["lab.networks:build"], [""]):
+        with pytest.raises(BundleError, match=r"'lab\.networks'.*add 'lab\.networks' to .*modules of \[encoders\]"):
+            build_encoder("lab.networks:build", 2, 3, modules=modules)
+    save_bundle(tmp_path / "bundle", tiny_encoder(2, 2)[0], _config(encoder="lab.networks:build", layer="1"))
+    for load in (load_bundle, Scorer):
+        with pytest.raises(BundleError, match=r"\[encoders\] in gradcamo\.toml"):
+            load(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="__init__"):
+        load_bundle(tmp_path / "bundle", ["lab.networks"])
+
+
+def shared_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """Build a network that uses one block twice, and its weights in two layers."""
+    block = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1, bias=False), nn.BatchNorm3d(4), nn.ReLU())
+    tied = nn.Conv3d(4, 4, 3, padding=1, bias=False)
+    tied.weight = block[0].weight
+    head = (nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, classes))
+    return nn.Sequential(nn.Conv3d(in_channels, 4, 1), block, block, tied, nn.ReLU(), *head), "2"
+
+
+def test_weights_under_two_names_are_saved_loaded_and_explained_by_either_name(tmp_path: Path) -> None:
+    name = f"{__name__}:shared_encoder"
+    model, layer = build_encoder(name, 2, 2, modules=[__name__])
+    assert layer == "2" and build_encoder(name, 2, 2, layer="1", modules=[__name__])[1] == "1"
+    crops = torch.randn(3, 2, 6, 32, 32)
+    with torch.no_grad():
+        model(10 + crops)
+        expected = model.eval()(crops)
+    for layer in ("1", "2", "2.2"):
+        folder = tmp_path / layer
+        save_bundle(folder, model, _config(encoder=name, layer=layer))
+        loaded, config = load_bundle(folder, [__name__])
+        torch.testing.assert_close(loaded(crops), expected)
+        assert loaded[1] is loaded[2] and loaded[3].weight is loaded[1][0].weight and config.layer == layer
+    save_model(model, str(tmp_path / "deduplicated.safetensors"))
+    assert len(load_file(tmp_path / "deduplicated.safetensors")) < len(model.state_dict())
+    loaded = load_network(_config(encoder=name, layer="1"), tmp_path / "deduplicated.safetensors", [__name__])
+    torch.testing.assert_close(loaded(crops), expected)
+    started, _ = build_encoder(name, 2, 2, weights=tmp_path / "deduplicated.safetensors", modules=[__name__])
+    torch.testing.assert_close(started.eval()(crops), expected)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    save_file({**state, "3.weight": state["3.weight"] + 1}, tmp_path / "untied.safetensors")
+    with pytest.raises(BundleError, match=r"one tensor for 1\.0\.weight and 3\.weight"):
+        load_network(_config(encoder=name, layer="1"), tmp_path / "untied.safetensors", [__name__])
+
+
+class Dropping(nn.Module):
+    """Dropout in the forward function, which evaluation mode does not switch off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.2)
+
+
+class Centring(nn.Module):
+    """Subtract the mean of the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+class FunctionalDropout(nn.Sequential):
+    """Dropout before the pooling, in no module."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[4](self[3](self[2](nn.functional.dropout(self[1](self[0](x)), 0.2))))
+
+
+def _encoder_with(*between: nn.Module, kind: type[nn.Sequential] = nn.Sequential) -> nn.Module:
+    layers = list(tiny_encoder(2, 2)[0])
+    return kind(*layers[:1], *between, *layers[1:])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (_encoder_with(nn.BatchNorm3d(4, track_running_stats=False)), r"1 \(BatchNorm3d\) has no running statistics"),
+        (_encoder_with(Dropping()), r"first in 1 \(Dropping\)"),
+        (_encoder_with(Centring()), r"first in 1 \(Centring\)"),
+        (_encoder_with(kind=FunctionalDropout), r"first in 2 \(AdaptiveAvgPool3d\)"),
+    ],
+)
+def test_networks_whose_cells_are_not_independent_are_refused(
+    model: nn.Module, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        check_network(model.eval(), "0", 2, 2, [6, 16, 16])
+    monkeypatch.setattr(sys.modules[__name__], "tiny_encoder", lambda *_: (copy.deepcopy(model), "0"))
+    save_bundle(tmp_path / "bundle", model, _config(encoder=f"{__name__}:tiny_encoder", layer="0"))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(tmp_path / "bundle", [__name__])
+
+
+def test_independent_networks_pass_the_check_and_compiled_ones_do_not() -> None:
+    between = (nn.BatchNorm3d(4), nn.GroupNorm(2, 4), nn.InstanceNorm3d(4), nn.Dropout3d())
+    model = _encoder_with(*between).eval()
+    check_network(model, "1", 2, 2, [6, 16, 16])
+    model[4].train()
+    with pytest.raises(BundleError, match=r"4 \(Dropout3d\) is in training mode"):
+        check_network(model, "1", 2, 2, [6, 16, 16])
+    model.eval().compile(backend="eager")
+    with pytest.raises(BundleError, match=r"Build it without torch\.compile"):
+        check_network(model, "1", 2, 2, [6, 16, 16])
 
 
 def test_another_layer_must_exist() -> None:
@@ -104,28 +220,28 @@ def test_another_layer_must_exist() -> None:
 @pytest.mark.parametrize("name", ["efficientnet3d-small", f"{__name__}:tiny_encoder"])
 def test_initial_weights_are_loaded_or_refused(name: str, tmp_path: Path) -> None:
     """All weights are loaded; with other classes all but the last layer's; the error names weights that do not fit."""
-    path, ours = tmp_path / "w.safetensors", build_encoder(name, 2, 3)[0]
+    path, ours = tmp_path / "w.safetensors", build_encoder(name, 2, 3, modules=[__name__])[0]
     save_file(ours.state_dict(), path)
-    same, other = (build_encoder(name, 2, classes, weights=path)[0] for classes in (3, 5))
+    same, other = (build_encoder(name, 2, classes, weights=path, modules=[__name__])[0] for classes in (3, 5))
     torch.testing.assert_close(same.state_dict(), ours.state_dict())
     loaded = {key for key, value in other.state_dict().items() if torch.equal(value, ours.state_dict().get(key))}
     assert {key.rsplit(".", 1)[0] for key in other.state_dict().keys() - loaded} == {list(_layers(other))[-1]}
     with pytest.raises(BundleError, match=r"other shapes for \S*weight.*as many stains"):
-        build_encoder(name, 4, 3, weights=path)
+        build_encoder(name, 4, 3, weights=path, modules=[__name__])
     state = ours.state_dict()
     removed = next(iter(state))
     save_file({key: value for key, value in state.items() if key != removed}, path)
     with pytest.raises(BundleError, match=f"lack {removed}"):
-        build_encoder(name, 2, 3, weights=path)
+        build_encoder(name, 2, 3, weights=path, modules=[__name__])
     save_file({**state, "extra": torch.zeros(1)}, path)
     with pytest.raises(BundleError, match="unknown extra"):
-        build_encoder(name, 2, 3, weights=path)
+        build_encoder(name, 2, 3, weights=path, modules=[__name__])
     for content in (b"", b"\x80\x04 a pickle"):
         path.write_bytes(content)
         with pytest.raises(BundleError, match="cannot be read"):
-            build_encoder(name, 2, 3, weights=path)
+            build_encoder(name, 2, 3, weights=path, modules=[__name__])
     with pytest.raises(BundleError, match="cannot be read"):
-        build_encoder(name, 2, 3, weights=tmp_path / "nowhere")
+        build_encoder(name, 2, 3, weights=tmp_path / "nowhere", modules=[__name__])
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -257,15 +373,15 @@ def test_another_number_of_classes_and_a_layer_without_a_map_are_refused(bundle:
         tmp_path / "three", model, _config(encoder=f"{here}:three_class_encoder", layer="1", classes=["a", "b"])
     )
     with pytest.raises(BundleError, match=r"returns \(1, 3\) for one crop, not 2 logits"):
-        load_bundle(tmp_path / "three")
+        load_bundle(tmp_path / "three", [here])
     tiny, _ = tiny_encoder(2, 2)
     save_bundle(tmp_path / "tiny", tiny, _config(encoder=f"{here}:tiny_encoder", layer="4"))
     with pytest.raises(BundleError, match="no feature map"):
-        load_bundle(tmp_path / "tiny")
+        load_bundle(tmp_path / "tiny", [here])
     for name in ("no_network", "_config"):
         save_bundle(tmp_path / name, tiny, _config(encoder=f"{here}:{name}", layer="1"))
         with pytest.raises(BundleError, match="builds no network"):
-            load_bundle(tmp_path / name)
+            load_bundle(tmp_path / name, [here])
 
 
 def test_the_mismatch_of_a_plate_is_explained() -> None:

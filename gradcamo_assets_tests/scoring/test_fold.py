@@ -87,6 +87,24 @@ def test_networks_that_cannot_be_folded_are_returned_unchanged(kind):
     torch.testing.assert_close(folded(images), model(images))
 
 
+class UnderTwoNames(nn.Module):
+    """One convolution under two names, before a BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.explained = self.conv
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def test_an_explained_convolution_is_kept_under_its_second_name():
+    model, images = with_trained_batchnorm(UnderTwoNames()), torch.randn(2, 2, 9, 9)
+    folded = fold_batchnorm(model, images, keep=["explained"])
+    torch.testing.assert_close(folded.explained(images), model.explained(images))
+
+
 class Cancelling(nn.Module):
     """Small differences of large numbers, which bfloat16 cannot represent."""
 

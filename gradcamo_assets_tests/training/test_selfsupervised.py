@@ -99,7 +99,14 @@ def test_losses_equal_their_definitions() -> None:
 
 def _train(textures: dict[str, CropDataset], config: TrainingConfig, work: Path, **options) -> TrainingResult:
     return train_encoder(
-        textures["train"], textures["val"], ["fine", "coarse"], config, work=work, progress=False, **options
+        textures["train"],
+        textures["val"],
+        ["fine", "coarse"],
+        config,
+        work=work,
+        progress=False,
+        modules=[__name__],
+        **options,
     )
 
 
@@ -217,12 +224,14 @@ def test_a_version_is_registered_with_its_objective_and_scored(tmp_path: Path) -
     cells, paths = write_plate(tmp_path, shape=(1, 24, 24))
     registry, split = ModelRegistry(tmp_path / "mlflow"), split_wells(cells)
     config = TrainingConfig(encoder=f"{__name__}:pooled", objective="simclr", epochs=4, batch_size=8)
-    fitted = train_and_register(cells, split, paths, config, registry, work=tmp_path, progress=False)
+    fitted = train_and_register(
+        cells, split, paths, config, registry, work=tmp_path, progress=False, modules=[__name__]
+    )
     assert registry.version_rows()[0]["objective"] == "simclr"
     assert fitted.result.metrics["test_accuracy"] > 0.9
     assert set(fitted.figures) == {"confusion", "reliability", "curves", "maps"}
     field = open_crops(paths[-1])
-    scored = Scorer(registry.fetch(fitted.version), ScoringConfig(precision="float32")).score(field)
+    scored = Scorer(registry.fetch(fitted.version), ScoringConfig(precision="float32"), [__name__]).score(field)
     crops = CropDataset([field], dict.fromkeys(field.cell_ids, 0), field.channels)
     np.testing.assert_allclose(
         scored.embeddings, compute_embeddings(fitted.result.model, LAYER, crops, 16), rtol=1e-3, atol=1e-4

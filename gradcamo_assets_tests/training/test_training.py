@@ -16,8 +16,9 @@ from torch import nn
 
 from gradcamo_assets.cells import TARGET, open_crops, write_crops
 from gradcamo_assets.cells.dataset import BalancedSampler, CropDataset
-from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.errors import BundleError, GradcamoError
 from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.networks.bundle import BundleConfig, load_bundle, save_bundle
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.training.evaluation import compute_metrics, evaluate_cells
 from gradcamo_assets.training.training import TrainingConfig, TrainingResult, train_encoder
@@ -48,7 +49,9 @@ def _train(path: Path, config: TrainingConfig, work: Path, lines: list[str] | No
         for rows in (range(0, 32), range(32, 48))
     )
     report = None if lines is None else lines.append
-    return train_encoder(train, validation, ["a", "b"], config, work=work, progress=False, report=report)
+    return train_encoder(
+        train, validation, ["a", "b"], config, work=work, progress=False, report=report, modules=[__name__]
+    )
 
 
 class _Killing(list):
@@ -175,6 +178,57 @@ def test_single_planes_train_2d_and_3d_networks(encoder: str, precision: Any, tm
     held_out = CropDataset([field], {f"P/A01/1/{i}": i % 2 for i in range(32, 48)}, ["DNA", "ER"])
     cells = evaluate_cells(result.model, [result.layer], held_out, ["a", "b"])[result.layer]
     assert compute_metrics(cells, "val")["val_balanced_accuracy"] > 0.9
+
+
+def batch_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """A network that normalises with the statistics of the batch."""
+    model, layer = planar_encoder(in_channels, classes)
+    assert isinstance(model, nn.Sequential)
+    model[1] = nn.BatchNorm2d(8, track_running_stats=False)
+    return model, layer
+
+
+def one_logit_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """A network with one logit."""
+    return planar_encoder(in_channels, 1)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("batch_encoder", "BatchNorm2d.* has no running statistics"),
+        ("one_logit_encoder", r"returns \(1, 1\) for one crop, not 2 logits"),
+    ],
+)
+def test_an_encoder_that_could_not_be_loaded_afterwards_is_refused_before_training(
+    encoder: str, message: str, tmp_path: Path
+) -> None:
+    path = _crops(tmp_path, (1, 24, 24))
+    with pytest.raises(BundleError, match=message):
+        _train(path, replace(CONFIG, encoder=f"{__name__}:{encoder}"), tmp_path)
+    with pytest.raises(BundleError, match=r"not listed.*\[encoders\]"):
+        _train(path, replace(CONFIG, encoder="some_module:build"), tmp_path)
+    assert not (tmp_path / "training").exists()
+
+
+def shared_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
+    """A network that uses one block twice; its layer has two names."""
+    block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 1), block, block, *head), "2"
+
+
+def test_a_network_with_shared_weights_is_trained_resumed_and_kept(tmp_path: Path) -> None:
+    path, config = _crops(tmp_path, (1, 24, 24)), replace(CONFIG, encoder=f"{__name__}:shared_encoder", epochs=2)
+    lines: list[str] = []
+    first, again = (_train(path, config, tmp_path, lines) for _ in range(2))
+    assert len(lines) == 2, "the finished training was read from its checkpoint"
+    torch.testing.assert_close(again.model.state_dict(), first.model.state_dict())
+    bundle = BundleConfig(config.encoder, first.layer, ["a", "b"], ["DNA", "ER"], [1, 24, 24], [1.0, 0.5, 0.5])
+    save_bundle(tmp_path / "bundle", first.model, bundle)
+    loaded, _ = load_bundle(tmp_path / "bundle", [__name__])
+    images = torch.randn(2, 2, 24, 24)
+    torch.testing.assert_close(loaded(images), first.model(images))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             f"{plate}/{row['Metadata_Well']}/{row['Metadata_Site']}": open_crops(crop_folder(platform.home, row))
             for row in sampled.select(*FIELD, "crop_version").unique().to_dicts()
         }
-        scorer = Scorer(registry.fetch(champion), scoring)
+        scorer = Scorer(registry.fetch(champion), scoring, platform.settings.encoders.modules)
         results = audit_crops(
             scorer, fields, sampled["Metadata_CellID"].to_list(), sampled["treatment_class"].to_list()
         )

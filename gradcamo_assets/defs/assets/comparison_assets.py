@@ -97,7 +97,8 @@ def encoder_exploration(
         raise GradcamoError(f"there is no version {config.version}", "Give the number of a registered version.")
     if version is None:
         raise GradcamoError("there is no registered version", "Launch train_model.")
-    model, bundle = load_bundle(registry.fetch(version))
+    modules = platform.settings.encoders.modules
+    model, bundle = load_bundle(registry.fetch(version), modules)
     part_of = {well: part for part, wells in bundle.split.items() for well in wells}
     well = pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")
     cells = kept_cells(platform, config.plates).with_columns(
@@ -122,7 +123,7 @@ def encoder_exploration(
         training = replace(platform.settings.training, encoder=bundle.encoder, epochs=config.epochs)
         tables["crops"] = crop_sweep(
             crops, bundle.classes, training, config.crop_sizes or [edge, edge * 3 // 4, edge // 2], config.maskings,
-            work=platform.home.mlflow, report=context.log.info,
+            work=platform.home.mlflow, report=context.log.info, modules=modules,
         )  # fmt: skip
         named = tables["crops"].with_columns(
             name=pl.format("{} voxels", "size"), part=pl.format("masking {}", "masking")

@@ -87,6 +87,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
 
     settings = platform.settings
     training, links = override_settings(settings.training, config), settings.links
+    modules = settings.encoders.modules
     home, lake, registry = platform.home, platform.lake, platform.registry
     if not home.split_file.exists():
         raise GradcamoError("there is no data split", "Materialise data_split first.", path=home.split_file)
@@ -101,6 +102,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
         registry,
         work=home.mlflow,
         progress=False,
+        modules=modules,
         report=context.log.info,
         tags={
             "dagster_run_id": context.run_id,
@@ -114,7 +116,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     record_versions(lake, registry)
     first = registry.by_alias(CHAMPION) is None
     if first:
-        promote(lake, registry, fitted.version, by=f"run {context.run_id}", reason="the first version")
+        promote(lake, registry, fitted.version, by=f"run {context.run_id}", reason="the first version", modules=modules)
     pages = registry.page_urls(links, fitted.version.run_id, fitted.version)
     return dg.MaterializeResult(
         metadata={

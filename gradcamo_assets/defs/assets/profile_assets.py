@@ -119,7 +119,8 @@ def _with_background(
     ids = [cell for cell in shuffled["Metadata_CellID"] if cell in available]
     if len(ids) < 2:
         return cells
-    scorer = Scorer(platform.registry.fetch(champion), platform.settings.scoring)
+    settings = platform.settings
+    scorer = Scorer(platform.registry.fetch(champion), settings.scoring, settings.encoders.modules)
     embeddings, damaged = compute_background_embeddings(scorer, fields, ids)
     for name, reason in damaged.items():
         context.log.warning(f"{name} has no background baseline: {reason}")

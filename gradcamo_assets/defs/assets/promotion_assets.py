@@ -49,7 +49,8 @@ def promotion(
         outcome = f"Refused: {' '.join(f'{name}: {text}' for name, text in reasons.items())} {by_hand}"
     else:
         reason = " ".join(answer.text for answer in answers)
-        promote(lake, registry, challenger, by=f"run {context.run_id}", reason=reason)
+        modules = platform.settings.encoders.modules
+        promote(lake, registry, challenger, by=f"run {context.run_id}", reason=reason, modules=modules)
         outcome = f"Version {challenger.version} is the new champion."
     context.log.info(outcome)
     return dg.MaterializeResult(

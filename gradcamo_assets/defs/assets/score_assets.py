@@ -89,7 +89,7 @@ def scores_and_embeddings(
         return
     if not len(kept):
         context.log.warning(f"Plate {plate}, site {site} has no kept cells; there is nothing to score.")
-    scorer = Scorer(registry.fetch(champion), settings.scoring)
+    scorer = Scorer(registry.fetch(champion), settings.scoring, settings.encoders.modules)
     frames: list[pl.DataFrame] = []
     embeddings: list[np.ndarray] = []
     picture: dg.MetadataValue | None = None
