@@ -61,7 +61,8 @@ def check_chunks(folder: Path, level: str, coarser: Sequence[str], channel_axis:
     for region in missing.values():
         is_stored[region] = False
     fill = array.fill_value or 0
-    lost, doubtful = [], []
+    lost: list[str] = []
+    doubtful: list[str] = []
     for key, region in missing.items():
         if (was_lost := _look_at_levels(region, array.shape, levels, fill)) is None:
             channel = slice(None) if channel_axis is None else (slice(None),) * channel_axis + (region[channel_axis],)

@@ -300,8 +300,10 @@ def _read_layout(root: Path, field: Field) -> _ImageLayout:
     # ngio compares the names of the channels with the array when they are asked for.
     with _reading(root, field, "its metadata cannot be read"):
         size = image.pixel_size
-        unit = _MICRONS.get(str(size.space_unit), 1)
-        z, y, x = (round(float(value) * unit, 9) for value in (size.z, size.y, size.x))
+        if (unit := _MICRONS.get(str(size.space_unit))) is None:
+            z, y, x = 1.0, 1.0, 1.0  # The unit "pixel", for example, states no size.
+        else:
+            z, y, x = (round(float(value) * unit, 9) for value in (size.z, size.y, size.x))
         return _ImageLayout(tuple(image.channel_labels), (z, y, x))
 
 

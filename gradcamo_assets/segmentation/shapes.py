@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,7 +134,8 @@ def distance_to_nearest(
 ) -> np.ndarray:
     """Distance of each cell to the nearest other cell, in micrometres between voxel centres; 0 if they touch.
 
-    Cells whose bounding boxes are further away than the current minimum are never examined.
+    Cells whose bounding boxes are further away than the current minimum are never examined. The others are found in
+    k-d trees, so that the time grows in proportion to the number of cells.
 
     Args:
         boxes: bounding box of each cell.
@@ -160,12 +161,13 @@ def distance_to_nearest(
         return shells[index] * scale
 
     distance = np.where(isolated, np.inf, 0.0)
-    for index in np.flatnonzero(isolated).tolist():
-        box_distance = _distance_to_box(low, low[index], high[index], high)
-        box_distance[index] = np.inf
+    alone = np.flatnonzero(isolated)
+    for index, candidates in zip(alone.tolist(), _find_candidates(low, high, alone), strict=True):
+        box_distance = _distance_to_box(low[candidates], low[index], high[index], high[candidates])
+        order = np.argsort(box_distance)
         shell = get_shell(index)
-        for other in np.argsort(box_distance).tolist():
-            if box_distance[other] >= distance[index]:
+        for other, nearest in zip(candidates[order].tolist(), box_distance[order].tolist(), strict=True):
+            if nearest >= distance[index]:
                 break
             other_shell, best = get_shell(other), distance[index]
             if np.isinf(best):
@@ -181,6 +183,31 @@ def distance_to_nearest(
             if best < distance[index]:
                 distance[index], distance[other] = best, min(best, distance[other])
     return np.where(np.isinf(distance), np.nan, distance)
+
+
+def _find_candidates(low: np.ndarray, high: np.ndarray, cells: np.ndarray) -> Iterator[np.ndarray]:
+    """For each of ``cells``, the indices of all others that may be the nearest, by bounding boxes."""
+    from scipy.spatial import KDTree
+
+    if len(low) == 1:
+        yield from [np.empty(0, int)] * len(cells)
+        return
+    centres, radii = (low + high) / 2, np.linalg.norm(high - low, axis=1) / 2
+    gaps, neighbours = KDTree(centres).query(centres[cells], k=2)
+    # Of two cells at one centre, either may come first.
+    neighbour = np.where(neighbours[:, 0] == cells, neighbours[:, 1], neighbours[:, 0])
+    reach = gaps[:, 1] + 2 * radii[cells] + radii[neighbour]
+    # One tree for each size of cells: a large cell can be near although its centre is far.
+    sizes = np.ceil(np.log2(np.maximum(radii, 1e-9)))
+    members = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
+    trees = [KDTree(centres[indices]) for indices in members]
+    for index, radius in zip(cells.tolist(), reach.tolist(), strict=True):
+        found = [
+            indices[tree.query_ball_point(centres[index], radius + radii[indices].max())]
+            for indices, tree in zip(members, trees, strict=True)
+        ]
+        others = np.concatenate(found)
+        yield others[others != index]
 
 
 def _distance_to_box(

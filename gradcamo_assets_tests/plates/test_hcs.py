@@ -97,6 +97,20 @@ def test_sites_voxels_and_labels_of_a_foreign_plate(tmp_path: Path, version: str
     assert read_label(plate, plate.fields[0], "nuclei") is None
 
 
+@pytest.mark.parametrize(("unit", "voxel_size"), [("nanometer", (0.001, 0.0005, 0.0005)), ("pixel", (1.0, 1.0, 1.0))])
+def test_a_unit_that_is_no_length_states_no_voxel_size(
+    tiny: Path, unit: str, voxel_size: tuple[float, float, float]
+) -> None:
+    def change(ome: dict) -> None:
+        for axis in ome["multiscales"][0]["axes"]:
+            if axis["type"] == "space":
+                axis["unit"] = unit
+
+    for field in tiny.glob("*/*/*/zarr.json"):
+        _metadata(field, change)
+    assert open_plate(tiny).voxel_size == voxel_size
+
+
 def test_a_five_axis_label_is_flattened(tmp_path: Path) -> None:
     array = np.ones((1, 1, 3, 16, 16), np.uint16)
     label = np.arange(3 * 256, dtype=np.uint32).reshape(1, 1, 3, 16, 16)

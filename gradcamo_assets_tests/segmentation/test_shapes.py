@@ -104,3 +104,24 @@ def test_the_nearest_neighbour_of_scattered_balls():
     for label, gap in table.filter(pl.col("nearest_neighbour_um") > 0).select("label", "nearest_neighbour_um").rows():
         voxels, others = np.argwhere(cells == label), np.argwhere((cells > 0) & (cells != label))
         assert gap == pytest.approx(cdist(voxels * voxel, others * voxel).min())
+
+
+def test_the_nearest_neighbour_among_many_cells_of_all_sizes_agrees_with_all_pairs_of_voxels():
+    """A large cell is near although its centre is far, and a cell inside a ring has the ring's centre."""
+    rng, voxel = np.random.default_rng(0), np.array([1.0, 0.5, 0.5])
+    cells = np.zeros((1, 150, 150), np.uint32)
+    y, x = np.mgrid[:150, :150]
+    cells[0, 60:64] = 1
+    cells[0][np.abs(np.hypot(y - 110, x - 60) - 20) < 2] = 2
+    cells[0][np.hypot(y - 110, x - 60) < 4] = 3
+    for label in range(4, 120):
+        centre_y, centre_x = rng.uniform(0, 150, 2)
+        place = np.hypot(y - centre_y, x - centre_x) < rng.uniform(1, 4)
+        if not cells[0][place].any():
+            cells[0][place] = label
+    table = cell_table(cells, np.zeros_like(cells), tuple(voxel))
+    points, labels = np.argwhere(cells) * voxel, cells[cells > 0]
+    distances = cdist(points, points)
+    for label, gap in table.select("label", "nearest_neighbour_um").rows():
+        nearest = distances[labels == label][:, labels != label].min()
+        assert gap == pytest.approx(0.0 if nearest <= 0.5 else nearest)
