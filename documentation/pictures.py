@@ -4,8 +4,8 @@ Run it beside ``make ui``, after ``make demo``::
 
     python documentation/pictures.py http://127.0.0.1:3000 REPORT.html
 
-It needs the package playwright and a Chromium, whose path ``--chromium`` names. The other pictures of ``docs/`` are made
-by benchmarks; the text below each picture names the command.
+It needs the package playwright and a Chromium, whose path ``--chromium`` names. Benchmarks make the other pictures of
+``docs/``; the text below each picture names the command.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             )
         return provenance.version
 
-    with announce_outputs(home, context.run_id, home.crops, plate_name, site):
+    with announce_outputs(home, context.run.run_id, home.crops, plate_name, site):
         outcome = process_fields_of_site(context, fields, cut)
         failed = {well: f"not cropped: {reason}" for well, reason in outcome.failed.items()}
         well = pl.col("Metadata_Well")

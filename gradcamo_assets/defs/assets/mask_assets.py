@@ -60,7 +60,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "foreground_share": float(np.count_nonzero(field_masks.cells) / field_masks.cells.size),
         }
 
-    with announce_outputs(home, context.run_id, home.masks, plate_name, site):
+    with announce_outputs(home, context.run.run_id, home.masks, plate_name, site):
         outcome = process_fields_of_site(context, fields, segment)
         rows = [field_row(plate_name, well, site, **values) for well, values in outcome.done.items()]
         rows += [

@@ -105,9 +105,9 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
         modules=modules,
         report=context.log.info,
         tags={
-            "dagster_run_id": context.run_id,
+            "dagster_run_id": context.run.run_id,
             "dagster_job": context.run.job_name,
-            "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run_id}",
+            "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run.run_id}",
         },
         # The crops of plates outside the split may have been pruned.
         unseen=(unseen, [path for path in crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
@@ -116,7 +116,8 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     record_versions(lake, registry)
     first = registry.by_alias(CHAMPION) is None
     if first:
-        promote(lake, registry, fitted.version, by=f"run {context.run_id}", reason="the first version", modules=modules)
+        by = f"run {context.run.run_id}"
+        promote(lake, registry, fitted.version, by=by, reason="the first version", modules=modules)
     pages = registry.page_urls(links, fitted.version.run_id, fitted.version)
     return dg.MaterializeResult(
         metadata={

@@ -50,7 +50,7 @@ def promotion(
     else:
         reason = " ".join(answer.text for answer in answers)
         modules = platform.settings.encoders.modules
-        promote(lake, registry, challenger, by=f"run {context.run_id}", reason=reason, modules=modules)
+        promote(lake, registry, challenger, by=f"run {context.run.run_id}", reason=reason, modules=modules)
         outcome = f"Version {challenger.version} is the new champion."
     context.log.info(outcome)
     return dg.MaterializeResult(

@@ -108,7 +108,7 @@ def scores_and_embeddings(
             figure = crops_with_maps(images, labels, scored.maps, titles)
             picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
         context.log.info(f"{well}: {len(field)} cells scored, {count} of {len(stores)} wells")
-    scores = _score_rows(kept, frames, champion, scorer.config.split, context.run_id)
+    scores = _score_rows(kept, frames, champion, scorer.config.split, context.run.run_id)
     vectors = [row for part in embeddings for row in part]
     columns = lake_table("embeddings").empty().columns
     vector_frame = pl.concat(frames).select("Metadata_CellID") if frames else pl.DataFrame({"Metadata_CellID": []})
