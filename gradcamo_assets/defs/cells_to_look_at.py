@@ -33,13 +33,14 @@ class ExampleCell:
 def select_example_cells(scores: pl.DataFrame) -> list[dict[str, Any]]:
     """Select the cells with the best, median and worst adjusted score among those that look at each region.
 
-    Regions with fewer than three cells give fewer examples. Rows gain ``case``, such as ``target, best``.
+    Regions with fewer than three cells give fewer examples. If no cell looks at a region, the examples are of cells
+    that look at none. Rows gain ``case``, such as ``target, best``.
     """
+    scores = scores.drop_nulls("gradcamo_adjusted").sort("gradcamo_adjusted", "Metadata_CellID")
+    named = [region for region in ("target", "neighbour", "background") if region in scores["looks_at"]]
     examples = []
-    for region in ("target", "neighbour", "background"):
-        part = (
-            scores.filter(looks_at=region).drop_nulls("gradcamo_adjusted").sort("gradcamo_adjusted", "Metadata_CellID")
-        )
+    for region in named or ["none"]:
+        part = scores.filter(looks_at=region)
         last = len(part) - 1
         names = {0: "worst", len(part) // 2: "median", last: "best"} if last else {0: "best"}
         for index in sorted(names, reverse=True)[: len(part)]:

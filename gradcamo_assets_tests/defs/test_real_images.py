@@ -117,5 +117,5 @@ def test_a_real_imagexpress_export_goes_to_its_crops(bench: Bench, shared_data: 
     cells = cells_with_crops(bench.platform.lake).collect()
     kept = cells.filter(pl.col("crop_index").is_not_null())
     assert dict(kept.group_by("Metadata_Well").len().rows()).keys() == {"B02", "B03"} and len(kept) >= 8
-    assert set(kept["treatment_class"]) == {"negcon", "nocodazole@300nM"}
+    assert set(kept["treatment_class"]) == {"negcon", "nocodazole@0.3uM"}
     assert not cells["touches_z_border"].any()

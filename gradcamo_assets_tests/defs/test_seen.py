@@ -32,6 +32,8 @@ def test_best_median_and_worst_of_each_region() -> None:
     two = select_example_cells(scores([("a", 1, "neighbour", 0.1), ("a", 1, "neighbour", 0.2)]))
     assert [row["gradcamo"] for row in two] == [0.2, 0.1]
     assert select_example_cells(table.clear()) == []
+    (nowhere,) = select_example_cells(scores([("a", 1, "none", 0.1)]))
+    assert nowhere["case"] == "none, best"
 
 
 def test_the_median_cell_of_the_controls_and_of_each_dose() -> None:
