@@ -46,7 +46,6 @@ def prepare_store(uri: str) -> None:
     if file is None:
         return
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     get_registered_artifact_repositories()[SCHEME] = artifact_repository
@@ -56,8 +55,15 @@ def prepare_store(uri: str) -> None:
     with FileLock(file.with_name(f".{file.name}.lock")):
         if not file.exists():
             with atomic_file(file) as temporary:
-                # The second argument replaces MLflow's default artifact location, the working folder.
-                SqlAlchemyStore(sqlite_uri(temporary), f"{SCHEME}:/").engine.dispose()
+                create_database(temporary)
+
+
+def create_database(file: Path) -> None:
+    """Create the SQLite file of a tracking store and registry, which takes MLflow's migrations about a second."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    # The second argument replaces MLflow's default artifact location, the working folder.
+    SqlAlchemyStore(sqlite_uri(file), f"{SCHEME}:/").engine.dispose()
 
 
 def artifact_repository(

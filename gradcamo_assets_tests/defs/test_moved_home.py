@@ -61,6 +61,7 @@ def test_a_copy_is_up_to_date_and_does_not_change_the_original(
     assert [files(home) for home in homes] == before
 
 
+@pytest.mark.slow
 def test_a_moved_home_works_in_its_new_place(original: Bench, tmp_path: Path) -> None:
     count = "SELECT count(*) FROM embeddings"
     before = ask(original.home.root, count)

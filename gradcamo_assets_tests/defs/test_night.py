@@ -243,6 +243,7 @@ def test_fields_that_fail_are_retried_four_times_and_then_given_up(bench: Bench,
     assert requested(tick(bench, inbox_sensor)) == []
 
 
+@pytest.mark.slow
 def test_a_stage_materialised_by_hand_is_no_failed_attempt(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     settings, key = bench.home.settings_file.read_text(), plate_site_key("tiny", 1)

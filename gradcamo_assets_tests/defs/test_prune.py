@@ -200,6 +200,7 @@ def process(bench: Bench, volume: int) -> None:
     assert bench.run("process_fields", plate_site_key("tiny", 1)).success
 
 
+@pytest.mark.slow
 def test_unused_masks_and_crops_are_pruned(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "home", stored=True)
     home, lake, registry = bench.home, bench.platform.lake, bench.platform.registry

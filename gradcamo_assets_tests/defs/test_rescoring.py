@@ -245,6 +245,7 @@ def test_a_restarted_daemon_and_a_recreated_instance(daemon: Daemon) -> None:
     assert {r.partition_key for r in result.run_requests or []} - {None} == {plate_site_key(*key) for key in KEYS}
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_retried_and_then_given_up(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     later = timedelta()
     monkeypatch.setattr(automation, "_now", lambda: datetime.now(UTC) + later)
@@ -341,6 +342,7 @@ def test_a_damaged_champion_fails_the_tick_before_any_run(daemon: Daemon) -> Non
     assert_scored(daemon, version.version)
 
 
+@pytest.mark.slow
 def test_at_most_two_hundred_partitions_are_requested_at_a_time(daemon: Daemon) -> None:
     """Most partitions exist in the version tables only, and their runs are only recorded as done."""
     bench, lake = daemon.bench, daemon.bench.platform.lake

@@ -40,6 +40,7 @@ def files(bench: Bench) -> set[Path]:
     return set(bench.home.lake.rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_maintenance_changes_no_rows(scored_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = scored_bench.copy(tmp_path / "home")
     assert bench.materialize("qc_database").success

@@ -16,6 +16,8 @@ from gradcamo_assets.tables import Lake
 from gradcamo_assets_tests.defs.conftest import SETTINGS, Bench
 from gradcamo_assets_tests.defs.test_automation import tick
 
+pytestmark = pytest.mark.slow
+
 SITE = plate_site_key("tiny", 1)
 OTHER_MASKS = SETTINGS.replace("[segmentation]\n", "[segmentation]\nmin_volume = 300\n")
 OTHER_CROPS = SETTINGS.replace("keep_border = true", "keep_border = false")

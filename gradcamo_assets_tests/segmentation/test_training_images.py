@@ -8,6 +8,8 @@ from scipy import ndimage as ndi
 from segmentation_training.images import training_image
 from segmentation_training.train import _augmented, _sample, loss
 
+pytestmark = pytest.mark.slow
+
 
 def test_equal_seeds_give_equal_images_and_others_do_not():
     first, second, other = training_image(3), training_image(3), training_image(4)

@@ -267,6 +267,7 @@ def test_twelve_processes_fetch_one_bundle(registry: ModelRegistry) -> None:
             shutil.rmtree(bundles)
 
 
+@pytest.mark.slow
 def test_twelve_processes_create_one_registry(tmp_path: Path) -> None:
     with closing(_ConcurrentProcesses(_open_registry, tmp_path / "mlflow")) as crowd:
         assert crowd.round() == []
