@@ -10,8 +10,8 @@ from gradcamo_assets.defs.automation.jobs_and_sensors import publication_sensor,
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.tables import run_sql
 from gradcamo_assets_tests.defs.conftest import Bench
-from gradcamo_assets_tests.defs.made_up import add_plate, add_version
-from gradcamo_assets_tests.defs.test_automation import requested, tick
+from gradcamo_assets_tests.defs.made_up import SETTINGS, add_plate, add_version
+from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
 
 PLATES = ["P1", "P2", "P3"]
 PUBLISH = [("refresh_qc", None)]
@@ -21,6 +21,7 @@ AGAIN = {"ops": {"scores_and_embeddings": {"config": {"again": True}}}}
 @pytest.fixture
 def published(bench: Bench) -> Bench:
     """Three plates, scored and published."""
+    bench.home.settings_file.write_text(SETTINGS)
     bench.platform.registry.promote(add_version(bench).version)
     for plate in PLATES:
         add_plate(bench, plate, sites=1)
