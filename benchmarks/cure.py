@@ -33,7 +33,7 @@ import zarr
 from benchmarks.pipeline import Prepared, prepare, train_and_score
 from gradcamo_assets.cells import CropConfig, CropField, open_crops
 from gradcamo_assets.cells.dataset import CropDataset
-from gradcamo_assets.defs.demo import CURES
+from gradcamo_assets.defs.demo import MITIGATIONS
 from gradcamo_assets.report import to_png
 from gradcamo_assets.report.style import COLOURS, GREY, new_figure
 from gradcamo_assets.scoring.audit import audit_crops
@@ -41,7 +41,7 @@ from gradcamo_assets.scoring.scorer import Scorer
 from gradcamo_assets.synthetic import SyntheticPlate
 from gradcamo_assets.training.training import TrainingConfig, train_encoder
 
-TRAININGS = CURES | {"honest": CURES["plain"]}
+TRAININGS = MITIGATIONS | {"honest": MITIGATIONS["plain"]}
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -185,12 +185,12 @@ def figure(summary: Mapping[str, Sequence[float]], chance: float) -> Figure:
         (axes[1], "Adjusted Grad-CAMO, median", ("adjusted", "adjusted_shifted")),
     ):
         for place, (end, plate) in enumerate(zip(ends, ("shortcut there", "shortcut gone"), strict=True)):
-            values = [np.array(summary[f"{name}_{end}"]) for name in CURES]
+            values = [np.array(summary[f"{name}_{end}"]) for name in MITIGATIONS]
             middle = np.array([np.median(found) for found in values])
             reach = np.abs([[found.min() for found in values], [found.max() for found in values]] - middle)
-            panel.bar(np.arange(len(CURES)) + 0.4 * place - 0.2, middle, 0.38, yerr=reach, label=plate,
+            panel.bar(np.arange(len(MITIGATIONS)) + 0.4 * place - 0.2, middle, 0.38, yerr=reach, label=plate,
                       color=COLOURS[place], error_kw={"ecolor": GREY, "capsize": 3})  # fmt: skip
-        panel.set_xticks(range(len(CURES)), list(CURES))
+        panel.set_xticks(range(len(MITIGATIONS)), list(MITIGATIONS))
         panel.set_title(title)
         panel.set_ylim(min(0, panel.get_ylim()[0]), 1.05)
         panel.spines[["top", "right"]].set_visible(False)

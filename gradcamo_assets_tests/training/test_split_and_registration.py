@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.errors import BundleError, GradcamoError
-from gradcamo_assets.networks.bundle import Cure, load_bundle
+from gradcamo_assets.networks.bundle import ShortcutMitigation, load_bundle
 from gradcamo_assets.tables import Lake
 from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION, ModelRegistry
 from gradcamo_assets.training.promotion import champion_moves, promote, record_champion, record_versions
@@ -157,7 +157,7 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
     assert bundle.classes == ["a", "b"]
     assert bundle.split == as_lists(split)
     assert bundle.crop_shape == [2, 24, 24]
-    assert bundle.cure == Cure(0.5, "none", 0.0)
+    assert bundle.cure == ShortcutMitigation(0.5, "none", 0.0)
 
     promote(lake, registry, fitted.version, by="test", reason="the first")
     second = registry.register(fitted.result.model, bundle, parameters={}, metrics={"accuracy": 0.5}, curves={})
