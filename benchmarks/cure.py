@@ -1,16 +1,16 @@
-"""Can an encoder that reads the background be cured, and who notices? ``python -m benchmarks.cure [--quick]``
+"""Can training prevent an encoder from reading the background? ``python -m benchmarks.cure [--quick]``
 
-A plate on which every cell shows its treatment, and so does the light of the medium around it. Four encoders are
-trained on it: plain, with the Grad-CAMO penalty, with surroundings swapped, with both; a fifth on a plate without the
-shortcut. They are asked about held-out wells, and about a second plate without the shortcut. True masks stand in for
-segmentation.
+On the first plate every cell shows its treatment, and so does the brightness of the medium around it. Four encoders are
+trained on it: plain, with the Grad-CAMO penalty, with swapped surroundings, and with both. A fifth is trained on a
+plate without the shortcut. All are tested on held-out wells and on a second plate without the shortcut, and audited.
+True masks replace segmentation.
 
-All plates are standardised by the statistics of the honest one: a bright medium shifts a plate's own, and cells of a
-plate without it would come out brighter, which is another question.
+All plates are standardised by the statistics of the plate without the shortcut. A bright medium would shift a plate's
+own statistics and so make the cells of other plates look brighter.
 
-The truth about a cell is planted, not audited: its twin on a plate of the same pixels, but for a background that shows
-another treatment. Who answers the same to both does not read the background. ``trusted`` is held against that, and so
-is ``trust``, the number that it is the cut of.
+The truth about a cell is known by construction. Each cell has a twin on a plate whose pixels are equal, except that the
+background shows another treatment. An encoder that predicts the same for both does not read the background.
+``trusted``, and the number ``trust`` from which it is derived, are compared with that.
 """
 
 from __future__ import annotations
