@@ -1,16 +1,16 @@
-"""Can an encoder that reads the background be cured, and who notices? ``python -m benchmarks.cure [--quick]``
+"""Can training prevent an encoder from reading the background? ``python -m benchmarks.cure [--quick]``
 
-A plate on which every cell shows its treatment, and so does the light of the medium around it. Four encoders are
-trained on it: plain, with the Grad-CAMO penalty, with surroundings swapped, with both; a fifth on a plate without the
-shortcut. They are asked about held-out wells, and about a second plate without the shortcut. True masks stand in for
-segmentation.
+On the first plate every cell shows its treatment, and so does the brightness of the medium around it. Four encoders are
+trained on it: plain, with the Grad-CAMO penalty, with swapped surroundings, and with both. A fifth is trained on a
+plate without the shortcut. All are tested on held-out wells and on a second plate without the shortcut, and audited.
+True masks replace segmentation.
 
-All plates are standardised by the statistics of the honest one: a bright medium shifts a plate's own, and cells of a
-plate without it would come out brighter, which is another question.
+All plates are standardised by the statistics of the plate without the shortcut. A bright medium would shift a plate's
+own statistics and so make the cells of other plates look brighter.
 
-The truth about a cell is planted, not audited: its twin on a plate of the same pixels, but for a background that shows
-another treatment. Who answers the same to both does not read the background. ``trusted`` is held against that, and so
-is ``trust``, the number that it is the cut of.
+The truth about a cell is known by construction. Each cell has a twin on a plate whose pixels are equal, except that the
+background shows another treatment. An encoder that predicts the same for both does not read the background.
+``trusted``, and the number ``trust`` from which it is derived, are compared with that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import zarr
 from benchmarks.pipeline import Prepared, prepare, train_and_score
 from gradcamo_assets.cells import CropConfig, CropField, open_crops
 from gradcamo_assets.cells.dataset import CropDataset
-from gradcamo_assets.defs.demo import CURES
+from gradcamo_assets.defs.demo import MITIGATIONS
 from gradcamo_assets.report import to_png
 from gradcamo_assets.report.style import COLOURS, GREY, new_figure
 from gradcamo_assets.scoring.audit import audit_crops
@@ -41,7 +41,7 @@ from gradcamo_assets.scoring.scorer import Scorer
 from gradcamo_assets.synthetic import SyntheticPlate
 from gradcamo_assets.training.training import TrainingConfig, train_encoder
 
-TRAININGS = CURES | {"honest": CURES["plain"]}
+TRAININGS = MITIGATIONS | {"honest": MITIGATIONS["plain"]}
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -185,12 +185,12 @@ def figure(summary: Mapping[str, Sequence[float]], chance: float) -> Figure:
         (axes[1], "Adjusted Grad-CAMO, median", ("adjusted", "adjusted_shifted")),
     ):
         for place, (end, plate) in enumerate(zip(ends, ("shortcut there", "shortcut gone"), strict=True)):
-            values = [np.array(summary[f"{name}_{end}"]) for name in CURES]
+            values = [np.array(summary[f"{name}_{end}"]) for name in MITIGATIONS]
             middle = np.array([np.median(found) for found in values])
             reach = np.abs([[found.min() for found in values], [found.max() for found in values]] - middle)
-            panel.bar(np.arange(len(CURES)) + 0.4 * place - 0.2, middle, 0.38, yerr=reach, label=plate,
+            panel.bar(np.arange(len(MITIGATIONS)) + 0.4 * place - 0.2, middle, 0.38, yerr=reach, label=plate,
                       color=COLOURS[place], error_kw={"ecolor": GREY, "capsize": 3})  # fmt: skip
-        panel.set_xticks(range(len(CURES)), list(CURES))
+        panel.set_xticks(range(len(MITIGATIONS)), list(MITIGATIONS))
         panel.set_title(title)
         panel.set_ylim(min(0, panel.get_ylim()[0]), 1.05)
         panel.spines[["top", "right"]].set_visible(False)

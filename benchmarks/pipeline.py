@@ -94,7 +94,7 @@ def train_and_score(prepared: Prepared, config: TrainingConfig, folder: Path) ->
     bundle = BundleConfig(
         encoder=config.encoder, layer=result.layer, classes=classes, channels=fields[0].channels,
         crop_shape=list(fields[0].images.shape[2:]), voxel_size=fields[0].voxel_size, split=as_lists(split),
-        cure=config.cure, objective=config.objective,
+        cure=config.mitigation, objective=config.objective,
     )  # fmt: skip
     save_bundle(folder / "bundle", result.model, bundle)
     scorer = Scorer(folder / "bundle", modules=MODULES)

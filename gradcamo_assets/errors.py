@@ -8,6 +8,11 @@ from typing import Any, TypeVar
 E = TypeVar("E", bound="GradcamoError")
 
 
+def one_line(error: BaseException, length: int = 200) -> str:
+    """Return the message of an error as one line of at most ``length`` characters."""
+    return " ".join(str(error).split())[:length]
+
+
 class GradcamoError(Exception):
     """Base class of errors with a place and a remedy.
 

@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.errors import GradcamoError, one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,7 +88,7 @@ def explain(error: BaseException) -> GradcamoError | None:
             _, problem, remedy = _KINDS[number]
             if number == errno.ENOSPC and path is not None and not _has_inodes(Path(path)):
                 problem, remedy = "the file system has no inodes left for new files", f"Delete small files. {remedy}"
-            return GradcamoError(f"{problem} ({' '.join(str(cause).split()):.300})", remedy, path=path)
+            return GradcamoError(f"{problem} ({one_line(cause, 300)})", remedy, path=path)
         cause = cause.__cause__
     return None
 

@@ -1,4 +1,4 @@
-"""The demo: one synthetic plate, dropped into the inbox and led through every asset in a persistent instance."""
+"""The demo: a synthetic plate is written into the inbox and processed by every asset in a persistent instance."""
 
 from __future__ import annotations
 
@@ -46,16 +46,17 @@ epochs = 16
 
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-"""Events go to the instance, where the UI shows them, and not to the terminal."""
+"""Run configuration: events are stored in the instance, where the UI shows them, and not printed."""
 QUICK_TRAINING = {"epochs": 4, "batch_size": 4}
-"""Small batches: of few crops, more steps."""
-CURES: dict[str, dict[str, Any]] = {
+"""Training settings of a quick demo. Small batches give more steps per epoch, since there are few crops."""
+MITIGATIONS: dict[str, dict[str, Any]] = {
     "plain": {"swap": 0.0},
     "regularised": {"swap": 0.0, "regulariser": "gradcamo"},
     "swapped": {},
     "both": {"regulariser": "gradcamo"},
 }
-"""What a training is told, from one that may read the background to one that cannot and shows it; the last is kept."""
+"""Training settings of the encoders that ``--cure`` compares, by name. The first takes no measure against shortcuts,
+the last takes both and becomes champion."""
 
 
 @contextmanager
@@ -93,7 +94,11 @@ def _run_job(
 
 
 def _segment_in_worker(home: Home, partition: str) -> tuple[str, str] | None:
-    """Run ``process_fields`` with one thread, as small images keep no more busy; return the problem and the remedy."""
+    """Run ``process_fields`` with one thread, since small images do not use more.
+
+    Returns:
+        Problem and remedy if the run fails, else None: a ``GradcamoError`` cannot be pickled.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -112,13 +117,14 @@ def run_demo(
     quick: bool = False,
     processes: int | None = None,
 ) -> None:
-    """Synthesise a plate, run every asset on it, print the QC table and where to look next.
+    """Synthesise a plate, run every asset on it, and print the QC table and commands to try next.
 
     Args:
-        second: a plate on which the encoders of ``CURES`` are tried, all trained on the first; without it there is one.
-        quick: train as ``QUICK_TRAINING`` says, and leave out what changes no score: the audit, profiles, the map of
-            cells and the report.
-        processes: sites segmented at a time; default: one per processor core.
+        second: a plate without the shortcut. If given, the encoders of ``MITIGATIONS`` are trained on the first plate
+            and compared on both; otherwise one encoder is trained.
+        quick: train with ``QUICK_TRAINING``, and skip what changes no score: the audit, profiles, the map of cells
+            and the report.
+        processes: number of sites to segment at the same time; default: one per processor core.
 
     Raises:
         GradcamoError: if a run fails; the UI shows where.
@@ -145,8 +151,8 @@ def run_demo(
         with _stage(f"segmenting and cropping {len(sites)} sites"):
             _segment(home, partitions, processes or os.cpu_count() or 1)
     registry = platform.registry
-    # Where cells do not show the dose, an encoder without its shortcut would have nothing to learn.
-    trainings = CURES if second else {"": {"swap": 0.0} if config.shortcut != "none" else {}}
+    # If cells do not show the dose, an encoder that cannot use the shortcut has nothing to learn.
+    trainings = MITIGATIONS if second else {"": {"swap": 0.0} if config.shortcut != "none" else {}}
     trained: dict[str, ModelVersion] = {}
     for name, settings in trainings.items():
         with _stage(f"training the encoder{name and f' ({name})'}"):
@@ -176,7 +182,7 @@ def run_demo(
                 run("audit_plates", plate.name)
         with _stage("profiles, map and QC database"):
             run("refresh_qc")
-            # The database is made beside the profiles; this adds them.
+            # The first run publishes the database before the profiles exist; the second adds them.
             run("refresh_qc")
         with _stage("the report"):
             for plate in plates:
@@ -185,7 +191,7 @@ def run_demo(
     render(qc_table(home.database, by="dose,site").filter(Metadata_Plate=config.name))
     if second:
         print(f"\nEncoders trained on {config.name}: its held-out wells, and {second.name}, without the shortcut.\n")
-        render(_cures(platform, trained, [plate.name for plate in plates]))
+        render(_compare_encoders(platform, trained, [plate.name for plate in plates]))
     report = home.reports / config.name / f"{champion.name}-v{champion.version}.html"
     print(NEXT.format(last=QUICK_LEFT_OUT if quick else report))
 
@@ -207,8 +213,8 @@ def _segment(home: Home, partitions: Sequence[str], processes: int) -> None:
                 raise GradcamoError(*error)
 
 
-def _cures(platform: Platform, trained: Mapping[str, ModelVersion], plates: Sequence[str]) -> pl.DataFrame:
-    """A row a version: its accuracy and median adjusted score on held-out cells of each plate."""
+def _compare_encoders(platform: Platform, trained: Mapping[str, ModelVersion], plates: Sequence[str]) -> pl.DataFrame:
+    """Return one row per version: its accuracy and median adjusted score on held-out cells of each plate."""
     rows = []
     for name, version in trained.items():
         cells = held_out_cells(platform.lake, platform.registry, version)
@@ -226,7 +232,7 @@ Next:
   make ui                                   the Dagster and MLflow pages on this very data
   .venv/bin/gradcamo qc --by dose           the ready-made tables: dose, site, dose,site, well, plate, model
   .venv/bin/gradcamo sql "SELECT looks_at, count(*) FROM current_scores GROUP BY ALL"
-  .venv/bin/gradcamo demo --shortcut background     an encoder that cheats, and the score that says so; --cure: the cure
+  .venv/bin/gradcamo demo --shortcut background     an encoder that cheats, and its score; with --cure: countermeasures
   {last}
 """
 QUICK_LEFT_OUT = """\
@@ -235,7 +241,7 @@ QUICK_LEFT_OUT = """\
 
 
 def demo_plates(shortcut: str, labels: str, seed: int, cure: bool = False, quick: bool = False) -> list[SyntheticPlate]:
-    """The demo's plate, and the one a cure is tried on: their names say what is on them."""
+    """Return the plate of the demo, and with ``cure`` a second plate without the shortcut; names tell the settings."""
     name = f"demo-{'quick-' * quick}{'cure' if cure else shortcut}-{labels}-{seed}"
     first = SyntheticPlate(name=name, shortcut=shortcut, labels=labels, seed=seed)  # type: ignore[arg-type]
     if quick:

@@ -10,6 +10,7 @@ from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates import Field, Plate, field_version, is_current
 from gradcamo_assets.provenance import digest
+from gradcamo_assets.tables import Lake
 
 FIELD = ("Metadata_Plate", "Metadata_Well", "Metadata_Site")
 """The columns that identify a field."""
@@ -34,6 +35,22 @@ def site_version(plate: Plate, site: int) -> str:
 def combine_field_versions(versions: Mapping[str, str | None]) -> str:
     """The version of a plate x site from the versions of its fields, by well. Fields without a version are ignored."""
     return digest(sorted((well, version) for well, version in versions.items() if version is not None))
+
+
+def require_version(lake: Lake, asset: str, plate: str, site: int) -> str:
+    """The version of the results of ``masks``, ``cells`` or ``crops`` at a plate and site.
+
+    Read it before the rows of these results. If the rows are newer than their version, they are processed again later;
+    if they are older, nobody notices.
+
+    Raises:
+        GradcamoError: if there are no results yet.
+    """
+    row = lake.partition_version(f"{asset.removesuffix('s')}_versions", plate=plate, site=site)
+    if row is None:
+        remedy = f"Materialise {asset} for this plate and site first."
+        raise GradcamoError(f"the asset {asset} has no results yet", remedy, plate=plate, site=site)
+    return str(row["version"])
 
 
 def require_current_pixels(home: Home, plate: Plate, field: Field, made_from: str | None = None) -> None:

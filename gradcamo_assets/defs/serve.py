@@ -1,7 +1,7 @@
 """The persistent Dagster instance of an installation, and the two web servers on it.
 
-Dagster's web server runs in this process, where its application is wrapped (``web_guard``). Its daemon runs beside it,
-as does MLflow, which has such a guard itself.
+Dagster's web server runs in this process, where ``web_guard`` wraps its application. Dagster's daemon and MLflow, which
+checks requests itself, are child processes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 _FILES = ("dagster.yaml", "workspace.yaml")
 LOOPBACK = "127.0.0.1"
-_LOOK_EVERY = 0.5
-"""Seconds between two looks at whether the processes live and answer."""
+_CHECK_INTERVAL = 0.5
+"""Seconds between checks that the processes run and respond."""
 
 
 def environment(home: Home) -> dict[str, str]:
-    """What Dagster's processes need to know. Its home is ``dagster/`` in ours; settings that lie there already stay."""
+    """Return variables for Dagster's processes. Its home is ``dagster/`` in ours; existing settings files are kept."""
     home.create()
     for path in (home.dagster / name for name in _FILES):
         if not path.exists():
@@ -53,7 +53,7 @@ def environment(home: Home) -> dict[str, str]:
 
 
 def open_instance(home: Home) -> DagsterInstance:
-    """The instance whose runs and materialisations the UI shows."""
+    """Open the instance whose runs and materialisations the UI shows."""
     values = environment(home)
     os.environ.update(values)
     return DagsterInstance.from_config(values["DAGSTER_HOME"])
@@ -70,14 +70,14 @@ def serve(home: Home, *, port: int, mlflow_port: int, host: str = LOOPBACK, behi
         The exit code: 0 after an interrupt.
 
     Raises:
-        GradcamoError: for an open address without a proxy, if the servers of this home run already, for a port that is
-            in use, or when one of the processes stops by itself.
+        GradcamoError: if the address is not loopback and there is no proxy, the servers of this home run already, a
+            port is in use, or one of the processes stops by itself.
     """
     check_address(host, behind_proxy)
     links = read_settings(home).links
     origins = [public_origin(links.dagster_url), public_origin(links.mlflow_url)]
     hosts = [host, *(urlsplit(origin).hostname or LOOPBACK for origin in origins)]
-    # MLflow's own background jobs, which nobody here asks for, are three processes more.
+    # MLflow would start three more processes for background jobs, which are not used here.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment(home)
     with _only_server(home):
@@ -86,7 +86,7 @@ def serve(home: Home, *, port: int, mlflow_port: int, host: str = LOOPBACK, behi
 
 @contextmanager
 def _only_server(home: Home) -> Iterator[None]:
-    """Holds the lock of a home's servers. Two daemons would run every schedule and sensor twice."""
+    """Hold the lock of a home's servers: two daemons would run every schedule and sensor twice."""
     note = home.dagster / "ui.json"
     try:
         with FileLock(home.dagster / ".ui.lock", timeout=0):
@@ -103,7 +103,7 @@ def _only_server(home: Home) -> Iterator[None]:
 
 def _serve(home: Home, host: str, port: int, mlflow_port: int, hosts: list[str], origins: list[str]) -> int:
     store, artifacts = sqlite_uri(home.mlflow / "mlflow.db"), (home.mlflow / ARTIFACTS).as_uri()
-    prepare_store(store)  # Else MLflow and the first run would make it, at the same time.
+    prepare_store(store)  # Otherwise MLflow and the first run would create it at the same time.
     # fmt: off
     commands = {
         "Dagster's daemon": [
@@ -116,14 +116,14 @@ def _serve(home: Home, host: str, port: int, mlflow_port: int, hosts: list[str],
             "--cors-allowed-origins", ",".join(origins)],
     }
     # fmt: on
-    # Before the children start: one that is born in the background would ignore interrupts, and so would they.
+    # A process that a shell starts in the background ignores interrupts, and its children inherit this: set it first.
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
     with _listening(host, mlflow_port, "--mlflow-port"):
-        pass  # MLflow opens it itself.
+        pass  # Only check that the port is free: MLflow opens it itself.
     shown = LOOPBACK if host == "0.0.0.0" else host
     try:
-        # The instance is opened first: it makes its databases, which the daemon would make at the same time.
+        # Open the instance before the daemon starts: otherwise both would create its databases at the same time.
         with (
             _listening(host, port, "--port") as listener,
             open_instance(home) as instance,
@@ -140,7 +140,7 @@ def _serve(home: Home, host: str, port: int, mlflow_port: int, hosts: list[str],
 
 @contextmanager
 def _listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
-    """A socket that listens on a port, so that nobody else takes it."""
+    """Yield a socket that listens on a port, so that no other process takes the port."""
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
@@ -153,20 +153,20 @@ def _listening(host: str, port: int, option: str) -> Iterator[socket.socket]:
 
 @contextmanager
 def _running(commands: Mapping[str, Sequence[str]], folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """The processes by their names, all of them stopped at the end."""
+    """Start processes, yield them by name, and stop all of them at the end."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in commands.items():
-            # In groups of their own: Ctrl-C reaches this process alone, which stops them in its own way.
+            # In sessions of their own, so that Ctrl-C reaches this process only, which then stops them in order.
             processes[name] = subprocess.Popen(command, cwd=folder, start_new_session=True)
         yield processes
     finally:
-        # Dagster's own children are stopped by an interrupt only, of which MLflow's would print a traceback; whoever
-        # does not listen is ended.
-        for end, patience in ((signal.SIGINT, 20), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        # Dagster stops its own children only after an interrupt. MLflow prints a traceback after an interrupt, so it is
+        # terminated. Processes that ignore the signal are killed.
+        for stop, patience in ((signal.SIGINT, 20), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
             for name, process in processes.items():
                 if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGTERM if name == "MLflow" and end == signal.SIGINT else end)
+                    os.killpg(process.pid, signal.SIGTERM if name == "MLflow" and stop == signal.SIGINT else stop)
             for process in processes.values():
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(patience)
@@ -174,13 +174,13 @@ def _running(commands: Mapping[str, Sequence[str]], folder: Path) -> Iterator[di
 
 @contextmanager
 def _web_app(instance: DagsterInstance, workspace: Path) -> Iterator[Starlette]:
-    """Dagster's web application on the code locations of a workspace, whose code servers it starts and stops."""
+    """Yield Dagster's web application for the code locations of a workspace. Code servers run inside the block."""
     from dagster._core.workspace.context import WorkspaceProcessContext
     from dagster._core.workspace.load_target import WorkspaceFileTarget
     from dagster_webserver.app import create_app_from_workspace_process_context
     from dagster_webserver.version import __version__
 
-    # As Dagster's own command does; it matters on Postgres.
+    # As in Dagster's own command; it has an effect on Postgres only.
     instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3600, max_overflow=20)
     target = WorkspaceFileTarget([str(workspace)])
     with WorkspaceProcessContext(instance, target, __version__, code_server_log_level="WARNING") as context:
@@ -190,10 +190,10 @@ def _web_app(instance: DagsterInstance, workspace: Path) -> Iterator[Starlette]:
 async def _serve_app(
     app: ASGIApp, listener: socket.socket, processes: Mapping[str, subprocess.Popen[bytes]], dagster: str, mlflow: str
 ) -> str:
-    """Serve until interrupted, which raises KeyboardInterrupt, or until a process stops: what has stopped."""
+    """Serve until an interrupt, which raises KeyboardInterrupt, or until a process stops; return its name."""
     import uvicorn
 
-    # Pages that are open hold connections: nobody waits for them.
+    # Open pages hold connections; do not wait for them to close.
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     told, stopped = False, "Dagster's web server"
@@ -205,13 +205,13 @@ async def _serve_app(
             told = True
         if dead and not server.should_exit:
             stopped, server.should_exit = dead[0], True
-        await asyncio.wait([serving], timeout=_LOOK_EVERY)
+        await asyncio.wait([serving], timeout=_CHECK_INTERVAL)
     await serving
     return stopped
 
 
 def _answer(*addresses: str) -> bool:
-    """Whether each address answers with a page."""
+    """Return whether each address responds with a page."""
     try:
         for address in addresses:
             with urllib.request.urlopen(address, timeout=5):

@@ -51,7 +51,7 @@ _Micrometres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class Cure:
+class ShortcutMitigation:
     """Measures taken in training to make an encoder look at its cell; ``training.settings`` describes them.
 
     With a regulariser, training optimised the score, so a high score alone is no evidence.
@@ -76,7 +76,7 @@ class BundleConfig:
         crop_shape: (z, y, x) in voxels.
         voxel_size: (z, y, x) in um.
         split: wells of each part, ``{"train": ["plate/A01", ...], "val": [...], "test": [...]}``.
-        cure: measures taken in training to make the encoder look at its cell; None if unknown.
+        cure: measures against shortcuts in training; None if unknown. Stored bundles use this name.
         objective: training objective: ``treatment``, or ``vicreg`` or ``simclr`` without classes. In the last two cases
             a logit is the similarity to a class's prototype. None if unknown.
         sha256: digest of the weights file, set on saving.
@@ -91,7 +91,7 @@ class BundleConfig:
     crop_shape: _Shape
     voxel_size: Annotated[list[_Micrometres], Field(min_length=3, max_length=3)]
     split: dict[str, list[str]] = field(default_factory=dict)
-    cure: Cure | None = None
+    cure: ShortcutMitigation | None = None
     objective: _Text | None = None
     sha256: str = ""
     format: Literal[1] = 1

@@ -29,6 +29,7 @@ _PLATEAU_NOISE, _PLATEAU_STEP, _PLATEAU_SHARE = 5.0, 2, 0.1
 _BRIGHTEST = 0.025
 """Share of the pixels whose mean stands for the brightness of a channel."""
 _MAD_TO_SD = 1.4826
+"""Standard deviation of a normal distribution, as a multiple of its median absolute deviation."""
 _MIN_FIELDS = 8
 
 
@@ -159,6 +160,8 @@ def field_warnings(fields: pl.DataFrame, channels: Sequence[str]) -> pl.Series:
     robust standard deviations below the median. Plates of fewer than eight usable fields are not checked for focus. A
     channel that repeats a plane is not a z-stack.
     """
+    from scipy.stats import median_abs_deviation
+
     warnings = [[] if known is None else [known] for known in fields["qc_warning"]]
     usable = fields["qc_flag"].is_null().to_numpy()
     for index, channel in enumerate(channels):
@@ -171,7 +174,7 @@ def field_warnings(fields: pl.DataFrame, channels: Sequence[str]) -> pl.Series:
         score = of_channel["channel_focus"].cast(pl.Float64).to_numpy()
         log = np.log(np.maximum(score, 1e-12))
         median = float(np.median(log[usable]))
-        spread = _MAD_TO_SD * float(np.median(np.abs(log[usable] - median)))
+        spread = float(median_abs_deviation(log[usable], scale="normal"))
         for row in np.flatnonzero(usable & (log < median - max(5 * spread, np.log(2)))):
             problem = f"{channel} is out of focus ({score[row]:.2g}, the plate's median is {np.exp(median):.2g})"
             warnings[row].append(problem)

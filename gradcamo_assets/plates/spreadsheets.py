@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from gradcamo_assets.errors import PlateMapError
+from gradcamo_assets.errors import PlateMapError, one_line
 
 MAX_COLUMNS, MAX_ROWS, MAX_BYTES = 1_000, 100_000, 20_000_000
 MAX_UNPACKED = 64 << 20
@@ -142,7 +142,7 @@ def _iter_cells(data: bytes) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]
         raise
     # zipfile, the XML parser and openpyxl share no error class.
     except Exception as error:
-        raise _WorkbookError(f"it is a damaged XLSX workbook ({' '.join(str(error).split())[:100]})") from error
+        raise _WorkbookError(f"it is a damaged XLSX workbook ({one_line(error, 100)})") from error
 
 
 class _WorkbookError(ValueError):

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.names import check_name
-from gradcamo_assets.networks.bundle import BundleConfig, Cure, read_config, read_verified_config, save_bundle
+from gradcamo_assets.networks.bundle import (
+    BundleConfig,
+    ShortcutMitigation,
+    read_config,
+    read_verified_config,
+    save_bundle,
+)
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.storage import atomic_folder
 from gradcamo_assets.training.mlflow_runs import Links, log_evidence, open_run
@@ -229,7 +235,7 @@ class ModelRegistry:
             except BundleError:
                 config = None  # A version with a damaged bundle is listed without the bundle's columns.
             metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
-            cure = config.cure if config else None
+            mitigation = config.cure if config else None
             train_wells = config.split.get("train", []) if config else []
             rows.append(
                 {
@@ -243,7 +249,7 @@ class ModelRegistry:
                     "classes": config.classes if config else None,
                     "train_plates": sorted({well.split("/")[0] for well in train_wells}),
                     "train_wells": train_wells,
-                    **{field.name: getattr(cure, field.name, None) for field in fields(Cure)},
+                    **{field.name: getattr(mitigation, field.name, None) for field in fields(ShortcutMitigation)},
                     "metrics": {name: metrics[name] for name in sorted(metrics) if not name.startswith("curve_")},
                     "aliases": sorted(aliases.get(version.version, [])),
                     "created_at": created_at,

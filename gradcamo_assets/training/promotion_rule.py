@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from gradcamo_assets.networks.bundle import Cure, read_config
+from gradcamo_assets.networks.bundle import ShortcutMitigation, read_config
 from gradcamo_assets.settings import section, setting
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 
@@ -31,7 +31,7 @@ class Evidence:
     metrics: Mapping[str, float]
     classes: int | None = None
     test_wells: frozenset[str] = field(default_factory=frozenset)
-    cure: Cure | None = None
+    mitigation: ShortcutMitigation | None = None
 
     def get(self, metric: str) -> float | None:
         """Return a metric; None if it was not logged or is not finite."""
@@ -49,7 +49,7 @@ def read_evidence(registry: ModelRegistry, version: ModelVersion) -> Evidence:
     metrics = registry.client.get_run(version.run_id).data.metrics
     wells = frozenset(config.split.get("test", []))
     return Evidence(
-        version=version.version, metrics=metrics, classes=len(config.classes), test_wells=wells, cure=config.cure
+        version=version.version, metrics=metrics, classes=len(config.classes), test_wells=wells, mitigation=config.cure
     )
 
 
@@ -99,9 +99,9 @@ def judge_challenger(challenger: Evidence, champion: Evidence | None, config: Pr
 
 def _penalty_warning(*versions: Evidence | None) -> str:
     return "".join(
-        f" Version {version.version} was trained for this score (penalty {version.cure.regulariser}, weight "
-        f"{version.cure.regulariser_weight:g}): its score is no evidence by itself."
-        for version in versions if version and version.cure and version.cure.regulariser != "none"
+        f" Version {version.version} was trained for this score (penalty {version.mitigation.regulariser}, weight "
+        f"{version.mitigation.regulariser_weight:g}): its score is no evidence by itself."
+        for version in versions if version and version.mitigation and version.mitigation.regulariser != "none"
     )  # fmt: skip
 
 

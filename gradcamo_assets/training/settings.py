@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.networks.bundle import Cure
+from gradcamo_assets.networks.bundle import ShortcutMitigation
 from gradcamo_assets.settings import Amount, Count, Share, section, setting
 
 Regulariser = Literal["none", "gradcamo"]
@@ -72,10 +72,10 @@ class TrainingConfig:
             raise ValueError("; ".join(problems))
 
     @property
-    def cure(self) -> Cure:
+    def mitigation(self) -> ShortcutMitigation:
         """The measures against shortcuts that a bundle records."""
         weight = 0.0 if self.regulariser == "none" else self.regulariser_weight
-        return Cure(self.swap, self.regulariser, weight)
+        return ShortcutMitigation(self.swap, self.regulariser, weight)
 
     @property
     def processes(self) -> int:

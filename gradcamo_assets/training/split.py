@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -91,6 +92,18 @@ def split_wells(
         .select("Metadata_Plate", "Metadata_Well", "split")
         .sort("Metadata_Plate", "Metadata_Well")
     )
+
+
+def part_of_well(split: Mapping[str, Sequence[str]], default: str | None = None) -> pl.Expr:
+    """Expression for the part of each row's well, by the columns ``Metadata_Plate`` and ``Metadata_Well``.
+
+    Args:
+        split: as from ``as_lists``.
+        default: for wells that are in no part.
+    """
+    part_of = {well: part for part, wells in split.items() for well in wells}
+    well = pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")
+    return well.replace_strict(part_of, default=default, return_dtype=pl.String)
 
 
 def as_lists(split: pl.DataFrame) -> dict[str, list[str]]:

@@ -114,7 +114,7 @@ def train_and_register(
             crop_shape=list(shape),
             voxel_size=voxel_size,
             split=as_lists(split),
-            cure=config.cure,
+            cure=config.mitigation,
             objective=config.objective,
         )
         check_config(bundle)

@@ -30,7 +30,7 @@ from gradcamo_assets.plates.companions import compute_signature
 from gradcamo_assets.plates.failures import recorded_attempt
 from gradcamo_assets.synthetic import write_synthetic_plate
 from gradcamo_assets_tests.defs.conftest import TINY, Bench, make_bench
-from gradcamo_assets_tests.defs.test_automation import requested, tick
+from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
 from gradcamo_assets_tests.plates.formats.exports import some_pixels, write_metaxpress
 
 NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)

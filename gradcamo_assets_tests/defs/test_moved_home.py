@@ -16,7 +16,7 @@ from gradcamo_assets.defs.automation.inbox_automation import inbox_sensor
 from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets_tests.defs.conftest import Bench
-from gradcamo_assets_tests.defs.test_automation import another_version, requested, tick
+from gradcamo_assets_tests.defs.sensor_ticks import another_version, requested, tick
 
 
 @pytest.fixture

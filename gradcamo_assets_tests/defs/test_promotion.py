@@ -19,7 +19,7 @@ from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.home import Home
-from gradcamo_assets.networks.bundle import Cure
+from gradcamo_assets.networks.bundle import ShortcutMitigation
 from gradcamo_assets.training.model_registry import CHALLENGER
 from gradcamo_assets.training.promotion import champion_moves, promote
 from gradcamo_assets.training.promotion_rule import CHECKS, Evidence, PromotionConfig, judge_challenger
@@ -49,7 +49,7 @@ _evidence = st.builds(
     _metrics,
     st.none() | st.integers(2, 9),
     st.frozensets(st.sampled_from(["P/A01", "P/A02"])),
-    st.none() | st.builds(Cure, st.just(0.5), st.sampled_from(["none", "gradcamo"]), st.just(3.0)),
+    st.none() | st.builds(ShortcutMitigation, st.just(0.5), st.sampled_from(["none", "gradcamo"]), st.just(3.0)),
 )
 
 
@@ -101,7 +101,7 @@ def test_accuracy_above_chance_must_remain_in_other_surroundings(
 
 def test_the_text_says_that_a_score_trained_for_is_no_evidence() -> None:
     kinds = ((1, "none"), (2, "gradcamo"))
-    honest, trained = (Evidence(v, GOOD, 2, cure=Cure(0.5, kind, 3.0)) for v, kind in kinds)
+    honest, trained = (Evidence(v, GOOD, 2, mitigation=ShortcutMitigation(0.5, kind, 3.0)) for v, kind in kinds)
     for challenger, champion in ((trained, None), (trained, honest), (honest, trained), (honest, None)):
         text = judge_challenger(challenger, champion, PromotionConfig())[-1].text
         said = "Version 2 was trained for this score (penalty gradcamo, weight 3): its score is no evidence by itself."

@@ -22,7 +22,7 @@ from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.plates.plate_records import mark_known
 from gradcamo_assets.tables import LAKE_TABLES, find_violations, publish, run_sql
 from gradcamo_assets_tests.defs.conftest import SETTINGS, Bench
-from gradcamo_assets_tests.defs.test_automation import another_version, requested, tick
+from gradcamo_assets_tests.defs.sensor_ticks import another_version, requested, tick
 
 OF_RUNS = [name for name, table in LAKE_TABLES.items() if "model_run" in table.keys]
 OF_PLATES = [name for name, table in LAKE_TABLES.items() if "Metadata_Plate" in table.schema]

@@ -11,7 +11,7 @@ from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.tables import run_sql
 from gradcamo_assets_tests.defs.conftest import Bench
 from gradcamo_assets_tests.defs.made_up import SETTINGS, add_plate, add_version
-from gradcamo_assets_tests.defs.test_automation import requested, tick
+from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
 
 PLATES = ["P1", "P2", "P3"]
 PUBLISH = [("refresh_qc", None)]

@@ -17,7 +17,7 @@ from gradcamo_assets.plates import load_plate, read_field
 from gradcamo_assets.tables import find_violations, run_sql
 from gradcamo_assets.training.promotion import promote
 from gradcamo_assets_tests.defs.conftest import Bench
-from gradcamo_assets_tests.plates.test_hcs import foreign_plate
+from gradcamo_assets_tests.plates.test_omezarr import foreign_plate
 
 
 def champion_for(bench: Bench, channels: list[str], shape: list[int], voxel_size: list[float]) -> None:

@@ -27,7 +27,7 @@ from gradcamo_assets.plates import (
 )
 from gradcamo_assets.plates.omezarr import image_version
 from gradcamo_assets_tests.plates.formats.exports import some_pixels, write_metaxpress, write_operetta
-from gradcamo_assets_tests.plates.test_hcs import foreign_plate
+from gradcamo_assets_tests.plates.test_omezarr import foreign_plate
 
 FEW = st.tuples(*[st.integers(1, 3)] * 4)
 PIXELS = FEW.flatmap(lambda shape: arrays.arrays(np.uint16, shape, elements=st.integers(0, 2)))

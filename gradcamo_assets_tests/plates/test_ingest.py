@@ -23,7 +23,7 @@ from gradcamo_assets.plates import (
 from gradcamo_assets.plates.image_quality import FieldMeter
 from gradcamo_assets.plates.platemap import read_plate_map
 from gradcamo_assets_tests.plates.conftest import TINY
-from gradcamo_assets_tests.plates.test_hcs import foreign_plate
+from gradcamo_assets_tests.plates.test_omezarr import foreign_plate
 
 
 def _chunk(field: Path) -> Path:

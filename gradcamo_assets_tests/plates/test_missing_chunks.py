@@ -14,7 +14,7 @@ from gradcamo_assets.plates import ingest_plate, open_plate
 from gradcamo_assets.plates.missing_chunks import check_chunks
 from gradcamo_assets.plates.omezarr import check_field
 from gradcamo_assets_tests.plates.formats.exports import write_pattern
-from gradcamo_assets_tests.plates.test_hcs import foreign_plate
+from gradcamo_assets_tests.plates.test_omezarr import foreign_plate
 
 SHAPE, CHUNKS, SHARDS = (2, 2, 32, 32), (1, 1, 8, 8), (1, 2, 16, 16)
 

@@ -219,3 +219,14 @@ def filled(root: Path, seed: int = 0, plates: int = 2, sites: int = 2, versions:
     lake.append("models", pl.concat([model(version) for version in range(1, versions + 1)]))
     lake.append("promotions", pl.concat([promotion(version, version) for version in range(1, versions + 1)]))
     return lake
+
+
+def audited(rng: np.random.Generator, scores: pl.DataFrame, version: int) -> pl.DataFrame:
+    """Audit rows of a sample of scored cells."""
+    audit_rows = []
+    for cell in scores.sample(25, seed=version).iter_rows(named=True):
+        row = {name: cell[name] for name in scores.columns if name.startswith(("Metadata_", "model_", "crop_"))}
+        names = [n for n, dtype in frame("audit", []).schema.items() if dtype == pl.Float64 and n not in row]
+        row |= {name: float(value) for name, value in zip(names, rng.uniform(-1, 1, len(names)), strict=True)}
+        audit_rows.append(row | {"survives_swap": [True, False, True, None][rng.integers(4)]})
+    return frame("audit", audit_rows)

@@ -12,23 +12,12 @@ from gradcamo_assets.tables import Lake, publish, qc_table, run_sql
 from gradcamo_assets_tests.tables import rows
 
 
-def audited(rng: np.random.Generator, scores: pl.DataFrame, version: int) -> pl.DataFrame:
-    """Audit rows of a sample of scored cells."""
-    audit_rows = []
-    for cell in scores.sample(25, seed=version).iter_rows(named=True):
-        row = {name: cell[name] for name in scores.columns if name.startswith(("Metadata_", "model_", "crop_"))}
-        names = [n for n, dtype in rows.frame("audit", []).schema.items() if dtype == pl.Float64 and n not in row]
-        row |= {name: float(value) for name, value in zip(names, rng.uniform(-1, 1, len(names)), strict=True)}
-        audit_rows.append(row | {"survives_swap": [True, False, True, None][rng.integers(4)]})
-    return rows.frame("audit", audit_rows)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(3)
     lake = rows.filled(home / "lake", plates=1)
     for version in (1, 2):
-        table = audited(rng, lake.read("scores", model_run=rows.run_of(version)), version)
+        table = rows.audited(rng, lake.read("scores", model_run=rows.run_of(version)), version)
         lake.write("audit", table, plate="P1", model_run=rows.run_of(version))
     penalised = rows.model(2).with_columns(swap=pl.lit(0.5), regulariser=pl.lit("gradcamo"), regulariser_weight=2.0)
     lake.append("models", penalised)

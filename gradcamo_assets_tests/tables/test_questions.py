@@ -18,7 +18,6 @@ from gradcamo_assets.errors import StoreError
 from gradcamo_assets.tables import Lake, publish, qc_table
 from gradcamo_assets.tables.queries import QC_CHOICES
 from gradcamo_assets_tests.tables import rows
-from gradcamo_assets_tests.tables.test_audit_views import audited
 
 PLATES = [f"P{number}" for number in range(1, 12)]
 # The plates are ingested in another order than that of their names; the last one differs from all others.
@@ -121,7 +120,7 @@ def test_scores_optimised_by_training_need_an_audit(tmp_path: Path) -> None:
 
     assert verdicts("trusted_doses") == [{"trusted"}] * 3
     for plate, share in (("P1", 0.4), ("P2", 0.6)):
-        table = audited(rng, lake.read("scores", plate=plate, model_run=rows.run_of(2)), 2)
+        table = rows.audited(rng, lake.read("scores", plate=plate, model_run=rows.run_of(2)), 2)
         table = table.with_columns(survives_swap=pl.int_range(pl.len()) < share * pl.len())
         lake.write("audit", table, plate=plate, model_run=rows.run_of(2))
     assert verdicts("trusted_doses") == [{"fails the swap"}, {"trusted"}, {"trusted"}]

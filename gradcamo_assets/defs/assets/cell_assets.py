@@ -17,7 +17,13 @@ from gradcamo_assets.defs.each_field import (
     markdown_reasons,
     process_fields_of_site,
 )
-from gradcamo_assets.defs.field_results import combine_field_versions, crop_folder, mask_folder, require_current_pixels
+from gradcamo_assets.defs.field_results import (
+    combine_field_versions,
+    crop_folder,
+    mask_folder,
+    require_current_pixels,
+    require_version,
+)
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
@@ -45,14 +51,13 @@ def _load_segmented_fields(
         GradcamoError: if there are no masks.
     """
     plate, fields = load_site_fields(platform.home, plate_name, site)
-    # Read the version before the rows: newer rows are processed again later, older rows would go unnoticed.
-    version = platform.lake.partition_version("mask_versions", plate=plate_name, site=site)
+    version = require_version(platform.lake, "masks", plate_name, site)
     rows = platform.lake.read("masks", plate=plate_name, site=site).drop_nulls("mask_version")
-    if version is None or rows.is_empty():
+    if rows.is_empty():
         remedy = "Materialise masks for this plate and site."
         raise GradcamoError("there are no masks", remedy, plate=plate_name, site=site)
     row_of_well = {row["Metadata_Well"]: row for row in rows.iter_rows(named=True)}
-    return plate, [field for field in fields if field.well in row_of_well], row_of_well, version["version"]
+    return plate, [field for field in fields if field.well in row_of_well], row_of_well, version
 
 
 @dg.asset(
@@ -166,14 +171,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     plate, fields, segmented, _ = _load_segmented_fields(platform, plate_name, site)
     record = read_plate_record(home.plates, plate_name) or {}
     center, scale = ([float(record["statistics"][name][key]) for name in plate.channels] for key in ("center", "scale"))
-    made_from = lake.partition_version("cell_versions", plate=plate_name, site=site)
-    if made_from is None:
-        raise GradcamoError(
-            "there is no table of cells",
-            "Materialise cells for this plate and site first.",
-            plate=plate_name,
-            site=site,
-        )
+    made_from = require_version(lake, "cells", plate_name, site)
     table = lake.read("cells", plate=plate_name, site=site)
     flag = qc_flag(config, record["shape"])
     flagged = {field.well: number_crops(table.filter(Metadata_Well=field.well), flag) for field in fields}
@@ -234,7 +232,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         }
         version, n = combine_field_versions(outcome.done), int(updated["crop_index"].count())
         lake.write_stage(
-            "crop_versions", frames, version=version, made_from=made_from["version"], n=n, plate=plate_name, site=site
+            "crop_versions", frames, version=version, made_from=made_from, n=n, plate=plate_name, site=site
         )
     flags = updated.drop_nulls("qc_flag").group_by("qc_flag").len().sort("qc_flag")
     return dg.MaterializeResult(

@@ -87,7 +87,7 @@ def encoder_exploration(
     from gradcamo_assets.networks.bundle import load_bundle
     from gradcamo_assets.training.evaluation import to_model_input
     from gradcamo_assets.training.explore import crop_sweep, find_stage_ends, layer_sweep
-    from gradcamo_assets.training.split import PARTS
+    from gradcamo_assets.training.split import PARTS, part_of_well
     from gradcamo_assets.training.training_run import common_geometry, labelled_crops
 
     registry = platform.registry
@@ -99,11 +99,7 @@ def encoder_exploration(
         raise GradcamoError("there is no registered version", "Launch train_model.")
     modules = platform.settings.encoders.modules
     model, bundle = load_bundle(registry.fetch(version), modules)
-    part_of = {well: part for part, wells in bundle.split.items() for well in wells}
-    well = pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")
-    cells = kept_cells(platform, config.plates).with_columns(
-        split=well.replace_strict(part_of, default=None, return_dtype=pl.String)
-    )
+    cells = kept_cells(platform, config.plates).with_columns(split=part_of_well(bundle.split))
     cells = cells.filter(pl.col("treatment_class").is_in(bundle.classes))
     chosen = {part: sample_cells(cells.filter(split=part), config.cells) for part in PARTS}
     if not all(len(chosen[part]) for part in ("train", "test")):

@@ -13,16 +13,16 @@ from gradcamo_assets.cells import open_crops
 from gradcamo_assets.cells.cell_rows import cells_with_crops
 from gradcamo_assets.defs.assets.cell_assets import crops
 from gradcamo_assets.defs.assets.model_assets import champion_model
-from gradcamo_assets.defs.field_results import FIELD, crop_folder
+from gradcamo_assets.defs.field_results import FIELD, crop_folder, require_version
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
-from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.report import crops_with_maps, to_markdown
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.training.model_registry import ModelVersion
+from gradcamo_assets.training.split import part_of_well
 
 _CROPS_SHOWN = 6
 
@@ -71,15 +71,10 @@ def scores_and_embeddings(
     home, lake, registry = platform.home, platform.lake, platform.registry
     champion, settings = platform.champion(), platform.settings
     keys: dict[str, Any] = {"plate": plate, "site": site, "model_run": champion.run_id}
-    # Read the version before the rows: newer rows are scored again later, older rows would go unnoticed.
-    made_from = lake.partition_version("crop_versions", plate=plate, site=site)
-    if made_from is None:
-        raise GradcamoError(
-            "there are no crops", "Materialise crops for this plate and site first.", plate=plate, site=site
-        )
+    made_from = require_version(lake, "crops", plate, site)
     kept = cells_with_crops(lake, plate=plate, site=site).filter(pl.col("crop_index").is_not_null()).collect()
     before = lake.partition_version("score_versions", **keys)
-    if not config.again and before is not None and before["made_from"] == made_from["version"]:
+    if not config.again and before is not None and before["made_from"] == made_from:
         note = f"{champion} has already scored plate {plate}, site {site}. To score it again, set `again`."
         context.log.info(note)
         observation = {"partition": context.partition_key, "metadata": {"model_version": champion.version}}
@@ -114,9 +109,9 @@ def scores_and_embeddings(
     vector_frame = pl.concat(frames).select("Metadata_CellID") if frames else pl.DataFrame({"Metadata_CellID": []})
     vector_frame = vector_frame.cast(pl.String).with_columns(pl.Series("embedding", vectors, dtype=pl.List(pl.Float32)))
     embedded = scores.join(vector_frame, on="Metadata_CellID").select(columns)
-    version = digest([made_from["version"], champion.run_id])
+    version = digest([made_from, champion.run_id])
     lake.write_stage(
-        "score_versions", {"embeddings": embedded, "scores": scores}, version=version, made_from=made_from["version"],
+        "score_versions", {"embeddings": embedded, "scores": scores}, version=version, made_from=made_from,
         n=len(scores), **keys,
     )  # fmt: skip
     pages = registry.page_urls(settings.links, champion.run_id, champion)
@@ -157,8 +152,6 @@ def _score_rows(
     empty = lake_table("scores").empty()
     if not frames:
         return empty
-    part_of = {well: part for part, wells in split.items() for well in wells}
-    well = pl.concat_str("Metadata_Plate", "Metadata_Well", separator="/")
     return (
         kept.join(pl.concat(frames), on="Metadata_CellID")
         .with_columns(
@@ -166,7 +159,7 @@ def _score_rows(
             model_version=pl.lit(champion.version, pl.Int32),
             model_run=pl.lit(champion.run_id),
             true_class="treatment_class",
-            split=well.replace_strict(part_of, default="unseen", return_dtype=pl.String),
+            split=part_of_well(split, default="unseen"),
             run_id=pl.lit(run_id),
             scored_at=pl.lit(datetime.now(UTC).replace(tzinfo=None)),
         )

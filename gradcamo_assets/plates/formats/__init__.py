@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates.formats import incell, loaddata, metaxpress, operetta, pattern, uzh
@@ -19,26 +20,37 @@ from gradcamo_assets.plates.omezarr import plate_name_of
 
 __all__ = ["PLANE_SCHEMA", "PROJECTION", "Export", "detect_format", "plane_shape", "read_export", "read_plane"]
 
-_NO_INDEX = re.compile("(?!)")
-# The folders in which the index of a format may be, a regular expression for its name, and the reader; in order of
-# precedence. Vendor files come before a LoadData table, which a user may have added, and an index before the names of
-# images. A pattern is never detected: the configuration must give it.
-_READERS: dict[str, tuple[tuple[str, ...], re.Pattern[str], Callable[[Path], Export]]] = {
-    "Operetta": (("", operetta.IMAGES), operetta.INDEX, operetta.read),
-    "MetaXpress": (("", "TimePoint_1"), metaxpress.INDEX, metaxpress.read),
-    "CellVoyager": (("",), re.compile(re.escape(uzh.YOKOGAWA[0])), uzh.read_yokogawa),
-    "ScanR": ((uzh.SCANR.rpartition("/")[0],), re.compile(re.escape(uzh.SCANR.rpartition("/")[2])), uzh.read_scanr),
-    "ImageXpress HCS.ai": (
-        ("experiment_z_stack", "experiment", "experiment_montage"),
-        re.compile(r".*\.jdce"),
-        uzh.read_hcs_ai,
+
+class _Format(NamedTuple):
+    """A reader, and the index by which its format is detected.
+
+    Attributes:
+        index_name: regular expression for the name of the index; None if the format has none.
+        folders: where the index may be.
+    """
+
+    read: Callable[[Path], Export]
+    index_name: re.Pattern[str] | None = None
+    folders: tuple[str, ...] = ("",)
+
+
+_SCANR_FOLDER, _, _SCANR_INDEX = uzh.SCANR.rpartition("/")
+# In order of precedence. Vendor files come before a LoadData table, which a user may have added, and an index before
+# the names of images. A pattern is never detected: the configuration must give it.
+_FORMATS = {
+    "Operetta": _Format(operetta.read, operetta.INDEX, ("", operetta.IMAGES)),
+    "MetaXpress": _Format(metaxpress.read, metaxpress.INDEX, ("", "TimePoint_1")),
+    "CellVoyager": _Format(uzh.read_yokogawa, re.compile(re.escape(uzh.YOKOGAWA[0]))),
+    "ScanR": _Format(uzh.read_scanr, re.compile(re.escape(_SCANR_INDEX)), (_SCANR_FOLDER,)),
+    "ImageXpress HCS.ai": _Format(
+        uzh.read_hcs_ai, re.compile(r".*\.jdce"), ("experiment_z_stack", "experiment", "experiment_montage")
     ),
-    "IN Cell": (("",), incell.INDEX, incell.read),
-    "LoadData": (("",), loaddata.INDEX, loaddata.read),
-    **{scheme: ((), _NO_INDEX, partial(pattern.read, scheme=scheme)) for scheme in SCHEMES},
-    # Its reader also knows the folders of z steps, projections, and the voxel size in the headers.
-    "MetaXpress names": ((), _NO_INDEX, metaxpress.read),
-    "Pattern": ((), _NO_INDEX, pattern.read),
+    "IN Cell": _Format(incell.read, incell.INDEX),
+    "LoadData": _Format(loaddata.read, loaddata.INDEX),
+    **{scheme: _Format(partial(pattern.read, scheme=scheme)) for scheme in SCHEMES},
+    # This reader also knows the folders of z steps, projections, and the voxel size in the headers.
+    "MetaXpress names": _Format(metaxpress.read),
+    "Pattern": _Format(pattern.read),
 }
 _REMEDY = "Give a pattern: see the page 'Your own plate' of the documentation."
 _ZARR_NAMES = {"zarr.json", ".zattrs", ".zgroup"}
@@ -57,17 +69,20 @@ def detect_format(folder: Path) -> str | None:
         damaged = error.path is not None
     if not folder.is_dir():
         return None
-    if configuration.format in _READERS:
+    if configuration.format in _FORMATS:
         return configuration.format
     if configuration.pattern is not None:
         return "Pattern"
     listed = {"": list_names(folder)}
-    for format, (folders, index, _) in _READERS.items():
-        for below in folders:
+    for name, format in _FORMATS.items():
+        if format.index_name is None:
+            continue
+        for below in format.folders:
             if below not in listed:
                 listed[below] = list_names(folder / below) if below in listed[""] else []
-            if any(map(index.fullmatch, listed[below])) and (format != "LoadData" or loaddata.has_table(folder)):
-                return format
+            has_index = any(map(format.index_name.fullmatch, listed[below]))
+            if has_index and (name != "LoadData" or loaddata.has_table(folder)):
+                return name
     if damaged:
         return "Pattern"
     return None if _ZARR_NAMES.intersection(listed[""]) else recognise_scheme(folder)
@@ -83,12 +98,12 @@ def read_export(folder: Path) -> Export:
     name = plate_name_of(folder)
     try:
         requested = read_configuration(folder).format
-        if requested not in (None, *_READERS):
-            raise PlateError(f"unknown format {requested!r}", f"Use one of {', '.join(_READERS)}.")
+        if requested not in (None, *_FORMATS):
+            raise PlateError(f"unknown format {requested!r}", f"Use one of {', '.join(_FORMATS)}.")
         if (format := detect_format(folder)) is None:
             problem = "it is not an export of a supported microscope"
             raise PlateError(problem, propose_configuration(folder, name) or _REMEDY)
-        return _READERS[format][2](folder)
+        return _FORMATS[format].read(folder)
     except OSError as error:
         remedy = "Check the folder and its permissions."
         raise PlateError(f"it cannot be read: {error}", remedy, plate=name, path=folder) from error

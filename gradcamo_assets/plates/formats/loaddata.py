@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from gradcamo_assets.errors import PlateError
+from gradcamo_assets.errors import PlateError, one_line
 from gradcamo_assets.plates.formats.files import list_names
 from gradcamo_assets.plates.formats.planes import MAX_PLANES, Export, build_export, to_micrometres, well_from_indices
 from gradcamo_assets.plates.omezarr import plate_name_of
@@ -52,7 +52,7 @@ def read(folder: Path) -> Export:
             path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True, separator=separator
         )
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise PlateError(f"the table cannot be read: {str(error)[:200]}", _REMEDY, path=path) from error
+        raise PlateError(f"the table cannot be read: {one_line(error)}", _REMEDY, path=path) from error
     table = _with_standard_columns(table.select(pl.all().str.strip_chars()))
     if "Metadata_Plate" in table.columns and table["Metadata_Plate"].n_unique() > 1:
         table = table.filter(pl.col("Metadata_Plate").is_in([folder.name, plate_name_of(folder)]))

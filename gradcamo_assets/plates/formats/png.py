@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.errors import GradcamoError, PlateError, one_line
 from gradcamo_assets.plates.omezarr import is_storage_failure
 
 if TYPE_CHECKING:
@@ -65,5 +65,5 @@ def _open_png(path: Path, page: int) -> Iterator[Image]:
     except Exception as error:
         if is_storage_failure(error):
             raise
-        problem = f"not a PNG file, or a damaged one: {' '.join(str(error).split())[:200]}"
+        problem = f"not a PNG file, or a damaged one: {one_line(error)}"
         raise PlateError(problem, "Copy it again, or export it again.", path=path) from error

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.errors import GradcamoError, PlateError, one_line
 from gradcamo_assets.plates.counts import as_counts
 from gradcamo_assets.plates.formats.png import is_png, png_shape, read_png
 from gradcamo_assets.plates.omezarr import is_storage_failure
@@ -152,7 +152,7 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
     except Exception as error:
         if is_storage_failure(error):
             raise
-        problem = f"not a TIFF file, or a damaged one: {' '.join(str(error).split())[:200]}"
+        problem = f"not a TIFF file, or a damaged one: {one_line(error)}"
         raise PlateError(problem, "Copy it again, or export it again.", path=path) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from gradcamo_assets.errors import PlateError
+from gradcamo_assets.errors import PlateError, one_line
 from gradcamo_assets.plates.formats.configuration import read_configuration
 from gradcamo_assets.plates.formats.files import list_names
 from gradcamo_assets.plates.formats.planes import ROW_SCHEMA, Export, build_export, parse_integer, to_micrometres
@@ -118,7 +118,7 @@ def _read(
         images = parse(acquisition_model=acquisition, converter_options=ConverterOptions(tiling_strategy=NoTiling()))
     # pydantic and the parsers share no error class.
     except Exception as error:
-        problem = f"its metadata cannot be read as {format}: {' '.join(str(error).split())[:300]}"
+        problem = f"its metadata cannot be read as {format}: {one_line(error, 300)}"
         raise PlateError(problem, _REMEDY, path=folder) from error
     names = names or dict(enumerate(channel.channel_label for channel in images[0].channels or []))
     channel_indices: dict[float, int] = {number: index for index, number in enumerate(names)}

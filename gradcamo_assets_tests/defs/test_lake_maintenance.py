@@ -16,7 +16,7 @@ from gradcamo_assets.defs.automation.jobs_and_sensors import (
 )
 from gradcamo_assets.tables import LAKE_TABLES, run_sql
 from gradcamo_assets_tests.defs.conftest import Bench
-from gradcamo_assets_tests.defs.test_automation import requested, tick
+from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
 
 VIEWS = ("cells", "fields", "scores", "embeddings", "profiles", "umap", "current_scores", "model_comparison")
 

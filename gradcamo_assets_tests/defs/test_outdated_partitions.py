@@ -15,7 +15,7 @@ from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.segmentation import Segmenter
 from gradcamo_assets_tests.defs.conftest import Bench
-from gradcamo_assets_tests.defs.test_automation import requested, tick
+from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
 
 SITE = plate_site_key("tiny", 1)
 

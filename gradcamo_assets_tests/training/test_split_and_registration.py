@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradcamo_assets.errors import BundleError, GradcamoError
-from gradcamo_assets.networks.bundle import Cure, load_bundle
+from gradcamo_assets.networks.bundle import ShortcutMitigation, load_bundle
 from gradcamo_assets.tables import Lake
 from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION, ModelRegistry
 from gradcamo_assets.training.promotion import champion_moves, promote, record_champion, record_versions
-from gradcamo_assets.training.split import as_lists, split_wells
+from gradcamo_assets.training.split import as_lists, part_of_well, split_wells
 from gradcamo_assets.training.training import TrainingConfig
 from gradcamo_assets.training.training_run import train_and_register
 from gradcamo_assets_tests.training.tiny import write_plate
@@ -115,6 +115,13 @@ def test_plates_and_positions_are_held_out_whole() -> None:
         split_wells(cells, apart="row")  # type: ignore[arg-type]
 
 
+def test_the_part_of_a_well_is_read_from_the_lists_of_a_bundle() -> None:
+    wells = pl.DataFrame({"Metadata_Plate": ["P1", "P2", "P1"], "Metadata_Well": ["A01", "A01", "B02"]})
+    split = wells.head(2).with_columns(split=pl.Series(["train", "test"]))
+    assert wells.select(part_of_well(as_lists(split), "unseen")).to_series().to_list() == ["train", "test", "unseen"]
+    assert wells.select(part_of_well({})).to_series().to_list() == [None] * 3
+
+
 def test_fewer_than_two_classes_are_refused() -> None:
     with pytest.raises(GradcamoError, match="the cells have 1"):
         split_wells(_cells({"a": 4}))
@@ -150,7 +157,7 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
     assert bundle.classes == ["a", "b"]
     assert bundle.split == as_lists(split)
     assert bundle.crop_shape == [2, 24, 24]
-    assert bundle.cure == Cure(0.5, "none", 0.0)
+    assert bundle.cure == ShortcutMitigation(0.5, "none", 0.0)
 
     promote(lake, registry, fitted.version, by="test", reason="the first")
     second = registry.register(fitted.result.model, bundle, parameters={}, metrics={"accuracy": 0.5}, curves={})

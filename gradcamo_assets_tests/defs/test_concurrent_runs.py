@@ -14,7 +14,7 @@ from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sens
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.tables import Lake
 from gradcamo_assets_tests.defs.conftest import SETTINGS, Bench
-from gradcamo_assets_tests.defs.test_automation import tick
+from gradcamo_assets_tests.defs.sensor_ticks import tick
 
 pytestmark = pytest.mark.slow
 

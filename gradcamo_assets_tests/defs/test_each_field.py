@@ -11,6 +11,7 @@ import pytest
 
 from gradcamo_assets.defs import each_field as module
 from gradcamo_assets.defs.each_field import field_row, format_progress, process_fields_of_site
+from gradcamo_assets.defs.field_results import require_version
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.tables import Lake, lake_table, publish, run_sql
 
@@ -78,3 +79,11 @@ def test_the_states_of_all_stages_are_combined_and_replaced_by_stage(tmp_path: P
     write("fields", {"image_version": "2"}, {"image_version": "2"}, {"image_version": "1"})
     assert fields("n_cells") == [(None,), (None,), (0,)], "states from masks of other pixels are ignored"
     assert fields("qc_flag") == [(None,), ("not segmented",), (None,)]
+
+
+def test_a_missing_result_names_the_asset_to_make(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    lake.record_version("mask_versions", "v1", "images", 4, plate="P1", site=2)
+    assert require_version(lake, "masks", "P1", 2) == "v1"
+    with pytest.raises(GradcamoError, match="the asset crops has no results yet"):
+        require_version(lake, "crops", "P1", 2)

@@ -28,7 +28,7 @@ from gradcamo_assets.synthetic import write_synthetic_plate
 from gradcamo_assets.tables import Lake
 from gradcamo_assets.tables.schema import tables_keyed_by
 from gradcamo_assets_tests.defs.conftest import TINY, Bench
-from gradcamo_assets_tests.defs.test_automation import requested, tick
+from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
 
 FROM_ISO = datetime.fromisoformat
 Clock = Callable[[float], datetime]
