@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from pydoc import locate
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -263,3 +264,12 @@ def stand_ins() -> dict[str, Any]:
         "treatment": embeddings[0],
         "controls": embeddings[1],
     }
+
+
+def test_the_reference_names_what_exists() -> None:
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        for name, options in re.findall(r"^::: (\S+)\n((?: +.*\n)*)", page.read_text(), re.MULTILINE):
+            documented = locate(name)
+            assert documented is not None, (page.name, name)
+            members = (yaml.safe_load(options) or {}).get("options", {}).get("members", [])
+            assert all(hasattr(documented, member) for member in members), (page.name, name, members)

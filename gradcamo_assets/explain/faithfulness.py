@@ -213,3 +213,14 @@ def audit(
     columns["randomised_adjusted"] = shuffled.gradcamo_adjusted
     columns["randomised_chance"] = compute_chance_level(shuffled.cam, target.to(shuffled.cam.device))
     return scored, columns
+
+
+def rank_correlation(score: Sequence[float] | np.ndarray, effect: Sequence[float] | np.ndarray) -> float:
+    """Compute Spearman's correlation of a score with a measured effect; NaN for fewer than three cells with both."""
+    from scipy.stats import spearmanr
+
+    pairs = np.stack([np.asarray(score, float), np.asarray(effect, float)])
+    pairs = pairs[:, ~np.isnan(pairs).any(0)]
+    if pairs.shape[1] < 3 or (pairs == pairs[:, :1]).all(1).any():
+        return float("nan")
+    return float(spearmanr(*pairs).statistic)

@@ -24,6 +24,12 @@ _MIN_SHIFT = 0.1
 _LAYOUTS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether a layer puts its channels last, for layers of which this is known."""
 
+_MAX_MEASUREMENTS = 3
+"""A layer that these leave open, each on another batch, counts as channels first; a blank batch decides nothing."""
+
+_OPEN: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Number of measurements that left a layer's layout open."""
+
 
 _CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd, _AdaptiveAvgPoolNd)
 """Layers that put their channels first by definition."""
@@ -63,6 +69,10 @@ def is_channels_last(model: nn.Module, images: Tensor, layer: nn.Module, shape: 
     elif not _fits(shape[2:], images):
         # The layer does not respond to the corners, and this grid would be finer than the crop.
         remember_layout(layer, True)
+    else:
+        _OPEN[layer] = _OPEN.get(layer, 0) + 1
+        if _OPEN[layer] == _MAX_MEASUREMENTS:
+            remember_layout(layer, False)
     return was_channels_last(layer)
 
 

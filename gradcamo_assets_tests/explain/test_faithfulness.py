@@ -189,3 +189,10 @@ def test_the_chance_level_is_the_score_under_other_cells_masks():
     ]  # fmt: skip
     np.testing.assert_allclose(faithfulness.compute_chance_level(maps, masks), expected, rtol=1e-10)
     assert np.isnan(faithfulness.compute_chance_level(maps[:1], masks[:1])).all()
+
+
+def test_the_rank_correlation_ignores_nan():
+    score = [0.1, 0.5, np.nan, 0.9, 0.7]
+    assert faithfulness.rank_correlation(score, [1, 2, 3, 9, 4]) == pytest.approx(1)
+    assert np.isnan(faithfulness.rank_correlation(score, [1, np.nan, 3, np.nan, 4]))
+    assert np.isnan(faithfulness.rank_correlation([1, 2, 3], [5, 5, 5]))
