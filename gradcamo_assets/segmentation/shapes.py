@@ -196,7 +196,8 @@ def _find_candidates(low: np.ndarray, high: np.ndarray, cells: np.ndarray) -> It
     gaps, neighbours = KDTree(centres).query(centres[cells], k=2)
     # Of two cells at one centre, either may come first.
     neighbour = np.where(neighbours[:, 0] == cells, neighbours[:, 1], neighbours[:, 0])
-    reach = gaps[:, 1] + 2 * radii[cells] + radii[neighbour]
+    # A little more, since the trees round.
+    reach = (gaps[:, 1] + 2 * radii[cells] + radii[neighbour]) * (1 + 1e-9)
     # One tree for each size of cells: a large cell can be near although its centre is far.
     sizes = np.ceil(np.log2(np.maximum(radii, 1e-9)))
     members = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]

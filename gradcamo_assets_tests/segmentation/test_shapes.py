@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from skimage.draw import disk
@@ -80,6 +80,7 @@ def test_boxes_are_solid(size):
 
 
 @given(LABELS, st.tuples(*[st.floats(0.2, 5)] * 3))
+@example(np.array([[[1, 0, 0], [0, 0, 2]]], np.uint32), (1.0, 1.0, 3.0))
 def test_the_nearest_neighbour_agrees_with_a_loop_over_pairs_of_voxels(cells, voxel):
     table = cell_table(cells, np.zeros_like(cells), voxel)
     for row in table.iter_rows(named=True):
