@@ -22,7 +22,13 @@ from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name
 from gradcamo_assets.plates.counts import as_counts, first_fraction
 from gradcamo_assets.plates.illumination import correct_illumination
-from gradcamo_assets.plates.image_layout import ImageLayout, describe_difference, most_common_layout, read_layout
+from gradcamo_assets.plates.image_layout import (
+    ImageLayout,
+    VoxelSize,
+    describe_difference,
+    most_common_layout,
+    read_layout,
+)
 from gradcamo_assets.plates.image_quality import PixelDigest
 from gradcamo_assets.plates.missing_chunks import check_chunks
 from gradcamo_assets.provenance import digest
@@ -54,7 +60,7 @@ class Plate:
     """A plate whose metadata has been read.
 
     Attributes:
-        voxel_size: (z, y, x) in micrometres, 1.0 where the plate gives none.
+        voxel_size: (z, y, x) in micrometres, None where nobody states it; a single slice needs no z.
         bad_fields: fields that cannot be used, and why. An unreadable well counts as one bad field, site 1, with the
             path of the well.
         illumination: the file used to correct pixels as they are read; None leaves pixels as they are.
@@ -67,7 +73,7 @@ class Plate:
     path: Path
     ngff_version: str
     channels: tuple[str, ...]
-    voxel_size: tuple[float, float, float]
+    voxel_size: VoxelSize
     fields: tuple[Field, ...]
     bad_fields: dict[Field, str]
     illumination: Path | None = None
@@ -116,7 +122,7 @@ def open_plate(path: Path) -> Plate:
                 try:
                     image, meta = _open_field(path, field)
                     with _reading(path, field, "its metadata cannot be read"):
-                        layouts[field] = read_layout(image, meta)
+                        layouts[field] = read_layout(path / field.path, image, meta)
                 except PlateError as error:
                     bad[field] = error.problem
     if not layouts:
