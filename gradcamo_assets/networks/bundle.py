@@ -112,7 +112,7 @@ class BundleConfig:
             if actual is None:
                 return (
                     f"the plate does not state its voxel size in {axis}, the encoder was trained at {expected:g} um; "
-                    "give voxel_size = [z, y, x] in <plate>.toml beside the plate"
+                    "give voxel_size = [z, y, x] in the .toml file beside the plate"
                 )
             if abs(actual - expected) > _VOXEL_TOLERANCE * expected:
                 return f"voxels are {actual:g} um in {axis}, the encoder was trained at {expected:g} um"

@@ -91,7 +91,7 @@ class Segmenter:
             raise SegmentationError(problem, "Set mode to 'stitch' for thin stacks.")
         if config.mode == "3d" and depth > 1 and config.anisotropy is None and None in voxel_size:
             problem = "the mode '3d' needs the ratio of z step to pixel size, and the voxel size is unknown"
-            remedy = "Give voxel_size = [z, y, x] in <plate>.toml beside the plate, or anisotropy in [segmentation]."
+            remedy = "Give voxel_size = [z, y, x] in the .toml file beside the plate, or anisotropy in [segmentation]."
             raise SegmentationError(problem, remedy)
         # Half precision saves memory; the values lie between -0.5 and 3.
         nucleus = intensities.combine_stains([image[nucleus_index]]).astype(np.float16)

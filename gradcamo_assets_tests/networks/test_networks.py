@@ -397,7 +397,7 @@ def test_an_unknown_voxel_size_fits_only_an_encoder_that_states_none(bundle: Pat
     stains, unknown = ["DNA", "ER"], [None, None, None]
     reason = str(_config().find_mismatch(stains, [1.0, None, None]))
     assert "does not state its voxel size in y, the encoder was trained at 0.5 um" in reason
-    assert "voxel_size = [z, y, x] in <plate>.toml" in reason
+    assert "voxel_size = [z, y, x] in the .toml file" in reason
     flat = _config(crop_shape=[1, 32, 32])
     assert flat.find_mismatch(stains, [None, 0.5, 0.5]) is None, "a single slice needs no z"
     without = _config(voxel_size=[None, 0.5, 0.5])

@@ -168,7 +168,7 @@ def test_mode_3d_rejects_few_slices_and_segments_one_slice_in_2d(segmenter):
     np.testing.assert_array_equal(
         segmenter_3d.segment(one_cell(1), ["DNA", "ER"]).cells, segmenter.segment(one_cell(1), ["DNA", "ER"]).cells
     )
-    with pytest.raises(SegmentationError, match=r"voxel size is unknown.*voxel_size = \[z, y, x\] in <plate>.toml"):
+    with pytest.raises(SegmentationError, match=r"voxel size is unknown.*voxel_size = \[z, y, x\] in the .toml file"):
         segmenter_3d.segment(one_cell(6), ["DNA", "ER"], (None, 0.5, 0.5))
     empty = segmenter_3d.segment(np.full((2, 6, 40, 40), 7, np.uint16), ["DNA", "ER"], (1.0, 0.5, 0.5))
     assert not empty.cells.any()
