@@ -42,9 +42,10 @@ def cell_table(
     of it. ``nucleus_label`` is the cell's nucleus with the largest overlap (NULL without nuclei), ``n_nuclei`` their
     number, and ``nucleus_share`` the share of the cell that they fill. ``touches_z_border`` is False if Z is 1, since a
     single slice has no border in z. ``shapes`` defines ``sphericity``, ``solidity`` and ``nearest_neighbour_um``; the
-    last is NULL for the only cell of a field. Without the voxel size, of which single slices need only y and x, it is
-    NULL for all cells that touch no other, and so is the sphericity in stacks; single slices have square pixels.
-    ``qc_warning`` reports cells without a nucleus or with several.
+    last is NULL for the only cell of a field. ``qc_warning`` reports cells without a nucleus or with several.
+
+    Without the voxel size, ``nearest_neighbour_um`` is NULL for cells that touch no other, and ``sphericity`` is
+    NULL in stacks. A single slice needs only y and x; its pixels count as square if they are unknown.
 
     Args:
         cells, nuclei: integer labels (Z, Y, X), 0 outside.

@@ -20,15 +20,9 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name
+from gradcamo_assets.plates import image_layout
 from gradcamo_assets.plates.counts import as_counts, first_fraction
 from gradcamo_assets.plates.illumination import correct_illumination
-from gradcamo_assets.plates.image_layout import (
-    ImageLayout,
-    VoxelSize,
-    describe_difference,
-    most_common_layout,
-    read_layout,
-)
 from gradcamo_assets.plates.image_quality import PixelDigest
 from gradcamo_assets.plates.missing_chunks import check_chunks
 from gradcamo_assets.provenance import digest
@@ -73,7 +67,7 @@ class Plate:
     path: Path
     ngff_version: str
     channels: tuple[str, ...]
-    voxel_size: VoxelSize
+    voxel_size: image_layout.VoxelSize
     fields: tuple[Field, ...]
     bad_fields: dict[Field, str]
     illumination: Path | None = None
@@ -103,7 +97,7 @@ def open_plate(path: Path) -> Plate:
     import ngio
 
     name = plate_name_of(path)
-    layouts: dict[Field, ImageLayout] = {}
+    layouts: dict[Field, image_layout.ImageLayout] = {}
     bad: dict[Field, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,15 +116,15 @@ def open_plate(path: Path) -> Plate:
                 try:
                     image, meta = _open_field(path, field)
                     with _reading(path, field, "its metadata cannot be read"):
-                        layouts[field] = read_layout(path / field.path, image, meta)
+                        layouts[field] = image_layout.read_layout(path / field.path, image, meta)
                 except PlateError as error:
                     bad[field] = error.problem
     if not layouts:
         first = next((f": {field.path}: {reason}" for field, reason in bad.items()), "")
         raise PlateError(f"none of its {len(bad)} listed fields can be read{first}", _REPAIR, plate=name, path=path)
-    shared = most_common_layout(list(layouts.values()))
+    shared = image_layout.most_common_layout(list(layouts.values()))
     for field, layout in layouts.items():
-        if (reason := describe_difference(layout, shared)) is not None:
+        if (reason := image_layout.describe_difference(layout, shared)) is not None:
             bad[field] = reason
     return Plate(
         name=name,

@@ -122,7 +122,7 @@ def test_scanr_without_its_descriptor(shared: Shared) -> None:
         for well in (1, 2) for stain in ("GFP", "mcherry")
     }  # fmt: skip
     assert_pixels_are_those_of_tifffile(export)
-    assert export.voxel_size == (None, None, None), "its TIFF tags state the inverse of a pixel"
+    assert export.voxel_size == (None, None, None), "its TIFF tags give a resolution of 1 without a unit"
     assert 32768 < read_plane(export.path / export.planes["file"][0]).min() < 33100
 
 
