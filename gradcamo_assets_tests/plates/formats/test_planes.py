@@ -111,6 +111,18 @@ def test_a_scanr_plate_of_384_wells(tmp_path: Path) -> None:
     assert set(read_export(folder).planes["well"]) == {"C02"}
 
 
+@pytest.mark.parametrize(
+    ("stated", "size"), [("", None), ("PhysicalSizeX='650' PhysicalSizeXUnit='nm'", 0.65), ("PhysicalSizeX='1'", 1.0)]
+)
+def test_the_pixel_size_of_scanr_is_what_it_states(tmp_path: Path, stated: str, size: float | None) -> None:
+    """The parser of the library reports 1 where none is stated, and ignores the unit."""
+    folder = exports.write_scanr(tmp_path / "p1", STACK)
+    index = folder / "data" / "metadata.ome.xml"
+    both = f"{stated} {stated.replace('SizeX', 'SizeY')}"
+    index.write_text(index.read_text().replace("PhysicalSizeX='0.65' PhysicalSizeY='0.65'", both))
+    assert read_export(folder).voxel_size == (2.0, pytest.approx(size), pytest.approx(size))
+
+
 def test_an_unknown_voxel_size_stays_unknown(tmp_path: Path) -> None:
     assert read_export(exports.write_loaddata(tmp_path / "p1", STACK)).voxel_size == (None, None, None)
 
