@@ -21,22 +21,22 @@ from benchmarks.segmentation_fields import hard_field
 from gradcamo_assets.segmentation import Masks, Segmenter, SegmenterConfig
 from gradcamo_assets.segmentation.intensities import combine_stains, find_channels
 
-Case = tuple[str, np.ndarray, tuple[str, ...], tuple[float, float, float], SegmenterConfig]
+Case = tuple[str, np.ndarray, tuple[str, ...], tuple[float | None, ...], SegmenterConfig]
 
 
 def cases(data: Path) -> Iterator[Case]:
     """Title, image (C, Z, Y, X), channels, voxel size (z, y, x; um) and settings of every picture."""
-    unknown = (1.0, 1.0, 1.0)
+    unknown = (None, None, None)
     jump = zarr.open_array(data / "jump_rab30_mini" / "jump_rab30_mini" / "images.zarr" / "images", mode="r")[:]
     for image, title in zip(jump, ("JUMP, sparse", "JUMP, dense"), strict=True):
         channels = ("AGP", "DNA", "ER", "Mito", "RNA")
         yield title, image[:, None], channels, unknown, SegmenterConfig(diameter=50)
     stack = tifffile.imread(data / "plantseg_rgb3d" / "tests" / "resources" / "rgb_3D.tif").transpose(1, 0, 2, 3)
-    yield "cultured cells in 3D", stack, ("nuclei", "cytoplasm"), unknown, SegmenterConfig(mode="3d")
+    yield "cultured cells in 3D", stack, ("nuclei", "cytoplasm"), unknown, SegmenterConfig(mode="3d", anisotropy=1.0)
     folder = data / "imagexpress_9987" / "resources" / "ImageXpress_exported" / "9987_Plate_3434" / "TimePoint_1"
     planes = [tifffile.imread(folder / "ZStep_0" / f"9987_B02_s1_w{wave}.TIF") for wave in (1, 2)]
     settings = SegmenterConfig(diameter=16, min_volume=40)
-    yield "ImageXpress", np.stack(planes)[:, None], ("DAPI", "FITC"), (1.0, 1.3672, 1.3672), settings
+    yield "ImageXpress", np.stack(planes)[:, None], ("DAPI", "FITC"), (None, 1.3672, 1.3672), settings
     for index in (2, 4):
         made = hard_field(index)
         yield f"synthetic, {made.name}", made.image, made.channels, made.voxel_size, SegmenterConfig()
@@ -69,7 +69,11 @@ def main(data: Path, out: Path) -> None:
         if depth > 1:
             row = int((masks.nuclei > 0).sum((0, 2)).argmax()) if masks.nuclei.any() else height // 2
             pictures.append(
-                (f"{title}, xz", overlay(image, channels, masks, (slice(None), row)), voxels[0] / voxels[1])
+                (
+                    f"{title}, xz",
+                    overlay(image, channels, masks, (slice(None), row)),
+                    (voxels[0] or 1) / (voxels[1] or 1),
+                )
             )
     figure, axes = plt.subplots(3, 3, figsize=(12, 11))
     for axis in axes.flat:

@@ -317,7 +317,8 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
         raise click.UsageError(f"Give --plate or {', '.join(missing)}.")
     try:
         given["crop_shape"] = [int(n) for n in given["crop_shape"]]
-        given["voxel_size"] = [float(um) for um in given["voxel_size"]]
+        # The crops of a plate may not state their size.
+        given["voxel_size"] = [None if um is None else float(um) for um in given["voxel_size"]]
     except ValueError as error:
         raise click.UsageError(f"--crop-shape and --voxel-size must be numbers: {error}") from error
     version = register_weights(platform.registry, encoder, **given, modules=platform.settings.encoders.modules)

@@ -1,4 +1,4 @@
-"""Say what to do when a disk refuses to write: full, over quota, read-only, or without permission.
+"""Recognise errors of the disk, and say what to do when it is full, over quota, read-only, or without permission.
 
 Only the outermost code, an asset or a command, explains such an error. Below, it must stay an ``OSError``: a full disk
 says nothing about the plate or field that was being processed, while a ``GradcamoError`` there marks it as bad.
@@ -19,6 +19,11 @@ from typing import Any, TypeVar
 from gradcamo_assets.errors import GradcamoError, one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_STORAGE_ERRNOS = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 
 # What libraries without error numbers say (SQLite, DuckDB, Delta Lake, polars), and problem and remedy.
 _KINDS = {
@@ -44,6 +49,11 @@ _KINDS = {
         "Give the user that runs gradcamo the right to read and write it.",
     ),
 }
+
+
+def is_storage_failure(error: Exception) -> bool:
+    """Whether the disk or network share failed, rather than the data on it. Such a field may be readable later."""
+    return isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ def build_field_cells(
     plate: str,
     well: str,
     site: int,
-    voxel_size: tuple[float, float, float],
+    voxel_size: Sequence[float | None],
     well_row: dict[str, object],
     mask_version: str,
     image: np.ndarray | None = None,
@@ -43,7 +45,7 @@ def build_field_cells(
 
     Args:
         masks: masks of the field.
-        voxel_size: (z, y, x) in um.
+        voxel_size: (z, y, x) in um, None where unknown.
         well_row: the well's row of the plate map.
         image: (C, Z, Y, X), for mean intensities; None leaves them NULL.
         label_table: the plate's label table for this field.
@@ -51,6 +53,8 @@ def build_field_cells(
     """
     table = cell_table(masks.cells, masks.nuclei, voxel_size, image=image, confidence=masks.confidence)
     table = table.with_columns(qc_flag=pl.lit(None, pl.String))
+    known = [size for size in voxel_size if size is not None]
+    voxel_volume = pl.lit(math.prod(known) if len(known) == 3 else None, pl.Float64)
     if label_table is not None and true_cells is not None:
         matches = match_labels(masks.cells, true_cells).filter(pl.col("overlap") >= _MIN_OVERLAP)
         treatments = label_table.select(pl.col("label").cast(pl.Int32).alias("true_label"), "kind", *TREATMENT_COLUMNS)
@@ -69,7 +73,7 @@ def build_field_cells(
         pl.lit(well).alias("Metadata_Well"),
         pl.lit(site, pl.Int32).alias("Metadata_Site"),
         Metadata_CellID=pl.format("{}/{}/{}/{}", pl.lit(plate), pl.lit(well), pl.lit(site), "label"),
-        volume_um3=pl.col("volume_voxels") * float(np.prod(voxel_size)),
+        volume_um3=pl.col("volume_voxels") * voxel_volume,
         mask_version=pl.lit(mask_version),
         treatment_class=treatment_class(),
     )

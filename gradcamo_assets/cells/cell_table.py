@@ -31,7 +31,7 @@ _MATCH_SCHEMA = {"label": pl.Int32, "true_label": pl.Int32, "overlap": pl.Float6
 def cell_table(
     cells: np.ndarray,
     nuclei: np.ndarray,
-    voxel_size: Sequence[float] = (1.0, 1.0, 1.0),
+    voxel_size: Sequence[float | None] = (None, None, None),
     *,
     image: np.ndarray | None = None,
     confidence: pl.DataFrame | None = None,
@@ -44,9 +44,12 @@ def cell_table(
     single slice has no border in z. ``shapes`` defines ``sphericity``, ``solidity`` and ``nearest_neighbour_um``; the
     last is NULL for the only cell of a field. ``qc_warning`` reports cells without a nucleus or with several.
 
+    Without the voxel size, ``nearest_neighbour_um`` is NULL for cells that touch no other, and ``sphericity`` is
+    NULL in stacks. A single slice needs only y and x; its pixels count as square if they are unknown.
+
     Args:
         cells, nuclei: integer labels (Z, Y, X), 0 outside.
-        voxel_size: (z, y, x) in um.
+        voxel_size: (z, y, x) in um, None where unknown.
         image: (C, Z, Y, X); None leaves ``mean_intensity`` NULL.
         confidence: ``Masks.confidence``; cells that it lacks get NULL in its columns.
     """
@@ -66,15 +69,22 @@ def cell_table(
     columns["touches_xy_border"] = touches[:, 1] | touches[:, 2]
     columns["touches_z_border"] = touches[:, 0] & (cells.shape[0] > 1)
     is_flat = len(cells) == 1
-    outlines = shapes.measure_outlines(cells, voxel_size)
-    size = volume * float(np.prod(voxel_size[1:] if is_flat else voxel_size))
-    columns["sphericity"] = shapes.sphericity(size, outlines.surface[labels], is_flat)
+    is_known = None not in voxel_size[is_flat:]
+    # Without a size, lengths are in voxels. The z of a single slice is not used.
+    voxel = [size or 1.0 for size in voxel_size] if is_known else [1.0, 1.0, 1.0]
+    outlines = shapes.measure_outlines(cells, voxel)
+    size = volume * float(np.prod(voxel[is_flat:]))
+    sphericity = shapes.sphericity(size, outlines.surface[labels], is_flat)
     columns["solidity"] = shapes.solidity(volume, outlines.corners)
-    gaps = shapes.distance_to_nearest(cells, boxes, labels, ~outlines.touching[labels], voxel_size)
+    touches_cell = outlines.touching[labels]
+    gaps = np.where(touches_cell, 0.0, np.nan)
+    if is_known:
+        gaps = shapes.distance_to_nearest(cells, boxes, labels, ~touches_cell, voxel)
     n_nuclei = pl.col("n_nuclei")
     return (
         pl.DataFrame(columns)
         .with_columns(
+            pl.Series("sphericity", sphericity if is_known or is_flat else [None] * len(labels), pl.Float64),
             pl.Series("nearest_neighbour_um", gaps, nan_to_null=True),
             pl.Series("mean_intensity", intensity, pl.List(pl.Float64)),
         )

@@ -36,7 +36,7 @@ class CropField:
         cell_ids: ``Metadata_CellID`` of each crop.
         channels: stains in order.
         center, scale: (C,) statistics of the plate; standardised = (raw - center) / scale.
-        voxel_size: (z, y, x) in um.
+        voxel_size: (z, y, x) in um, None where unknown.
         version: provenance digest.
     """
 
@@ -47,7 +47,7 @@ class CropField:
     channels: list[str]
     center: np.ndarray
     scale: np.ndarray
-    voxel_size: list[float]
+    voxel_size: list[float | None]
     version: str
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ def write_crops(
     shape: tuple[int, int, int],
     channels: list[str],
     statistics: dict[str, list[float]],
-    voxel_size: list[float],
+    voxel_size: list[float | None],
     provenance: Provenance,
 ) -> None:
     """Write the crops of one field in the order of ``cell_ids``. At most two shards are in memory.

@@ -74,7 +74,7 @@ class BundleConfig:
         classes: treatment class of each logit.
         channels: stains in input order.
         crop_shape: (z, y, x) in voxels.
-        voxel_size: (z, y, x) in um.
+        voxel_size: (z, y, x) in um, None where the training plates did not state it.
         split: wells of each part, ``{"train": ["plate/A01", ...], "val": [...], "test": [...]}``.
         cure: measures against shortcuts in training; None if unknown. Stored bundles use this name.
         objective: training objective: ``treatment``, or ``vicreg`` or ``simclr`` without classes. In the last two cases
@@ -89,22 +89,32 @@ class BundleConfig:
     classes: _Classes
     channels: _Channels
     crop_shape: _Shape
-    voxel_size: Annotated[list[_Micrometres], Field(min_length=3, max_length=3)]
+    voxel_size: Annotated[list[_Micrometres | None], Field(min_length=3, max_length=3)]
     split: dict[str, list[str]] = field(default_factory=dict)
     cure: ShortcutMitigation | None = None
     objective: _Text | None = None
     sha256: str = ""
     format: Literal[1] = 1
 
-    def find_mismatch(self, channels: list[str], voxel_size: list[float]) -> str | None:
-        """Return the reason why a plate with these channels and voxel size (z, y, x; um) does not fit, or None."""
+    def find_mismatch(self, channels: list[str], voxel_size: list[float | None]) -> str | None:
+        """Return the reason why a plate with these channels and voxel size (z, y, x; um) does not fit, or None.
+
+        A size that the encoder does not state fits any. A size that only the plate does not state fits none.
+        """
         missing = [name for name in self.channels if name not in channels]
         if missing:
             return f"the plate lacks channel {', '.join(missing)}; it has {', '.join(channels)}"
         axes = zip("zyx", voxel_size, self.voxel_size, self.crop_shape, strict=True)
         for axis, actual, expected, length in axes:
             # Crops of a single slice have no distance between slices.
-            if length > 1 and abs(actual - expected) > _VOXEL_TOLERANCE * expected:
+            if length == 1 or expected is None:
+                continue
+            if actual is None:
+                return (
+                    f"the plate does not state its voxel size in {axis}, the encoder was trained at {expected:g} um; "
+                    "give voxel_size = [z, y, x] in the .toml file beside the plate"
+                )
+            if abs(actual - expected) > _VOXEL_TOLERANCE * expected:
                 return f"voxels are {actual:g} um in {axis}, the encoder was trained at {expected:g} um"
         return None
 

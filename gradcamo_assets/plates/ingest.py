@@ -38,7 +38,7 @@ from gradcamo_assets.settings import section, setting
 
 _MAX_STATISTICS_SAMPLE = 4_000_000
 """Pixels sampled from each channel of a large plate for its intensity statistics."""
-_CODE_VERSION = "3"
+_CODE_VERSION = "4"
 
 
 @section
@@ -158,7 +158,11 @@ def ingest_plate(
         "intensity_scale": [channel["scale"] for channel in statistics.values()],
         "ingested_at": datetime.now(UTC).replace(tzinfo=None),
     }  # fmt: skip
-    problems = [*plate_source.problems, *_list_problems(plate_map, companions, fields, labels)]
+    problems = [
+        *plate_source.problems,
+        *_describe_unknown_sizes(plate, shape[0]),
+        *_list_problems(plate_map, companions, fields, labels),
+    ]
     return IngestedPlate(
         plate=load_plate(plates, name),
         plate_frame=pl.DataFrame([row]),
@@ -221,6 +225,14 @@ def _ingest_fields(
     texts = {"qc_flag": pl.String, "qc_warning": pl.String}
     frame = pl.DataFrame(rows, schema_overrides=texts, infer_schema_length=None)
     return frame.with_columns(field_warnings(frame, plate.channels)), measurements
+
+
+def _describe_unknown_sizes(plate: Plate, depth: int) -> list[str]:
+    """Name the axes whose voxel size is unknown, with the remedy; a single slice needs no z."""
+    sizes = zip("zyx", plate.voxel_size, strict=True)
+    axes = [axis for axis, size in sizes if size is None and not (axis == "z" and depth == 1)]
+    remedy = f"give voxel_size = [z, y, x] in {plate.name}.toml beside the plate"
+    return [f"the voxel size along {', '.join(axes)} is not known; {remedy}"] if axes else []
 
 
 def _nan_to_none(value: Any) -> Any:

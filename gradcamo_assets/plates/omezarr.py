@@ -6,7 +6,6 @@ results are checked here, because names from a plate become paths.
 
 from __future__ import annotations
 
-import errno
 import math
 import re
 import warnings
@@ -14,28 +13,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mode
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name
+from gradcamo_assets.plates import image_layout
 from gradcamo_assets.plates.counts import as_counts, first_fraction
 from gradcamo_assets.plates.illumination import correct_illumination
 from gradcamo_assets.plates.image_quality import PixelDigest
 from gradcamo_assets.plates.missing_chunks import check_chunks
 from gradcamo_assets.provenance import digest
+from gradcamo_assets.storage_errors import is_storage_failure
 
 _WELL_PATH = re.compile(r"[A-Za-z0-9]+/[A-Za-z0-9]+")
-_MICRONS = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 _MAX_AXIS_LENGTH, _MAX_VOXELS = 2**17, 2**33
 """Limits of a plausible field. A larger claimed shape would exhaust the memory."""
-_STORAGE_ERRNOS = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
-    errno.ENETUNREACH, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
-}  # fmt: skip
 _REPAIR = "Repair it, or export the plate again."
 
 
@@ -59,7 +54,7 @@ class Plate:
     """A plate whose metadata has been read.
 
     Attributes:
-        voxel_size: (z, y, x) in micrometres, 1.0 where the plate gives none.
+        voxel_size: (z, y, x) in micrometres, None where nobody states it; a single slice needs no z.
         bad_fields: fields that cannot be used, and why. An unreadable well counts as one bad field, site 1, with the
             path of the well.
         illumination: the file used to correct pixels as they are read; None leaves pixels as they are.
@@ -72,20 +67,13 @@ class Plate:
     path: Path
     ngff_version: str
     channels: tuple[str, ...]
-    voxel_size: tuple[float, float, float]
+    voxel_size: image_layout.VoxelSize
     fields: tuple[Field, ...]
     bad_fields: dict[Field, str]
     illumination: Path | None = None
     camera_offset: float = 0.0
     image_versions: dict[Field, str] = field(default_factory=dict)
     version: str = ""
-
-
-class _ImageLayout(NamedTuple):
-    """Properties that all fields of a plate must share."""
-
-    channels: tuple[str, ...]
-    voxel_size: tuple[float, float, float]
 
 
 def plate_name_of(path: Path) -> str:
@@ -109,7 +97,7 @@ def open_plate(path: Path) -> Plate:
     import ngio
 
     name = plate_name_of(path)
-    layouts: dict[Field, _ImageLayout] = {}
+    layouts: dict[Field, image_layout.ImageLayout] = {}
     bad: dict[Field, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -126,15 +114,17 @@ def open_plate(path: Path) -> Plate:
                 continue
             for field in fields:
                 try:
-                    layouts[field] = _read_layout(path, field)
+                    image, meta = _open_field(path, field)
+                    with _reading(path, field, "its metadata cannot be read"):
+                        layouts[field] = image_layout.read_layout(path / field.path, image, meta)
                 except PlateError as error:
                     bad[field] = error.problem
     if not layouts:
         first = next((f": {field.path}: {reason}" for field, reason in bad.items()), "")
         raise PlateError(f"none of its {len(bad)} listed fields can be read{first}", _REPAIR, plate=name, path=path)
-    shared = _most_common_layout(list(layouts.values()))
+    shared = image_layout.most_common_layout(list(layouts.values()))
     for field, layout in layouts.items():
-        if (reason := _describe_difference(layout, shared)) is not None:
+        if (reason := image_layout.describe_difference(layout, shared)) is not None:
             bad[field] = reason
     return Plate(
         name=name,
@@ -156,7 +146,7 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
         PlateError: unreadable data, several time points, values that 16 bits cannot hold, or pixels that differ from
             those that were ingested (a damaged file, or a plate that is being replaced).
     """
-    image = _open_field(plate.path, field)
+    image, _ = _open_field(plate.path, field)
     with _reading(plate.path, field, "its pixels cannot be read (damaged or truncated file?)"):
         array = as_counts(_read_pixels(image, ["c", "z", "y", "x"]))
         if plate.image_versions.get(field, version := image_version(array)) != version:
@@ -180,9 +170,9 @@ def check_field(plate: Plate, field: Field) -> str | None:
     Raises:
         PlateError: chunks were lost.
     """
-    image = _open_field(plate.path, field)
-    coarser = [dataset.path for dataset in image.meta.datasets if dataset.path != image.path]
-    channel_axis = image.axes.index("c") if "c" in image.axes else None
+    image, meta = _open_field(plate.path, field)
+    axes, coarser = meta.axes_handler.axes_names, [path for path in meta.paths if path != image.path]
+    channel_axis = axes.index("c") if "c" in axes else None
     with _reading(plate.path, field, "its chunks cannot be checked"):
         return check_chunks(plate.path / field.path, image.path, coarser, channel_axis)
 
@@ -242,11 +232,6 @@ def _reading(root: Path, field: Field, problem: str) -> Iterator[None]:
         raise PlateError(f"{problem}: {_one_line(error)}", _REPAIR, **place) from error
 
 
-def is_storage_failure(error: Exception) -> bool:
-    """Whether the disk or network share failed, rather than the data on it. Such a field may be readable later."""
-    return isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS
-
-
 def _wells(plate: str, paths: Sequence[str]) -> dict[str, str]:
     """Checked well paths by well name, in plate order."""
     wells: dict[str, str] = {}
@@ -275,68 +260,38 @@ def _fields(plate: str, well: str, well_path: str, root: Path) -> list[Field]:
     return [Field(plate, well, site, f"{well_path}/{path}") for site, path in checked]
 
 
-def _open_field(root: Path, field: Field) -> Any:
-    """Open the ngio image of a field at full resolution, after checking its array paths and shapes."""
+def _open_field(root: Path, field: Field) -> tuple[Any, Any]:
+    """Open the ngio image of a field at full resolution, after checking its array paths and shapes.
+
+    Returns:
+        The image and its metadata. ngio parses the metadata again for most properties of the image.
+    """
     import ngio
     import zarr
 
     with _reading(root, field, "its metadata or its array cannot be read"):
         container = ngio.open_ome_zarr_container(str(root / field.path), mode="r", validate_arrays=False)
-        for part in "/".join(map(str, container.level_paths)).split("/"):
+        meta = container.meta
+        for part in "/".join(map(str, meta.paths)).split("/"):
             check_name(part, "array path")
         image = container.get_image()
-        for level in container.level_paths:
-            if (axes := zarr.open_array(root / field.path / level, mode="r").ndim) != len(image.shape):
-                raise PlateError(f"its level {level} has {axes} axes, the image has {len(image.shape)}", _REPAIR)
-        if max(image.shape) > _MAX_AXIS_LENGTH or not 0 < math.prod(image.shape) <= _MAX_VOXELS:
-            raise PlateError(f"its metadata claim an implausible shape, {image.shape}", _REPAIR)
-        if (times := image.dimensions.get("t", default=1)) != 1:
+        shape, axes = image.shape, meta.axes_handler.axes_names
+        for level in meta.paths:
+            if (dimensions := zarr.open_array(root / field.path / level, mode="r").ndim) != len(axes):
+                raise PlateError(f"its level {level} has {dimensions} axes, the image has {len(axes)}", _REPAIR)
+        if max(shape) > _MAX_AXIS_LENGTH or not 0 < math.prod(shape) <= _MAX_VOXELS:
+            raise PlateError(f"its metadata claim an implausible shape, {shape}", _REPAIR)
+        if (times := dict(zip(axes, shape, strict=True)).get("t", 1)) != 1:
             raise PlateError(f"it has {times} time points (axis t)", _REPAIR)
-    return image
-
-
-def _read_layout(root: Path, field: Field) -> _ImageLayout:
-    image = _open_field(root, field)
-    # ngio compares the names of the channels with the array when they are asked for.
-    with _reading(root, field, "its metadata cannot be read"):
-        size = image.pixel_size
-        if (unit := _MICRONS.get(str(size.space_unit))) is None:
-            z, y, x = 1.0, 1.0, 1.0  # The unit "pixel", for example, states no size.
-        else:
-            z, y, x = (round(float(value) * unit, 9) for value in (size.z, size.y, size.x))
-        return _ImageLayout(tuple(image.channel_labels), (z, y, x))
-
-
-def _most_common_layout(layouts: list[_ImageLayout]) -> _ImageLayout:
-    count = mode(len(layout.channels) for layout in layouts)
-    comparable = [layout for layout in layouts if len(layout.channels) == count]
-    names = [layout.channels for layout in comparable]
-    named = [channels for channels in names if channels != _default_channel_names(count)]
-    return _ImageLayout(mode(named or names), mode(layout.voxel_size for layout in comparable))
-
-
-def _describe_difference(layout: _ImageLayout, shared: _ImageLayout) -> str | None:
-    """How a field differs from most fields, or None. Missing channel names do not count as a difference."""
-    count = len(shared.channels)
-    if len(layout.channels) != count:
-        return f"it has {len(layout.channels)} channels, most fields have {count}"
-    if layout.channels not in (shared.channels, _default_channel_names(count)):
-        return f"its channels are {', '.join(layout.channels)}, most have {', '.join(shared.channels)}"
-    if not np.allclose(layout.voxel_size, shared.voxel_size, rtol=1e-3):
-        return f"its voxel size is {layout.voxel_size} um, most fields have {shared.voxel_size}"
-    return None
-
-
-def _default_channel_names(count: int) -> tuple[str, ...]:
-    """The names ngio gives to channels without names."""
-    return tuple(f"channel_{i}" for i in range(count))
+    return image, meta
 
 
 def _read_pixels(image: Any, axes: list[str]) -> NDArray[Any]:
-    for axis, size in zip(image.axes, image.shape, strict=True):
+    stored_axes = image.axes
+    for axis, size in zip(stored_axes, image.shape, strict=True):
         if axis not in axes and size != 1:
             raise PlateError(f"it has {size} planes along axis {axis}, expected 1", _REPAIR)
-    return image.get_as_numpy(axes_order=axes, **{axis: 0 for axis in image.axes if axis not in axes})
+    return image.get_as_numpy(axes_order=axes, **{axis: 0 for axis in stored_axes if axis not in axes})
 
 
 def _one_line(error: Exception) -> str:

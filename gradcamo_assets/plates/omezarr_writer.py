@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gradcamo_assets.names import natural_key
+from gradcamo_assets.plates.image_layout import VoxelSize
 
 _COMPRESSOR = {"name": "blosc", "configuration": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle"}}
 _COLOURS = ("0000FF", "00FF00", "FFFF00", "FF8000", "FF0000", "FFFFFF")
@@ -36,7 +38,7 @@ def create_field(
     path: Path,
     shape: tuple[int, int, int, int],
     channels: Sequence[str],
-    voxel_size: tuple[float, float, float],
+    voxel_size: VoxelSize,
     labels: Sequence[str] = (),
 ) -> None:
     """Create an empty image ``<path>/0``, (C, Z, Y, X) uint16, and empty label images.
@@ -44,12 +46,12 @@ def create_field(
     Each channel is one shard. Its chunks are single slices, or parts of large slices.
 
     Args:
-        voxel_size: (z, y, x) in micrometres.
+        voxel_size: (z, y, x) in micrometres. An axis of unknown size (None) gets the scale 1 and no unit.
     """
     import ngio
     from ngio.ome_zarr_meta.ngio_specs import Channel, ChannelVisualisation
 
-    z, y, x = voxel_size
+    z, y, x = (1.0 if size is None else size for size in voxel_size)
     meta = [
         Channel(label=name, channel_visualisation=ChannelVisualisation(color=_COLOURS[i % len(_COLOURS)], end=2500))
         for i, name in enumerate(channels)
@@ -61,6 +63,21 @@ def create_field(
     )  # fmt: skip
     for name in labels:
         image.derive_label(name, dtype="uint32")
+    # ngio gives all axes of space one unit.
+    if unknown := [axis for axis, size in zip("zyx", voxel_size, strict=True) if size is None]:
+        for folder in (path, *(path / "labels" / name for name in labels)):
+            _remove_units(folder, unknown)
+
+
+def _remove_units(image: Path, axes: Sequence[str]) -> None:
+    import zarr
+
+    attributes = zarr.open_group(image, mode="r+").attrs
+    metadata: Any = attributes["ome"]
+    for axis in metadata["multiscales"][0]["axes"]:
+        if axis["name"] in axes:
+            axis.pop("unit", None)
+    attributes["ome"] = metadata
 
 
 def _chunk_length(length: int) -> int:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.plates.formats import PROJECTION, Export, plane_shape, read_export, read_plane
+from gradcamo_assets.plates.formats.configuration import read_configuration
 from gradcamo_assets.plates.formats.planes import PROBED, spread_out
 from gradcamo_assets.plates.omezarr import Field, Plate, check_field, open_plate, read_field
 from gradcamo_assets.plates.omezarr_writer import create_field, create_plate
@@ -33,7 +34,9 @@ class ZarrSource:
     """An OME-Zarr plate. Its files are copied unchanged, or not at all if it is used by reference."""
 
     def __init__(self, path: Path, by_reference: bool):
-        self.plate = open_plate(path)
+        plate = open_plate(path)
+        # The size is what an OME-Zarr plate may leave out; the other settings are for exports.
+        self.plate = replace(plate, voxel_size=read_configuration(path).voxel_size or plate.voxel_size)
         self.format = f"ome-zarr {self.plate.ngff_version}"
         self.problems: tuple[str, ...] = ()
         self.acquisition: Mapping[str, Any] = {}
@@ -186,7 +189,7 @@ def select_true_stack(export: Export) -> tuple[Export, list[str]]:
     elif has_projections:
         notes.append("only projections, no z-stack: the plate was ingested as two-dimensional")
     flat = flat.with_columns(z=pl.lit(0, pl.Int32))
-    return replace(export, planes=flat, voxel_size=(1.0, *export.voxel_size[1:])), notes
+    return replace(export, planes=flat, voxel_size=(None, *export.voxel_size[1:])), notes
 
 
 def _keep_whole_stacks(export: Export, slices: pl.DataFrame, depth: int, notes: list[str]) -> Export:

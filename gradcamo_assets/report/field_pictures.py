@@ -22,7 +22,7 @@ def segmentation_overlay(
     image: np.ndarray,
     cells: np.ndarray,
     nuclei: np.ndarray | None = None,
-    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    voxel_size: Sequence[float | None] = (None, None, None),
     title: str = "",
 ) -> Figure:
     """Outline cells (white) and nuclei (blue) in the slice and in the xz section with the most cell voxels.
@@ -30,13 +30,16 @@ def segmentation_overlay(
     Args:
         image: (C, Z, Y, X), raw intensities.
         cells, nuclei: (Z, Y, X) labels; 0 is background.
-        voxel_size: (z, y, x) in micrometres.
+        voxel_size: (z, y, x) in micrometres, None where unknown. Without y and x, and z of a stack, axes are in pixels.
     """
     z = int((cells > 0).sum(axis=(1, 2)).argmax())
     y = int((cells > 0).sum(axis=(0, 2)).argmax())
     step = max(1, -(-max(cells.shape[1:]) // _FIELD_PIXELS))
-    dz, dy, dx = voxel_size
-    depth, height, width = np.multiply(cells.shape, voxel_size)
+    is_known = None not in voxel_size[len(cells) == 1 :]
+    dz, dy, dx = [size or 1.0 for size in voxel_size] if is_known else [1.0, 1.0, 1.0]
+    depth, height, width = np.multiply(cells.shape, (dz, dy, dx))
+    unit = "µm" if is_known else "pixels"
+    z_unit = "slices" if voxel_size[0] is None or not is_known else unit
     # Thin stacks are stretched, by at most 4, to be visible.
     stretch = float(np.clip(0.15 * height / depth, 1, 4))
     # One row per screen pixel, so that outlines are as thin in the section as in the slice.
@@ -57,9 +60,9 @@ def segmentation_overlay(
         axes.imshow(picture, extent=(0, width, bottom, 0), aspect=aspect, interpolation="nearest")
     slice_axes.axhline((y + 0.5) * dy, color="#E69F00", linewidth=1, linestyle=":")
     count = np.count_nonzero(np.unique(cells))
-    slice_axes.set(ylabel="y (µm)", title=f"{title}\nslice {z + 1} of {len(cells)}, {count} cells".strip())
+    slice_axes.set(ylabel=f"y ({unit})", title=f"{title}\nslice {z + 1} of {len(cells)}, {count} cells".strip())
     note = "" if stretch == 1 else f", depth stretched {stretch:.2g} times"
-    section_axes.set(xlabel=f"x (µm); xz section along the dotted line{note}", ylabel="z (µm)")
+    section_axes.set(xlabel=f"x ({unit}); xz section along the dotted line{note}", ylabel=f"z ({z_unit})")
     return figure
 
 

@@ -23,11 +23,11 @@ _KINDS = ("cells", "nuclei")
 _CHUNK_VOXELS = 2**20
 
 
-def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provenance: Provenance) -> None:
+def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float | None], provenance: Provenance) -> None:
     """Write both label images and the provenance into the new folder ``folder``.
 
     Args:
-        voxel_size: (z, y, x) in micrometres.
+        voxel_size: (z, y, x) in micrometres. An axis of unknown size (None) gets the scale 1 and no unit.
 
     Raises:
         SegmentationError: the two masks differ in shape or are not three-dimensional.
@@ -38,9 +38,10 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float], provena
     if masks.cells.shape != masks.nuclei.shape or masks.cells.ndim != 3:
         problem = f"masks have shapes {masks.cells.shape} and {masks.nuclei.shape}, expected equal shapes (Z, Y, X)"
         raise SegmentationError(problem, "Give cells and nuclei of one field.", path=folder)
-    scale = {"type": "scale", "scale": [float(step) for step in voxel_size]}
+    scale = {"type": "scale", "scale": [1.0 if step is None else float(step) for step in voxel_size]}
+    units = [{} if step is None else {"unit": "micrometer"} for step in voxel_size]
     multiscale = {
-        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"],
+        "axes": [{"name": axis, "type": "space", **unit} for axis, unit in zip("zyx", units, strict=True)],
         "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
     }
     depth, height, width = masks.cells.shape

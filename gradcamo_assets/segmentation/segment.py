@@ -68,17 +68,18 @@ class Segmenter:
         }
 
     def segment(
-        self, image: np.ndarray, channels: Sequence[str], voxel_size: Sequence[float] = (1.0, 1.0, 1.0)
+        self, image: np.ndarray, channels: Sequence[str], voxel_size: Sequence[float | None] = (None, None, None)
     ) -> Masks:
         """Segment one field.
 
         Args:
             image: (C, Z, Y, X), numbers; Z may be 1.
             channels: names of the C channels.
-            voxel_size: (z, y, x) in micrometres; (1, 1, 1) means unknown.
+            voxel_size: (z, y, x) in micrometres, None where unknown.
 
         Raises:
-            SegmentationError: wrong shape, channels that cannot be identified, or NaN or infinity in the image.
+            SegmentationError: wrong shape, channels that cannot be identified, NaN or infinity in the image, or mode 3d
+                without a known anisotropy.
         """
         config, depth = self.config, image.shape[1] if image.ndim == 4 else 0
         if len(channels) != image.shape[0] or not depth or not image.size:
@@ -88,13 +89,17 @@ class Segmenter:
         if config.mode == "3d" and 1 < depth < _MIN_SLICES_3D:
             problem = f"the mode '3d' needs {_MIN_SLICES_3D} slices or more, the image has {depth}"
             raise SegmentationError(problem, "Set mode to 'stitch' for thin stacks.")
+        if config.mode == "3d" and depth > 1 and config.anisotropy is None and None in voxel_size:
+            problem = "the mode '3d' needs the ratio of z step to pixel size, and the voxel size is unknown"
+            remedy = "Give voxel_size = [z, y, x] in the .toml file beside the plate, or anisotropy in [segmentation]."
+            raise SegmentationError(problem, remedy)
         # Half precision saves memory; the values lie between -0.5 and 3.
         nucleus = intensities.combine_stains([image[nucleus_index]]).astype(np.float16)
         cytoplasm = np.zeros_like(nucleus)
         if stains:
             cytoplasm = intensities.combine_stains([image[index] for index in stains]).astype(np.float16)
         diameter, anisotropy = self._diameter(voxel_size), self._anisotropy(voxel_size)
-        is_known = config.anisotropy is not None or tuple(voxel_size) != (1.0, 1.0, 1.0)
+        is_known = config.anisotropy is not None or (None not in voxel_size and not _is_placeholder(voxel_size))
         in_3d = self._is_3d(depth, is_known, anisotropy / diameter)
         scales = diameter, anisotropy if in_3d else None
         cells, confidence = self._segment_kind("cells", [cytoplasm, nucleus], *scales, config.min_volume)
@@ -113,18 +118,23 @@ class Segmenter:
             return self._is_compact and depth >= _MIN_SLICES_3D and is_known and z_step <= _MAX_Z_STEP
         return self.config.mode == "3d" and depth > 1
 
-    def _anisotropy(self, voxel_size: Sequence[float]) -> float:
+    def _anisotropy(self, voxel_size: Sequence[float | None]) -> float:
         if self.config.anisotropy is not None:
             return self.config.anisotropy
-        anisotropy = float(voxel_size[0]) / max(float(np.mean(voxel_size[-2:])), 1e-9)
+        z, y, x = voxel_size
+        if z is None or y is None or x is None:
+            return 1.0
+        anisotropy = z / max((y + x) / 2, 1e-9)
         return anisotropy if 0.1 <= anisotropy <= 50 else 1.0
 
-    def _diameter(self, voxel_size: Sequence[float]) -> float:
+    def _diameter(self, voxel_size: Sequence[float | None]) -> float:
         if self.config.diameter is not None:
             return self.config.diameter
-        estimate = NOMINAL_WIDTH / max(float(np.mean(voxel_size[-2:])), 1e-9)
-        implausible = tuple(voxel_size) == (1.0, 1.0, 1.0) or not 8 <= estimate <= 200
-        return DIAMETER if implausible or 0.75 <= estimate / DIAMETER <= 4 / 3 else estimate
+        _, y, x = voxel_size
+        if y is None or x is None or _is_placeholder(voxel_size):
+            return DIAMETER
+        estimate = NOMINAL_WIDTH / max((y + x) / 2, 1e-9)
+        return DIAMETER if not 8 <= estimate <= 200 or 0.75 <= estimate / DIAMETER <= 4 / 3 else estimate
 
     def _segment_kind(
         self, kind: str, inputs: list[np.ndarray], diameter: float, anisotropy: float | None, min_voxels: int
@@ -254,3 +264,8 @@ class Segmenter:
     @cached_property
     def _engines(self) -> dict[str, Any]:
         return load_engines(self.config.network, self._weights)
+
+
+def _is_placeholder(voxel_size: Sequence[float | None]) -> bool:
+    """Whether 1 um along every known axis is stated, which files say that do not know their scale."""
+    return set(voxel_size) <= {None, 1.0}

@@ -26,11 +26,13 @@ class SegmenterConfig:
             style (B, 256). Input channels: cytoplasm, nucleus, zeros for cells; nucleus, zeros, zeros for nuclei. Sides
             are 256 or 384.
         mode: ``3d`` predicts flows in planes along three axes and runs the dynamics in 3D (Cellpose's ``do_3D``). It
-            takes about six times as long and breaks fewer cells along z. ``auto`` chooses it for the compact network
-            if the voxel size is known and slices are at most a sixth of a cell's width apart. Single slices are always
+            takes about six times as long and breaks fewer cells along z. It fails if neither the plate nor
+            ``anisotropy`` states the ratio of z step to pixel size. ``auto`` chooses it for the compact network if the
+            voxel size is known and slices are at most a sixth of a cell's width apart. Single slices are always
             segmented in 2D.
-        diameter: the default is 30, the scale of the network, if the voxel size is unknown (1, 1, 1), implies less than
-            8 or more than 200 pixels, or implies 22.5 to 40 pixels.
+        diameter: the default is 30, the scale of the network, if the pixel size is unknown, implies less than 8 or more
+            than 200 pixels, or implies 22.5 to 40 pixels. A voxel size of 1 um along every axis counts as unknown here:
+            it is what files state that do not know their scale.
     """
 
     network: Annotated[str, AfterValidator(check_network_name)] = setting(

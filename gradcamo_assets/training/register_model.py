@@ -18,7 +18,7 @@ def register_weights(
     classes: Sequence[str],
     channels: Sequence[str],
     crop_shape: Sequence[int],
-    voxel_size: Sequence[float],
+    voxel_size: Sequence[float | None],
     layer: str | None = None,
     modules: Collection[str] = (),
 ) -> ModelVersion:
@@ -32,7 +32,7 @@ def register_weights(
         classes: treatment class of each logit.
         channels: stains, in input order.
         crop_shape: (z, y, x) in voxels; a 2D network takes crops of one plane.
-        voxel_size: (z, y, x) in micrometres.
+        voxel_size: (z, y, x) in micrometres, None where unknown.
         layer: dotted name of the layer to explain; by default the layer that the encoder's function returns.
         modules: see ``build_encoder``.
 
@@ -47,6 +47,6 @@ def register_weights(
         classes=list(classes),
         channels=list(channels),
         crop_shape=[int(size) for size in crop_shape],
-        voxel_size=[float(size) for size in voxel_size],
+        voxel_size=[None if size is None else float(size) for size in voxel_size],
     )
     return registry.register(load_network(config, weights, modules), config, tags={"weights": weights.name})

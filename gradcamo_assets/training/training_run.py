@@ -240,8 +240,10 @@ def _embeddings_by_epoch(result: TrainingResult, crops: CropDataset, classes: li
     return table.getvalue()
 
 
-def common_geometry(fields: Sequence[CropField]) -> tuple[list[str], tuple[int, ...], list[float]]:
+def common_geometry(fields: Sequence[CropField]) -> tuple[list[str], tuple[int, ...], list[float | None]]:
     """Return the channels, crop shape (z, y, x) and voxel size (z, y, x) of all fields.
+
+    The voxel size is None along an axis for which any field does not state it.
 
     Raises:
         GradcamoError: if there is no field, or channels or crop shapes differ.
@@ -257,4 +259,5 @@ def common_geometry(fields: Sequence[CropField]) -> tuple[list[str], tuple[int, 
                 "Train on plates of one assay, cut with one crop shape.",
                 path=field.path,
             )
-    return first.channels, tuple(first.images.shape[2:]), first.voxel_size
+    axes = zip(*(field.voxel_size for field in fields), strict=True)
+    return first.channels, tuple(first.images.shape[2:]), [None if None in sizes else sizes[0] for sizes in axes]

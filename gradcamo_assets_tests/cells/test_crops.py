@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gradcamo_assets.cells import CropConfig, cut_crops, open_crops, write_crops
-from gradcamo_assets.cells.cell_rows import number_crops, sample_cells
+from gradcamo_assets.cells.cell_rows import TREATMENT_COLUMNS, build_field_cells, number_crops, sample_cells
 from gradcamo_assets.cells.crop import qc_flag
 from gradcamo_assets.cells.dataset import CropDataset, standardise
 from gradcamo_assets.errors import CropError, GradcamoError
 from gradcamo_assets.provenance import Provenance
+from gradcamo_assets.segmentation import Masks
 
 
 def _table(cells: np.ndarray) -> pl.DataFrame:
@@ -196,3 +197,28 @@ def test_the_sample_is_reproducible() -> None:
     first = sample_cells(cells, 8)
     assert len(first) == 8 and first.equals(sample_cells(cells.sample(50, shuffle=True), 8))
     assert len(sample_cells(cells, 99)) == 50
+
+
+def test_the_volume_of_a_cell_of_unknown_size_is_unknown() -> None:
+    cells = np.zeros((2, 8, 8), np.uint32)
+    cells[:, 2:5, 2:5] = 1
+    well = dict.fromkeys(TREATMENT_COLUMNS)
+
+    def volume(voxel_size: tuple[float | None, ...]) -> float | None:
+        frame = build_field_cells(
+            Masks(cells, cells), plate="P", well="A01", site=1, voxel_size=voxel_size, well_row=well, mask_version="1"
+        )
+        assert frame["volume_voxels"].to_list() == [18] and frame.schema["volume_um3"] == pl.Float64
+        return frame["volume_um3"][0]
+
+    assert volume((2.0, 0.5, 0.5)) == 9.0
+    assert volume((None, 0.5, 0.5)) is None
+
+
+def test_crops_of_unknown_voxel_size_are_read_back(tmp_path: Path) -> None:
+    write_crops(
+        tmp_path / "crops.zarr", iter([]), cell_ids=[], shape=(1, 8, 8), channels=["DNA"],
+        statistics={"center": [0.0], "scale": [1.0]}, voxel_size=[None, 0.5, 0.5], provenance=Provenance("", {}, ""),
+    )  # fmt: skip
+    field = open_crops(tmp_path / "crops.zarr")
+    assert field.voxel_size == [None, 0.5, 0.5]

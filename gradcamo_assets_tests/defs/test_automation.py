@@ -76,6 +76,11 @@ def test_a_plate_the_champion_does_not_fit_is_recorded_as_unscored(scored_bench:
     reasons = lake.read("unscored")["reason"].unique().to_list()
     assert len(reasons) == 1
     assert "3 um in y" in reasons[0]
+    lake.write("plates", lake.read("plates").with_columns(voxel_y_um=None), plate="tiny")
+    assert ("rescore", plate_site_key("tiny", 1)) not in requested(tick(bench, champion_model_sensor))
+    reasons = lake.read("unscored")["reason"].unique().to_list()
+    assert len(reasons) == 1
+    assert "the plate does not state its voxel size in y" in reasons[0]
 
 
 def test_an_unreachable_registry_is_an_error_of_the_tick(scored_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

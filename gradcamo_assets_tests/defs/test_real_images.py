@@ -20,7 +20,7 @@ from gradcamo_assets_tests.defs.conftest import Bench
 from gradcamo_assets_tests.plates.test_omezarr import foreign_plate
 
 
-def champion_for(bench: Bench, channels: list[str], shape: list[int], voxel_size: list[float]) -> None:
+def champion_for(bench: Bench, channels: list[str], shape: list[int], voxel_size: list[float | None]) -> None:
     """An encoder with random weights and noise for statistics, registered and promoted."""
     import torch
 
@@ -71,12 +71,14 @@ def test_a_real_stack_by_a_foreign_writer_in_ngff_0_4(bench: Bench, shared_data:
 
 def test_a_real_stack_by_a_foreign_writer(bench: Bench, shared_data: Path) -> None:
     real_stack(bench, shared_data, "0.5")
-    champion_for(bench, ["nuclei", "cytoplasm"], [32, 48, 48], [1.0, 1.0, 1.0])
+    champion_for(bench, ["nuclei", "cytoplasm"], [32, 48, 48], [None, None, None])
     scores = lead_through(bench, "plantseg", "[crops]\nshape = [32, 48, 48]\nkeep_border = true\n")
     assert 4 <= len(scores) <= 14  # seven cells were labelled by the data's authors, by a method of their own
     assert scores["Metadata_Well"].unique().to_list() == ["B03"]
     assert scores["split"].unique().to_list() == ["unseen"]
     assert (scores["gradcamo"].is_not_null() | scores["null_reason"].is_not_null()).all()
+    cells = bench.platform.lake.read("cells")
+    assert cells["volume_um3"].null_count() == len(cells) == cells["volume_voxels"].count(), "no unit is stated"
 
 
 def test_two_real_cell_painting_fields_as_a_2d_plate(bench: Bench, shared_data: Path) -> None:

@@ -391,3 +391,20 @@ def test_the_mismatch_of_a_plate_is_explained() -> None:
     assert "0.2 um in y" in str(config.find_mismatch(["DNA", "ER"], [1.0, 0.2, 0.2]))
     flat = _config(crop_shape=[1, 32, 32])
     assert flat.find_mismatch(["DNA", "ER"], [7.0, 0.5, 0.5]) is None
+
+
+def test_an_unknown_voxel_size_fits_only_an_encoder_that_states_none(bundle: Path) -> None:
+    stains, unknown = ["DNA", "ER"], [None, None, None]
+    reason = str(_config().find_mismatch(stains, [1.0, None, None]))
+    assert "does not state its voxel size in y, the encoder was trained at 0.5 um" in reason
+    assert "voxel_size = [z, y, x] in the .toml file" in reason
+    flat = _config(crop_shape=[1, 32, 32])
+    assert flat.find_mismatch(stains, [None, 0.5, 0.5]) is None, "a single slice needs no z"
+    without = _config(voxel_size=[None, 0.5, 0.5])
+    assert without.find_mismatch(stains, [None, 0.5, 0.5]) is None
+    assert "in y" in str(without.find_mismatch(stains, unknown))
+    assert _config(voxel_size=unknown).find_mismatch(stains, unknown) is None
+    assert _config(voxel_size=unknown).find_mismatch(stains, [1.0, 0.5, 0.5]) is None
+    config = bundle / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "voxel_size": unknown}))
+    assert load_bundle(bundle)[1].voxel_size == unknown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from gradcamo_assets.plates import IngestConfig, ingest_plate, load_plate, open_
 from gradcamo_assets.plates.formats import PROJECTION, read_export
 from gradcamo_assets.plates.omezarr_writer import create_field
 from gradcamo_assets.plates.sources import select_true_stack
+from gradcamo_assets.tables import lake_table
+from gradcamo_assets.tables.conform import conform
 from gradcamo_assets_tests.plates.formats.exports import (
     Pixels,
     some_pixels,
@@ -258,6 +261,42 @@ def test_a_storage_failure_does_not_mark_a_bad_field(tmp_path: Path, monkeypatch
             ingest_plate(source, tmp_path / "plates")
     assert read_plate_record(tmp_path / "plates", "p") is None
     assert len(ingest_plate(source, tmp_path / "plates").plate.fields) == 4
+
+
+def test_a_real_plate_of_unknown_voxel_size(tmp_path: Path, shared: Callable[[str], Path]) -> None:
+    """One field of PNG files, which state no size of a pixel; single planes need no z."""
+    source = tmp_path / "inbox" / "SQ00015198"
+    source.mkdir(parents=True)
+    for file in (shared("lincs_a549") / "images" / "SQ00015198").glob("r01c01f01*-ch[12]*.png"):
+        (source / file.name).write_bytes(file.read_bytes())
+    done = ingest_plate(source, tmp_path / "plates")
+    assert done.plate.voxel_size == (None, None, None)
+    row = conform(lake_table("plates"), done.plate_frame).row(0, named=True)
+    assert [row[f"voxel_{axis}_um"] for axis in "zyx"] == [None] * 3
+    problem = "the voxel size along y, x is not known; give voxel_size = [z, y, x] in SQ00015198.toml beside the plate"
+    assert problem in done.problems
+    written = open_plate(done.plate.path)
+    assert written.voxel_size == (None, None, None)
+    image = json.loads((done.plate.path / written.fields[0].path / "zarr.json").read_text())["attributes"]["ome"]
+    (multiscale,) = image["multiscales"]
+    assert not any("unit" in axis for axis in multiscale["axes"])
+    assert multiscale["datasets"][0]["coordinateTransformations"] == [{"type": "scale", "scale": [1.0] * 4}]
+
+
+def test_a_field_states_the_sizes_that_are_known(tmp_path: Path) -> None:
+    """A plate made two-dimensional has no z step; ngio would write micrometres for every axis."""
+    pixels = some_pixels(shape=(2, 3, 16, 16))
+    for stack in pixels.values():
+        stack[:, :] = stack[:, :1]
+    export = read_export(write_metaxpress(tmp_path / "p", pixels, z_step=2.0, pixel=0.5))
+    assert export.voxel_size == (2.0, 0.5, 0.5)
+    assert select_true_stack(export)[0].voxel_size == (None, 0.5, 0.5)
+    create_field(tmp_path / "f", (1, 1, 8, 8), ["DNA"], (None, 0.5, 0.5), labels=("cells",))
+    for folder in (tmp_path / "f", tmp_path / "f" / "labels" / "cells"):
+        image = json.loads((folder / "zarr.json").read_text())["attributes"]["ome"]
+        units = {axis["name"]: axis.get("unit") for axis in image["multiscales"][0]["axes"] if axis["name"] != "c"}
+        assert units == {"z": None, "y": "micrometer", "x": "micrometer"}
+    assert Image.from_zarr(zarr.open_group(tmp_path / "f", mode="r"))
 
 
 @pytest.mark.parametrize("size", [1, 1080, 1280, 1281, 1301, 2160, 2161, 2557])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,8 @@ import pytest
 
 from gradcamo_assets.errors import PlateError, PlateMapError
 from gradcamo_assets.plates import (
+    IngestConfig,
+    field_version,
     ingest,
     ingest_plate,
     list_known_plates,
@@ -28,6 +31,22 @@ from gradcamo_assets_tests.plates.test_omezarr import foreign_plate
 
 def _chunk(field: Path) -> Path:
     return next(path for path in sorted((field / "0" / "c").rglob("*")) if path.is_file())
+
+
+@pytest.mark.parametrize("ome_zarr", ["copy", "reference"])
+def test_an_ome_zarr_plate_can_be_given_its_voxel_size(tmp_path: Path, ome_zarr: Literal["copy", "reference"]) -> None:
+    source, plates = tmp_path / "inbox" / "P.zarr", tmp_path / "plates"
+    foreign_plate(source, {"B/3/0": np.arange(512, dtype=np.uint16).reshape(2, 16, 16)}, "zyx")
+    config = IngestConfig(ome_zarr=ome_zarr)
+    done = ingest_plate(source, plates, config)
+    assert done.plate.voxel_size == (None, None, None)
+    problem = "the voxel size along z, y, x is not known; give voxel_size = [z, y, x] in P.toml beside the plate"
+    assert problem in done.problems
+    before = field_version(done.plate, done.plate.fields[0])
+    (tmp_path / "inbox" / "P.toml").write_text("voxel_size = [2, 0.5, 0.5]")
+    done = ingest_plate(source, plates, config)
+    assert done.plate.voxel_size == (2.0, 0.5, 0.5) and problem not in done.problems
+    assert field_version(done.plate, done.plate.fields[0]) != before, "masks depend on it"
 
 
 def test_a_good_plate_is_copied_and_recorded(tiny: Path, tmp_path: Path) -> None:

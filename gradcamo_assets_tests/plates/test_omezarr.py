@@ -25,7 +25,12 @@ def foreign_plate(
     scale: dict[str, float] | None = None, label: np.ndarray | None = None, label_axes: str = "zyx",
     storage_options: dict | None = None,
 ) -> Path:  # fmt: skip
-    """Write a plate with the ome-zarr package; ``images`` by path of the field, such as ``B/3/0``."""
+    """Write a plate with the ome-zarr package; ``images`` by path of the field, such as ``B/3/0``.
+
+    Args:
+        scale: in micrometres; without it no axis has a unit.
+    """
+    units = None if scale is None else {axis: "micrometer" for axis in axes if axis in "zyx"}
     fmt = FORMATS[version]
     root = zarr.open_group(str(path), mode="w", zarr_format=fmt.zarr_format)
     wells: dict[str, list[str]] = {}
@@ -38,7 +43,10 @@ def foreign_plate(
         write_well_metadata(root.require_group(well), paths, fmt=fmt)
     for field, array in images.items():
         group = root.require_group(field)
-        write_image(array, group, axes=axes, fmt=fmt, scale_factors=(2,), scale=scale, storage_options=storage_options)
+        write_image(
+            array, group, axes=axes, fmt=fmt, scale_factors=(2,), scale=scale, axes_units=units,
+            storage_options=storage_options,
+        )  # fmt: skip
         if channels:
             window = {"start": 0, "end": 9, "min": 0, "max": 9}
             omero = {"channels": [{"label": name, "color": "FFFFFF", "window": window} for name in channels]}
@@ -63,7 +71,7 @@ def test_any_axes_become_czyx(tmp_path: Path, version: str, axes: str) -> None:
     shape = tuple(sizes[axis] for axis in axes)
     array = np.random.default_rng(0).integers(0, 4000, shape).astype(np.uint16)
     plate = open_plate(foreign_plate(tmp_path / "P.ome.zarr", {"B/3/0": array}, axes, version))
-    assert (plate.name, plate.ngff_version, plate.voxel_size) == ("P", version, (1.0, 1.0, 1.0))
+    assert (plate.name, plate.ngff_version, plate.voxel_size) == ("P", version, (None, None, None))
     expected = array.reshape([sizes[axis] if axis in axes else 1 for axis in "czyx"])
     read = read_field(plate, plate.fields[0])
     np.testing.assert_array_equal(read, expected)
@@ -97,14 +105,25 @@ def test_sites_voxels_and_labels_of_a_foreign_plate(tmp_path: Path, version: str
     assert read_label(plate, plate.fields[0], "nuclei") is None
 
 
-@pytest.mark.parametrize(("unit", "voxel_size"), [("nanometer", (0.001, 0.0005, 0.0005)), ("pixel", (1.0, 1.0, 1.0))])
-def test_a_unit_that_is_no_length_states_no_voxel_size(
-    tiny: Path, unit: str, voxel_size: tuple[float, float, float]
+@pytest.mark.parametrize(
+    ("units", "voxel_size"),
+    [
+        ({"z": "nanometer", "y": "nanometer", "x": "nanometer"}, (0.001, 0.0005, 0.0005)),
+        ({"z": "pixel", "y": "pixel", "x": "pixel"}, (None, None, None)),
+        ({}, (None, None, None)),
+        ({"y": "micrometer", "x": "micrometer"}, (None, 0.5, 0.5)),
+        ({"z": "second", "y": "micrometer", "x": "micrometer"}, (None, 0.5, 0.5)),
+    ],
+)
+def test_an_axis_without_a_unit_of_length_states_no_size(
+    tiny: Path, units: dict[str, str], voxel_size: tuple[float | None, ...]
 ) -> None:
+    """The scales are 1, 0.5 and 0.5. ngio calls a missing unit micrometre."""
+
     def change(ome: dict) -> None:
         for axis in ome["multiscales"][0]["axes"]:
-            if axis["type"] == "space":
-                axis["unit"] = unit
+            axis.pop("unit", None)
+            axis |= {"unit": units[axis["name"]]} if axis["name"] in units else {}
 
     for field in tiny.glob("*/*/*/zarr.json"):
         _metadata(field, change)
@@ -239,6 +258,7 @@ def test_plates_of_the_ome_zarr_examples(shared: Callable[[str], Path]) -> None:
     plate = open_plate(root / "ome-zarr-examples/data/valid/plate-01.zarr")
     assert [f.well for f in plate.fields] == ["A01", "A02", "B01", "B02"] and plate.ngff_version == "0.4"
     assert read_field(plate, plate.fields[0]).shape == (1, 1, 1000, 1000)
+    assert plate.voxel_size == (None, 1.0, 1.0), "it has no z"
 
 
 @pytest.mark.parametrize(
@@ -263,6 +283,7 @@ def test_a_real_stack_by_a_foreign_writer(tmp_path: Path, shared: Callable[[str]
             foreign_plate(tmp_path / f"P{version}.zarr", {"C/4/0": stack}, "czyx", version, ["DNA", "AGP"])
         )
         assert plate.channels == ("DNA", "AGP")
+        assert plate.voxel_size == (None, None, None)
         np.testing.assert_array_equal(read_field(plate, plate.fields[0]), stack)
 
 
@@ -340,6 +361,29 @@ def test_a_broken_plate_keeps_its_good_fields_and_names_the_others(shared: Calla
     reasons = {field.path: reason for field, reason in plate.bad_fields.items()}
     assert set(reasons) == {"A/1/0", "A/2", "B/1/0", "B/2/0", "B/3/1", "C/1/1", "C/2/0", "C/3"}
     assert all(reasons.values())
+    assert plate.voxel_size == (None, None, None), "its axes have the scale 1 and no unit"
+
+
+def test_a_plate_of_an_archive_states_no_z_step(shared: Callable[[str], Path], tmp_path: Path) -> None:
+    """Metadata only; the arrays are made up. Its y and x are in micrometres, its z has the scale 1 and no unit."""
+    plate = plate_around(shared("ngff_foreign") / "yaozarrs/tests/data/v04/2551.zarr/A/2/2", tmp_path / "p.zarr")
+    image = plate / "A" / "1" / "0"
+    (image / ".zgroup").write_text('{"zarr_format": 2}')
+    for dataset in json.loads((image / ".zattrs").read_text())["multiscales"][0]["datasets"]:
+        zarr.create_array(image / dataset["path"], shape=(2, 1, 8, 8), dtype="uint16", zarr_format=2, overwrite=True)
+    assert open_plate(plate).voxel_size == (None, pytest.approx(0.1077, abs=1e-4), pytest.approx(0.1077, abs=1e-4))
+
+
+def test_fields_of_known_and_unknown_size_are_not_mixed(tiny: Path) -> None:
+    def change(ome: dict) -> None:
+        for axis in ome["multiscales"][0]["axes"]:
+            axis.pop("unit", None)
+
+    _metadata(tiny / "A/01/0/zarr.json", change)
+    plate = open_plate(tiny)
+    assert plate.voxel_size == (1.0, 0.5, 0.5)
+    (reason,) = plate.bad_fields.values()
+    assert reason == "its voxel size is (unknown, unknown, unknown) um, most fields have (1, 0.5, 0.5) um"
 
 
 @pytest.mark.parametrize("shape", [[2**18, 8], [2**17, 2**17, 2]])

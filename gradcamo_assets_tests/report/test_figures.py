@@ -36,6 +36,24 @@ def test_heat_maps_keep_their_colours_beside_noisy_crops(drawn):
     assert reddish.sum() > 300
 
 
+@pytest.mark.parametrize(
+    ("depth", "voxel_size", "labels"),
+    [
+        (6, (2.0, 0.5, 0.5), ("y (µm)", "z (µm)", 20.0)),
+        (6, (None, 0.5, 0.5), ("y (pixels)", "z (slices)", 40.0)),
+        (6, (None, None, None), ("y (pixels)", "z (slices)", 40.0)),
+        (1, (None, 0.5, 0.5), ("y (µm)", "z (slices)", 20.0)),
+    ],
+)
+def test_axes_are_in_pixels_where_the_voxel_size_is_unknown(depth, voxel_size, labels):
+    cells = np.zeros((depth, 40, 30), np.uint32)
+    cells[:, 10:20, 10:20] = 1
+    figure = figures.segmentation_overlay(np.ones((1, *cells.shape)), cells, voxel_size=voxel_size)
+    upper, lower = figure.axes
+    assert (upper.get_ylabel(), lower.get_ylabel(), max(upper.get_ylim())) == labels
+    assert lower.get_xlabel().startswith(labels[0].replace("y", "x", 1))
+
+
 @pytest.mark.parametrize("width", [333, 640, 1001])
 def test_widths_are_exact(drawn, width):
     with Image.open(io.BytesIO(figures.to_png(drawn["curves"], width))) as picture:

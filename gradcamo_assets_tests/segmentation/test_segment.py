@@ -168,7 +168,9 @@ def test_mode_3d_rejects_few_slices_and_segments_one_slice_in_2d(segmenter):
     np.testing.assert_array_equal(
         segmenter_3d.segment(one_cell(1), ["DNA", "ER"]).cells, segmenter.segment(one_cell(1), ["DNA", "ER"]).cells
     )
-    empty = segmenter_3d.segment(np.full((2, 6, 40, 40), 7, np.uint16), ["DNA", "ER"])
+    with pytest.raises(SegmentationError, match=r"voxel size is unknown.*voxel_size = \[z, y, x\] in the .toml file"):
+        segmenter_3d.segment(one_cell(6), ["DNA", "ER"], (None, 0.5, 0.5))
+    empty = segmenter_3d.segment(np.full((2, 6, 40, 40), 7, np.uint16), ["DNA", "ER"], (1.0, 0.5, 0.5))
     assert not empty.cells.any()
     assert len(empty.confidence) == 0
 
@@ -287,6 +289,24 @@ def test_the_version_names_weights_and_parameters():
 def test_the_scale_follows_the_voxel_size(segmenter, voxel, diameter):
     assert segmenter._diameter((1.0, voxel, voxel)) == pytest.approx(diameter)
     assert Segmenter(SegmenterConfig(diameter=44))._diameter((1.0, voxel, voxel)) == 44
+
+
+@pytest.mark.parametrize(
+    ("voxel", "diameter"),
+    [((None, None, None), 30), ((2.0, None, None), 30), ((None, 1.0, 1.0), 30), ((1.0, 1.0, 1.0), 30),
+     ((None, 0.1, 0.1), 150), ((2.0, 1.0, 1.0), 15)],
+)  # fmt: skip
+def test_an_unknown_pixel_size_leaves_the_scale_of_the_network(segmenter, voxel, diameter):
+    """A single slice needs no z; 1 um along every axis is what files state that do not know their scale."""
+    assert segmenter._diameter(voxel) == pytest.approx(diameter)
+
+
+def test_an_unknown_z_step_is_no_reason_for_3d(segmenter, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Segmenter, "_is_3d", lambda self, depth, is_known, z_step: asked.append(is_known))
+    for voxel in ((None, 0.5, 0.5), (None, None, None), (1.0, 0.5, 0.5)):
+        segmenter.segment(np.zeros((2, 5, 40, 40), np.uint16), ["DNA", "ER"], voxel)
+    assert asked == [False, False, True]
 
 
 def test_real_fields_of_a_screen(segmenter):

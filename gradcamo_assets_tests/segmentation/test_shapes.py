@@ -126,3 +126,23 @@ def test_the_nearest_neighbour_among_many_cells_of_all_sizes_agrees_with_all_pai
     for label, gap in table.select("label", "nearest_neighbour_um").rows():
         nearest = distances[labels == label][:, labels != label].min()
         assert gap == pytest.approx(0.0 if nearest <= 0.5 else nearest)
+
+
+def test_without_a_voxel_size_only_what_needs_it_is_unknown():
+    """Two touching cells and one apart, 2 slices thick; in a single slice pixels are square."""
+    cells = np.zeros((4, 20, 20), np.uint32)
+    cells[1:3, 2:6, 2:6], cells[1:3, 2:6, 6:10], cells[1:3, 14:18, 14:18] = 1, 2, 3
+    nuclei = np.zeros_like(cells)
+    known, unknown = cell_table(cells, nuclei, (2.0, 0.5, 0.5)), cell_table(cells, nuclei, (None, 0.5, 0.5))
+    needs_size = ["sphericity", "nearest_neighbour_um"]
+    assert unknown.drop(needs_size).equals(known.drop(needs_size))
+    assert unknown["nearest_neighbour_um"].to_list() == [0.0, 0.0, None]
+    assert unknown["sphericity"].to_list() == [None] * 3
+    # From (5, 9) to (14, 14) in pixels of 0.5 um.
+    assert known["nearest_neighbour_um"][2] == pytest.approx(0.5 * np.hypot(9, 5))
+
+    flat = cells[1:2]
+    rows = [cell_table(flat, nuclei[1:2], size) for size in ((None, 0.5, 0.5), (7.0, 0.5, 0.5), (None, None, None))]
+    assert rows[0].equals(rows[1])
+    assert rows[2]["sphericity"].to_list() == pytest.approx(rows[0]["sphericity"].to_list())
+    assert rows[2]["nearest_neighbour_um"].to_list() == [0.0, 0.0, None]

@@ -43,6 +43,16 @@ def test_confidence_is_stored_with_the_labels_and_read_back(tmp_path):
     }  # fmt: skip
 
 
+def test_masks_of_unknown_voxel_size_state_no_unit(tmp_path):
+    """NGFF: "If scaling information is not available [...] defaulting to 1.0"."""
+    write_masks(tmp_path / "1", some_masks(), (None, 0.5, 0.25), PROVENANCE)
+    for kind in ("cells", "nuclei"):
+        image = json.loads((tmp_path / "1" / "labels" / kind / "zarr.json").read_text())["attributes"]["ome"]
+        (multiscale,) = image["multiscales"]
+        assert [axis.get("unit") for axis in multiscale["axes"]] == [None, "micrometer", "micrometer"]
+        assert multiscale["datasets"][0]["coordinateTransformations"] == [{"type": "scale", "scale": [1.0, 0.5, 0.25]}]
+
+
 @pytest.mark.parametrize("image_label", [None, {}, {"colors": [{"label-value": 1, "rgba": [0, 0, 0, 0]}]}])
 def test_masks_without_confidence_are_read_with_an_empty_frame(tmp_path, image_label):
     write_masks(tmp_path / "1", some_masks(), SIZE, PROVENANCE)

@@ -22,6 +22,7 @@ from gradcamo_assets.networks.bundle import BundleConfig, load_bundle, save_bund
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.training.evaluation import compute_metrics, evaluate_cells
 from gradcamo_assets.training.training import TrainingConfig, TrainingResult, train_encoder
+from gradcamo_assets.training.training_run import common_geometry
 
 CONFIG = TrainingConfig(epochs=4, batch_size=8, rotate=0.5, shift_z=0.5, noise=0.1)
 
@@ -274,3 +275,10 @@ def test_early_stopping_needs_validation_crops(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(GradcamoError, match="GPU"):
             train_encoder(train, empty, ["a", "b"], TrainingConfig(precision="float16"), work=tmp_path)
+
+
+def test_an_encoder_states_the_voxel_size_that_all_its_plates_state(tmp_path: Path) -> None:
+    stated = open_crops(_crops(tmp_path))
+    partly = replace(stated, voxel_size=[None, 0.5, 0.5])
+    assert common_geometry([stated, stated])[2] == [1.0, 0.5, 0.5]
+    assert common_geometry([stated, partly])[2] == common_geometry([partly, stated])[2] == [None, 0.5, 0.5]

@@ -128,6 +128,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     lake.write_stage(
         "cell_versions", frames, version=version, made_from=made_from, n=len(table), plate=plate_name, site=site
     )
+    volume = table["volume_um3"].median()
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version),
         metadata={
@@ -135,7 +136,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "fields": len(frames),
             "fields_without_cells": counts.count(0),
             "cells_touching_border": int(table["touches_xy_border"].sum()),
-            "median_volume_um3": as_number(table["volume_um3"].median()),
+            **({} if volume is None else {"median_volume_um3": as_number(volume)}),
             "cells_with_warning": len(table) - table["qc_warning"].null_count(),
             "fields_unusable": len(unusable),
             **settings_metadata(segmentation_qc=qc, plates=settings.plates),

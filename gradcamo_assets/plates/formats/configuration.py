@@ -20,7 +20,7 @@ class Configuration(BaseModel):
 
     Attributes:
         pattern: regular expression for the path of a file below the folder, with '/' separators.
-        voxel_size: (z, y, x) in micrometres; replaces that of the export.
+        voxel_size: (z, y, x) in micrometres; replaces that of the export or OME-Zarr plate.
         channels: new names by the export's channel names; the order of channels stays.
         format: the reader to use.
         wells: number of wells of the plate, for exports that number wells consecutively (ScanR).

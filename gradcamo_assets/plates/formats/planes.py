@@ -20,6 +20,7 @@ from gradcamo_assets.plates.formats.configuration import read_configuration
 from gradcamo_assets.plates.formats.files import existing_files
 from gradcamo_assets.plates.formats.shared_files import find_shared_files
 from gradcamo_assets.plates.formats.sites import number_sites
+from gradcamo_assets.plates.image_layout import VoxelSize
 from gradcamo_assets.plates.omezarr import plate_name_of
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Export:
         path: the plate folder; ``file`` in ``planes`` is relative to it and lies inside it.
         format: format name for users, for example ``MetaXpress``.
         channels: channel names in order. Channels without any file are left out and listed in ``problems``.
-        voxel_size: (z, y, x) in micrometres, 1.0 where the export gives none.
+        voxel_size: (z, y, x) in micrometres, None where nobody states it.
         planes: columns as in ``PLANE_SCHEMA``, sorted by well, site, channel and z, which together are unique. ``site``
             counts from 1; ``channel`` is an index into ``channels``; ``z`` counts from 0 or is ``PROJECTION``; ``page``
             counts from 0.
@@ -61,7 +62,7 @@ class Export:
     path: Path
     format: str
     channels: tuple[str, ...]
-    voxel_size: tuple[float, float, float]
+    voxel_size: VoxelSize
     planes: pl.DataFrame
     incomplete: Mapping[tuple[str, int], str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
@@ -165,20 +166,14 @@ def build_export(
     rows = rows.filter(pl.col("channel").is_in(used)).with_columns(renumbered)
     shared, shared_notes = find_shared_files(planes, names)
     notes += shared_notes
-    is_flat = planes["z"].n_unique() == 1
-    sizes = zip("zyx", voxel_size, strict=True)
-    unknown_axes = [axis for axis, size in sizes if size is None and not (axis == "z" and is_flat)]
-    if unknown_axes and configuration.voxel_size is None:
-        problem = f"the voxel size along {', '.join(unknown_axes)} is not known and assumed to be 1 um"
-        notes.append(f"{problem}; give voxel_size = [z, y, x] in {name}.toml beside the plate")
-    z, y, x = configuration.voxel_size or (size or 1.0 for size in voxel_size)
+    z, y, x = configuration.voxel_size or voxel_size
     clean_acquisition = {key: _clean_metadata(value) for key, value in acquisition.items()}
     return Export(
         name=name,
         path=folder,
         format=format,
         channels=names,
-        voxel_size=(float(z), float(y), float(x)),
+        voxel_size=(z, y, x),
         planes=planes,
         incomplete=shared | _describe_incomplete_fields(rows, planes, names, promised, source),
         problems=tuple(notes),

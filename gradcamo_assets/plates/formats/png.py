@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError, one_line
-from gradcamo_assets.plates.omezarr import is_storage_failure
+from gradcamo_assets.storage_errors import is_storage_failure
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gradcamo_assets.errors import GradcamoError, PlateError, one_line
 from gradcamo_assets.plates.counts import as_counts
 from gradcamo_assets.plates.formats.png import is_png, png_shape, read_png
-from gradcamo_assets.plates.omezarr import is_storage_failure
+from gradcamo_assets.storage_errors import is_storage_failure
 
 if TYPE_CHECKING:
     import tifffile

@@ -69,7 +69,11 @@ def read_scanr(folder: Path) -> Export:
         configuration = f"{plate_name_of(folder)}.toml"
         problems.append(f"the plate is assumed to have {size} wells; if it has not, give wells in {configuration}")
     parse, model = scanr.parse_scanr_metadata, scanr.ScanRAcquisitionModel
-    return _read(folder, "ScanR", SCANR, parse, model, None, problems, layout=f"{size}-well")
+    # The parser reports 1 where no size is stated, and ignores the unit.
+    pixels = next(_iter_attributes(folder / SCANR, "Pixels"), {})
+    sizes = [f"PhysicalSize{axis}" for axis in "YX"]
+    pixel_size = [to_micrometres(pixels.get(size), pixels.get(f"{size}Unit", "µm")) for size in sizes]
+    return _read(folder, "ScanR", SCANR, parse, model, None, problems, pixel_size=pixel_size, layout=f"{size}-well")
 
 
 def read_hcs_ai(folder: Path) -> Export:
@@ -99,13 +103,15 @@ def _iter_attributes(path: Path, tag: str) -> Iterator[dict[str, str]]:
 
 def _read(
     folder: Path, format: str, source: str, parse: Callable[..., Any], model: Any, names: dict[int, str] | None,
-    problems: Sequence[str] = (), metadata: Path | None = None, **options: Any,
+    problems: Sequence[str] = (), metadata: Path | None = None, pixel_size: Sequence[float | None] | None = None,
+    **options: Any,
 ) -> Export:  # fmt: skip
     """Run a parser of fractal-uzh-converters and check its result.
 
     Args:
         names: channel names by channel number, if the parser does not know them.
         metadata: a folder with a copy of the metadata, if the parser shall not see the plate's own.
+        pixel_size: (y, x) in micrometres, if the parser does not know it.
         options: passed to the acquisition model.
     """
     from ome_zarr_converters_tools.models import ConverterOptions, NoTiling
@@ -138,7 +144,7 @@ def _read(
             rows.append((image.collection.well, site, channel_indices[position["c"]], z, file.removeprefix(f"{root}/")))
     # The parsers report a z step of 1 for single planes.
     stacks = [image for image in images if len({_get_position(region)["z"] for region in image.regions}) > 1]
-    pixel_size = to_micrometres(images[0].pixelsize)
+    pixel_size = pixel_size or [to_micrometres(images[0].pixelsize)] * 2
     z_step = to_micrometres(round(median([image.z_spacing for image in stacks] or [0]), 6))
     return build_export(
         folder,
@@ -147,7 +153,7 @@ def _read(
         format=format,
         source=source,
         problems=problems,
-        voxel_size=(z_step, pixel_size, pixel_size),
+        voxel_size=(z_step, *pixel_size),
     )
 
 

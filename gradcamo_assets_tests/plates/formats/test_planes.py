@@ -111,10 +111,20 @@ def test_a_scanr_plate_of_384_wells(tmp_path: Path) -> None:
     assert set(read_export(folder).planes["well"]) == {"C02"}
 
 
-def test_an_unknown_voxel_size_is_reported(tmp_path: Path) -> None:
-    export = read_export(exports.write_loaddata(tmp_path / "p1", STACK))
-    assert export.voxel_size == (1.0, 1.0, 1.0)
-    assert "voxel size along z, y, x is not known" in export.problems[0] and "p1.toml" in export.problems[0]
+@pytest.mark.parametrize(
+    ("stated", "size"), [("", None), ("PhysicalSizeX='650' PhysicalSizeXUnit='nm'", 0.65), ("PhysicalSizeX='1'", 1.0)]
+)
+def test_the_pixel_size_of_scanr_is_what_it_states(tmp_path: Path, stated: str, size: float | None) -> None:
+    """The parser of the library reports 1 where none is stated, and ignores the unit."""
+    folder = exports.write_scanr(tmp_path / "p1", STACK)
+    index = folder / "data" / "metadata.ome.xml"
+    both = f"{stated} {stated.replace('SizeX', 'SizeY')}"
+    index.write_text(index.read_text().replace("PhysicalSizeX='0.65' PhysicalSizeY='0.65'", both))
+    assert read_export(folder).voxel_size == (2.0, pytest.approx(size), pytest.approx(size))
+
+
+def test_an_unknown_voxel_size_stays_unknown(tmp_path: Path) -> None:
+    assert read_export(exports.write_loaddata(tmp_path / "p1", STACK)).voxel_size == (None, None, None)
 
 
 @pytest.mark.parametrize("write", [exports.write_metaxpress, exports.write_pattern])
@@ -172,15 +182,15 @@ def test_words_that_the_ome_schema_does_not_know_are_no_matter(replaced: dict[st
     [({"PhysicalSizeXUnit": "pixel"}, "x"), ({"PhysicalSizeX": "0"}, "x"), ({"PhysicalSizeZ": "two"}, "z")],
 )
 def test_sizes_that_ome_xml_does_not_state_are_unknown(replaced: dict[str, str], unknown: str, tmp_path: Path) -> None:
-    (problem,) = read_export(write_ome(tmp_path / "p1", **replaced)).problems
-    assert f"voxel size along {unknown} is not known" in problem
+    sizes = dict(zip("zyx", read_export(write_ome(tmp_path / "p1", **replaced)).voxel_size, strict=True))
+    assert [axis for axis, size in sizes.items() if size is None] == [unknown]
 
 
 def test_damaged_ome_xml_leaves_the_pixels(tmp_path: Path) -> None:
     text = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels SizeX="7"></Image></OME>'
     export = read_export(write_ome(tmp_path / "p1", text=text))
     assert "the OME-XML of its files is damaged and was ignored" in export.problems
-    assert any("voxel size along z, y, x is not known" in problem for problem in export.problems)
+    assert export.voxel_size == (None, None, None)
     np.testing.assert_array_equal(read_plane(export.path / "B02/f1.ome.tif", 1), STACK["B02", 1][0, 1])
 
 

@@ -122,6 +122,7 @@ def test_scanr_without_its_descriptor(shared: Shared) -> None:
         for well in (1, 2) for stain in ("GFP", "mcherry")
     }  # fmt: skip
     assert_pixels_are_those_of_tifffile(export)
+    assert export.voxel_size == (None, None, None), "its TIFF tags give a resolution of 1 without a unit"
     assert 32768 < read_plane(export.path / export.planes["file"][0]).min() < 33100
 
 
@@ -131,6 +132,7 @@ def test_names_of_phenix_as_png(shared: Shared) -> None:
     assert set(export.planes.select("well", "site").iter_rows()) == {
         (well, site) for well in ("A01", "J18", "A13", "P13") for site in (1, 2, 3)
     }
+    assert export.voxel_size == (None, None, None)
     assert files_of(export)["J18", 2, "ch4", 0] == "r10c18f02p01-ch4sk1fk1fl1.png"
     opencv = pytest.importorskip("cv2", reason="OpenCV decodes PNG independently")
     for file in export.planes["file"][:3]:
