@@ -22,24 +22,30 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 COLOURS = 128
 
 
+GROUPS = ("plates", "cells", "models", "scores", "profiles", "qc")
+
+
 def lineage(page: Any) -> None:
-    """All assets, without Dagster's own controls around them."""
-    page.goto("/asset-groups")
+    """All assets, with every group open."""
+    page.goto("/asset-groups?expanded=" + ",".join(f"global%40global%3A{group}" for group in GROUPS))
     page.get_by_text("gradcamo_scores", exact=True).first.wait_for()
+    page.get_by_text("Hide navigation").click()
 
 
 def scores_of_a_partition(page: Any) -> None:
     """The pictures of crops and maps that a partition of the scores holds."""
     page.goto("/assets/gradcamo_scores?view=partitions")
+    page.locator("text=/^demo-/").first.click()
+    page.get_by_text("1", exact=True).first.click()
     page.get_by_text("[Show Markdown]").first.click()
-    page.locator("img[src^='data:image']").first.wait_for()
 
 
 def plots_of_scores(page: Any) -> None:
     """The numbers of every partition, plotted."""
-    page.goto("/assets/gradcamo_scores?view=events")
-    page.goto("/assets/gradcamo_scores?view=plots")
+    page.goto("/assets/gradcamo_scores?view=overview")
+    page.get_by_text("Plots", exact=True).first.click()
     page.locator("canvas").first.wait_for()
+    page.get_by_text("median_adjusted", exact=True).last.scroll_into_view_if_needed()
 
 
 def check_of_scores(page: Any) -> None:
@@ -54,6 +60,10 @@ PAGES: dict[str, Callable[[Any], None]] = {
     "dagster_plots.png": plots_of_scores,
     "dagster_check.png": check_of_scores,
 }
+
+
+CLIPS = {"dagster_graph.png": {"x": 380, "y": 200, "width": 850, "height": 530}}
+"""The part of a page that is shown: pixels of the window."""
 
 
 def save(picture: bytes, path: Path) -> None:
@@ -74,11 +84,11 @@ def main() -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chromium)
-        page = browser.new_page(base_url=options.url, viewport={"width": 1400, "height": 900})
+        page = browser.new_page(base_url=options.url, viewport={"width": 1400, "height": 900}, device_scale_factor=1.5)
         for name, show in PAGES.items():
             show(page)
             page.wait_for_timeout(3000)  # Dagster draws in several steps.
-            save(page.screenshot(), DOCS / name)
+            save(page.screenshot(clip=CLIPS.get(name), scale="device"), DOCS / name)
         page = browser.new_page(viewport={"width": 1060, "height": 1711})
         page.goto(options.report.resolve().as_uri())
         save(page.screenshot(), DOCS / "report.png")
