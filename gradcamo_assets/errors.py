@@ -9,8 +9,12 @@ E = TypeVar("E", bound="GradcamoError")
 
 
 def one_line(error: BaseException, length: int = 200) -> str:
-    """Return the message of an error as one line of at most ``length`` characters."""
-    return " ".join(str(error).split())[:length]
+    """Return the message of an error as one line of at most ``length`` characters, or its type if it has none.
+
+    Messages of ngio and pydantic span many lines and end with an address.
+    """
+    text = " ".join(str(error).split()).split(" For further information visit ")[0]
+    return text[:length].rstrip(".: ") or type(error).__name__
 
 
 class GradcamoError(Exception):

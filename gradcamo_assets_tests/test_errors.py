@@ -13,3 +13,4 @@ def test_an_error_names_the_place_and_the_remedy() -> None:
 def test_a_long_message_becomes_one_short_line() -> None:
     assert one_line(ValueError("2 problems:\n\n  first\n  second")) == "2 problems: first second"
     assert one_line(ValueError("x" * 500)) == "x" * 200 and one_line(ValueError("a b c"), 3) == "a b"
+    assert one_line(KeyError()) == "KeyError" and one_line(ValueError("No. For further information visit x")) == "No"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from statistics import mode
 from typing import Any, NamedTuple
 
 import numpy as np
 
-_MICRONS = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+_MICRONS = {
+    "angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6,
+    "nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "mm": 1e3, "m": 1e6,
+}  # fmt: skip
 VoxelSize = tuple[float | None, float | None, float | None]
 """(z, y, x) in micrometres, None where nobody states it. A single slice needs no z."""
 
@@ -34,15 +36,17 @@ def read_layout(folder: Path, image: Any, meta: Any) -> ImageLayout:
     (multiscale,) = attributes.get("ome", attributes)["multiscales"]
     units = {axis["name"]: axis.get("unit") for axis in multiscale["axes"]}
     scales = dict(zip(meta.axes_handler.axes_names, meta.get_dataset(path=image.path).scale, strict=True))
-    z, y, x = (_to_micrometres(scales.get(axis), units.get(axis)) for axis in "zyx")
+    z, y, x = (to_micrometres(scales.get(axis), str(units.get(axis))) for axis in "zyx")
     return ImageLayout(tuple(image.channel_labels), (z, y, x))
 
 
-def _to_micrometres(scale: float | None, unit: str | None) -> float | None:
-    if scale is None or unit not in _MICRONS:
+def to_micrometres(value: object, unit: str = "um", *, signed: bool = False) -> float | None:
+    """Convert a length (``signed``: a position) to micrometres; None if it is not a positive number of a known unit."""
+    try:
+        length = round(float(str(value)) * _MICRONS[unit.strip()], 9)
+    except (ValueError, KeyError):
         return None
-    size = round(float(scale) * _MICRONS[unit], 9)
-    return size if 0 < size < math.inf else None
+    return length if abs(length) < 1e6 and (signed or length > 0) else None
 
 
 def most_common_layout(layouts: list[ImageLayout]) -> ImageLayout:

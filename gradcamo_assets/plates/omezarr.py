@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.errors import GradcamoError, PlateError, one_line
 from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name
 from gradcamo_assets.plates import image_layout
 from gradcamo_assets.plates.counts import as_counts, first_fraction
@@ -105,7 +105,7 @@ def open_plate(path: Path) -> Plate:
             meta = ngio.open_ome_zarr_plate(str(path), mode="r").meta.plate
         except Exception as error:
             remedy = "Give a folder with HCS plate metadata, NGFF 0.4 (.zgroup and .zattrs) or 0.5 (zarr.json)."
-            raise PlateError(f"not an OME-Zarr plate: {_one_line(error)}", remedy, plate=name, path=path) from error
+            raise PlateError(f"not an OME-Zarr plate: {one_line(error)}", remedy, plate=name, path=path) from error
         for well, well_path in _wells(name, [str(well.path) for well in meta.wells]).items():
             try:
                 fields = _fields(name, well, well_path, path)
@@ -229,7 +229,7 @@ def _reading(root: Path, field: Field, problem: str) -> Iterator[None]:
     except Exception as error:
         if is_storage_failure(error):
             raise
-        raise PlateError(f"{problem}: {_one_line(error)}", _REPAIR, **place) from error
+        raise PlateError(f"{problem}: {one_line(error)}", _REPAIR, **place) from error
 
 
 def _wells(plate: str, paths: Sequence[str]) -> dict[str, str]:
@@ -292,9 +292,3 @@ def _read_pixels(image: Any, axes: list[str]) -> NDArray[Any]:
         if axis not in axes and size != 1:
             raise PlateError(f"it has {size} planes along axis {axis}, expected 1", _REPAIR)
     return image.get_as_numpy(axes_order=axes, **{axis: 0 for axis in stored_axes if axis not in axes})
-
-
-def _one_line(error: Exception) -> str:
-    """The error message as one short line; messages of ngio and pydantic span many lines."""
-    text = " ".join(str(error).split()).split(" For further information visit ")[0]
-    return text[:240].rstrip(".: ") or type(error).__name__

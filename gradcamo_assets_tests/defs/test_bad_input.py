@@ -83,6 +83,7 @@ def test_bad_fields_are_reported_and_the_others_are_processed(damaged: Bench) ->
     assert cells.filter(Metadata_Well=lacking.pop())["treatment_class"].null_count() > 0
 
 
+@pytest.mark.slow
 def test_a_field_damaged_after_ingestion_is_flagged_until_a_rerun(bench: Bench) -> None:
     write_synthetic_plate(bench.home.inbox, TINY)
     assert bench.ingest("tiny").success

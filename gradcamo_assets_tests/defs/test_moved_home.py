@@ -46,6 +46,7 @@ def ask(home: Path, sql: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_a_copy_is_up_to_date_and_does_not_change_the_original(
     scored_bench: Bench, original: Bench, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def change_settings(bench: Bench, old: str, new: str) -> None:
     bench.home.settings_file.write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 def test_a_plate_ingested_again_during_segmentation_is_out_of_date(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def test_parity_with_pytorch_grad_cam(field: CropField, tmp_path: Path) -> None:
             np.testing.assert_allclose(ours / ours.max(), expected / expected.max(), atol=1e-4)
 
 
-@pytest.mark.parametrize("encoder", ["efficientnet3d-small", "monai-resnet18"])
+@pytest.mark.parametrize("encoder", ["efficientnet3d-small", pytest.param("monai-resnet18", marks=pytest.mark.slow)])
 def test_scores_do_not_depend_on_the_batch_size(field: CropField, tmp_path: Path, encoder: str) -> None:
     if encoder == "monai-resnet18":
         pytest.importorskip("monai")

@@ -19,6 +19,8 @@ from gradcamo_assets.tables import Lake, publish, run_sql
 from gradcamo_assets_tests.tables import rows
 from gradcamo_assets_tests.tables.published import assert_equals_the_lake, count
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -57,7 +59,6 @@ print(len(generations))
 """
 
 
-@pytest.mark.slow
 def test_readers_see_complete_publications_only(tmp_path: Path) -> None:
     lake, database, end = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb", tmp_path / "end"
 
@@ -156,7 +157,6 @@ for site in range(seed, seed + 50):
 """
 
 
-@pytest.mark.slow
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
     publish(lake, database)
@@ -217,7 +217,6 @@ for site in (1, 2):
 """
 
 
-@pytest.mark.slow
 def test_eight_publishers_at_once_lose_no_row(tmp_path: Path) -> None:
     lake, database = Lake(tmp_path / "lake"), tmp_path / "qc.duckdb"
     publishers = [python(MANY, lake.root, database, f"P{number}") for number in range(8)]

@@ -15,10 +15,10 @@ from gradcamo_assets.plates.formats.planes import (
     Export,
     build_export,
     parse_integer,
-    to_micrometres,
     well_from_indices,
 )
 from gradcamo_assets.plates.formats.untrusted import iter_elements
+from gradcamo_assets.plates.image_layout import to_micrometres
 
 INDEX = re.compile(r"(?i).*\.xdce")
 """The name of the index."""

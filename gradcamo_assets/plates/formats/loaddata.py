@@ -13,7 +13,8 @@ import polars as pl
 
 from gradcamo_assets.errors import PlateError, one_line
 from gradcamo_assets.plates.formats.files import list_names
-from gradcamo_assets.plates.formats.planes import MAX_PLANES, Export, build_export, to_micrometres, well_from_indices
+from gradcamo_assets.plates.formats.planes import MAX_PLANES, Export, build_export, well_from_indices
+from gradcamo_assets.plates.image_layout import to_micrometres
 from gradcamo_assets.plates.omezarr import plate_name_of
 
 INDEX = re.compile(r"(?i).*\.csv")

@@ -23,10 +23,10 @@ from gradcamo_assets.plates.formats.planes import (
     build_export,
     parse_integer,
     spread_out,
-    to_micrometres,
     well_from_indices,
 )
 from gradcamo_assets.plates.formats.untrusted import open_tiff
+from gradcamo_assets.plates.image_layout import to_micrometres
 
 if TYPE_CHECKING:
     import tifffile

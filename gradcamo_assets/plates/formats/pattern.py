@@ -26,12 +26,12 @@ from gradcamo_assets.plates.formats.planes import (
     build_export,
     parse_integer,
     spread_out,
-    to_micrometres,
     well_from_indices,
 )
 from gradcamo_assets.plates.formats.png import is_png, png_shape
 from gradcamo_assets.plates.formats.schemes import SCHEMES
 from gradcamo_assets.plates.formats.untrusted import count_pages, open_tiff, parse_xml
+from gradcamo_assets.plates.image_layout import to_micrometres
 
 _GROUPS = ("well", "row", "column", "site", "channel", "z")
 _EXAMPLE = r"Write, for example, pattern = '(?P<well>[A-P]\d\d)_s(?P<site>\d)_(?P<channel>w\d)\.tif'."

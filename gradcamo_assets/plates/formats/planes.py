@@ -34,7 +34,6 @@ ROW_SCHEMA = {"well": pl.String, "site": pl.String, "channel": pl.Int32, "z": pl
 """Columns that readers pass to ``build_export``."""
 MAX_PLANES = 10_000_000
 _FIELD, _PLANE = ["well", "site"], ["well", "site", "channel", "z"]
-_MICRONS = {"m": 1e6, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "nm": 1e-3}
 PROBED = 8
 """Number of files or fields that are examined to find what most of a plate have in common."""
 _REMEDY = "Copy the plate again, or export it again."
@@ -67,15 +66,6 @@ class Export:
     incomplete: Mapping[tuple[str, int], str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     acquisition: Mapping[str, str | float] = field(default_factory=dict)
-
-
-def to_micrometres(value: object, unit: str = "um", *, signed: bool = False) -> float | None:
-    """Convert a length (``signed``: a position) to micrometres; None if it is not a positive number of a known unit."""
-    try:
-        length = float(str(value)) * _MICRONS[unit.strip()]
-    except (ValueError, KeyError):
-        return None
-    return length if abs(length) < 1e6 and (signed or length > 0) else None
 
 
 def spread_out(items: Sequence[T]) -> Iterator[T]:

@@ -18,8 +18,9 @@ import polars as pl
 from gradcamo_assets.errors import PlateError, one_line
 from gradcamo_assets.plates.formats.configuration import read_configuration
 from gradcamo_assets.plates.formats.files import list_names
-from gradcamo_assets.plates.formats.planes import ROW_SCHEMA, Export, build_export, parse_integer, to_micrometres
+from gradcamo_assets.plates.formats.planes import ROW_SCHEMA, Export, build_export, parse_integer
 from gradcamo_assets.plates.formats.untrusted import iter_elements
+from gradcamo_assets.plates.image_layout import to_micrometres
 from gradcamo_assets.plates.omezarr import plate_name_of
 
 YOKOGAWA = ("MeasurementData.mlf", "MeasurementDetail.mrf")
