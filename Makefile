@@ -4,7 +4,7 @@ VENV := .venv
 # Processes of the test suite, one thread each.
 WORKERS ?= 2
 BIN := $(VENV)/bin
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Compile UMAP once, 40 s, and not in the first run that needs it.
 COMPILE = $(BIN)/python -c "import numpy; from gradcamo_assets.profiles.umap import umap_embedding; umap_embedding(numpy.eye(20))"
