@@ -85,6 +85,7 @@ def test_fields_of_ingested_plates_are_requested_at_existing_sites_only(bench: B
     assert requested(tick(bench, inbox_sensor)) == expected[1:]
 
 
+@pytest.mark.slow
 def test_a_plate_ingested_again_gets_new_masks_and_crops(scored_bench: Bench, tmp_path: Path) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     assert requested(tick(bench, inbox_sensor)) == []

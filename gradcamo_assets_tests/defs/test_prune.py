@@ -239,6 +239,7 @@ def test_unused_masks_and_crops_are_pruned(scored_bench: Bench, tmp_path: Path) 
     assert folders_in_use(bench) < stored_folders(bench), "pruned versions can be made again"
 
 
+@pytest.mark.slow
 def test_results_of_models_deleted_from_mlflow_are_pruned(scored_bench: Bench, tmp_path: Path) -> None:
     """A deleted and re-registered model is version 1 again, with other weights."""
     bench = scored_bench.copy(tmp_path / "home")

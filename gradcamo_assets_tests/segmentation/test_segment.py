@@ -138,6 +138,7 @@ def test_two_touching_balls_are_separated_in_3d(field):
     assert (masks.confidence["flow_error"] < 0.6).all()
 
 
+@pytest.mark.slow
 def test_blocks_of_a_field_give_the_masks_of_the_whole_field(field, monkeypatch):
     segmenter = Segmenter(SegmenterConfig(mode="3d"))
     image, stains = field.image[:, :, :, :64], STAINS[: len(field.image)]

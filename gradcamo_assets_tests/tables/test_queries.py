@@ -437,6 +437,7 @@ def test_the_terminal_table_is_aligned_and_narrowed(database: Path) -> None:
     assert format_table(pl.DataFrame(), 80)
 
 
+@pytest.mark.slow
 def test_broken_numbers_are_found(tmp_path: Path) -> None:
     lake, database = rows.filled(tmp_path / "lake", plates=1, sites=1, versions=1), tmp_path / "qc.duckdb"
     publish(lake, database)
