@@ -68,16 +68,20 @@ def _stage(title: str) -> Iterator[None]:
 
 
 def _run_job(
-    home: Home, job: str, partition: str | None = None, only: Sequence[str] | None = None, **config: object
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str,
+    partition: str | None = None,
+    only: Sequence[str] | None = None,
+    **config: object,
 ) -> None:
     """Run a job, or some of its assets, in this process.
 
     Raises:
         GradcamoError: if the run fails; the UI shows where.
     """
-    definitions = build_definitions(Platform(root=str(home.root)))
     result = definitions.resolve_job_def(job).execute_in_process(
-        instance=open_instance(home),
+        instance=instance,
         partition_key=partition,
         asset_selection=[dg.AssetKey(name) for name in only] if only else None,
         raise_on_error=False,
@@ -103,7 +107,7 @@ def _segment_in_worker(home: Home, partition: str) -> tuple[str, str] | None:
 
     torch.set_num_threads(1)
     try:
-        _run_job(home, "process_fields", partition)
+        _run_job(build_definitions(Platform(root=str(home.root))), open_instance(home), "process_fields", partition)
     except GradcamoError as error:
         return error.problem, error.remedy
     return None
@@ -131,7 +135,7 @@ def run_demo(
     """
     instance = open_instance(home)
     platform = Platform(root=str(home.root))
-    run = partial(_run_job, home)
+    run = partial(_run_job, build_definitions(platform), instance)
     if not home.settings_file.exists():
         write_bytes(home.settings_file, DEMO_SETTINGS.encode())
 
@@ -149,7 +153,12 @@ def run_demo(
         sites = sorted({field.site for field in load_plate(home.plates, plate.name).fields})
         partitions = [plate_site_key(plate.name, site) for site in sites]
         with _stage(f"segmenting and cropping {len(sites)} sites"):
-            _segment(home, partitions, processes or os.cpu_count() or 1)
+            workers = min(processes or os.cpu_count() or 1, len(partitions))
+            if workers == 1:
+                for key in partitions:
+                    run("process_fields", key)
+            else:
+                _segment_in_processes(home, partitions, workers)
     registry = platform.registry
     # If cells do not show the dose, an encoder that cannot use the shortcut has nothing to learn.
     trainings = MITIGATIONS if second else {"": {"swap": 0.0} if config.shortcut != "none" else {}}
@@ -196,17 +205,12 @@ def run_demo(
     print(NEXT.format(last=QUICK_LEFT_OUT if quick else report))
 
 
-def _segment(home: Home, partitions: Sequence[str], processes: int) -> None:
-    """Run ``process_fields`` for all partitions, in several processes where that is faster.
+def _segment_in_processes(home: Home, partitions: Sequence[str], workers: int) -> None:
+    """Run ``process_fields`` for all partitions, in ``workers`` processes.
 
     Raises:
         GradcamoError: if a run fails.
     """
-    workers = min(processes, len(partitions))
-    if workers == 1:
-        for partition in partitions:
-            _run_job(home, "process_fields", partition)
-        return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for error in pool.map(partial(_segment_in_worker, home), partitions):
             if error:
