@@ -27,6 +27,7 @@ def split_wells(
     val_fraction: float = 0.17,
     test_fraction: float = 0.33,
     apart: SplitUnit = "well",
+    test_plates: Sequence[str] = (),
 ) -> pl.DataFrame:
     """Assign every well to train, validation or test.
 
@@ -37,20 +38,28 @@ def split_wells(
     Args:
         cells: kept cells, with ``Metadata_Plate``, ``Metadata_Well`` and ``treatment_class`` (NULL: not trained on).
         seed: of the random assignment.
-        val_fraction, test_fraction: share of the units of each class.
+        val_fraction, test_fraction: share of the units of each class, at least one unit; 0: none.
         apart: the unit that no two parts share: a ``well``; a whole ``plate``, to test on unseen plates; or a
             ``position``, the same well of every plate, so that a layout effect cannot be learned and tested alike.
+        test_plates: plates to test on, for example those of another batch; then no well of another plate is tested.
 
     Returns:
         ``Metadata_Plate``, ``Metadata_Well``, ``split``, sorted. Wells without a class are left out.
 
     Raises:
-        GradcamoError: if ``apart`` is unknown, fewer than two classes have a training well, or no plate (position) can
-            be held out.
+        GradcamoError: if ``apart`` or a test plate is unknown, fewer than two classes have a training well, or no plate
+            (position) can be held out.
     """
     if apart not in _UNITS:
         raise GradcamoError(f"apart must be one of {', '.join(_UNITS)}, got {apart!r}", "Choose one of these.")
     labelled = cells.drop_nulls("treatment_class")
+    unknown = sorted(set(test_plates) - set(labelled["Metadata_Plate"]))
+    if unknown:
+        raise GradcamoError(f"no cell with a treatment is on test plate {', '.join(unknown)}", "Correct test_plates.")
+    is_test = pl.col("Metadata_Plate").is_in(list(test_plates))
+    wells_of_test_plates = labelled.filter(is_test).select("Metadata_Plate", "Metadata_Well", split=pl.lit("test"))
+    if test_plates:
+        labelled, test_fraction = labelled.filter(~is_test), 0.0
     units = (
         labelled.group_by(_UNITS[apart])
         .agg(pl.col("treatment_class").unique().sort())
@@ -71,8 +80,8 @@ def split_wells(
     parts: list[pl.DataFrame] = []
     for (_,), stratum in sorted(units.group_by("stratum"), key=lambda group: str(group[0])):
         n = len(stratum)
-        n_test = min(max(1, round(n * test_fraction)), n - 1) if n > 1 else 0
-        n_val = max(1, round(n * val_fraction)) if n - n_test > 1 else 0
+        n_test = min(max(1, round(n * test_fraction)), n - 1) if n > 1 and test_fraction else 0
+        n_val = max(1, round(n * val_fraction)) if n - n_test > 1 and val_fraction else 0
         held_out_parts = ["val"] * n_val + ["test"] * n_test
         labels, classes = ["train"] * n, stratum["treatment_class"].to_list()
         for index in np.argsort(rng.permutation(n)):
@@ -81,17 +90,14 @@ def split_wells(
                 training_units.subtract(classes[index])
         parts.append(stratum.with_columns(split=pl.Series(labels)))
     assigned = pl.concat(parts)
-    if apart != "well" and "test" not in assigned["split"]:
+    if apart != "well" and not test_plates and "test" not in assigned["split"]:
         raise GradcamoError(
             f"none of the {len(assigned)} {apart}(s) can be held out: each has the last training well of a class",
             "Use more plates with the same treatments, or set apart to 'well'.",
         )
     wells = labelled.select("Metadata_Plate", "Metadata_Well").unique()
-    return (
-        wells.join(assigned, on=_UNITS[apart])
-        .select("Metadata_Plate", "Metadata_Well", "split")
-        .sort("Metadata_Plate", "Metadata_Well")
-    )
+    wells = wells.join(assigned, on=_UNITS[apart]).select("Metadata_Plate", "Metadata_Well", "split")
+    return pl.concat([wells, wells_of_test_plates.unique()]).sort("Metadata_Plate", "Metadata_Well")
 
 
 def part_of_well(split: Mapping[str, Sequence[str]], default: str | None = None) -> pl.Expr:

@@ -115,6 +115,20 @@ def test_plates_and_positions_are_held_out_whole() -> None:
         split_wells(cells, apart="row")  # type: ignore[arg-type]
 
 
+def test_named_plates_are_tested_and_no_other_well() -> None:
+    layout = [(f"A{column:02d}", "abc"[column % 3]) for column in range(6)]
+    cells = pl.DataFrame(
+        [{"Metadata_Plate": f"P{i}", "Metadata_Well": w, "treatment_class": c} for i in range(4) for w, c in layout]
+    )
+    split = split_wells(cells, test_plates=["P1", "P3"], val_fraction=0)
+    parts = split.group_by("Metadata_Plate").agg(pl.col("split").unique()).sort("Metadata_Plate")
+    assert parts["split"].to_list() == [["train"], ["test"], ["train"], ["test"]]
+    with_validation = split_wells(cells, test_plates=["P1"]).filter(split="val")
+    assert with_validation.height == 3 and "P1" not in with_validation["Metadata_Plate"]
+    with pytest.raises(GradcamoError, match="test plate P9"):
+        split_wells(cells, test_plates=["P9", "P1"])
+
+
 def test_the_part_of_a_well_is_read_from_the_lists_of_a_bundle() -> None:
     wells = pl.DataFrame({"Metadata_Plate": ["P1", "P2", "P1"], "Metadata_Well": ["A01", "A01", "B02"]})
     split = wells.head(2).with_columns(split=pl.Series(["train", "test"]))

@@ -36,8 +36,11 @@ class SplitConfig(dg.Config):
         default="well",
         description="Unit that is kept in one part: well, plate, or position (the same well of every plate).",
     )
+    test_plates: list[str] = Setting(
+        default=[], description="Plates to test on, for example another batch; then no well of other plates is tested."
+    )
     seed: int = Setting(default=0, description="Seed of the random assignment.")
-    val_fraction: float = Setting(default=0.17, description="Fraction of the wells of each class for validation.")
+    val_fraction: float = Setting(default=0.17, description="Fraction of the wells of each class for validation; 0: none.")
     test_fraction: float = Setting(default=0.33, description="Fraction of the wells of each class for testing.")
 
 
@@ -62,7 +65,7 @@ def crop_paths(platform: Platform, cells: pl.DataFrame) -> list[Path]:
 @explain_storage_errors
 def data_split(context: dg.AssetExecutionContext, platform: Platform, config: SplitConfig) -> dg.MaterializeResult:
     """Assignment of wells to training, validation and test, with every class in each part if possible."""
-    cells = kept_cells(platform, config.plates)
+    cells = kept_cells(platform, [*config.plates, *config.test_plates] if config.plates else [])
     split = split_wells(cells, **config.model_dump(exclude={"plates"}))
     with atomic_file(platform.home.split_file) as path:
         split.write_csv(path)
