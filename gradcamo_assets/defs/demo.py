@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
-import dagster as dg
 import polars as pl
 
 from gradcamo_assets.defs.automation.pending import scoring_state
 from gradcamo_assets.defs.build import build_definitions
 from gradcamo_assets.defs.partitions import PLATES, plate_site_key
 from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.defs.run_jobs import process_fields, run_job
 from gradcamo_assets.defs.serve import open_instance
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
@@ -45,8 +42,6 @@ epochs = 16
 """
 
 
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-"""Run configuration: events are stored in the instance, where the UI shows them, and not printed."""
 QUICK_TRAINING = {"epochs": 4, "batch_size": 4}
 """Training settings of a quick demo. Small batches give more steps per epoch, since there are few crops."""
 MITIGATIONS: dict[str, dict[str, Any]] = {
@@ -65,52 +60,6 @@ def _stage(title: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     print(f" {time.perf_counter() - start:.0f} s", flush=True)
-
-
-def _run_job(
-    definitions: dg.Definitions,
-    instance: dg.DagsterInstance,
-    job: str,
-    partition: str | None = None,
-    only: Sequence[str] | None = None,
-    **config: object,
-) -> None:
-    """Run a job, or some of its assets, in this process.
-
-    Raises:
-        GradcamoError: if the run fails; the UI shows where.
-    """
-    result = definitions.resolve_job_def(job).execute_in_process(
-        instance=instance,
-        partition_key=partition,
-        asset_selection=[dg.AssetKey(name) for name in only] if only else None,
-        raise_on_error=False,
-        run_config={**QUIET, **config},
-    )
-    if not result.success:
-        failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
-        error = failures[0] if failures else None
-        reason = (error.cause or error).message.strip() if error else "see the run"
-        raise GradcamoError(
-            f"job {job} failed{f' for {partition}' if partition else ''} ({reason})",
-            f"Look at run {result.run_id} with make ui.",
-        )
-
-
-def _segment_in_worker(home: Home, partition: str) -> tuple[str, str] | None:
-    """Run ``process_fields`` with one thread, since small images do not use more.
-
-    Returns:
-        Problem and remedy if the run fails, else None: a ``GradcamoError`` cannot be pickled.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    try:
-        _run_job(build_definitions(Platform(root=str(home.root))), open_instance(home), "process_fields", partition)
-    except GradcamoError as error:
-        return error.problem, error.remedy
-    return None
 
 
 def run_demo(
@@ -135,7 +84,8 @@ def run_demo(
     """
     instance = open_instance(home)
     platform = Platform(root=str(home.root))
-    run = partial(_run_job, build_definitions(platform), instance)
+    definitions = build_definitions(platform)
+    run = partial(run_job, definitions, instance)
     if not home.settings_file.exists():
         write_bytes(home.settings_file, DEMO_SETTINGS.encode())
 
@@ -153,12 +103,7 @@ def run_demo(
         sites = sorted({field.site for field in load_plate(home.plates, plate.name).fields})
         partitions = [plate_site_key(plate.name, site) for site in sites]
         with _stage(f"segmenting and cropping {len(sites)} sites"):
-            workers = min(processes or os.cpu_count() or 1, len(partitions))
-            if workers == 1:
-                for key in partitions:
-                    run("process_fields", key)
-            else:
-                _segment_in_processes(home, partitions, workers)
+            process_fields(definitions, instance, home, partitions, processes)
     registry = platform.registry
     # If cells do not show the dose, an encoder that cannot use the shortcut has nothing to learn.
     trainings = MITIGATIONS if second else {"": {"swap": 0.0} if config.shortcut != "none" else {}}
@@ -203,18 +148,6 @@ def run_demo(
         render(_compare_encoders(platform, trained, [plate.name for plate in plates]))
     report = home.reports / config.name / f"{champion.name}-v{champion.version}.html"
     print(NEXT.format(last=QUICK_LEFT_OUT if quick else report))
-
-
-def _segment_in_processes(home: Home, partitions: Sequence[str], workers: int) -> None:
-    """Run ``process_fields`` for all partitions, in ``workers`` processes.
-
-    Raises:
-        GradcamoError: if a run fails.
-    """
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for error in pool.map(partial(_segment_in_worker, home), partitions):
-            if error:
-                raise GradcamoError(*error)
 
 
 def _compare_encoders(platform: Platform, trained: Mapping[str, ModelVersion], plates: Sequence[str]) -> pl.DataFrame:

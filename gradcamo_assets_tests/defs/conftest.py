@@ -15,9 +15,10 @@ import zarr
 from filelock import FileLock
 
 from gradcamo_assets.defs.build import build_definitions
-from gradcamo_assets.defs.demo import QUIET, run_demo
+from gradcamo_assets.defs.demo import run_demo
 from gradcamo_assets.defs.partitions import PLATES, plate_site_key
 from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.defs.run_jobs import QUIET
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates import load_plate
 from gradcamo_assets.report import png

@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.defs.assets.qc_assets import qc_database
-from gradcamo_assets.defs.demo import QUIET
+from gradcamo_assets.defs.run_jobs import QUIET
 from gradcamo_assets.tables import publish
 from gradcamo_assets_tests.defs.conftest import make_bench
 from gradcamo_assets_tests.tables import rows

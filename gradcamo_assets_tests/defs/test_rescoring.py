@@ -14,9 +14,9 @@ import pytest
 
 from gradcamo_assets.defs.automation import jobs_and_sensors as automation
 from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor
-from gradcamo_assets.defs.demo import QUIET
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.defs.run_jobs import QUIET
 from gradcamo_assets.home import Home
 from gradcamo_assets.retries import RETRY_PAUSES
 from gradcamo_assets.scoring.scorer import Scorer

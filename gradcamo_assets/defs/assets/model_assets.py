@@ -40,7 +40,9 @@ class SplitConfig(dg.Config):
         default=[], description="Plates to test on, for example another batch; then no well of other plates is tested."
     )
     seed: int = Setting(default=0, description="Seed of the random assignment.")
-    val_fraction: float = Setting(default=0.17, description="Fraction of the wells of each class for validation; 0: none.")
+    val_fraction: float = Setting(
+        default=0.17, description="Fraction of the wells of each class for validation; 0: none."
+    )
     test_fraction: float = Setting(default=0.33, description="Fraction of the wells of each class for testing.")
 
 
