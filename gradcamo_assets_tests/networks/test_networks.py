@@ -48,6 +48,21 @@ def test_a_map_voxel_lies_at_the_centre_of_its_footprint() -> None:
     assert float((weight.sum(0) * x_).sum() / weight.sum()) == pytest.approx((3 + 0.5) * 8)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups"),
+    [((1, 3, 3), (1, 2, 2), 1), ((3, 1, 1), (2, 1, 1), 6), ((3, 1, 1), (1, 1, 1), 6), ((1, 1, 1), (1, 1, 1), 1)],
+)
+def test_a_single_slice_is_convolved_as_a_stack_with_empty_slices_around_it(
+    kernel: tuple[int, int, int], stride: tuple[int, int, int], groups: int
+) -> None:
+    conv, x = EvenStridedConv(6, 6, kernel, stride, groups), torch.randn(2, 6, 1, 8, 10)
+    total = [k - s for k, s in zip(conv.kernel_size, conv.stride, strict=True)]
+    sides = [(part // 2, part - part // 2) for part in (total[0] + (stride[0] - 1), *total[1:])]
+    padded = nn.functional.pad(x, [side for pair in reversed(sides) for side in pair])
+    expected = nn.functional.conv3d(padded, conv.weight, None, stride, 0, 1, groups)
+    torch.testing.assert_close(conv(x), expected)
+
+
 @pytest.mark.parametrize("name", encoder_names())
 def test_every_encoder_has_its_layer_and_returns_logits(name: str) -> None:
     model, layer = build_encoder(name, 4, 3)
