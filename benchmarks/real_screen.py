@@ -2,7 +2,8 @@
 
 Five plates of A549 cells (LINCS Cell Painting, single planes, five stains; ``lincs_a549``) go through the platform:
 inbox, ingestion, segmentation, crops, training, scores, audit, profiles and report. Encoders learn three plates and are
-asked about two others, one of them of another batch. Each encoder answers two questions:
+asked about two others, one of them of another batch. Accuracies are balanced over classes and averaged over plates, so
+that a plate with many cells counts like one with few. Each encoder answers two questions:
 
 - ``treatment``: DMSO, orantinib or lonafarnib?
 - ``null``: well A01 or well J18? Both hold DMSO, so nothing in a cell can tell but its position.
@@ -129,14 +130,16 @@ class Screen:
             is_asked = self.question == "treatment" or path.name[:6] in WELLS_OF_NULL.values()
             if is_asked and int(path.name[7:9]) in self.sites:
                 shutil.copyfile(path, folder / path.name)
-        names = ", ".join(f'{key} = "{name}"' for key, name in CHANNELS.items())
-        (self.home.inbox / f"{plate}.toml").write_text(f"channels = {{ {names} }}\n")
+        stains = ", ".join(f'{key} = "{name}"' for key, name in CHANNELS.items())
+        (self.home.inbox / f"{plate}.toml").write_text(f"channels = {{ {stains} }}\n")
         wells = pl.read_csv(self.data / "platemap_derived.csv")
         if self.question == "null":
             # The map calls them treatments, so that the encoder must tell one from the other.
-            names = {"Metadata_Compound": [f"well {well}" for well in WELLS_OF_NULL]}
-            wells = pl.DataFrame({"Metadata_Well": [*WELLS_OF_NULL], **names, "Metadata_Dose": 1.0})
-            wells = wells.with_columns(Metadata_Dose_Unit=pl.lit("uM"))
+            well = pl.col("Metadata_Well")
+            wells = wells.filter(well.is_in(list(WELLS_OF_NULL))).with_columns(
+                Metadata_Compound=pl.format("well {}", well), Metadata_pert_type=pl.lit("trt"),
+                Metadata_Dose=1.0, Metadata_Dose_Unit=pl.lit("uM"),
+            )  # fmt: skip
         wells.write_csv(self.home.inbox / f"{plate}.csv")
 
     def train(self, settings: Mapping[str, Any], seed: int, asked: Sequence[str] = ASKED) -> ModelVersion:
@@ -159,8 +162,6 @@ class Screen:
         swapped = run_swap_test(model, config.layer, crops, evaluated, config.classes, _SWAPPED_CELLS)
         looks_at_target = (pl.col("looks_at") == "target").fill_null(False)
         figures = {
-            "accuracy": balanced_accuracy(evaluated),
-            "accuracy_swapped": balanced_accuracy(swapped, "swapped_class"),
             "looks_at_target": evaluated.select(looks_at_target.mean()).item(),
             "looks_at_neighbour": evaluated.select((pl.col("looks_at") == "neighbour").mean()).item(),
             "adjusted": evaluated["gradcamo_adjusted"].median(),
@@ -168,11 +169,12 @@ class Screen:
             "survives": swapped["survives_swap"].mean(),
             "trusted": swapped.select((looks_at_target & pl.col("survives_swap")).mean()).item(),
         }
-        for plate in asked:
-            figures[f"accuracy_{plate}"] = balanced_accuracy(evaluated.filter(Metadata_Plate=plate))
-            figures[f"accuracy_swapped_{plate}"] = balanced_accuracy(
-                swapped.filter(Metadata_Plate=plate), "swapped_class"
-            )
+        for name, cells, predicted in (
+            ("accuracy", evaluated, "predicted_class"), ("accuracy_swapped", swapped, "swapped_class")
+        ):  # fmt: skip
+            on_plates = [balanced_accuracy(cells.filter(Metadata_Plate=plate), predicted) for plate in asked]
+            figures |= {name: np.mean(on_plates)}
+            figures |= {f"{name}_{plate}": value for plate, value in zip(asked, on_plates, strict=True)}
         if self.question == "treatment":
             embeddings = compute_embeddings(model, config.layer, crops, 16).numpy()
             table = pl.DataFrame({"Metadata_CellID": crops.cell_ids, "embedding": embeddings.tolist()})

@@ -93,7 +93,9 @@ class EncoderModule(lightning.LightningModule):
             rows = torch.randint(len(self.donors), (config.swap_pool,)).tolist()
             donor_images, donor_labels, _ = default_collate([self.donors[row] for row in rows])
             pool = (donor_images.to(images.device), donor_labels.to(images.device))
-        return swap_surroundings(images, labels, share=config.swap, soften=config.swap_soften, pool=pool)
+        return swap_surroundings(
+            images, labels, share=config.swap, soften=config.swap_soften, alone=config.swap_alone, pool=pool
+        )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss of one step on images, masks and classes."""

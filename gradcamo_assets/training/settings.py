@@ -44,6 +44,7 @@ class TrainingConfig:
     offset: Amount = setting(0.05, "Standard deviation of a stain's offset, in standardised units.")
     noise: Amount = setting(0.0, "Standard deviation of the noise per voxel, in standardised units.")
     swap: Share = setting(0.5, "Share of crops that get the surroundings of another crop; 0: off.")
+    swap_alone: Share = setting(0.0, "Share of these crops that get background only, without neighbours.")
     swap_soften: Count = setting(2, "Width of the blended seam, in voxels.")
     swap_pool: Count = setting(0, "Training crops read per step as donors of surroundings; 0: the batch itself.")
     regulariser: Regulariser = setting("none", "Penalty on maps outside the cell, added to the loss.")

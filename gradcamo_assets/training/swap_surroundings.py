@@ -14,7 +14,13 @@ from gradcamo_assets.explain.surroundings import transplant_cells
 
 
 def swap_surroundings(
-    images: Tensor, labels: Tensor, *, share: float, soften: int = 2, pool: tuple[Tensor, Tensor] | None = None
+    images: Tensor,
+    labels: Tensor,
+    *,
+    share: float,
+    soften: int = 2,
+    alone: float = 0.0,
+    pool: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Give about ``share`` of the crops the surroundings of another crop, and return new images and labels.
 
@@ -23,6 +29,7 @@ def swap_surroundings(
         labels: (B, Z, Y, X) with ``BACKGROUND``, ``TARGET`` and ``NEIGHBOUR``. A crop without a target never changes.
         share: probability that a crop changes.
         soften: width of the blended seam in voxels.
+        alone: probability that the neighbours of a changed crop are removed too, so that its cell is alone.
         pool: donor images (D, C, Z, Y, X) and labels (D, Z, Y, X), for example of other plates; by default the other
             crops of the batch.
     """
@@ -38,6 +45,8 @@ def swap_surroundings(
         donors = torch.randint(len(donor_images), rows.shape)
     target = labels[rows] == TARGET
     donor_target, donor_neighbours = donor_labels[donors] == TARGET, donor_labels[donors] == NEIGHBOUR
+    is_alone = (torch.rand(len(rows)) < alone).to(labels.device).view(-1, *[1] * (labels.ndim - 1))
+    donor_target, donor_neighbours = donor_target | (donor_neighbours & is_alone), donor_neighbours & ~is_alone
     swapped = transplant_cells(images[rows], target, donor_images[donors], donor_target, donor_neighbours, soften)
     swapped_labels = (donor_neighbours & ~target) * NEIGHBOUR + target * TARGET
     images, labels = images.clone(), labels.clone()

@@ -210,8 +210,8 @@ def _silence_lightning() -> Iterator[None]:
     """Suppress Lightning's hints and the warnings that do not apply here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*exists and is not empty.*"):
-            warnings.filterwarnings("ignore", message)
+        for message in ("LeafSpec", "does not have many workers", "exists and is not empty", "no `val_dataloader`"):
+            warnings.filterwarnings("ignore", f".*{message}")
         yield
 
 

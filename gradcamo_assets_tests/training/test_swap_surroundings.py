@@ -51,6 +51,16 @@ def test_surroundings_come_from_one_other_crop_with_its_labels():
         assert bool((swapped_images[crop][:, donor_neighbours & ~target] == 50 + donor).all())
 
 
+def test_a_cell_that_is_alone_has_background_around_it_and_no_neighbours():
+    images, labels = batch()
+    torch.manual_seed(1)
+    swapped_images, swapped_labels = swap_surroundings(images, labels, share=1.0, soften=0, alone=1.0)
+    assert torch.equal(swapped_labels == TARGET, labels == TARGET)
+    assert not bool((swapped_labels == NEIGHBOUR).any())
+    around = swapped_images[:, 0][swapped_labels == 0]
+    assert float(around.max()) < len(images), "background of the donors only"
+
+
 def test_a_pool_gives_all_surroundings_and_a_single_crop_does_not_change():
     images, labels = batch()
     assert torch.equal(swap_surroundings(images[:1], labels[:1], share=1.0)[0], images[:1])
