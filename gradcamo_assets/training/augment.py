@@ -1,6 +1,6 @@
 """Augment crops with changes that a microscope could produce.
 
-Crops are mirrored, rotated in plane, shifted by one slice and changed in brightness, stain by stain. A crop rotates
+Crops are mirrored, rotated in plane, shifted by one slice, and changed in brightness and purity, stain by stain. A crop rotates
 about its centre, where its target is and from which the built-in encoder measures distance; it is never translated in
 plane. Channels keep their order, and z is never exchanged with y or x, because stains and resolution differ there.
 
@@ -25,6 +25,7 @@ def augment(
     gain: float,
     offset: float,
     noise: float,
+    crosstalk: float = 0.0,
     mask_channels: int = 0,
 ) -> Tensor:
     """Return an augmented copy of standardised crops (B, C, Z, Y, X); each crop gets its own random changes.
@@ -37,6 +38,8 @@ def augment(
         gain: standard deviation of a factor, one per crop and stain.
         offset: standard deviation of a summand, one per crop and stain.
         noise: standard deviation of a summand per voxel.
+        crosstalk: standard deviation of the share of one stain that is added to another, one per crop and pair of
+            stains. Filters let stains through to each other, and unmixing may subtract too much.
         mask_channels: number of trailing channels that are moved but keep their values, such as masks.
     """
     count, is_square = len(images), images.shape[-1] == images.shape[-2]
@@ -53,6 +56,9 @@ def augment(
     if len(rotated):
         images[rotated] = rotate_in_plane(images[rotated], angles.to(images.device)[rotated])
     stains = images[:, : images.shape[1] - mask_channels]
+    if crosstalk:
+        pairs = torch.randn(count, stains.shape[1], stains.shape[1]) * (1 - torch.eye(stains.shape[1]))
+        stains.add_(torch.einsum("bij,bjzyx->bizyx", (crosstalk * pairs).to(images), stains))
     per_stain = (*stains.shape[:2], 1, 1, 1)
     stains.mul_((1 + gain * torch.randn(per_stain)).to(images)).add_((offset * torch.randn(per_stain)).to(images))
     if noise:

@@ -29,7 +29,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 """Images (B, C, *crop), target masks (B, *crop) and classes (B,)."""
 TRACKED_CELLS = 300
 """Number of validation cells, from the start, whose embedding is kept at every epoch."""
-_AUGMENTATIONS = ("flip", "rotate", "shift_z", "gain", "offset", "noise")
+_AUGMENTATIONS = ("flip", "rotate", "shift_z", "gain", "offset", "noise", "crosstalk")
 
 
 class EncoderModule(lightning.LightningModule):

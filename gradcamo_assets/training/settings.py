@@ -43,6 +43,7 @@ class TrainingConfig:
     gain: Amount = setting(0.1, "Standard deviation of a stain's brightness factor.")
     offset: Amount = setting(0.05, "Standard deviation of a stain's offset, in standardised units.")
     noise: Amount = setting(0.0, "Standard deviation of the noise per voxel, in standardised units.")
+    crosstalk: Amount = setting(0.0, "Standard deviation of the share of one stain that is added to another.")
     swap: Share = setting(0.5, "Share of crops that get the surroundings of another crop; 0: off.")
     swap_alone: Share = setting(0.0, "Share of these crops that get background only, without neighbours.")
     swap_soften: Count = setting(2, "Width of the blended seam, in voxels.")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradcamo_assets.training.augment import augment, rotate_in_plane, shift_slices
 
-OFF = dict.fromkeys(("flip", "rotate", "shift_z", "gain", "offset", "noise"), 0.0)
+OFF = dict.fromkeys(("flip", "rotate", "shift_z", "gain", "offset", "noise", "crosstalk"), 0.0)
 
 
 def _crops(*shape: int) -> torch.Tensor:
@@ -86,6 +86,22 @@ def test_intensities_differ_by_crop_and_stain_and_noise_by_voxel() -> None:
     assert abs(float(torch.corrcoef(per_stain.T)[0, 1])) < 0.2
     noisy = augment(ones, **{**OFF, "noise": 0.3})
     assert float((noisy - ones).std()) == pytest.approx(0.3, rel=0.05)
+
+
+def test_crosstalk_adds_other_stains_and_leaves_masks_alone() -> None:
+    """Every stain is 1 in a slice of its own, so that the mixed image shows the shares."""
+    images = torch.zeros(400, 4, 3, 2, 2)
+    for stain in range(3):
+        images[:, stain, stain] = 1
+    images[:, 3] = 1
+    torch.manual_seed(0)
+    mixed = augment(images, **{**OFF, "crosstalk": 0.2}, mask_channels=1)
+    shares = mixed[:, :3, :, 0, 0]
+    assert torch.equal(mixed[:, 3], images[:, 3])
+    assert torch.equal(mixed, mixed[..., :1, :1].expand_as(mixed)), "the same share in every voxel"
+    assert torch.equal(torch.diagonal(shares, dim1=1, dim2=2), torch.ones(400, 3))
+    others = shares[:, ~torch.eye(3, dtype=torch.bool)]
+    assert float(others.std()) == pytest.approx(0.2, rel=0.1) and abs(float(others.mean())) < 0.02
 
 
 def test_the_seed_repeats_the_draws() -> None:
