@@ -23,11 +23,12 @@ class Masks:
     """Labels of a field's cells and nuclei, each (Z, Y, X) uint32, 0 outside. The two are numbered independently.
 
     Attributes:
+        nuclei: None if the plate has no nucleus stain.
         confidence: one row a cell, ``CONFIDENCE_SCHEMA``; empty if a ``Segmenter`` did not make the masks.
     """
 
     cells: np.ndarray
-    nuclei: np.ndarray
+    nuclei: np.ndarray | None
     confidence: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CONFIDENCE_SCHEMA))
 
 

@@ -94,8 +94,9 @@ class Segmenter:
             remedy = "Give voxel_size = [z, y, x] in the .toml file beside the plate, or anisotropy in [segmentation]."
             raise SegmentationError(problem, remedy)
         # Half precision saves memory; the values lie between -0.5 and 3.
-        nucleus = intensities.combine_stains([image[nucleus_index]]).astype(np.float16)
-        cytoplasm = np.zeros_like(nucleus)
+        cytoplasm = nucleus = np.zeros(image.shape[1:], np.float16)
+        if nucleus_index is not None:
+            nucleus = intensities.combine_stains([image[nucleus_index]]).astype(np.float16)
         if stains:
             cytoplasm = intensities.combine_stains([image[index] for index in stains]).astype(np.float16)
         diameter, anisotropy = self._diameter(voxel_size), self._anisotropy(voxel_size)
@@ -104,6 +105,8 @@ class Segmenter:
         scales = diameter, anisotropy if in_3d else None
         cells, confidence = self._segment_kind("cells", [cytoplasm, nucleus], *scales, config.min_volume)
         del cytoplasm
+        if nucleus_index is None:
+            return Masks(cells, None, confidence)
         nuclei, _ = self._segment_kind("nuclei", [nucleus], *scales, config.min_volume // 4)
         return Masks(cells, nuclei, confidence)
 
