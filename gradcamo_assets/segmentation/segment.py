@@ -20,6 +20,7 @@ from gradcamo_assets.segmentation.masks import (
     Masks,
     compute_confidence,
     measure_object_quality,
+    remove_micronuclei,
     remove_small_objects,
     stitch_slices,
 )
@@ -64,7 +65,7 @@ class Segmenter:
             "network": Path(self.config.network).name,
             "cellpose": importlib.metadata.version("cellpose"),
             "weights": digests,
-            "method": 3,
+            "method": 4,
         }
 
     def segment(
@@ -108,7 +109,7 @@ class Segmenter:
         if nucleus_index is None:
             return Masks(cells, None, confidence)
         nuclei, _ = self._segment_kind("nuclei", [nucleus], *scales, config.min_volume // 4)
-        return Masks(cells, nuclei, confidence)
+        return Masks(cells, remove_micronuclei(nuclei), confidence)
 
     def _is_3d(self, depth: int, is_known: bool, z_step: float) -> bool:
         """Whether to segment a stack in 3D.

@@ -32,6 +32,8 @@ class SegmenterConfig:
             segmented in 2D.
         nucleus: with ``none``, cells are found by the cytoplasm stains alone, there are no masks of nuclei, and the
             columns about nuclei are NULL.
+        min_volume: nuclei less than a third as wide as the median nucleus of their field, which are micronuclei or
+            debris, are left out as well.
         diameter: the default is 30, the scale of the network, if the pixel size is unknown, implies less than 8 or more
             than 200 pixels, or implies 22.5 to 40 pixels. A voxel size of 1 um along every axis counts as unknown here:
             it is what files state that do not know their scale.
