@@ -30,7 +30,7 @@ _MATCH_SCHEMA = {"label": pl.Int32, "true_label": pl.Int32, "overlap": pl.Float6
 
 def cell_table(
     cells: np.ndarray,
-    nuclei: np.ndarray,
+    nuclei: np.ndarray | None,
     voxel_size: Sequence[float | None] = (None, None, None),
     *,
     image: np.ndarray | None = None,
@@ -40,15 +40,17 @@ def cell_table(
 
     Centroids are means of voxel indices; bounding boxes are half-open. A nucleus belongs to the cell that contains most
     of it. ``nucleus_label`` is the cell's nucleus with the largest overlap (NULL without nuclei), ``n_nuclei`` their
-    number, and ``nucleus_share`` the share of the cell that they fill. ``touches_z_border`` is False if Z is 1, since a
-    single slice has no border in z. ``shapes`` defines ``sphericity``, ``solidity`` and ``nearest_neighbour_um``; the
-    last is NULL for the only cell of a field. ``qc_warning`` reports cells without a nucleus or with several.
+    number, and ``nucleus_share`` the share of the cell that they fill; all are NULL if ``nuclei`` is None.
+    ``touches_z_border`` is False if Z is 1, since a single slice has no border in z. ``shapes`` defines ``sphericity``,
+    ``solidity`` and ``nearest_neighbour_um``; the last is NULL for the only cell of a field. ``qc_warning`` reports
+    cells without a nucleus or with several.
 
     Without the voxel size, ``nearest_neighbour_um`` is NULL for cells that touch no other, and ``sphericity`` is
     NULL in stacks. A single slice needs only y and x; its pixels count as square if they are unknown.
 
     Args:
-        cells, nuclei: integer labels (Z, Y, X), 0 outside.
+        cells: integer labels (Z, Y, X), 0 outside.
+        nuclei: the same, or None if there is no nucleus stain.
         voxel_size: (z, y, x) in um, None where unknown.
         image: (C, Z, Y, X); None leaves ``mean_intensity`` NULL.
         confidence: ``Masks.confidence``; cells that it lacks get NULL in its columns.
@@ -93,7 +95,8 @@ def cell_table(
             (pl.DataFrame(schema=CONFIDENCE_SCHEMA) if confidence is None else confidence).cast({"label": pl.Int64}),
             on="label", how="left", maintain_order="left",
         )
-        .with_columns(n_nuclei.fill_null(0), nucleus_share=pl.col("nucleus_voxels").fill_null(0) / volume)
+        .with_columns(pl.col("n_nuclei", "nucleus_voxels").fill_null(pl.lit(None if nuclei is None else 0)))
+        .with_columns(nucleus_share=pl.col("nucleus_voxels") / volume)
         .with_columns(
             qc_warning=pl.when(n_nuclei == 0)
             .then(pl.lit("no nucleus"))
@@ -141,11 +144,13 @@ def _count_shared_voxels(first: np.ndarray, second: np.ndarray, names: tuple[str
     return pl.concat(frames).group_by(names).agg(pl.col("shared").sum())
 
 
-def _nuclei_of_cells(cells: np.ndarray, nuclei: np.ndarray) -> pl.DataFrame:
+def _nuclei_of_cells(cells: np.ndarray, nuclei: np.ndarray | None) -> pl.DataFrame:
     """Assign each nucleus to a cell: ``label``, ``nucleus_label``, ``n_nuclei`` and the total ``nucleus_voxels``.
 
     Cells without a nucleus are left out. Ties go to the smaller label.
     """
+    if nuclei is None:
+        return pl.DataFrame(schema=dict.fromkeys(("label", "nucleus_label", "n_nuclei", "nucleus_voxels"), pl.Int64))
     pairs = _count_shared_voxels(cells, nuclei, ("label", "nucleus_label"))
     owned = pairs.sort(["shared", "label"], descending=[True, False]).unique("nucleus_label", keep="first")
     ranked = owned.sort(["label", "shared", "nucleus_label"], descending=[False, True, False])

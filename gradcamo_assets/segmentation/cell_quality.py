@@ -28,7 +28,9 @@ class QcConfig:
     drop_outliers: bool = setting(False, "Leave outliers out of the crops; otherwise they only get a warning.")
     min_probability: Share = setting(0.0, "Lowest mean cell probability of a cell; 0 keeps all.")
     max_nuclei: Count = setting(0, "Highest number of nuclei in a cell; 0 keeps all.")
-    need_nucleus: bool = setting(False, "Leave out cells without a nucleus.")
+    need_nucleus: bool = setting(
+        True, "Leave out objects without a nucleus, mostly debris and fragments; no effect without a nucleus stain."
+    )
     max_foreground: Share = setting(0.95, "Highest share of a field inside cells; masks above are unusable. 1: off.")
     max_over_split: Share = setting(0.5, "Highest share of splinters among cells; masks above are unusable. 1: off.")
 

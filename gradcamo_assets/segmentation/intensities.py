@@ -12,6 +12,9 @@ import numpy as np
 from gradcamo_assets.brightness import mean_of_brightest
 from gradcamo_assets.errors import SegmentationError
 
+NO_NUCLEUS = "none"
+"""The name of the nucleus channel of a plate that has no nucleus stain."""
+
 _NUCLEUS = ("dna", "dapi", "hoechst", "nuclei", "nucleus", "nuclear", "draq5", "h2b", "syto")
 _NOT_FLUORESCENCE = ("brightfield", "bright field", "bright-field", "phase", "dic", "bf", "transmitted", "tl")
 _PERCENTILE_SAMPLE = 500_000
@@ -20,14 +23,15 @@ _BRIGHTEST = 0.008
 
 def find_channels(
     channels: Sequence[str], nucleus: str | None, cytoplasm: Sequence[str] | None
-) -> tuple[int, tuple[int, ...]]:
-    """Find the indices of the nucleus channel and of the cytoplasm channels.
+) -> tuple[int | None, tuple[int, ...]]:
+    """Find the indices of the nucleus channel (None if ``nucleus`` is 'none') and of the cytoplasm channels.
 
     Without a given name, the nucleus is found by common names (DNA, DAPI, Hoechst, ...), and the cytoplasm is every
     other channel except bright field.
 
     Raises:
-        SegmentationError: a given channel does not exist, or no channel or several could be the nucleus.
+        SegmentationError: a given channel does not exist, no channel or several could be the nucleus, or there is
+            neither a nucleus nor a cytoplasm channel.
     """
     available = f"the channels are {', '.join(channels)}"
     lower = [name.casefold() for name in channels]
@@ -38,20 +42,27 @@ def find_channels(
             raise SegmentationError(problem, "Set nucleus and cytoplasm to existing channels.")
         return lower.index(name.casefold())
 
+    nucleus_index: int | None = None
     if nucleus is not None:
-        nucleus_index = find_index(nucleus)
+        nucleus_index = None if nucleus.casefold() == NO_NUCLEUS else find_index(nucleus)
     else:
         exact = [i for i, name in enumerate(lower) if name in _NUCLEUS]
         candidates = exact or [i for i, name in enumerate(lower) if any(key in name for key in _NUCLEUS)]
         if len(candidates) != 1:
             problem = f"{'several channels' if candidates else 'no channel'} could be the nucleus: {available}"
-            raise SegmentationError(problem, "Set nucleus to the name of the DNA stain.")
+            remedy = f"Set nucleus to the name of the DNA stain, or to {NO_NUCLEUS!r} if the plate has none."
+            raise SegmentationError(problem, remedy)
         nucleus_index = candidates[0]
     if cytoplasm is not None:
-        return nucleus_index, tuple(find_index(name) for name in cytoplasm)
-    words = [set(name.replace("_", " ").split()) | {name} for name in lower]
-    is_fluorescence = [not any(key in words[i] for key in _NOT_FLUORESCENCE) for i in range(len(channels))]
-    return nucleus_index, tuple(i for i in range(len(channels)) if i != nucleus_index and is_fluorescence[i])
+        stains = tuple(find_index(name) for name in cytoplasm)
+    else:
+        words = [set(name.replace("_", " ").split()) | {name} for name in lower]
+        is_fluorescence = [not any(key in words[i] for key in _NOT_FLUORESCENCE) for i in range(len(channels))]
+        stains = tuple(i for i in range(len(channels)) if i != nucleus_index and is_fluorescence[i])
+    if nucleus_index is None and not stains:
+        problem = f"without a nucleus stain, cells need a cytoplasm stain: {available}"
+        raise SegmentationError(problem, "Set cytoplasm to the stains that fill cells.")
+    return nucleus_index, stains
 
 
 def _offset_and_scale(stack: np.ndarray) -> tuple[np.float32, np.float32]:

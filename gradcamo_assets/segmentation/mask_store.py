@@ -1,7 +1,8 @@
 """Read, check and write the masks of one field as OME-Zarr (NGFF 0.5) label images.
 
 A folder is written in one step and never changed. ``<folder>/labels/cells`` and ``<folder>/labels/nuclei`` have one
-resolution each. The properties of the label image of cells, which viewers display, hold the confidence of each cell.
+resolution each; the latter is absent without a nucleus stain. The properties of the label image of cells, which viewers
+display, hold the confidence of each cell.
 Specification: https://ngff.openmicroscopy.org/0.5/#labels-md
 """
 
@@ -19,12 +20,11 @@ from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, Masks
 from gradcamo_assets.storage import atomic_folder
 
-_KINDS = ("cells", "nuclei")
 _CHUNK_VOXELS = 2**20
 
 
 def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float | None], provenance: Provenance) -> None:
-    """Write both label images and the provenance into the new folder ``folder``.
+    """Write the label images and the provenance into the new folder ``folder``.
 
     Args:
         voxel_size: (z, y, x) in micrometres. An axis of unknown size (None) gets the scale 1 and no unit.
@@ -35,8 +35,10 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float | None], 
     import zarr
     from zarr.codecs import BloscCodec, BloscShuffle
 
-    if masks.cells.shape != masks.nuclei.shape or masks.cells.ndim != 3:
-        problem = f"masks have shapes {masks.cells.shape} and {masks.nuclei.shape}, expected equal shapes (Z, Y, X)"
+    images = {"cells": masks.cells} | ({} if masks.nuclei is None else {"nuclei": masks.nuclei})
+    shapes = [labels.shape for labels in images.values()]
+    if len(set(shapes)) > 1 or masks.cells.ndim != 3:
+        problem = f"masks have shapes {' and '.join(map(str, shapes))}, expected equal shapes (Z, Y, X)"
         raise SegmentationError(problem, "Give cells and nuclei of one field.", path=folder)
     scale = {"type": "scale", "scale": [1.0 if step is None else float(step) for step in voxel_size]}
     units = [{} if step is None else {"unit": "micrometer"} for step in voxel_size]
@@ -48,14 +50,14 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float | None], 
     slices = int(np.clip(_CHUNK_VOXELS // max(1, height * width), 1, max(1, depth)))
     with atomic_folder(folder) as temporary:
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
-        labels = root.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(_KINDS)}})
-        for kind in _KINDS:
+        labels = root.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(images)}})
+        for kind, image_labels in images.items():
             # One object a label, as in the specification. JSON has no NaN, so NaN becomes null.
             rows = masks.confidence.rename({"label": "label-value"}).fill_nan(None).to_dicts()
             properties = {"properties": rows} if kind == "cells" and rows else {}
             image = {"version": "0.5", "multiscales": [{"name": kind, **multiscale}], "image-label": properties}
             labels.create_group(kind, attributes={"ome": image}).create_array(
-                "0", data=getattr(masks, kind).astype(np.uint32, copy=False), chunks=(slices, height, width),
+                "0", data=image_labels.astype(np.uint32, copy=False), chunks=(slices, height, width),
                 compressors=BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle),
                 dimension_names=("z", "y", "x"),
             )  # fmt: skip
@@ -72,7 +74,9 @@ def read_masks(folder: Path) -> Masks:
 
     try:
         root = zarr.open_group(folder, mode="r")
-        cells, nuclei = (np.asarray(root[f"labels/{kind}/0"][:], np.uint32) for kind in _KINDS)  # type: ignore[index]
+        listed: Any = root["labels"].attrs.asdict()["ome"]
+        images: dict[str, Any] = {kind: root[f"labels/{kind}/0"] for kind in listed["labels"]}
+        labels = {kind: np.asarray(image[:], np.uint32) for kind, image in images.items()}
         metadata: Any = root["labels/cells"].attrs.asdict()["ome"]
         rows = metadata.get("image-label", {}).get("properties", [])
         values = [[row["label-value" if name == "label" else name] for name in CONFIDENCE_SCHEMA] for row in rows]
@@ -80,4 +84,4 @@ def read_masks(folder: Path) -> Masks:
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, pl.exceptions.PolarsError) as error:
         problem = f"there are no readable masks: {error}"
         raise SegmentationError(problem, "Segment this field again.", path=folder) from error
-    return Masks(cells, nuclei, confidence)
+    return Masks(labels["cells"], labels.get("nuclei"), confidence)

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from scipy.special import expit
 
+_MICRONUCLEUS_WIDTH = 1 / 3
 CONFIDENCE_SCHEMA: dict[str, type[pl.DataType]] = {
     "label": pl.Int32,
     "cell_probability": pl.Float64,
@@ -23,11 +24,12 @@ class Masks:
     """Labels of a field's cells and nuclei, each (Z, Y, X) uint32, 0 outside. The two are numbered independently.
 
     Attributes:
+        nuclei: None if the plate has no nucleus stain.
         confidence: one row a cell, ``CONFIDENCE_SCHEMA``; empty if a ``Segmenter`` did not make the masks.
     """
 
     cells: np.ndarray
-    nuclei: np.ndarray
+    nuclei: np.ndarray | None
     confidence: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CONFIDENCE_SCHEMA))
 
 
@@ -159,8 +161,25 @@ def _match_objects(first: np.ndarray, second: np.ndarray, threshold: float) -> t
 
 def remove_small_objects(labels: np.ndarray, min_voxels: int) -> np.ndarray:
     """Keep objects of at least ``min_voxels`` voxels, renumbered 1, 2, ... in their old order, uint32."""
-    count = int(labels.max(initial=0)) + 1
-    sizes = sum((np.bincount(plane.ravel(), minlength=count) for plane in labels), np.zeros(count, np.int64))
-    keep = sizes >= max(min_voxels, 1)
+    keep = _sizes(labels) >= max(min_voxels, 1)
     keep[0] = False
     return np.where(keep, np.cumsum(keep), 0).astype(np.uint32)[labels]
+
+
+def remove_micronuclei(nuclei: np.ndarray) -> np.ndarray:
+    """Remove nuclei (Z, Y, X) less than a third as wide as the median one, like ``remove_small_objects``.
+
+    These are micronuclei (Fenech et al., Mutation Research 534, 65 (2003)), apoptotic bodies and specks, which would
+    count as nuclei of a cell. Widths are roots of areas in a single slice and of volumes in a stack.
+    """
+    sizes = np.trim_zeros(np.sort(_sizes(nuclei)[1:]))
+    if not len(sizes):
+        return nuclei
+    limit = np.median(sizes) * _MICRONUCLEUS_WIDTH ** (2 if len(nuclei) == 1 else 3)
+    return remove_small_objects(nuclei, int(np.ceil(limit)))
+
+
+def _sizes(labels: np.ndarray) -> np.ndarray:
+    """Number of voxels of each label from 0 on, plane by plane to bound the memory."""
+    count = int(labels.max(initial=0)) + 1
+    return sum((np.bincount(plane.ravel(), minlength=count) for plane in labels), np.zeros(count, np.int64))

@@ -20,6 +20,7 @@ from gradcamo_assets.segmentation.masks import (
     Masks,
     compute_confidence,
     measure_object_quality,
+    remove_micronuclei,
     remove_small_objects,
     stitch_slices,
 )
@@ -64,7 +65,7 @@ class Segmenter:
             "network": Path(self.config.network).name,
             "cellpose": importlib.metadata.version("cellpose"),
             "weights": digests,
-            "method": 3,
+            "method": 4,
         }
 
     def segment(
@@ -94,8 +95,9 @@ class Segmenter:
             remedy = "Give voxel_size = [z, y, x] in the .toml file beside the plate, or anisotropy in [segmentation]."
             raise SegmentationError(problem, remedy)
         # Half precision saves memory; the values lie between -0.5 and 3.
-        nucleus = intensities.combine_stains([image[nucleus_index]]).astype(np.float16)
-        cytoplasm = np.zeros_like(nucleus)
+        cytoplasm = nucleus = np.zeros(image.shape[1:], np.float16)
+        if nucleus_index is not None:
+            nucleus = intensities.combine_stains([image[nucleus_index]]).astype(np.float16)
         if stains:
             cytoplasm = intensities.combine_stains([image[index] for index in stains]).astype(np.float16)
         diameter, anisotropy = self._diameter(voxel_size), self._anisotropy(voxel_size)
@@ -104,8 +106,10 @@ class Segmenter:
         scales = diameter, anisotropy if in_3d else None
         cells, confidence = self._segment_kind("cells", [cytoplasm, nucleus], *scales, config.min_volume)
         del cytoplasm
+        if nucleus_index is None:
+            return Masks(cells, None, confidence)
         nuclei, _ = self._segment_kind("nuclei", [nucleus], *scales, config.min_volume // 4)
-        return Masks(cells, nuclei, confidence)
+        return Masks(cells, remove_micronuclei(nuclei), confidence)
 
     def _is_3d(self, depth: int, is_known: bool, z_step: float) -> bool:
         """Whether to segment a stack in 3D.

@@ -30,6 +30,10 @@ class SegmenterConfig:
             ``anisotropy`` states the ratio of z step to pixel size. ``auto`` chooses it for the compact network if the
             voxel size is known and slices are at most a sixth of a cell's width apart. Single slices are always
             segmented in 2D.
+        nucleus: with ``none``, cells are found by the cytoplasm stains alone, there are no masks of nuclei, and the
+            columns about nuclei are NULL.
+        min_volume: nuclei less than a third as wide as the median nucleus of their field, which are micronuclei or
+            debris, are left out as well.
         diameter: the default is 30, the scale of the network, if the pixel size is unknown, implies less than 8 or more
             than 200 pixels, or implies 22.5 to 40 pixels. A voxel size of 1 um along every axis counts as unknown here:
             it is what files state that do not know their scale.
@@ -46,7 +50,9 @@ class SegmenterConfig:
     anisotropy: float | None = setting(
         None, "Ratio of z step to pixel size, for 3d; by default from the voxel size.", ge=0.1, le=50
     )
-    nucleus: str | None = setting(None, "Name of the DNA stain; by default recognised by its name.")
+    nucleus: str | None = setting(
+        None, "Name of the DNA stain; by default recognised by its name; none: the plate has no nucleus stain."
+    )
     cytoplasm: tuple[str, ...] | None = setting(
         None, "Stains that fill cells; by default all fluorescence channels but the nucleus; []: use the nucleus only."
     )

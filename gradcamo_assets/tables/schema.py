@@ -149,9 +149,9 @@ _TABLES = (
             Column("volume_um3", pl.Float64, "Volume, cubic micrometres; NULL: unknown voxel size"),
             Column("touches_xy_border", pl.Boolean, "Whether the cell touches a lateral border of the field"),
             Column("touches_z_border", pl.Boolean, "Whether the cell touches the first or the last slice"),
-            Column("nucleus_label", pl.Int32, "Label of the cell's nucleus; NULL: none found"),
-            Column("n_nuclei", pl.Int32, "Number of nuclei inside the cell"),
-            Column("nucleus_share", pl.Float64, "Fraction of the cell's volume occupied by its nuclei"),
+            Column("nucleus_label", pl.Int32, "Label of the cell's nucleus; NULL: none found, or no nucleus stain"),
+            Column("n_nuclei", pl.Int32, "Number of nuclei inside the cell; NULL: no nucleus stain"),
+            Column("nucleus_share", pl.Float64, "Fraction of the cell inside its nuclei; NULL: no nucleus stain"),
             Column(
                 "sphericity",
                 pl.Float64,

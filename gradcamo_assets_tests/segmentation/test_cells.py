@@ -107,6 +107,11 @@ def test_intensities_slices_and_nuclear_shares_agree_with_a_loop(cells, seed):
         assert row["qc_warning"] == {0: "no nucleus", 1: None, 2: "2 nuclei"}[len(owned)]
 
 
+def test_without_a_nucleus_stain_nothing_is_said_about_nuclei():
+    table = cell_table(np.array([[[1, 1, 0, 2]]], np.uint32), None)
+    assert table.select("n_nuclei", "nucleus_label", "nucleus_share", "qc_warning").rows() == [(None,) * 4] * 2
+
+
 def test_confidence_joins_its_cell():
     cells = np.array([[[1, 1, 0, 3, 3]]], np.uint32)
     row = {"label": 3, "cell_probability": 0.9, "flow_error": 0.1, "stitch_breaks": 2}

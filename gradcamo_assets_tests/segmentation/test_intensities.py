@@ -22,6 +22,9 @@ def normalised(stack: np.ndarray) -> np.ndarray:
         (["w1", "w2", "w3"], "w2", ("w3",), (1, (2,))),
         (["DNA"], None, None, (0, ())),
         (["DNA"], None, ("DNA",), (0, (0,))),
+        (["GFP"], "none", None, (None, (0,))),
+        (["GFP", "DNA", "Brightfield"], "None", None, (None, (0, 1))),
+        (["GFP", "RFP"], "none", ("RFP",), (None, (1,))),
     ],
 )
 def test_channels_are_found(channels, nucleus, cytoplasm, want):
@@ -41,6 +44,13 @@ def test_channels_are_found(channels, nucleus, cytoplasm, want):
 def test_ambiguous_and_missing_channels_are_rejected(channels, nucleus, cytoplasm):
     with pytest.raises(SegmentationError, match="Set nucleus"):
         find_channels(channels, nucleus, cytoplasm)
+
+
+def test_a_plate_without_a_recognisable_nucleus_is_told_what_to_write():
+    with pytest.raises(SegmentationError, match=r"no channel could be the nucleus: the channels are GFP.*'none'"):
+        find_channels(["GFP"], None, None)
+    with pytest.raises(SegmentationError, match="cells need a cytoplasm stain"):
+        find_channels(["Brightfield"], "none", None)
 
 
 def test_normalising_ignores_scale_and_offset():

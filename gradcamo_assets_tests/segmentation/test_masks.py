@@ -14,6 +14,7 @@ from gradcamo_assets.segmentation.masks import (
     compute_confidence,
     count_overlaps,
     measure_object_quality,
+    remove_micronuclei,
     remove_small_objects,
     stitch_slices,
 )
@@ -108,6 +109,18 @@ def test_small_objects_are_removed_and_labels_renumbered():
     assert out.dtype == np.uint32
     assert [int((out == label).sum()) for label in (1, 2)] == [4, 6]
     assert out.max() == 2
+
+
+@pytest.mark.parametrize(("depth", "kept"), [(1, [144, 144, 144, 16]), (12, [1728, 1728, 1728, 64])])
+def test_micronuclei_are_removed(depth, kept):
+    """Three nuclei 12 wide, one at the limit of a third (4), and one below it (3), in a plane and in a stack."""
+    nuclei = np.zeros((depth, 12, 60), np.uint32)
+    for label, (start, width) in enumerate([(0, 12), (13, 12), (26, 3), (30, 12), (50, 4)], start=1):
+        nuclei[:width, :width, start : start + width] = label
+    out = remove_micronuclei(nuclei)
+    assert np.bincount(out.ravel())[1:].tolist() == kept
+    assert not out[..., 26:29].any()
+    assert not remove_micronuclei(np.zeros_like(nuclei)).any()
 
 
 def test_flow_error_is_low_for_inward_flows_and_high_for_outward_flows():

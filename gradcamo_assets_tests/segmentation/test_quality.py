@@ -84,7 +84,10 @@ def test_outliers_get_warnings_and_are_left_out_only_on_request():
         qc_warning=["no nucleus", "2 nuclei", "no nucleus", None], qc_flag=["bystander", None, None, None],
     )  # fmt: skip
     plain = add_quality_flags(cells, QcConfig()).tail(4)
-    assert plain["qc_flag"].to_list() == ["bystander", None, None, None]
+    assert plain["qc_flag"].to_list() == ["bystander", None, "no nucleus", None]
+    assert add_quality_flags(cells, QcConfig(need_nucleus=False))["qc_flag"].null_count() == 39
+    unknown = cells.with_columns(n_nuclei=pl.lit(None, pl.Int32), qc_warning=pl.lit(None, pl.String))
+    assert add_quality_flags(unknown, QcConfig(max_nuclei=1))["qc_flag"].null_count() == 39, "no nucleus stain"
     assert [str(text).partition(" 8.9")[0] for text in plain["qc_warning"]] == [
         "no nucleus; volume", "2 nuclei", "no nucleus; cell probability 0.6, the median 0.93", "volume",
     ]  # fmt: skip

@@ -118,6 +118,15 @@ def test_cells_are_found_from_nuclei_alone(cytoplasm):
     assert segmenter.version["cytoplasm"] == (None if cytoplasm is None else [])
 
 
+def test_cells_are_found_without_a_nucleus_stain():
+    segmenter = Segmenter(SegmenterConfig(nucleus="none"))
+    masks = segmenter.segment(one_cell()[1:], ["GFP"])
+    assert masks.nuclei is None
+    assert masks.cells.max() == 1
+    assert 500 <= (masks.cells[0] > 0).sum() <= 1000
+    assert segmenter.version["nucleus"] == "none"
+
+
 @pytest.mark.parametrize("settings", [{"nucleus": "DAPI"}, {"cytoplasm": ("AGP",)}])
 def test_a_missing_channel_is_named(settings):
     with pytest.raises(SegmentationError, match=r"not exactly one channel '(DAPI|AGP)'"):

@@ -32,6 +32,15 @@ def test_masks_are_read_back(tmp_path, shape):
     assert stored_version(tmp_path / "1") == PROVENANCE.version
 
 
+def test_masks_without_a_nucleus_stain_are_read_back(tmp_path):
+    write_masks(tmp_path / "1", Masks(some_masks().cells, None), SIZE, PROVENANCE)
+    back = read_masks(tmp_path / "1")
+    assert back.nuclei is None
+    np.testing.assert_array_equal(back.cells, some_masks().cells)
+    labels = json.loads((tmp_path / "1" / "labels" / "zarr.json").read_text())["attributes"]["ome"]["labels"]
+    assert labels == ["cells"] == [path.name for path in (tmp_path / "1" / "labels").iterdir() if path.is_dir()]
+
+
 def test_confidence_is_stored_with_the_labels_and_read_back(tmp_path):
     confidence = pl.DataFrame([[1, 0.9, 0.1, 0], [7, 0.5, None, 3]], schema=CONFIDENCE_SCHEMA, orient="row")
     masks = some_masks()

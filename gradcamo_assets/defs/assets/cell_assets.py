@@ -60,6 +60,23 @@ def _load_segmented_fields(
     return plate, [field for field in fields if field.well in row_of_well], row_of_well, version
 
 
+def _count_flags(table: pl.DataFrame) -> dg.JsonMetadataValue:
+    """Number of cells by ``qc_flag``, without those that are kept."""
+    flags = table.drop_nulls("qc_flag").group_by("qc_flag").len().sort("qc_flag")
+    return dg.MetadataValue.json(dict(flags.iter_rows()))
+
+
+def _count_nuclei(table: pl.DataFrame) -> dict[str, int]:
+    """Number of cells without a nucleus and with several, as metadata; empty without a nucleus stain."""
+    counts = table["n_nuclei"].drop_nulls()
+    if counts.is_empty():
+        return {}
+    return {
+        "cells_without_nucleus": int((counts == 0).sum()),
+        "cells_with_several_nuclei": int((counts > 1).sum()),
+    }
+
+
 @dg.asset(
     partitions_def=PLATE_SITES,
     deps=[masks],
@@ -137,7 +154,9 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "fields_without_cells": counts.count(0),
             "cells_touching_border": int(table["touches_xy_border"].sum()),
             **({} if volume is None else {"median_volume_um3": as_number(volume)}),
+            **_count_nuclei(table),
             "cells_with_warning": len(table) - table["qc_warning"].null_count(),
+            "left_out_because": _count_flags(table),
             "fields_unusable": len(unusable),
             **settings_metadata(segmentation_qc=qc, plates=settings.plates),
         },
@@ -235,13 +254,12 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         lake.write_stage(
             "crop_versions", frames, version=version, made_from=made_from, n=n, plate=plate_name, site=site
         )
-    flags = updated.drop_nulls("qc_flag").group_by("qc_flag").len().sort("qc_flag")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version),
         metadata={
             "crops": n,
             "cells_left_out": len(updated) - n,
-            "left_out_because": dg.MetadataValue.json(dict(flags.iter_rows())),
+            "left_out_because": _count_flags(updated),
             **settings_metadata(crops=config, plates=settings.plates),
         },
         check_results=[outcome.check_result("fields_cropped")],
