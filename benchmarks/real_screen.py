@@ -55,23 +55,25 @@ CHANNELS = {"ch1": "DNA", "ch2": "ER", "ch3": "RNA", "ch4": "AGP", "ch5": "Mito"
 """Stains by their look; the images name only the channels."""
 SETTINGS = """\
 [crops]
-shape = [1, 128, 128]
+shape = [1, 96, 96]
 """
 """All settings that differ from the defaults, beside those of the encoders."""
 WELLS_OF_NULL = {"A01": "r01c01", "J18": "r10c18"}
-PLAIN: dict[str, Any] = {"swap": 0.0, "swap_pool": 0, "epochs": 6}
-RECIPE: dict[str, Any] = {"swap": 1.0, "swap_pool": 16, "epochs": 12}
+PLAIN: dict[str, Any] = {"swap": 0.0, "epochs": 6}
+RECIPE: dict[str, Any] = {
+    "swap": 1.0, "swap_pool": 16, "swap_alone": 0.5, "gain": 0.3, "offset": 0.1, "crosstalk": 0.2, "epochs": 24
+}  # fmt: skip
 ENCODERS: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
+    "recipe": RECIPE,
     "swapped": PLAIN | {"swap": 0.5},
     "regularised": PLAIN | {"regulariser": "gradcamo"},
     "both": PLAIN | {"swap": 0.5, "regulariser": "gradcamo"},
     "self_supervised": PLAIN | {"objective": "vicreg"},
-    "recipe": RECIPE,
 }
 """Training settings of each encoder, the same for both questions."""
 QUESTIONS = ("treatment", "null")
-_SWAPPED_CELLS = 2000
+_SWAPPED_CELLS = 1200
 """Cells of the asked plates in the swap test and in the profiles."""
 
 
