@@ -7,99 +7,43 @@ The truth about a cell is known by construction. It has a twin in which every pi
 everything around it shows another treatment: the medium and all other cells. On plates with a bright medium it has a
 second twin, in which only the light of the medium differs, also where it spills over the edge of the cell. The profile
 describes the cell if the prediction is the same for all twins. A dose or a plate is honest if this holds for more than
-half of its cells.
+half of its cells, not honest if for at most a quarter, else mixed: neither verdict on it is an error.
 
 Thresholds are chosen on the first half of the seeds, so that at most 5% of the plates (doses) that are not honest are
-trusted. Errors are reported for the other seeds.
+trusted. Errors of the thresholds in ``gradcamo_assets.thresholds`` are reported for both halves. ``doses`` is the view
+``trusted_doses`` itself, on a database that is made from the measured cells.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-import zarr
 
 from benchmarks.cure import TRAININGS, asked
-from benchmarks.pipeline import Prepared, prepare, train_and_score
-from gradcamo_assets.cells import TARGET, CropConfig, open_crops
+from benchmarks.pipeline import Prepared, train_and_score
+from benchmarks.verdict_plates import Judged, make_plates
+from gradcamo_assets.cells import open_crops
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.scoring.scorer import Scorer
-from gradcamo_assets.synthetic import SyntheticPlate
-from gradcamo_assets.synthetic.design import Treatment
+from gradcamo_assets.tables import Lake, lake_table, publish, run_sql
 from gradcamo_assets.training.swap_survival import run_swap_test
 from gradcamo_assets.training.training import TrainingConfig
 
-_SIZE: dict[str, Any] = {"sites": 1, "doses": 2}
 _AUDITED = 32
 """Cells of a plate that the platform audits (``defs.assets.audit_assets``)."""
 _ENCODERS = TRAININGS | {"weakly swapped": {"swap": 0.1}, "neighbours": TRAININGS["plain"]}
+_FALSE_TRUST, _HONEST, _NOT_HONEST = 0.05, 0.5, 0.25
 _TAUGHT = {"honest": "honest", "neighbours": "neighbour"}
 """Kind of the plates that an encoder is trained and judged on; by default ``background``."""
-
-
-class ShiftedPlate(SyntheticPlate):
-    """A plate on which every cell shows the next treatment. Everything else is equal, to the pixel."""
-
-    @property
-    def treatments(self) -> tuple[Treatment, ...]:
-        """The classes, each in the place of the one before it."""
-        own = super().treatments
-        return own[1:] + own[:1]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A plate, and its twins: same cells, other surroundings."""
-
-    plate: Prepared
-    twins: list[Prepared]
-
-
-def plates(kind: str, labels: str, seed: int, wells: tuple[int, int], folder: Path) -> tuple[Prepared, Judged]:
-    """Synthesise a plate to train on and one to judge, ``wells`` large, as far as their crops."""
-    design: dict[str, Any] = {"labels": labels, **_SIZE}
-    if kind == "background":
-        design |= {"shortcut": "background", "background_shift": 0}
-    elif kind == "neighbour":
-        design |= {"shortcut": "neighbour"}
-    made = {
-        "taught": SyntheticPlate(name="taught", seed=seed, wells=wells[0], **design),
-        "judged": SyntheticPlate(name="judged", seed=1000 + seed, wells=wells[1], **design),
-        "shifted": ShiftedPlate(name="judged", seed=1000 + seed, wells=wells[1], **design),
-    }
-    if kind == "background":
-        made["medium"] = replace(made["judged"], background_shift=1)
-    found = {
-        name: prepare(plate, folder / kind / name, CropConfig((12, 64, 64)), true_masks=True)
-        for name, plate in made.items()
-    }
-    twins = [_with_pixels(found["judged"], found["shifted"], folder / kind / "around", only_around=True)]
-    if "medium" in found:
-        twins.append(_with_pixels(found["judged"], found["medium"], folder / kind / "light", only_around=False))
-    return found["taught"], Judged(found["judged"], twins)
-
-
-def _with_pixels(plate: Prepared, other: Prepared, folder: Path, only_around: bool) -> Prepared:
-    """Copy a plate's crops, with its statistics, and take the pixels from the other (around the cell, or all)."""
-    paths = []
-    for own, twin in zip(plate.crops, other.crops, strict=True):
-        path = Path(shutil.copytree(own, folder / own.name))
-        group, source = zarr.open_group(path, mode="r+"), zarr.open_group(twin, mode="r")
-        if group.attrs["cell_ids"] != source.attrs["cell_ids"]:
-            raise ValueError(f"expected the cells of {own} in {twin}, found others: the plates are no twins")
-        is_cell = only_around & (np.asarray(group["labels"]) == TARGET)[:, None]
-        group["images"][:] = np.where(is_cell, group["images"][:], source["images"][:])
-        paths.append(path)
-    return Prepared(plate.cells, paths)
 
 
 def judge(scorer: Scorer, judged: Judged) -> pl.DataFrame:
@@ -134,7 +78,7 @@ def measure(labels: str, seed: int, wells: tuple[int, int], training: TrainingCo
             if kind == "neighbour" and labels == "cell":  # A pooled plate has no such shortcut.
                 continue
             if kind not in made:
-                made[kind] = plates(kind, labels, seed, wells, Path(scratch))
+                made[kind] = make_plates(kind, labels, seed, wells, Path(scratch))
             taught, judged = made[kind]
             folder = Path(scratch) / f"encoder-{name}"
             folder.mkdir()
@@ -147,6 +91,103 @@ def measure(labels: str, seed: int, wells: tuple[int, int], training: TrainingCo
                 "Metadata_Dose", "Metadata_Dose_Unit", "treatment_class", "predicted_class", "gradcamo",
                 "gradcamo_adjusted", "on_target", "looks_at", "truth", "survives_swap",
             )  # fmt: skip
+
+
+def ask_the_platform(cells: pl.DataFrame) -> pl.DataFrame:
+    """Publish the cells as scores and audits of champions, one per encoder, and return the rows of ``trusted_doses``.
+
+    ``truth`` and ``plate_truth`` are added: the share of cells whose profile describes the cell.
+    """
+    run = pl.concat_str("labels", "seed", "encoder", separator="-").str.replace_all(" ", "-")
+    cells = cells.with_columns(
+        model_name=pl.concat_str("labels", "seed", "encoder", separator=" "), model_version=pl.lit(1),
+        model_run=run, to_run=run,
+        true_class="treatment_class", split=pl.lit("unseen"), mask_version=pl.lit("1"), crop_version=pl.lit("1"),
+        regulariser=pl.when("trained_for_score").then(pl.lit("gradcamo")).otherwise(pl.lit("none")),
+        alias=pl.lit("champion"), to_version=pl.lit(1), promoted_at=pl.lit(datetime(2026, 1, 1)),
+    )  # fmt: skip
+    models = cells.unique("model_run", maintain_order=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        lake = Lake(Path(scratch) / "lake")
+        for table in ("models", "promotions"):
+            lake.append(table, _rows_of(table, models))
+        for (name,), scored in cells.group_by("model_run", maintain_order=True):
+            keys = {"plate": scored["Metadata_Plate"][0], "model_run": name}
+            lake.write("scores", _rows_of("scores", scored), site=1, **keys)
+            lake.write("audit", _rows_of("audit", scored.drop_nulls("survives_swap")), **keys)
+        publish(lake, Path(scratch) / "qc.duckdb")
+        found = run_sql(Path(scratch) / "qc.duckdb", "SELECT * FROM trusted_doses")
+    dose, share = ["model_name", "Metadata_Compound", "Metadata_Dose"], pl.col("truth").mean()
+    found = found.join(cells.group_by(dose).agg(share), on=dose)
+    found = found.join(cells.group_by("model_name").agg(plate_truth=share), on="model_name")
+    return found.join(models.select("model_name", "labels", "seed", "encoder"), on="model_name")
+
+
+def _rows_of(table: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """The columns of a lake table; those that the frame lacks are NULL."""
+    return pl.concat([lake_table(table).empty(), frame], how="diagonal_relaxed").select(*lake_table(table).schema)
+
+
+def choose(values: pl.Series, truth: pl.Series) -> float | None:
+    """The threshold above which at most 5% of what is not honest lies, and as much as possible of what is.
+
+    Of equally good thresholds the middle one. None if nothing is honest, or nothing is not.
+    """
+    honest, wrong = values.filter(truth > _HONEST).to_numpy(), values.filter(truth <= _NOT_HONEST).to_numpy()
+    if not len(honest) or not len(wrong):
+        return None
+    ends = np.unique(np.concatenate([[-1.0], honest, wrong, [1.0]]))
+    between = (ends[:-1] + ends[1:]) / 2
+    missed = np.array([(honest <= threshold).mean() for threshold in between])
+    allowed = np.array([(wrong > threshold).mean() <= _FALSE_TRUST for threshold in between])
+    best = np.flatnonzero(allowed & (missed == missed[allowed].min()))
+    return round(float((ends[best[0]] + ends[best[-1] + 1]) / 2), 3)
+
+
+def _errors(trusted: pl.Series, truth: pl.Series) -> dict[str, float]:
+    """Number of units of each kind with the share that is trusted, for honest ones with the share that is not."""
+    trusted = trusted.fill_null(False)
+    wrong, right = trusted.filter(truth <= _NOT_HONEST), ~trusted.filter(truth > _HONEST)
+    mixed = trusted.filter((truth > _NOT_HONEST) & (truth <= _HONEST))
+    kinds = {"not honest": wrong, "false trust": wrong, "mixed": mixed, "trusted": mixed} | {
+        "honest": right, "missed trust": right,
+    }  # fmt: skip
+    counted = ("not honest", "mixed", "honest")
+    return {
+        name: len(kind) if name in counted else round(kind.sum() / max(1, len(kind)), 3) for name, kind in kinds.items()
+    }
+
+
+def report(cells: pl.DataFrame) -> dict[str, float | None]:
+    """Print the errors of all rules; return the chosen thresholds and the errors on the other seeds."""
+    doses, half = ask_the_platform(cells), -(-cells["seed"].n_unique() // 2)
+    cells = cells.drop_nulls("survives_swap").with_columns(pl.col("truth").cast(pl.Float64))
+    figures: dict[str, float | None] = {}
+    for labels in cells["labels"].unique().sort():
+        for part, is_here in {"first": pl.col("seed") < half, "others": pl.col("seed") >= half}.items():
+            found, tested = (table.filter(is_here, labels=labels) for table in (doses, cells))
+            plates = found.unique("model_name", maintain_order=True)
+            scored = found.filter(~pl.col("trained_for_score")).drop_nulls("adjusted_low")
+            rules = {
+                "plates: swap test": (plates["survives_swap"] >= plates["swap_threshold"], plates["plate_truth"]),
+                "doses: adjusted score": (scored["adjusted_low"] > scored["adjusted_threshold"], scored["truth"]),
+                "doses: verdict": (found["verdict"] == "trusted", found["truth"]),
+                "doses: paper_verdict": (found["paper_verdict"] == "trusted", found["truth"]),
+                "cells: trusted": ((tested["looks_at"] == "target") & tested["survives_swap"], tested["truth"]),
+            }
+            if part == "first":
+                figures[f"{labels}_swap"] = choose(plates["survives_swap"], plates["plate_truth"])
+                figures[f"{labels}_adjusted"] = choose(scored["adjusted_low"], scored["truth"])
+            for rule, (trusted, truth) in rules.items():
+                errors = _errors(trusted, truth)
+                print(
+                    f"{labels:6}{part:8}{rule:24}"
+                    + "".join(f"{name:>14}: {value:<5}" for name, value in errors.items())
+                )
+                if part == "others":
+                    name = f"{labels}_{rule.replace(': ', '_').replace(' ', '_')}"
+                    figures |= {f"{name}_false": errors["false trust"], f"{name}_missed": errors["missed trust"]}
+    return figures
 
 
 def main() -> None:
@@ -167,6 +208,7 @@ def main() -> None:
                 _print_plate(cells)
                 if arguments.cells:
                     pl.concat(found).write_parquet(arguments.cells)
+    print(json.dumps(report(pl.concat(found)) | {"plates": len(found)}))
 
 
 def _print_plate(cells: pl.DataFrame) -> None:

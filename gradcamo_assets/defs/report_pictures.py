@@ -56,7 +56,7 @@ def score_pictures(
     )
     ceiling = scores["gradcamo_max"].median()
     capped = as_number((scores["gradcamo_max"].drop_nulls() <= THRESHOLDS.paper).mean())
-    threshold = doses["adjusted_threshold"].first()
+    threshold = as_number(doses["adjusted_threshold"][0]) if len(doses) else None
     pictures = [
         Picture(
             "Mean adjusted score by dose",

@@ -169,13 +169,14 @@ def test_the_adjusted_score_and_the_swap_test_decide(tmp_path: Path) -> None:
 
     rule = "adjusted score and swap test"
     assert verdicts() == {plate: planted[-1] for plate, planted in PLANTED.items()}
-    helped = {row["verdict"] for row in answer(tmp_path, "model_gain")}
+    helped = [row["verdict"] for row in answer(tmp_path, "model_gain")]
     lake.append("models", rows.model(2).with_columns(regulariser=pl.lit("gradcamo"), regulariser_weight=2.0))
     rule = "swap test"
     by_swap = {"P4": "trusted", "P5": "trusted", "P9": "trusted"}
     assert verdicts() == {plate: planted[-1] for plate, planted in PLANTED.items()} | by_swap
-    assert helped == {"helped"}
-    assert {row["verdict"] for row in answer(tmp_path, "model_gain")} == {"helped, but trained for"}
+    assert "helped" in helped
+    but = ["helped, but trained for" if verdict == "helped" else verdict for verdict in helped]
+    assert [row["verdict"] for row in answer(tmp_path, "model_gain")] == but
     audits = run_sql(
         tmp_path / "qc.duckdb", "SELECT Metadata_Plate, n_cells, survives_swap, verdict FROM audit_by_plate"
     )
