@@ -39,6 +39,7 @@ from gradcamo_assets.report.style import COLOURS, GREY, new_figure
 from gradcamo_assets.scoring.audit import audit_crops
 from gradcamo_assets.scoring.scorer import Scorer
 from gradcamo_assets.synthetic import SyntheticPlate
+from gradcamo_assets.thresholds import THRESHOLDS
 from gradcamo_assets.training.training import TrainingConfig, train_encoder
 
 TRAININGS = MITIGATIONS | {"honest": MITIGATIONS["plain"]}
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 _SCALES = ("center", "scale")
 _AUDITED, _TIMED, _PRICED = 48, 200, 96
-_PASSES = 0.5
-"""An encoder passes the audit where more than so many of the cells are trusted."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +168,11 @@ def area(cells: pl.DataFrame, of: str) -> float:
     return float(roc_auc_score(known["truth"], known[of])) if known["truth"].n_unique() == 2 else math.nan
 
 
-def verdict(figures: Mapping[str, float]) -> str:
-    """What the audit says of an encoder."""
-    if figures["trusted"] > _PASSES:
+def verdict(figures: Mapping[str, float], needed: float) -> str:
+    """What the audit says of an encoder of whose cells the share ``needed`` must be trusted."""
+    if figures["trusted"] >= needed:
         return "passes"
-    return "flagged: fails the swap" if figures["survives"] <= _PASSES else "flagged: looks elsewhere"
+    return "flagged: fails the swap" if figures["survives"] < needed else "flagged: looks elsewhere"
 
 
 def figure(summary: Mapping[str, Sequence[float]], chance: float) -> Figure:
@@ -218,6 +217,7 @@ def main() -> None:
     epochs = 8 if arguments.quick else arguments.epochs
     seeds = range(arguments.first_seed, arguments.first_seed + (1 if arguments.quick else arguments.seeds))
     summary: dict[str, list[float]] = {}
+    needed = THRESHOLDS.swap_share(arguments.labels == "well")
     for seed in seeds:
         with tempfile.TemporaryDirectory() as scratch:
             folder, training = Path(scratch), TrainingConfig(epochs=epochs, seed=seed)
@@ -230,10 +230,10 @@ def main() -> None:
                 if not summary:
                     print(f"{'seed':>4} {'encoder':12}" + "".join(f"{key:>17}" for key in figures) + "  audit")
                 line = "".join(f"{value:>17.2f}" for value in figures.values())
-                print(f"{seed:>4} {name:12}{line}  {verdict(figures)}", flush=True)
+                print(f"{seed:>4} {name:12}{line}  {verdict(figures, needed)}", flush=True)
                 for key, value in figures.items():
                     summary.setdefault(f"{name}_{key}", []).append(value)
-                summary.setdefault(f"{name}_passes", []).append(float(verdict(figures) == "passes"))
+                summary.setdefault(f"{name}_passes", []).append(float(verdict(figures, needed) == "passes"))
             for of in ("trust", "trusted"):
                 summary.setdefault(f"{of}_auc", []).append(area(pl.concat(judged), of))
             if seed == seeds[0]:

@@ -23,15 +23,16 @@ from gradcamo_assets.report import (
     channel_correlations,
     crops_by_dose,
     crops_with_maps,
-    on_target_intervals,
     pipeline_on_one_cell,
     score_against_ceiling,
     score_distributions,
+    score_intervals,
     segmentation_overlay,
     treatment_name,
     umap_scatter,
 )
 from gradcamo_assets.segmentation import read_masks
+from gradcamo_assets.thresholds import THRESHOLDS
 
 
 def score_pictures(
@@ -54,20 +55,35 @@ def score_pictures(
         .iter_rows()
     )
     ceiling = scores["gradcamo_max"].median()
-    capped = as_number((scores["gradcamo_max"].drop_nulls() <= 0.5).mean())
+    capped = as_number((scores["gradcamo_max"].drop_nulls() <= THRESHOLDS.paper).mean())
+    threshold = as_number(doses["adjusted_threshold"][0]) if len(doses) else None
     pictures = [
         Picture(
+            "Mean adjusted score by dose",
+            "Mean over cells, with the 95% interval of a bootstrap over wells. The interval of a trusted dose lies "
+            "above the dashed line.",
+            "Dots with intervals. " + "; ".join(
+                f"{treatment_name(row) or 'untreated'} {row['mean_adjusted']:.2f}"
+                for row in doses.drop_nulls("mean_adjusted").head(20).iter_rows(named=True)
+            ),
+            score_intervals(
+                doses, ("mean_adjusted", "adjusted_low", "adjusted_high"), "Mean adjusted Grad-CAMO", threshold
+            ),
+        ),
+        Picture(
             "Share on target by dose",
-            "Share of cells whose score exceeds 0.5, with the 95% interval of a bootstrap over wells.",
+            f"The rule of the paper: share of cells whose score exceeds {THRESHOLDS.paper:g}, with the 95% interval of "
+            "a bootstrap over wells.",
             "Dots with intervals. " + "; ".join(
                 f"{treatment_name(row) or 'untreated'} {as_number(row['on_target_fraction']):.0%}"
                 for row in doses.head(20).iter_rows(named=True)
             ),
-            on_target_intervals(doses),
+            score_intervals(doses),
         ),
         Picture(
             "Score by dose and site",
-            "Boxes: median and quartiles, whiskers to 1.5 interquartile ranges; points: cells; dashed line: 0.5.",
+            "Boxes: median and quartiles, whiskers to 1.5 interquartile ranges; points: cells; dashed line: "
+            f"{THRESHOLDS.paper:g}.",
             f"Box plots of the Grad-CAMO score by treatment and by site; medians: {medians}",
             score_distributions(scores),
         ),
@@ -80,7 +96,8 @@ def score_pictures(
         Picture(
             "Score against its ceiling",
             "The resolution of a map limits its score. Points: cells; line: median of eight groups of cells with "
-            f"similar ceilings. {capped:.0%} of the cells could not exceed 0.5 wherever the model looked.",
+            f"similar ceilings. {capped:.0%} of the cells could not exceed {THRESHOLDS.paper:g} wherever the "
+            "model looked.",
             f"Scatter plot of the score against its ceiling, whose median is {as_number(ceiling):.2f}; all points are "
             "below the line of equality",
             score_against_ceiling(scores),

@@ -6,10 +6,10 @@ other global state.
 
 from gradcamo_assets.report.cell_pictures import crops_by_dose, crops_with_maps, pipeline_on_one_cell
 from gradcamo_assets.report.charts import (
-    on_target_intervals,
     plate_heat_map,
     score_against_ceiling,
     score_distributions,
+    score_intervals,
     umap_scatter,
 )
 from gradcamo_assets.report.field_pictures import illumination_maps, segmentation_overlay
@@ -40,7 +40,6 @@ __all__ = [
     "illumination_maps",
     "layer_scores",
     "map_by_epoch",
-    "on_target_intervals",
     "paired_differences",
     "pipeline_on_one_cell",
     "plate_heat_map",
@@ -48,6 +47,7 @@ __all__ = [
     "reliability",
     "score_against_ceiling",
     "score_distributions",
+    "score_intervals",
     "segmentation_overlay",
     "to_gif",
     "to_markdown",

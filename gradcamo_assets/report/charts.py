@@ -11,6 +11,7 @@ import polars as pl
 
 from gradcamo_assets.names import normalise_well_name, row_index
 from gradcamo_assets.report.style import COLOURS, GREY, MARKERS, empty_figure, new_figure, treatment_name
+from gradcamo_assets.thresholds import THRESHOLDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +22,7 @@ _PLATE_FORMATS = [(2, 3), (4, 6), (8, 12), (16, 24), (32, 48)]
 
 
 def score_distributions(
-    scores: pl.DataFrame, value: str = "gradcamo", label: str = "Grad-CAMO", threshold: float | None = 0.5
+    scores: pl.DataFrame, value: str = "gradcamo", label: str = "Grad-CAMO", threshold: float | None = THRESHOLDS.paper
 ) -> Figure:
     """Draw box plots (median, quartiles, whiskers to 1.5 interquartile ranges) by treatment and by site.
 
@@ -65,22 +66,27 @@ def score_distributions(
     return figure
 
 
-def on_target_intervals(table: pl.DataFrame) -> Figure:
-    """Draw the share of cells on target, one line per row of the table, with its confidence interval if known.
+def score_intervals(
+    table: pl.DataFrame,
+    columns: tuple[str, str, str] = ("on_target_fraction", "ci_low", "ci_high"),
+    label: str = "Share of cells on target",
+    threshold: float | None = None,
+) -> Figure:
+    """Draw a mean or share, one line per row of the table, with its confidence interval if known.
 
     Args:
-        table: rows of a ``qc_by_*`` table: ``on_target_fraction``, ``ci_low``, ``ci_high`` (may be NULL), ``n_cells``,
-            and, as names, any of ``Metadata_Compound`` with dose and unit, ``Metadata_Well``, ``Metadata_Site``.
+        table: rows of a ``qc_by_*`` table: the ``columns``, ``n_cells``, and, as names, any of ``Metadata_Compound``
+            with dose and unit, ``Metadata_Well``, ``Metadata_Site``.
+        columns: value, lower and upper bound. Rows without a value are left out; bounds may be NULL.
+        label: of the axis.
+        threshold: position of a line; None for no line.
     """
-    table = table.drop_nulls("on_target_fraction")
+    table = table.drop_nulls(columns[0])
     if table.is_empty():
         return empty_figure("No scores to show")
     names = [_name(row, row["n_cells"]) for row in table.iter_rows(named=True)]
     table = table.head(_MAX_ROWS)
-    share, low, high = (
-        table[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        for column in ("on_target_fraction", "ci_low", "ci_high")
-    )
+    share, low, high = (table[column].cast(pl.Float64).fill_null(float("nan")).to_numpy() for column in columns)
     rows = np.arange(table.height)
     figure = new_figure(7, 0.3 * table.height + 1.1)
     axes = figure.subplots()
@@ -92,7 +98,9 @@ def on_target_intervals(table: pl.DataFrame) -> Figure:
         if dots.any():
             axes.scatter(share[dots], rows[dots], facecolors=fill, edgecolors=COLOURS[0], zorder=3, label=label)
     _name_rows(axes, names)
-    axes.set(xlim=(-0.02, 1.02), xlabel="Share of cells on target")
+    if threshold is not None:
+        axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
+    axes.set(xlim=(min(-0.02, *axes.get_xlim()), 1.02), xlabel=label)
     axes.grid(axis="x", color="#DDDDDD")
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,19 @@ from typing import Any
 import polars as pl
 
 from gradcamo_assets.report.style import treatment_name
+from gradcamo_assets.thresholds import THRESHOLDS
 
 _REGIONS = {"target": "the cell", "neighbour": "neighbouring cells", "background": "the background"}
 _MAX_NAMES = 12
+_VERDICTS = {
+    "trusted": "Most profiles describe their cell",
+    "undecided": "It is not decided whether profiles describe their cell",
+    "fails the swap": "Too few predictions come from the cell",
+    "not audited": "It is not known whether profiles describe their cell: no swap test confirms it",
+    "not trusted": "Most maps do not look at their cell",
+    "too few wells": "It is not known whether profiles describe their cell: doses have too few wells",
+}
+"""The verdicts of ``trusted_doses``, and what one says of a plate if no other is more frequent."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,8 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
             ``model_gain``, ``plate_drift`` and ``audit_by_plate``, by view. A view may be missing or empty.
         model: the version's row: ``architecture``, ``train_plates``, ``train_wells``, ``created_at``, ``metrics``,
             ``swap``, ``regulariser``, ``regulariser_weight``.
+
+    Thresholds stand in the rows; nothing is judged here.
     """
     looks = scores["looks_at"].drop_nulls()
     if not len(looks):
@@ -39,39 +52,37 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
     shares = {region: int((looks == region).sum()) / len(looks) for region in (*_REGIONS, "none")}
     on_target = int(scores["on_target"].sum()) / max(1, scores["on_target"].count())
     rows = {name: frame.to_dicts() for name, frame in views.items()}
-    maps_favour_cell = on_target >= 0.5 or shares["target"] >= 0.5
-    survival = next((row.get("survives_swap") for row in rows.get("audit_by_plate", [])), None)
+    doses = rows.get("trusted_doses", [])
     answers = [
-        ("Which doses can be trusted?", _doses(rows.get("trusted_doses", []))),
+        ("Which doses can be trusted?", _doses(doses)),
         ("Which wells should be dropped?", _wells(rows.get("wells_to_drop", []))),
         ("Does the site matter?", _sites(rows.get("site_effect", []))),
         ("What do the predictions depend on?", _audit(rows.get("audit_by_plate", []))),
-        ("Do the predictions come from the cell?", _swap_test(rows.get("audit_by_plate", []), maps_favour_cell)),
+        ("Do the predictions come from the cell?", _swap_test(rows.get("audit_by_plate", []))),
         ("Is the new model better?", _gain(rows.get("model_gain", []))),
         ("Is the plate like earlier plates?", _drift(rows.get("plate_drift", []))),
         ("How was the model trained?", _training(model)),
     ]
     return Verdict(
-        headline=_headline(shares, on_target, survival, _is_penalised(model)),
+        headline=_headline(doses, shares),
         shares=_describe_shares(scores, shares, on_target),
         answers=[(question, answer) for question, answer in answers if answer],
     )
 
 
-def _headline(shares: Mapping[str, float], on_target: float, survival: float | None, is_penalised: bool) -> str:
-    if on_target >= 0.5 or shares["target"] >= 0.5:
-        if survival is not None and survival <= 0.5:
-            return f"Most maps favour the cell, but only {survival:.0%} of the predictions survive the swap test"
-        if survival is None and is_penalised:
-            return "Most maps favour the cell, but training rewarded this, and no swap test confirms it"
-        if on_target >= 0.5:
-            return "Most profiles describe their cell: more than half of the model's map lies on it"
-        return "Most maps favour the cell, but few lie mainly on it: profiles also describe its surroundings"
-    headline = "Most maps do not look at their cell"
-    region = max((region for region in shares if region != "target"), key=lambda region: shares[region])
-    if region in _REGIONS:
-        headline += f"; the most frequent alternative is {_REGIONS[region]}"
-    return headline
+def _headline(doses: list[dict[str, Any]], shares: Mapping[str, float]) -> str:
+    """State the most frequent verdict on doses."""
+    count = Counter(row["verdict"] for row in doses)
+    if not count:
+        return "No dose of this plate has a verdict"
+    kind = max(_VERDICTS, key=lambda kind: count[kind])
+    finding = _VERDICTS[kind]
+    if kind == "not trusted":
+        region = max((region for region in shares if region != "target"), key=lambda region: shares[region])
+        finding += f"; the most frequent alternative is {_REGIONS[region]}" if region in _REGIONS else ""
+    elif kind == "fails the swap":
+        finding += f": {doses[0]['survives_swap']:.0%} survive the swap test"
+    return f"{finding} ({count[kind]} of {_count(len(doses), 'dose')})"
 
 
 def _describe_shares(scores: pl.DataFrame, shares: Mapping[str, float], on_target: float) -> str:
@@ -79,7 +90,8 @@ def _describe_shares(scores: pl.DataFrame, shares: Mapping[str, float], on_targe
     text = (
         f"Of the maps of {scored} held-out cells, {shares['target']:.0%} look at their own cell, "
         f"{shares['neighbour']:.0%} at neighbouring cells, {shares['background']:.0%} at the background and "
-        f"{shares['none']:.0%} at no particular region. {on_target:.0%} lie more than half on the cell (on target). "
+        f"{shares['none']:.0%} at no particular region. {on_target:.0%} have more than "
+        f"{THRESHOLDS.paper:.0%} on the cell (on target). "
         f"The median adjusted score is {_number(scores['gradcamo_adjusted'].median())}: 0 is chance, 1 the best the "
         "maps allow."
     )
@@ -90,22 +102,35 @@ def _describe_shares(scores: pl.DataFrame, shares: Mapping[str, float], on_targe
 
 def _doses(rows: list[dict[str, Any]]) -> str:
     """List treatments by their verdict; controls are included."""
-    verdicts = ("trusted", "undecided", "fails the swap", "trained for", "not trusted", "too few wells")
-    names: dict[str, list[str]] = {kind: [] for kind in verdicts}
+    names: dict[str, list[str]] = {kind: [] for kind in _VERDICTS}
     for row in rows:
-        share = "" if row["on_target_fraction"] is None else f" ({row['on_target_fraction']:.0%})"
-        names[row["verdict"]].append(f"{treatment_name(row) or 'untreated'}{share}")
+        score = "" if row["mean_adjusted"] is None else f" ({row['mean_adjusted']:.2f})"
+        names[row["verdict"]].append(f"{treatment_name(row) or 'untreated'}{score}")
     parts = [f"{kind.capitalize()}: {_join(treatments)}." for kind, treatments in names.items() if treatments]
     if not parts:
         return ""
     if not names["trusted"]:
         parts.insert(0, "No dose is trusted.")
-    explanation = (
-        "In brackets: share of cells on target. A dose is trusted if the 95% confidence interval over its wells lies "
-        "above 50% and the plate does not fail the swap test. If training rewarded the score, the plate must also have "
-        "passed that test."
+    return " ".join([*parts, "In brackets: mean adjusted score.", _rule(rows)])
+
+
+def _rule(rows: list[dict[str, Any]]) -> str:
+    """Say what decided, and what the paper's rule would say."""
+    row = rows[0]
+    layout = "each well has one treatment" if row["one_treatment_per_well"] else "wells have several treatments"
+    swap = f"at least {row['swap_threshold']:.0%} of the audited cells of the plate must survive the swap test"
+    if row["trained_for_score"]:
+        rule = f"Training rewarded the score, so the swap test alone decides: {swap}"
+    else:
+        rule = (
+            f"A dose is trusted if the 95% confidence interval of its score over wells lies above "
+            f"{row['adjusted_threshold']:g}; also, {swap}"
+        )
+    paper = sum(row["paper_verdict"] == "trusted" for row in rows)
+    return (
+        f"{rule} ({layout}). By the rule of the paper (interval of the share of cells on target), "
+        f"{_count(paper, 'dose')} would be trusted."
     )
-    return " ".join([*parts, explanation])
 
 
 def _wells(rows: list[dict[str, Any]]) -> str:
@@ -147,24 +172,23 @@ def _audit(rows: list[dict[str, Any]]) -> str:
     return text
 
 
-def _swap_test(rows: list[dict[str, Any]], maps_favour_cell: bool) -> str:
-    if not rows or rows[0].get("survives_swap") is None:
+def _swap_test(rows: list[dict[str, Any]]) -> str:
+    if not rows or rows[0]["survives_swap"] is None:
         return ""
     (row,) = rows
-    survives = row["survives_swap"] > 0.5
     finding = {
-        (True, True): "Yes. The maps lie on the cell, and most predictions stay with it.",
-        (True, False): "No. The maps lie on the cell, but most predictions depend on its surroundings.",
-        (False, True): "Mostly. Most predictions stay with the cell, although the maps do not lie on it.",
-        (False, False): "No. The maps do not lie on the cell, and most predictions depend on its surroundings.",
-    }[maps_favour_cell, survives]
+        "survives the swap": "Yes, for enough of the cells.",
+        "fails the swap": "No, for too many cells they depend on the surroundings.",
+        "not audited": "Unknown: too few cells were tested.",
+    }[row["verdict"]]
     text = (
         f"{finding} Of {row['n_cells']} audited cells, {row['survives_swap']:.0%} survive the swap: they keep their "
         "class in other cells' surroundings, and it is more probable for them than for another cell in their place. "
+        f"At least {row['swap_threshold']:.0%} is required. "
         f"{row['trusted']:.0%} survive and have a map that looks at the cell (trusted)."
     )
-    if not survives:
-        text += " If each well has one treatment, neighbours show it too, and the model may read it from them."
+    if row["one_treatment_per_well"]:
+        text += " Each well has one treatment: neighbours show it too, and the model may read it from them."
     return text
 
 
@@ -184,7 +208,8 @@ def _drift(rows: list[dict[str, Any]]) -> str:
         return ""
     (row,) = rows
     if row["verdict"] == "too few earlier plates":
-        return f"Unknown: {_count(row['earlier_plates'], 'earlier plate')} so far, eight are needed."
+        number, needed = _count(row["earlier_plates"], "earlier plate"), THRESHOLDS.earlier_plates
+        return f"Unknown: {number} so far, {needed} are needed."
     names = {"on_target": "share on target", "adjusted": "adjusted score", "control": "adjusted score of controls"}
     deviations = [f"{text} {row[f'{name}_deviation']:+.1f}" for name, text in names.items() if row[f"{name}_deviation"]]
     answer = "No, it differs." if row["verdict"] == "differs" else "Yes."
@@ -226,7 +251,7 @@ def _swap_and_penalty(model: Mapping[str, Any]) -> str:
         return f"{text} Maps outside the cell were not penalised."
     return (
         f"{text} Maps outside the cell were penalised ({model['regulariser']}, weight "
-        f"{model['regulariser_weight']:g}), so a high score alone is no evidence; see the swap test."
+        f"{model['regulariser_weight']:g}), so a high score alone is no evidence; the swap test decides."
     )
 
 

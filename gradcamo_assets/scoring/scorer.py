@@ -22,8 +22,8 @@ from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.scoring.fast_path import convert_to_bfloat16, convert_to_bfloat16_if_native, fold_batchnorm
 from gradcamo_assets.scoring.settings import ScoringConfig
+from gradcamo_assets.thresholds import THRESHOLDS
 
-ON_TARGET_THRESHOLD = 0.5
 _RESULT_COLUMNS = (
     "probability", "logit", "logit_bias", "gradcamo", "mask_fraction", "gradcamo_max", "gradcamo_adjusted",
     "neighbour_share", "background_share", "neighbour_fraction", "looks_at", "pointing_game",
@@ -121,7 +121,7 @@ class Scorer:
                 maps.append(cam[:, None] if self.is_2d else cam)
         scores = pl.DataFrame(columns, schema=_SCHEMA).with_columns(
             pl.Series("Metadata_CellID", field.cell_ids, dtype=pl.String),
-            on_target=pl.col("gradcamo") > ON_TARGET_THRESHOLD,
+            on_target=pl.col("gradcamo") > THRESHOLDS.paper,
         )
         return FieldScores(
             scores=scores,

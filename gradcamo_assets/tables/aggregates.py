@@ -26,25 +26,25 @@ def _resampled_counts(wells: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(wells, np.full(wells, 1 / wells), RESAMPLES).astype(float)
 
 
-def bootstrap_intervals(hits: np.ndarray, cells: np.ndarray, seed: int = 0) -> np.ndarray:
-    """95% percentile bootstrap intervals of a fraction of cells (Efron and Tibshirani 1993, chapter 13).
+def bootstrap_intervals(sums: np.ndarray, cells: np.ndarray, seed: int = 0) -> np.ndarray:
+    """95% percentile bootstrap intervals of a mean over cells (Efron and Tibshirani 1993, chapter 13).
 
     Wells are resampled, since the cells of a well are not independent samples of its treatment. All groups use the same
     resamples, so that an interval depends on its own group only.
 
     Args:
-        hits: number of cells on target, (groups, wells).
-        cells: number of cells with a score, (groups, wells), all above 0.
+        sums: sum over the cells of each well, (groups, wells); for a fraction, the number of its cells.
+        cells: number of cells in the sums, (groups, wells), all above 0.
         seed: equal seeds give equal intervals.
 
     Returns:
         Lower and upper bound, (groups, 2); NaN if there are fewer than three wells.
     """
-    groups, wells = hits.shape
+    groups, wells = sums.shape
     if wells < MIN_WELLS:
         return np.full((groups, 2), np.nan)
     draws = _resampled_counts(wells, seed)
-    return np.quantile((hits @ draws.T) / (cells @ draws.T), [0.025, 0.975], axis=1).T
+    return np.quantile((sums @ draws.T) / (cells @ draws.T), [0.025, 0.975], axis=1).T
 
 
 def evaluated_cells(scores: pl.DataFrame) -> pl.DataFrame:
@@ -89,6 +89,7 @@ def aggregate(cells: pl.DataFrame, counts: pl.DataFrame, by: str) -> pl.DataFram
         pl.col("n_cells", "null_cells", "placed", "looked").sum(),
         n_wells=pl.col("Metadata_Well").n_unique(),
         on_target_fraction=_fraction("on_target", "placed"),
+        mean_adjusted=_fraction("sum_adjusted", "n_adjusted"),
         **{f"looks_at_{region}": _fraction(f"looks_at_{region}", "looked") for region in REGIONS},
     )
     values = cells.group_by(groups).agg(
@@ -98,7 +99,9 @@ def aggregate(cells: pl.DataFrame, counts: pl.DataFrame, by: str) -> pl.DataFram
         q75_gradcamo=_quantile(score, 0.75),
         median_adjusted=pl.col("gradcamo_adjusted").median(),
     )
-    for other in (values, _intervals(counts, groups)):
+    on_target = _intervals(counts, groups, "on_target", "placed", ("ci_low", "ci_high"))
+    adjusted = _intervals(counts, groups, "sum_adjusted", "n_adjusted", ("adjusted_low", "adjusted_high"))
+    for other in (values, on_target, adjusted):
         rows = rows.join(other, on=groups, how="left", nulls_equal=True)
     schema = {name: dtype for name, dtype in _MEASURES[f"qc_by_{by}"] if name in rows.columns}
     return rows.select(pl.col(name).cast(dtype) for name, dtype in schema.items()).sort(groups)
@@ -115,20 +118,20 @@ def _quantile(values: pl.Expr, share: float) -> pl.Expr:
     return pl.when(values.count() > 0).then(low + (high - low) * (position - position.floor()))
 
 
-def _intervals(counts: pl.DataFrame, groups: list[str]) -> pl.DataFrame:
-    """``ci_low`` and ``ci_high`` of the groups with at least ``MIN_WELLS`` wells."""
+def _intervals(counts: pl.DataFrame, groups: list[str], part: str, whole: str, names: tuple[str, str]) -> pl.DataFrame:
+    """The bounds, called ``names``, of the groups with at least ``MIN_WELLS`` wells."""
     wells = (
-        counts.filter(pl.col("placed") > 0)
+        counts.filter(pl.col(whole) > 0)
         .group_by(list(dict.fromkeys([*groups, "Metadata_Well"])))
-        .agg(hits=pl.col("on_target").sum(), cells=pl.col("placed").sum())
+        .agg(sums=pl.col(part).sum(), cells=pl.col(whole).sum())
         .sort("Metadata_Well")
         .group_by(groups, maintain_order=True)
-        .agg("hits", "cells", n=pl.len())
+        .agg("sums", "cells", n=pl.len())
         .filter(pl.col("n") >= MIN_WELLS)
     )
-    parts = [wells.select(groups).clear().with_columns(ci_low=pl.lit(0.0), ci_high=pl.lit(0.0))]
+    parts = [wells.select(groups).clear().with_columns(pl.lit(0.0).alias(name) for name in names)]
     for same_size in wells.partition_by("n"):
-        hits, cells = (np.array(same_size[name].to_list(), float) for name in ("hits", "cells"))
-        bounds = bootstrap_intervals(hits, cells)
-        parts.append(same_size.select(groups).with_columns(ci_low=pl.lit(bounds[:, 0]), ci_high=pl.lit(bounds[:, 1])))
+        sums, cells = (np.array(same_size[name].to_list(), float) for name in ("sums", "cells"))
+        bounds = bootstrap_intervals(sums, cells).T
+        parts.append(same_size.select(groups).with_columns(map(pl.Series, names, bounds)))
     return pl.concat(parts)

@@ -6,11 +6,14 @@ the end of this module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
+from string import Template
 from typing import Any
 
 import polars as pl
+
+from gradcamo_assets.thresholds import THRESHOLDS
 
 STRING_LIST = pl.List(pl.String)
 FLOAT_LIST = pl.List(pl.Float64)
@@ -91,8 +94,9 @@ class View:
 
 
 def read_sql(name: str) -> str:
-    """The content of ``sql/<name>.sql``."""
-    return files("gradcamo_assets.tables").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    """The content of ``sql/<name>.sql``, with the values of ``THRESHOLDS`` in place of ``$<name>``."""
+    text = files("gradcamo_assets.tables").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    return Template(text).substitute(asdict(THRESHOLDS))
 
 
 VERSIONS = (

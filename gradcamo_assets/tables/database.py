@@ -25,7 +25,7 @@ from gradcamo_assets.tables.summaries import AUDITED_SCORES, FIELD_STATES, GAINS
 from gradcamo_assets.tables.views import COLUMN_COMMENTS, MACROS, VIEWS
 
 # Increase it when the values of a summary or the SQL of ``select_rows_sql`` change but no column does.
-_SUMMARY_CODE = "4"
+_SUMMARY_CODE = "5"
 
 PUBLICATION_RECORD = Table(
     "record",

@@ -8,14 +8,32 @@ from __future__ import annotations
 
 from gradcamo_assets.tables.columns import View
 from gradcamo_assets.tables.summaries import SITE_DIFFERENCES, WORST_CELLS
+from gradcamo_assets.thresholds import THRESHOLDS
+
+_T = THRESHOLDS
+ONE_TREATMENT = "Whether each well of the plate has one treatment, so that neighbours show the treatment of the cell"
+SWAP_THRESHOLD = (
+    f"Least survives_swap of a plate: {_T.swap_one_treatment:g} if each well has one treatment, else {_T.swap:g}"
+)
 
 TRUSTED_DOSES = View.from_file(
     "trusted_doses",
-    "One row per compound x dose x plate of the champion: do most of its profiles certainly describe their cell?",
+    "One row per compound x dose x plate of the champion: do most of its profiles describe their cell?",
     {
-        "verdict": "trusted: the interval is above 0.5; not trusted: below 0.5; undecided: it contains 0.5; fails the "
-        "swap: it is above 0.5, but at least half of the plate's audited cells do not survive the swap; trained for: "
-        "it is above 0.5, but training optimised the maps and no cell is audited"
+        "verdict": "trusted: adjusted_low is above adjusted_threshold, and the plate survives the swap; not trusted: "
+        "adjusted_high is below the threshold; undecided: the interval contains it; fails the swap: survives_swap is "
+        f"below swap_threshold; not audited: fewer than {_T.fewest_audited} cells of the plate were tested; too few "
+        "wells: the interval is not known",
+        "rule": "What decides: adjusted score and swap test, or the swap test alone if training optimised the maps",
+        "adjusted_threshold": f"Threshold of the mean adjusted score: {_T.adjusted_one_treatment:g} if each well has "
+        f"one treatment, else {_T.adjusted:g}",
+        "survives_swap": "Fraction of the plate's audited cells whose class survives the swap of surroundings",
+        "n_audited": "Number of audited cells of the plate, without those of split train",
+        "swap_threshold": SWAP_THRESHOLD,
+        "one_treatment_per_well": ONE_TREATMENT,
+        "trained_for_score": "Whether training optimised the maps; false also if that is not known",
+        "paper_verdict": f"For comparison, the rule of the paper: trusted if ci_low is above {_T.paper:g}, not trusted "
+        "if ci_high is below; it decides nothing",
     },
 )
 
@@ -26,7 +44,8 @@ WELLS_TO_DROP = View.from_file(
         "n_scored": "Number of cells with a score",
         "plate_adjusted": "Median of median_adjusted over the wells of the plate",
         "deviation": "Robust z score of median_adjusted against plate_adjusted; standard deviation at least 0.01",
-        "reason": "Why to drop the well: fewer than 5 scored cells, median_adjusted below 0.05, or deviation below -4",
+        "reason": f"Why to drop the well: fewer than {_T.fewest_cells} scored cells, median_adjusted below "
+        f"{_T.at_chance:g}, or deviation below -{_T.far_well:g}",
     },
 )
 
@@ -77,7 +96,8 @@ PLATE_DRIFT = View.from_file(
     {
         "earlier_plates": "Number of plates ingested before it that the version scored",
         "control_adjusted": "Median of median_adjusted over the negative control wells",
-        "verdict": "differs: a deviation is over 4; by chance in 3% of cases after 8 plates, 0.4% after 20",
+        "verdict": f"differs: a deviation is over {_T.far_plate:g}; by chance in 3% of cases after 8 plates, 0.4% "
+        f"after 20; too few earlier plates: fewer than {_T.earlier_plates}",
         **{f"{name}_before": f"Median of {value} over the earlier plates" for value, name in _DRIFT_VALUES.items()},
         **{
             f"{name}_deviation": f"Robust z score of {value} against {name}_before; standard deviation at least 0.01"

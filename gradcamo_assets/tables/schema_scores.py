@@ -8,6 +8,7 @@ import polars as pl
 
 from gradcamo_assets.tables import columns as c
 from gradcamo_assets.tables.columns import Column, Table
+from gradcamo_assets.thresholds import THRESHOLDS
 
 SPLITS = ("train", "val", "test", "unseen")
 REGION_NAMES = {"target": "the cell", "neighbour": "its neighbours", "background": "the background"}
@@ -42,7 +43,7 @@ SCORES = Table(
         _number("evidence_target", "Signed contribution of the cell to the logit"),
         _number("evidence_neighbour", "Signed contribution of other cells to the logit"),
         _number("evidence_background", "Signed contribution of the background to the logit"),
-        Column("on_target", pl.Boolean, "Whether gradcamo exceeds the threshold; default 0.5"),
+        Column("on_target", pl.Boolean, f"Whether gradcamo exceeds {THRESHOLDS.paper:g}"),
         Column("null_reason", pl.String, "Why the cell has no score; NULL: it has a score"),
         Column("run_id", pl.String, "Run that computed the row"),
         Column("scored_at", c.TIMESTAMP, "Time of computation, UTC"),
@@ -111,7 +112,8 @@ AUDIT = Table(
     unique=("Metadata_CellID", "model_run"),
 )
 
-_INTERVAL = "bound of the 95% interval of on_target_fraction, bootstrap over wells; NULL: fewer than 3 wells"
+_INTERVAL = "bound of the 95% interval of {}, bootstrap over wells; NULL: fewer than 3 wells"
+_ON_TARGET_INTERVAL, _ADJUSTED_INTERVAL = map(_INTERVAL.format, ("on_target_fraction", "mean_adjusted"))
 MEASURES = (
     Column("n_cells", pl.Int64, "Number of cells, without those of split train", nullable=False),
     Column("n_wells", pl.Int64, "Number of their wells", nullable=False),
@@ -119,10 +121,13 @@ MEASURES = (
     _number("mean_gradcamo", "Mean score"),
     _number("q25_gradcamo", "Lower quartile of the score, linear interpolation"),
     _number("q75_gradcamo", "Upper quartile of the score, linear interpolation"),
-    _number("on_target_fraction", "Fraction of cells whose score exceeds the threshold"),
-    _number("ci_low", f"Lower {_INTERVAL}"),
-    _number("ci_high", f"Upper {_INTERVAL}"),
+    _number("on_target_fraction", f"Fraction of cells whose score exceeds {THRESHOLDS.paper:g}"),
+    _number("ci_low", f"Lower {_ON_TARGET_INTERVAL}"),
+    _number("ci_high", f"Upper {_ON_TARGET_INTERVAL}"),
     _number("median_adjusted", "Median adjusted score; 0: chance, 1: the highest possible"),
+    _number("mean_adjusted", "Mean adjusted score"),
+    _number("adjusted_low", f"Lower {_ADJUSTED_INTERVAL}"),
+    _number("adjusted_high", f"Upper {_ADJUSTED_INTERVAL}"),
     _number("looks_at_target", "Fraction of cells whose map looks at the cell itself"),
     _number("looks_at_neighbour", "Fraction of cells whose map looks at other cells"),
     _number("looks_at_background", "Fraction of cells whose map looks at the background"),

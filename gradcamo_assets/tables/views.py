@@ -10,9 +10,10 @@ from __future__ import annotations
 import polars as pl
 
 from gradcamo_assets.tables.columns import MODEL, Table, View, read_sql
-from gradcamo_assets.tables.questions import PREVIOUS_CHAMPIONS, QUESTIONS
+from gradcamo_assets.tables.questions import ONE_TREATMENT, PREVIOUS_CHAMPIONS, QUESTIONS, SWAP_THRESHOLD
 from gradcamo_assets.tables.schema import COPIED_TABLES, VIEWED_TABLES, lake_table
 from gradcamo_assets.tables.schema_scores import AUDIT, QC_TABLES, SCORES
+from gradcamo_assets.thresholds import THRESHOLDS
 
 # Comments of view columns for which the view has none: those of the source tables.
 COLUMN_COMMENTS = {
@@ -54,6 +55,12 @@ CHAMPIONS = View.from_file(
 
 CURRENT_SCORES = View.from_file("current_scores", "The scores of the champion of each model name", {})
 
+PLATE_DESIGNS = View.from_file(
+    "aggregates.plate_designs",
+    "One row per plate x MLflow run: the layout of its treatments",
+    {"one_treatment_per_well": ONE_TREATMENT},
+)
+
 _TRAINED_FOR = "Whether training optimised the maps, so that the scores alone are no evidence; NULL: unknown"
 
 AUDITED_CELLS = View.from_file(
@@ -92,11 +99,15 @@ STALE_SCORES = View.from_file(
 
 AUDIT_BY_PLATE = View.from_file(
     "audit_by_plate",
-    "One row per plate x model version: summary of the audit",
+    "One row per plate x model version: do its predictions come from the cells? Cells of split train are left out",
     {
         "n_cells": "Number of audited cells",
         "score_effect_correlation": "Spearman correlation of gradcamo_adjusted and effect_target over audited cells",
         "trained_for_score": _TRAINED_FOR,
+        "one_treatment_per_well": ONE_TREATMENT,
+        "swap_threshold": SWAP_THRESHOLD,
+        "verdict": "survives the swap: survives_swap is at least swap_threshold; fails the swap: it is below; not "
+        f"audited: fewer than {THRESHOLDS.fewest_audited} cells were tested",
         "survives_swap": "Fraction of cells whose class survives the swap of surroundings",
         "trusted": "Fraction of cells whose map looks at the cell and whose class survives the swap",
         **{column.name: f"Median. {column.comment}" for column in AUDIT.columns if column.dtype == pl.Float64},
@@ -119,6 +130,7 @@ VIEWS = (
     AUDITED_CELLS,
     MODEL_COMPARISON,
     STALE_SCORES,
+    PLATE_DESIGNS,
     AUDIT_BY_PLATE,
     PREVIOUS_CHAMPIONS,
     *QUESTIONS,

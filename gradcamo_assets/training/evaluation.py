@@ -22,7 +22,7 @@ from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.scoring.scorer import ON_TARGET_THRESHOLD
+from gradcamo_assets.thresholds import THRESHOLDS
 
 METRICS = {
     "accuracy": "share of cells whose class was predicted",
@@ -39,6 +39,7 @@ METRICS = {
     "survives_swap": "share of these cells that keep their class in other surroundings, with a higher probability than "
     "another cell in their place",
     "trusted": "share of these cells that survive the swap and whose map looks at the cell",
+    "one_treatment_per_well": "1 if these cells have one treatment in each well, else 0",
 }
 """Metrics of a version in MLflow. Each name is prefixed with the part it was measured on: ``val_``, ``test_`` (held-out
 wells) or ``unseen_`` (plates outside the split; absent if there are none). MLflow also has ``seconds`` and
@@ -86,7 +87,7 @@ def evaluate_cells(
         layer: pl.DataFrame({"Metadata_CellID": cell_ids, **values}, schema).with_columns(
             Metadata_Plate=id_parts.list.get(0),
             Metadata_Well=id_parts.list.get(1),
-            on_target=pl.col("gradcamo") > ON_TARGET_THRESHOLD,
+            on_target=pl.col("gradcamo") > THRESHOLDS.paper,
         )
         for layer, values in columns.items()
     }

@@ -29,6 +29,7 @@ from gradcamo_assets.provenance import digest
 from gradcamo_assets.storage import atomic_folder
 from gradcamo_assets.training.mlflow_runs import Links, log_evidence, open_run
 from gradcamo_assets.training.mlflow_store import SCHEME, prepare_store, sqlite_file, sqlite_uri
+from gradcamo_assets.training.version_page import version_description, version_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -102,6 +103,8 @@ class ModelRegistry:
     ) -> ModelVersion:
         """Log a bundle with its evidence and register it as the next version, with the alias ``challenger``.
 
+        The version's page in MLflow shows the evidence; see ``training.version_page``.
+
         Args:
             run_id: a run opened by ``start_run``; by default a new run with ``parameters`` and ``tags``.
             curves: values per epoch by metric name.
@@ -125,7 +128,10 @@ class ModelRegistry:
             client.finalize_logged_model(bundle.model_id, "READY")
         self._ensure_registered(client)
         source = bundle.artifact_location
-        version = client.create_model_version(self.name, source=source, run_id=run_id, model_id=bundle.model_id)
+        version = client.create_model_version(
+            self.name, source=source, run_id=run_id, model_id=bundle.model_id,
+            tags=version_tags(config, metrics or {}), description=version_description(config, metrics or {}),
+        )  # fmt: skip
         client.set_registered_model_alias(self.name, CHALLENGER, str(version.version))
         return ModelVersion(self.name, int(version.version), run_id, source)
 

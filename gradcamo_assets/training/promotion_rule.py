@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from gradcamo_assets.networks.bundle import ShortcutMitigation, read_config
 from gradcamo_assets.settings import section, setting
+from gradcamo_assets.thresholds import THRESHOLDS
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 
 
@@ -125,7 +126,18 @@ def _check_swapped_accuracy(challenger: Evidence, chance: float | None, required
         f"; {max(remaining, 0) / above_chance:.0%} of the accuracy above chance remains, "
         f"at least {required_share:.0%} is required"
     )
-    return CheckResult(name, passed, text + ("." if passed else ": its answers come from the cells' surroundings."))
+    text += "." if passed else ": its answers come from the cells' surroundings."
+    return CheckResult(name, passed, text + _survival_note(challenger))
+
+
+def _survival_note(version: Evidence) -> str:
+    """Say what verdicts on plates, which rest on single cells, would make of the version."""
+    survives, one_treatment = version.get("test_survives_swap"), version.get("test_one_treatment_per_well")
+    if survives is None or one_treatment is None:
+        return ""
+    required = THRESHOLDS.swap_share(one_treatment == 1)
+    note = f" {survives:.0%} of these cells survive the swap; doses are trusted from {required:.0%} on"
+    return note + ("." if survives >= required else ", so its plates are likely to fail the swap.")
 
 
 def _compare(name: str, metric: str, tolerance: float, challenger: Evidence, champion: Evidence | None) -> CheckResult:

@@ -74,11 +74,13 @@ def swap_metrics(cells: pl.DataFrame, part: str) -> dict[str, float]:
         return {}
     survives = cells["survives_swap"].to_numpy()
     looks_at_target = (cells["looks_at"] == "target").fill_null(False).to_numpy()
+    treatments = cells.group_by("Metadata_Plate", "Metadata_Well").agg(pl.col("true_class").n_unique())
     metrics = {
         "audited": len(cells),
         "accuracy_audited": balanced_accuracy(cells),
         "accuracy_swapped": balanced_accuracy(cells, "swapped_class"),
         "survives_swap": survives.mean(),
         "trusted": (looks_at_target & survives).mean(),
+        "one_treatment_per_well": float(treatments["true_class"].max() == 1),
     }
     return {f"{part}_{name}": float(value) for name, value in metrics.items()}

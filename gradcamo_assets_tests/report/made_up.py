@@ -143,7 +143,7 @@ def every_figure() -> dict[str, Figure]:
         "overlay": figures.segmentation_overlay(field, cells, nuclei, (1.0, 0.3, 0.3), "P1, B02, site 1"),
         "umap": figures.umap_scatter(table),
         "distributions": figures.score_distributions(table),
-        "intervals": figures.on_target_intervals(intervals),
+        "intervals": figures.score_intervals(intervals),
         "curves": figures.training_curves(history),
         "plate": figures.plate_heat_map(wells, "gradcamo", "Median Grad-CAMO"),
         "plate_384": figures.plate_heat_map(

@@ -126,7 +126,7 @@ def test_empty_figures_have_a_message():
     empty = [
         figures.umap_scatter(table),
         figures.score_distributions(table),
-        figures.on_target_intervals(
+        figures.score_intervals(
             table.with_columns(on_target_fraction=pl.col("gradcamo"), n_cells=pl.col("Metadata_Site"))
         ),
         figures.training_curves(pl.DataFrame({"epoch": []})),

@@ -221,10 +221,10 @@ def filled(root: Path, seed: int = 0, plates: int = 2, sites: int = 2, versions:
     return lake
 
 
-def audited(rng: np.random.Generator, scores: pl.DataFrame, version: int) -> pl.DataFrame:
+def audited(rng: np.random.Generator, scores: pl.DataFrame, version: int, n: int = 25) -> pl.DataFrame:
     """Audit rows of a sample of scored cells."""
     audit_rows = []
-    for cell in scores.sample(25, seed=version).iter_rows(named=True):
+    for cell in scores.sample(n, seed=version).iter_rows(named=True):
         row = {name: cell[name] for name in scores.columns if name.startswith(("Metadata_", "model_", "crop_"))}
         names = [n for n, dtype in frame("audit", []).schema.items() if dtype == pl.Float64 and n not in row]
         row |= {name: float(value) for name, value in zip(names, rng.uniform(-1, 1, len(names)), strict=True)}

@@ -57,6 +57,7 @@ def brute_force(scores: pl.DataFrame, names: tuple[str, ...]) -> dict[tuple, dic
             "q75_gradcamo": np.percentile(values, 75),
             "on_target_fraction": sum(cell["on_target"] for cell in scored) / len(scored),
             "median_adjusted": np.median([cell["gradcamo_adjusted"] for cell in scored]),
+            "mean_adjusted": np.mean([cell["gradcamo_adjusted"] for cell in scored]),
             "null_cells": len(cells) - len(scored),
         } | {
             f"looks_at_{region}": looks.count(region) / len(looks)
@@ -76,12 +77,19 @@ def test_aggregates_equal_a_loop_over_rows(scores: pl.DataFrame, by: str) -> Non
             assert row[column] == pytest.approx(value, abs=1e-12), column
 
 
-def test_intervals_follow_scipy_over_wells(scores: pl.DataFrame) -> None:
+@pytest.mark.parametrize(
+    ("value", "mean", "low", "high"),
+    [
+        ("on_target", "on_target_fraction", "ci_low", "ci_high"),
+        ("gradcamo_adjusted", "mean_adjusted", "adjusted_low", "adjusted_high"),
+    ],
+)
+def test_intervals_follow_scipy_over_wells(scores: pl.DataFrame, value: str, mean: str, low: str, high: str) -> None:
     one = scores.filter(Metadata_Plate="P1", model_version=1).filter(pl.col("split") != "train")
-    wells = one.drop_nulls("gradcamo").group_by("Metadata_Well").agg(pl.col("on_target").sum(), pl.len())
+    wells = one.drop_nulls("gradcamo").group_by("Metadata_Well").agg(pl.col(value).sum(), pl.len())
     expected = stats.bootstrap(
-        (wells["on_target"].to_numpy().astype(float), wells["len"].to_numpy().astype(float)),
-        lambda hits, cells, axis: hits.sum(axis=axis) / cells.sum(axis=axis),
+        (wells[value].to_numpy().astype(float), wells["len"].to_numpy().astype(float)),
+        lambda sums, cells, axis: sums.sum(axis=axis) / cells.sum(axis=axis),
         paired=True,
         vectorized=True,
         n_resamples=20000,
@@ -89,9 +97,9 @@ def test_intervals_follow_scipy_over_wells(scores: pl.DataFrame) -> None:
         rng=np.random.default_rng(0),
     ).confidence_interval
     row = aggregate(one, "plate").row(0, named=True)
-    assert row["ci_low"] == pytest.approx(expected.low, abs=0.02)
-    assert row["ci_high"] == pytest.approx(expected.high, abs=0.02)
-    assert row["ci_low"] < row["on_target_fraction"] < row["ci_high"]
+    assert row[low] == pytest.approx(expected.low, abs=0.02)
+    assert row[high] == pytest.approx(expected.high, abs=0.02)
+    assert row[low] < row[mean] < row[high]
 
 
 def test_intervals_equal_a_direct_bootstrap() -> None:

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from gradcamo_assets.cli import main
 from gradcamo_assets.errors import StoreError
-from gradcamo_assets.tables import Lake, publish, qc_table
+from gradcamo_assets.tables import Lake, publish, qc_table, run_sql
 from gradcamo_assets.tables.queries import QC_CHOICES
+from gradcamo_assets.thresholds import THRESHOLDS
 from gradcamo_assets_tests.tables import rows
 
 PLATES = [f"P{number}" for number in range(1, 12)]
@@ -91,44 +92,98 @@ def sign_test(ups: list[bool], up: str, down: str) -> str:
     return "no clear difference" if abs(2 * k - n) - 1 < 1.96 * n**0.5 else up if 2 * k > n else down
 
 
-def test_which_doses_can_be_trusted(home: Path) -> None:
-    found, verdicts = answer(home, "trusted_doses"), set()
+def test_no_dose_is_trusted_without_a_swap_test_and_the_paper_has_its_own_column(home: Path) -> None:
+    found, papers, verdicts = answer(home, "trusted_doses"), set(), set()
     assert len(found) == len(answer(home, "dose")) == 3 * len(PLATES)
     for row, dose in zip(found, answer(home, "dose"), strict=True):
-        assert row["Metadata_Plate"] == dose["Metadata_Plate"] and row["ci_low"] == dose["ci_low"]
+        assert all(row[name] == dose[name] for name in ("Metadata_Plate", "ci_low", "adjusted_low", "adjusted_high"))
         low, high = dose["ci_low"], dose["ci_high"]
         expected = "too few wells" if low is None else "trusted" if low > 0.5 else "not trusted" if high < 0.5 else None
-        assert row["verdict"] == (expected or "undecided")
+        assert row["paper_verdict"] == (expected or "undecided")
+        assert row["verdict"] == ("too few wells" if dose["adjusted_high"] is None else "not audited")
+        assert (row["survives_swap"], row["n_audited"], row["one_treatment_per_well"]) == (None, 0, True)
+        papers.add(row["paper_verdict"])
         verdicts.add(row["verdict"])
-        assert row["Metadata_Plate"] != "P2" or row["verdict"] in ("trusted", "too few wells")
-    assert len(verdicts) >= 3
+        assert row["Metadata_Plate"] != "P2" or row["paper_verdict"] in ("trusted", "too few wells")
+    assert len(papers) >= 3 and verdicts == {"too few wells", "not audited"}
 
 
-def test_scores_optimised_by_training_need_an_audit(tmp_path: Path) -> None:
-    lake, rng = rows.filled(tmp_path / "lake", plates=3), np.random.default_rng(0)
+# Adjusted score, share of audited cells that survive the swap (None: no audit), number of audited held-out cells.
+HIGH, LOW = 0.9, -0.1
+BETWEEN = (THRESHOLDS.adjusted_one_treatment + THRESHOLDS.adjusted) / 2
+SWAP_BETWEEN = (THRESHOLDS.swap_one_treatment + THRESHOLDS.swap) / 2
+PLANTED = {
+    "P1": (HIGH, 1.0, 20, "trusted"),
+    "P2": (HIGH, 0.0, 20, "fails the swap"),
+    "P3": (HIGH, None, 0, "not audited"),
+    "P4": (LOW, 1.0, 20, "not trusted"),
+    "P5": (None, 1.0, 20, "undecided"),
+    "P6": (HIGH, 1.0, THRESHOLDS.fewest_audited - 1, "not audited"),
+    "P7": (BETWEEN, SWAP_BETWEEN, 1000, "trusted"),
+    "P8": (HIGH, SWAP_BETWEEN, 1000, "fails the swap"),
+    "P9": (BETWEEN, 1.0, 20, "not trusted"),
+}
+POOLED = ("P8", "P9")
+"""Plates whose wells have two treatments each: a control, which is judged, and another."""
+
+
+def test_the_adjusted_score_and_the_swap_test_decide(tmp_path: Path) -> None:
+    lake, rng = rows.filled(tmp_path / "lake", plates=len(PLANTED), sites=1), np.random.default_rng(0)
     for keys in partitions(lake):
-        better = pl.lit(0.2 if keys["model_run"] == rows.run_of(2) else 0.0)
-        found = lake.read("scores", **keys).with_columns(
-            on_target=pl.lit(True), gradcamo_adjusted=pl.col("gradcamo_adjusted") + better
+        adjusted_score = PLANTED[keys["plate"]][0]
+        value = pl.lit(adjusted_score)
+        if adjusted_score is None:  # The wells of the control differ.
+            value = pl.when(pl.col("Metadata_Well") == "A01").then(LOW).otherwise(HIGH)
+        table = lake.read("scores", **keys).with_columns(
+            gradcamo_adjusted=pl.when(pl.col("gradcamo").is_not_null()).then(
+                value - 0.001 * (2 - int(keys["model_run"][-1]))
+            )
         )
-        lake.write("scores", found, **keys)
+        if keys["plate"] in POOLED:
+            is_second = pl.int_range(pl.len()) % 2 == 0
+            table = table.with_columns(
+                Metadata_Compound=pl.when(is_second).then(pl.lit("other")).otherwise(pl.lit("DMSO"))
+            )
+        lake.write("scores", table, **keys)
+    for plate, (_, share, held_out, _) in PLANTED.items():
+        if share is not None:
+            run = rows.run_of(2)
+            scored = lake.read("scores", plate=plate, model_run=run)
+            audited = pl.concat(
+                [scored.filter(pl.col("split") != "train").head(held_out), scored.filter(split="train")]
+            )
+            table = rows.audited(rng, audited, 2, len(audited)).join(
+                scored.select("Metadata_CellID", "split"), on="Metadata_CellID"
+            )
+            # Cells of the training do not count, so all of them contradict the others.
+            kept = pl.int_range(pl.len()).over("split") < (share * pl.len()).round().over("split")
+            table = table.with_columns(survives_swap=kept ^ (pl.col("split") == "train")).drop("split")
+            lake.write("audit", table, plate=plate, model_run=run)
 
-    def verdicts(question: str) -> list[set[str]]:
+    def verdicts() -> dict[str, str]:
         publish(lake, tmp_path / "qc.duckdb")
-        found = grouped(answer(tmp_path, question), "Metadata_Plate")
-        return [{row["verdict"] for row in found[plate,]} - {"too few wells"} for plate in ("P1", "P2", "P3")]
+        found = [row for row in answer(tmp_path, "trusted_doses") if row["Metadata_Compound"] == "DMSO"]
+        assert all(row["one_treatment_per_well"] == (row["Metadata_Plate"] not in POOLED) for row in found)
+        assert {row["rule"] for row in found} == {rule}
+        return {row["Metadata_Plate"]: row["verdict"] for row in found if row["Metadata_Dose"] == 0}
 
-    assert verdicts("trusted_doses") == [{"trusted"}] * 3
-    for plate, share in (("P1", 0.4), ("P2", 0.6)):
-        table = rows.audited(rng, lake.read("scores", plate=plate, model_run=rows.run_of(2)), 2)
-        table = table.with_columns(survives_swap=pl.int_range(pl.len()) < share * pl.len())
-        lake.write("audit", table, plate=plate, model_run=rows.run_of(2))
-    assert verdicts("trusted_doses") == [{"fails the swap"}, {"trusted"}, {"trusted"}]
-    helped = verdicts("model_gain")
+    rule = "adjusted score and swap test"
+    assert verdicts() == {plate: planted[-1] for plate, planted in PLANTED.items()}
+    helped = [row["verdict"] for row in answer(tmp_path, "model_gain")]
     lake.append("models", rows.model(2).with_columns(regulariser=pl.lit("gradcamo"), regulariser_weight=2.0))
-    assert verdicts("trusted_doses") == [{"fails the swap"}, {"trusted"}, {"trained for"}]
-    assert {"helped"} in helped
-    assert verdicts("model_gain") == [{"helped, but trained for"} if one == {"helped"} else one for one in helped]
+    rule = "swap test"
+    by_swap = {"P4": "trusted", "P5": "trusted", "P9": "trusted"}
+    assert verdicts() == {plate: planted[-1] for plate, planted in PLANTED.items()} | by_swap
+    assert "helped" in helped
+    but = ["helped, but trained for" if verdict == "helped" else verdict for verdict in helped]
+    assert [row["verdict"] for row in answer(tmp_path, "model_gain")] == but
+    audits = run_sql(
+        tmp_path / "qc.duckdb", "SELECT Metadata_Plate, n_cells, survives_swap, verdict FROM audit_by_plate"
+    )
+    for row in audits.iter_rows(named=True):
+        _, share, _, verdict = PLANTED[row["Metadata_Plate"]]
+        assert row["survives_swap"] == pytest.approx(share, abs=1 / row["n_cells"])
+        assert row["verdict"] == (verdict if verdict in ("fails the swap", "not audited") else "survives the swap")
 
 
 def test_which_wells_to_drop(home: Path, scores: Rows) -> None:

@@ -176,8 +176,11 @@ def test_mlflow_holds_a_versions_evidence(tmp_path: Path) -> None:
         assert {f"{part}_{name}" for name in ("accuracy", "balanced_accuracy", "ece")} <= run.data.metrics.keys()
     maps = {"median_gradcamo", "median_adjusted", "on_target_fraction", "looks_at_target"}
     assert {f"test_{name}" for name in maps} <= run.data.metrics.keys()
-    swapped = {"accuracy_audited", "accuracy_swapped", "survives_swap", "trusted", "audited"}
+    swapped = {"accuracy_audited", "accuracy_swapped", "survives_swap", "trusted", "audited", "one_treatment_per_well"}
     assert {f"test_{name}" for name in swapped} <= run.data.metrics.keys()
+    page = registry.client.get_model_version(registry.name, "1")
+    assert page.tags["test_survives_swap"] == f"{run.data.metrics['test_survives_swap']:.3f}"
+    assert f"| Accuracy on unseen plates | {run.data.metrics['unseen_balanced_accuracy']:.3f} |" in page.description
     assert {"seconds", "peak_memory_mb", "train_crops", "curve_train_loss"} <= run.data.metrics.keys()
     assert run.data.metrics["unseen_crops"] == 12
     assert run.data.params["epochs"] == "3"

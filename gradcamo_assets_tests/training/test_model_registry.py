@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -14,6 +15,7 @@ import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -24,9 +26,10 @@ import pytest
 
 import gradcamo_assets
 from gradcamo_assets.errors import BundleError, GradcamoError
-from gradcamo_assets.networks.bundle import BundleConfig, read_verified_config
+from gradcamo_assets.networks.bundle import BundleConfig, ShortcutMitigation, read_verified_config
 from gradcamo_assets.tables import Lake
 from gradcamo_assets.tables.schema import lake_table
+from gradcamo_assets.thresholds import THRESHOLDS
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 from gradcamo_assets.training.promotion import champion_moves, record_champion, record_versions
 
@@ -47,14 +50,16 @@ def registry(empty: Path, tmp_path: Path) -> ModelRegistry:
     return ModelRegistry(shutil.copytree(empty, tmp_path / "mlflow"))
 
 
-def _register(registry: ModelRegistry, value: float, size: int = 1, **options: object) -> ModelVersion:
+def _register(
+    registry: ModelRegistry, value: float, size: int = 1, config: dict | None = None, **options: object
+) -> ModelVersion:
     """Register a network whose (size, size) weights all equal ``value``, which identifies the version."""
     from torch import nn
 
     network = nn.Linear(size, size)
     nn.init.constant_(network.weight, value)
-    config = BundleConfig("efficientnet3d-small", "activation", ["a", "b"], ["DNA"], [1, 8, 8], [1.0, 1.0, 1.0])
-    return registry.register(network, config, **options)  # type: ignore[arg-type]
+    bundle = BundleConfig("efficientnet3d-small", "activation", ["a", "b"], ["DNA"], [1, 8, 8], [1.0, 1.0, 1.0])
+    return registry.register(network, replace(bundle, **(config or {})), **options)  # type: ignore[arg-type]
 
 
 def _weight(folder: Path) -> float:
@@ -87,6 +92,39 @@ def test_a_deleted_and_reregistered_model_gives_the_new_weights(registry: ModelR
     assert new.version == old.version == 1
     assert _weight(registry.fetch(new)) == 2
     assert _weight(registry.fetch(old)) == 1, "a fetched version does not change"
+
+
+def test_the_page_of_a_version_shows_its_evidence(registry: ModelRegistry) -> None:
+    measured = {
+        "unseen_balanced_accuracy": 0.51234, "test_balanced_accuracy": 0.9, "test_accuracy_swapped": 0.4,
+        "test_median_adjusted": -0.02, "test_survives_swap": 0.22, "test_one_treatment_per_well": 1.0,
+        "test_looks_at_target": math.nan,
+    }  # fmt: skip
+    split = {"train": ["P/A01"], "test": ["P/A02", "P/A03"]}
+    trained = {"split": split, "cure": ShortcutMitigation(0.5, "gradcamo", 3.0), "objective": "treatment"}
+    _register(registry, 1, metrics=measured, config=trained)
+    _register(registry, 2, config={"encoder": "lab|net:build"})
+    first, second = (registry.client.get_model_version(registry.name, str(number)) for number in (1, 2))
+    assert first.tags == {
+        "unseen_balanced_accuracy": "0.512", "test_balanced_accuracy": "0.900", "test_accuracy_swapped": "0.400",
+        "test_median_adjusted": "-0.020", "test_survives_swap": "0.220", "encoder": "efficientnet3d-small",
+        "test_wells": "2", "objective": "treatment", "trained_for_score": "true",
+    }  # fmt: skip
+    for row in (
+        "| Accuracy on unseen plates | 0.512 | mean over classes",
+        "| Cells that survive the swap | 0.220 | share of these cells",
+        f"a plate needs {THRESHOLDS.swap_one_treatment:g} |",
+        "| Maps that look at the target | not measured |",
+        "| Trained for the score | yes |",
+        "the score is no evidence",
+    ):
+        assert row in first.description
+    assert second.tags == {"encoder": "lab|net:build", "test_wells": "0"}
+    for row in ("| Accuracy on test wells | not measured |", "lab\\|net:build", "| Trained for the score | unknown |"):
+        assert row in second.description
+    assert "not tested on unseen plates" in second.description and "unseen plates |" not in second.description
+    columns = {line.replace("\\|", "").count("|") for line in second.description.splitlines() if line.startswith("|")}
+    assert columns == {3, 4}, "both tables are intact"
 
 
 def test_a_run_can_have_several_versions(registry: ModelRegistry) -> None:

@@ -44,13 +44,14 @@ def test_perfect_accuracy_passes_only_if_it_comes_from_the_cell(where: int, monk
     cell = float(where == 0)
     assert metrics == {
         "test_audited": 30, "test_accuracy_audited": 1, "test_accuracy_swapped": cell, "test_survives_swap": cell,
-        "test_trusted": cell,
+        "test_trusted": cell, "test_one_treatment_per_well": 1,
     }  # fmt: skip
     challenger = Evidence(2, metrics | {"test_balanced_accuracy": 1.0, "test_median_adjusted": 1.0}, len(CLASSES))
     for champion in (None, Evidence(1, {"test_balanced_accuracy": 0.4, "test_median_adjusted": 0.1}, len(CLASSES))):
         failed = [answer for answer in judge_challenger(challenger, champion, PromotionConfig()) if not answer.passed]
         assert [answer.name for answer in failed] == ["accuracy_comes_from_the_cell"] * where
         assert all("0% of the accuracy above chance remains" in answer.text for answer in failed)
+        assert all("so its plates are likely to fail the swap" in answer.text for answer in failed)
 
 
 def test_cells_of_a_single_class_give_no_swap_metrics() -> None:
@@ -67,11 +68,14 @@ def test_swap_metrics_equal_loops() -> None:
         {
             "true_class": CLASSES[i % 3], "predicted_class": CLASSES[rng.integers(3)],
             "swapped_class": CLASSES[rng.integers(3)], "looks_at": ["target", "background", None][rng.integers(3)],
-            "survives_swap": bool(rng.integers(2)),
+            "survives_swap": bool(rng.integers(2)), "Metadata_Plate": "P", "Metadata_Well": f"A0{i % 3}",
         }
         for i in range(40)
     ]  # fmt: skip
     found = swap_metrics(pl.DataFrame(rows), "test")
+    assert found["test_one_treatment_per_well"] == 1
+    mixed = pl.DataFrame([rows[0] | {"Metadata_Well": "A01"}, *rows[1:]])
+    assert swap_metrics(mixed, "test")["test_one_treatment_per_well"] == 0
     assert {name.removeprefix("test_") for name in found} <= METRICS.keys()
     truth = [row["true_class"] for row in rows]
     for how, column in (("audited", "predicted_class"), ("swapped", "swapped_class")):

@@ -43,10 +43,12 @@ def audit(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         context.log.info("The audit of these scores is up to date.")
         rows = lake.read("audit", **keys)
     else:
-        scored = lake.read("scores", **keys).select("Metadata_CellID", "crop_version")
+        scored = lake.read("scores", **keys).select("Metadata_CellID", "crop_version", "split")
         cells = cells_with_crops(lake, plate=plate).collect()
-        cells = cells.drop_nulls("crop_index").join(scored, on=["Metadata_CellID", "crop_version"], how="semi")
-        sampled = sample_cells(cells, _MAX_CELLS)
+        cells = cells.drop_nulls("crop_index").join(scored, on=["Metadata_CellID", "crop_version"])
+        # Verdicts leave out the cells of the training.
+        held_out = cells.filter(pl.col("split") != "train")
+        sampled = sample_cells(held_out if len(held_out) > 1 else cells, _MAX_CELLS)
         if len(sampled) < 2:
             raise dg.Failure(f"Plate {plate} has {len(sampled)} cells scored by {champion}; an audit needs at least 2.")
         fields = {

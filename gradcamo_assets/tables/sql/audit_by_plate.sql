@@ -3,7 +3,7 @@ WITH ranked AS (
         rank() OVER (plate_model ORDER BY gradcamo_adjusted) + count(*) OVER (same_score) / 2 AS score_rank,
         rank() OVER (plate_model ORDER BY effect_target) + count(*) OVER (same_effect) / 2 AS effect_rank
     FROM audited_cells
-    WHERE gradcamo_adjusted IS NOT NULL AND effect_target IS NOT NULL
+    WHERE split <> 'train' AND gradcamo_adjusted IS NOT NULL AND effect_target IS NOT NULL
     WINDOW plate_model AS (PARTITION BY Metadata_Plate, model_run),
         same_score AS (PARTITION BY Metadata_Plate, model_run, gradcamo_adjusted),
         same_effect AS (PARTITION BY Metadata_Plate, model_run, effect_target)
@@ -24,6 +24,15 @@ SELECT
     median(probability_drop_swapped_target) AS probability_drop_swapped_target,
     median(probability_drop_background_only) AS probability_drop_background_only,
     avg(survives_swap::INTEGER) AS survives_swap, avg(trusted::INTEGER) AS trusted,
-    any_value(trained_for_score) AS trained_for_score
-FROM audited_cells LEFT JOIN agreement USING (Metadata_Plate, model_run)
+    any_value(trained_for_score) AS trained_for_score, any_value(designs.one_treatment_per_well) AS one_treatment_per_well,
+    if(any_value(designs.one_treatment_per_well), $swap_one_treatment, $swap) AS swap_threshold,
+    CASE
+        WHEN count(survives_swap) < $fewest_audited THEN 'not audited'
+        WHEN avg(survives_swap::INTEGER) < swap_threshold THEN 'fails the swap'
+        ELSE 'survives the swap'
+    END AS verdict
+FROM audited_cells
+LEFT JOIN agreement USING (Metadata_Plate, model_run)
+LEFT JOIN aggregates.plate_designs AS designs USING (model_run, Metadata_Plate)
+WHERE split <> 'train'
 GROUP BY ALL

@@ -29,8 +29,9 @@ SELECT
     median_adjusted, adjusted_before, adjusted_deviation,
     control_adjusted, control_before, control_deviation,
     CASE
-        WHEN earlier_plates < 8 THEN 'too few earlier plates'
-        WHEN greatest(abs(on_target_deviation), abs(adjusted_deviation), abs(control_deviation)) > 4 THEN 'differs'
+        WHEN earlier_plates < $earlier_plates THEN 'too few earlier plates'
+        WHEN greatest(abs(on_target_deviation), abs(adjusted_deviation), abs(control_deviation)) > $far_plate
+            THEN 'differs'
         ELSE 'as before'
     END AS verdict
 FROM judged

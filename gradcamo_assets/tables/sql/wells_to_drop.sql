@@ -6,9 +6,9 @@ WITH compared AS (
 ), judged AS (
     SELECT *, aggregates.robust_deviation(median_adjusted, plate_adjusted, spread) AS deviation,
         CASE
-            WHEN n_scored < 5 THEN 'fewer than 5 cells with a score'
-            WHEN median_adjusted < 0.05 THEN 'no better than chance'
-            WHEN deviation < -4 THEN 'far below its plate'
+            WHEN n_scored < $fewest_cells THEN 'fewer than $fewest_cells cells with a score'
+            WHEN median_adjusted < $at_chance THEN 'no better than chance'
+            WHEN deviation < -$far_well THEN 'far below its plate'
         END AS reason
     FROM compared
 )
