@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gradcamo_assets.report.style import COLOURS
+
+_NAMES = ["blue", "orange", "green", "pink", "light blue", "red"]
 
 
 def binned(image: np.ndarray, step_y: int, step_x: int) -> np.ndarray:
@@ -17,6 +21,12 @@ def binned(image: np.ndarray, step_y: int, step_x: int) -> np.ndarray:
 def intensity_limits(images: np.ndarray) -> np.ndarray:
     """Return black and white points (C, 2), common to all images (N, C, Y, X) to keep intensities comparable."""
     return np.percentile(np.moveaxis(images, 1, 0).reshape(images.shape[1], -1), [25, 99.8], axis=1).T
+
+
+def colour_key(channels: Sequence[str]) -> str:
+    """Return the colours of stains in a composite, such as ``DNA blue, ER orange``."""
+    names = [_NAMES[c % 6] for c in range(len(channels))] if len(channels) > 1 else ["grey"]
+    return ", ".join(f"{channel} {name}" for channel, name in zip(channels, names, strict=False))
 
 
 def composite(image: np.ndarray, limits: np.ndarray) -> np.ndarray:
