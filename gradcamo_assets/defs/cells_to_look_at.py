@@ -16,7 +16,7 @@ from gradcamo_assets.defs.settings import read_settings
 from gradcamo_assets.home import Home
 from gradcamo_assets.profiles.well_profiles import TREATMENT
 
-_MAX_DOSES, _MAX_TREATMENTS = 7, 73
+_MAX_DOSES, _MAX_SERIES, _MAX_TREATMENTS = 7, 12, 73
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def select_example_cells(scores: pl.DataFrame) -> list[dict[str, Any]]:
 def select_median_cells_by_treatment(scores: pl.DataFrame) -> list[dict[str, Any]]:
     """Select the cell with the median score of each treatment: of controls first, then of compounds with many doses.
 
-    At most 7 doses of a compound, from its lowest to its highest, and 73 cells in all are selected.
+    At most 7 doses of a compound, from its lowest to its highest, 12 compounds with several doses, and 73 cells in all
+    are selected.
     """
     compound, is_control = "Metadata_Compound", (pl.col("Metadata_Dose") == 0).fill_null(value=False)
     medians = (
@@ -64,9 +65,11 @@ def select_median_cells_by_treatment(scores: pl.DataFrame) -> list[dict[str, Any
         .sort(~pl.col("is_control"), -pl.col("doses").cast(pl.Int64), *TREATMENT)
     )
     selected: list[dict[str, Any]] = []
+    series = 0
     for _, rows in medians.group_by("is_control", compound, maintain_order=True):
         chosen = np.unique(np.linspace(0, len(rows) - 1, min(_MAX_DOSES, len(rows))).round().astype(int))
-        if len(selected) + len(chosen) <= _MAX_TREATMENTS:
+        series += len(chosen) > 1
+        if len(selected) + len(chosen) <= _MAX_TREATMENTS and (len(chosen) == 1 or series <= _MAX_SERIES):
             selected += rows[chosen].to_dicts()
     return selected
 

@@ -22,6 +22,7 @@ from gradcamo_assets.profiles.well_profiles import TREATMENT
 from gradcamo_assets.report import (
     Picture,
     channel_correlations,
+    colour_key,
     crops_by_treatment,
     crops_with_maps,
     on_target_intervals,
@@ -137,7 +138,8 @@ def cell_pictures(platform: Platform, plate: str, model_run: str, scores: pl.Dat
             Picture(
                 "Where the model looks",
                 "The cells with the best, median and worst adjusted score among those whose map looks at the target, a "
-                "neighbour or the background: stains in colours, overlaid with the Grad-CAM map in grey.",
+                "neighbour or the background. Left: stains in colours; right: the Grad-CAM map over grey stains. "
+                f"Colours: {colour_key(examples[0].channels)}.",
                 "; ".join(title.replace("\n", ", ") for title in titles),
                 crops_with_maps(*_stacked(examples), np.stack([cell.cam for cell in examples]), titles, across=3),
             )
@@ -155,7 +157,8 @@ def _by_treatment(cells: list[ExampleCell], n_treatments: int) -> Picture:
     return Picture(
         "Cells by treatment",
         f"The cell with the median score of each treatment.{shown} White: the cell; dashed: its neighbours. "
-        "Each stain has one intensity scale for all cells.",
+        "Each stain has one intensity scale for all cells. If stains are merged, their colours are "
+        f"{colour_key(cells[0].channels)}.",
         f"Crops of {len(cells)} cells in {', '.join(cells[0].channels)}: {', '.join(names)}",
         crops_by_treatment(*_stacked(cells), cells[0].channels, [cell.row for cell in cells]),
     )
@@ -189,11 +192,11 @@ def _segmentation(platform: Platform, plate_name: str, row: Mapping[str, Any]) -
     masks = read_masks(mask_folder(home, plate_name, well, site, row["mask_version"]))
     count = np.count_nonzero(np.unique(masks.cells))
     is_stack = len(masks.cells) > 1
+    name = f"{well}, site {site}"
     section = " in a slice, and below it in a section through the stack along the dotted line" * is_stack
     return Picture(
         "Segmentation",
-        f"Outlines of cells (white) and nuclei (blue){section}.",
-        f"Field {field.path} with the outlines of {count} cells and their nuclei"
-        + ", from above and from the side" * is_stack,
-        segmentation_overlay(read_field(plate, field), masks.cells, masks.nuclei, plate.voxel_size, field.path),
+        f"Outlines of cells (white) and nuclei (blue){section}. Colours: {colour_key(plate.channels)}.",
+        f"{name} with the outlines of {count} cells and their nuclei" + ", from above and from the side" * is_stack,
+        segmentation_overlay(read_field(plate, field), masks.cells, masks.nuclei, plate.voxel_size, name),
     )

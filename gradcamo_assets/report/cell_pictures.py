@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from gradcamo_assets.report.colours import binned, composite, intensity_limits
-from gradcamo_assets.report.style import COLOURS, GREY, dose_name, empty_figure, new_figure, treatment_name
+from gradcamo_assets.report.style import COLOURS, GREY, dose_name, empty_figure, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +139,7 @@ def crops_by_treatment(
         _draw_outlines(axes, outlined[cell])
         axes.set(xticks=[], yticks=[])
         if channel == 0:
-            axes.set_title(_in_lines(treatment_name(treatments[cell])), fontsize=8)
+            axes.set_title(_title(treatments[cell]), fontsize=8)
         if cell == 0:
             axes.set_ylabel(channels[channel], fontsize=8)
     return figure
@@ -176,8 +176,7 @@ def _cells_in_rows(
             treatment = treatments[cell]
             axes.imshow(pictures[cell], **image_options)
             _draw_outlines(axes, outlined[cell])
-            name = dose_name(treatment) if is_series else _in_lines(treatment_name(treatment))
-            axes.set_title(name, fontsize=7, pad=2)
+            axes.set_title(dose_name(treatment) if is_series else _title(treatment), fontsize=7, pad=2)
         if is_series:
             panels[0].set_ylabel(
                 _in_lines(treatments[row[0]]["Metadata_Compound"]), fontsize=8, rotation=0, ha="right", va="center"
@@ -185,9 +184,13 @@ def _cells_in_rows(
     return figure
 
 
-def _in_lines(name: str | None) -> str:
-    """Break the name of a treatment into at most three short lines."""
-    return textwrap.fill(name or "untreated", 18, max_lines=3, placeholder=" ...")
+def _title(treatment: Mapping[str, Any]) -> str:
+    return f"{_in_lines(treatment['Metadata_Compound'])}\n{dose_name(treatment)}".strip()
+
+
+def _in_lines(compound: str | None) -> str:
+    """Break the name of a compound into at most two short lines."""
+    return textwrap.fill(compound or "untreated", 18, max_lines=2, placeholder=" ...")
 
 
 def _image_options(labels: np.ndarray) -> tuple[dict[str, Any], int]:

@@ -198,6 +198,8 @@ def umap_scatter(table: pl.DataFrame) -> Figure:
     markers = {site: MARKERS[number % 8] for number, site in enumerate(np.unique(sites))}
     handles = []
     for number, name in enumerate(names):
+        if not (groups == number).any():
+            continue
         # Skip the palest end of the scale, which is hard to see on white.
         shade = colormaps["viridis"]((number - 1) / (len(names) - 1) * 0.95) if number else GREY
         if number and subject == "Compound":

@@ -9,6 +9,7 @@ import numpy as np
 from gradcamo_assets.report.style import COLOURS
 
 _NAMES = ["blue", "orange", "green", "pink", "light blue", "red"]
+"""Of the first six of ``COLOURS``, which a composite uses."""
 
 
 def binned(image: np.ndarray, step_y: int, step_x: int) -> np.ndarray:
@@ -24,9 +25,10 @@ def intensity_limits(images: np.ndarray) -> np.ndarray:
 
 
 def colour_key(channels: Sequence[str]) -> str:
-    """Return the colours of stains in a composite, such as ``DNA blue, ER orange``."""
-    names = [_NAMES[c % 6] for c in range(len(channels))] if len(channels) > 1 else ["grey"]
-    return ", ".join(f"{channel} {name}" for channel, name in zip(channels, names, strict=False))
+    """Say which stain has which colour in a composite: ``DNA blue, ER orange``."""
+    if len(channels) == 1:
+        return f"{channels[0]} grey"
+    return ", ".join(f"{channel} {_NAMES[number % 6]}" for number, channel in enumerate(channels))
 
 
 def composite(image: np.ndarray, limits: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -52,7 +52,7 @@ def segmentation_overlay(
     heights = [height] if is_plane else [height, depth * stretch]
     figure = new_figure(6.5, 6.5 * 0.85 * sum(heights) / width + 0.9)
     panels = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
-    views = [
+    views: list[tuple[np.ndarray, Any, float, float]] = [
         (binned(image[:, z], step, step), np.s_[z, ::step, ::step], height, 1),
         (binned(image[:, rows, y], 1, step), np.s_[rows, y, ::step], depth, stretch),
     ]

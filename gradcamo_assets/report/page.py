@@ -80,7 +80,8 @@ def qc_report_html(
         "format_value": _format_value,
         "column_name": lambda name: name.removeprefix("Metadata_").replace("_", " "),
     }
-    columns, grid, filled = 0, [], ""
+    columns, filled = 0, ""
+    grid: list[tuple[str, list[dict[str, Any] | None]]] = []
     if wells is not None and len(wells):
         columns, grid = _grid(wells)
         filled = wells_with_cells(wells.filter("has_cells")["Metadata_Well"].sort().to_list(), columns * len(grid))

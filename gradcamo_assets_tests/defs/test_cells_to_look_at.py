@@ -60,5 +60,7 @@ def test_a_plate_of_many_treatments_is_cut_at_whole_compounds() -> None:
     rows = [(f"c{number:02d}", dose, "target", 0.5) for number in range(12) for dose in range(1, 7)]
     found = treatments_of(scores([("DMSO", 0, "target", 0.1), *rows]))
     assert found == [("DMSO", 0), *((compound, dose) for compound, dose, _, _ in rows)]
+    found = treatments_of(scores([(f"c{number:02d}", dose, "target", 0.5) for number in range(25) for dose in (1, 2)]))
+    assert found == [(f"c{number:02d}", dose) for number in range(12) for dose in (1, 2)]
     library = [(f"c{number:03d}", None, "target", 0.5) for number in range(300)]
     assert len(treatments_of(scores(library))) == 73

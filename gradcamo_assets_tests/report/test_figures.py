@@ -110,7 +110,7 @@ def test_the_last_pipeline_panel_draws_the_map_only_inside_the_mask():
 def test_a_stain_has_one_scale_for_all_doses():
     images, labels, _, _ = crops(3)
     axes = figures.crops_by_treatment(images, labels, ["DNA", "ER", "Mito"], treatments(2, 1)).axes
-    assert [panel.get_title() for panel in axes[:3]] == ["DMSO", "compound 01 1 uM", "compound 02 1 uM"]
+    assert [panel.get_title() for panel in axes[:3]] == ["DMSO", "compound 01\n1 uM", "compound 02\n1 uM"]
     limits = [panel.images[0].get_clim() for panel in axes]
     assert [len(set(limits[row * 3 : row * 3 + 3])) for row in range(3)] == [1, 1, 1]
     assert len(set(limits)) == 3
@@ -127,7 +127,7 @@ def test_many_treatments_have_a_row_per_compound():
         assert [panel.get_title() for panel in row] == [f"{dose} uM" for dose in range(1, 4)]
     figure = figures.crops_by_treatment(images, labels, ["DNA", "ER", "Mito"], treatments(9, 1))
     titles = [panel.get_title() for panel in figure.axes]
-    assert len(titles) == 16 and titles[:2] == ["DMSO", "compound 01 1 uM"] and titles[9] == "compound 09 1 uM"
+    assert len(titles) == 16 and titles[:2] == ["DMSO", "compound 01\n1 uM"] and titles[9] == "compound 09\n1 uM"
 
 
 @pytest.mark.parametrize(
