@@ -15,14 +15,14 @@ from gradcamo_assets.provenance import digest
 
 
 def standardise(images: Tensor, center: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
-    """Standardise raw intensities (B, C, Z, Y, X) to float32 by the plate's statistics (C,).
+    """Standardise raw intensities (B, C, Z, Y, X) to float32 by the plate's statistics, (C,) or (B, C).
 
     Statistics of the crop itself would carry the cell's phenotype into the background.
 
     Args:
         out: float32 tensor of the images' shape to write to; None allocates one.
     """
-    shape = (1, -1, *[1] * (images.ndim - 2))
+    shape = (-1, images.shape[1], *[1] * (images.ndim - 2))
     if out is None:
         out = torch.empty(images.shape, device=images.device)
     return out.copy_(images).sub_(center.view(shape)).div_(scale.view(shape))

@@ -14,9 +14,9 @@ from gradcamo_assets.cells import TARGET, open_crops
 from gradcamo_assets.defs.field_results import crop_folder
 from gradcamo_assets.defs.settings import read_settings
 from gradcamo_assets.home import Home
+from gradcamo_assets.profiles.well_profiles import TREATMENT
 
-_MAX_DOSES = 8
-_DOSE = ("Metadata_Compound", "Metadata_Dose", "Metadata_Dose_Unit")
+_MAX_DOSES, _MAX_SERIES, _MAX_TREATMENTS = 7, 12, 73
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,30 @@ def select_example_cells(scores: pl.DataFrame) -> list[dict[str, Any]]:
     return examples
 
 
-def select_median_cells_by_dose(scores: pl.DataFrame) -> list[dict[str, Any]]:
-    """Select the cell with the median score of the controls and of each dose of the compound with the most doses.
+def select_median_cells_by_treatment(scores: pl.DataFrame) -> list[dict[str, Any]]:
+    """Select the cell with the median score of each treatment: of controls first, then of compounds with many doses.
 
-    At most 8 cells are returned.
+    At most 7 doses of a compound, from its lowest to its highest, 12 compounds with several doses, and 73 cells in all
+    are selected.
     """
-    scores = scores.drop_nulls("gradcamo").sort("gradcamo", "Metadata_CellID")
-    treated = scores.filter(pl.col("Metadata_Dose") > 0)
-    if len(treated):
-        counts = treated.group_by("Metadata_Compound").agg(pl.col("Metadata_Dose").n_unique())
-        compound = counts.sort(-pl.col("Metadata_Dose").cast(pl.Int64), "Metadata_Compound")["Metadata_Compound"][0]
-        scores = scores.filter((pl.col("Metadata_Dose") == 0) | pl.col("Metadata_Compound").eq_missing(compound))
-    groups = scores.sort("Metadata_Dose", maintain_order=True).partition_by(_DOSE, maintain_order=True)
-    chosen = np.unique(np.linspace(0, len(groups) - 1, min(_MAX_DOSES, len(groups))).round().astype(int))
-    return [groups[index].row(len(groups[index]) // 2, named=True) for index in chosen]
+    compound, is_control = "Metadata_Compound", (pl.col("Metadata_Dose") == 0).fill_null(value=False)
+    medians = (
+        scores.drop_nulls("gradcamo")
+        .sort("gradcamo", "Metadata_CellID")
+        .group_by(TREATMENT, maintain_order=True)
+        .agg(pl.all().get(pl.len() // 2))
+        .with_columns(is_control=is_control)
+        .with_columns(doses=pl.len().over("is_control", compound))
+        .sort(~pl.col("is_control"), -pl.col("doses").cast(pl.Int64), *TREATMENT)
+    )
+    selected: list[dict[str, Any]] = []
+    series = 0
+    for _, rows in medians.group_by("is_control", compound, maintain_order=True):
+        chosen = np.unique(np.linspace(0, len(rows) - 1, min(_MAX_DOSES, len(rows))).round().astype(int))
+        series += len(chosen) > 1
+        if len(selected) + len(chosen) <= _MAX_TREATMENTS and (len(chosen) == 1 or series <= _MAX_SERIES):
+            selected += rows[chosen].to_dicts()
+    return selected
 
 
 def load_examples(

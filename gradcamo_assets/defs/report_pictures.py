@@ -12,16 +12,18 @@ from gradcamo_assets.defs.cells_to_look_at import (
     ExampleCell,
     load_examples,
     select_example_cells,
-    select_median_cells_by_dose,
+    select_median_cells_by_treatment,
 )
 from gradcamo_assets.defs.each_field import as_number
 from gradcamo_assets.defs.field_results import mask_folder
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.plates import load_plate, read_field
+from gradcamo_assets.profiles.well_profiles import TREATMENT
 from gradcamo_assets.report import (
     Picture,
     channel_correlations,
-    crops_by_dose,
+    colour_key,
+    crops_by_treatment,
     crops_with_maps,
     pipeline_on_one_cell,
     score_against_ceiling,
@@ -108,9 +110,9 @@ def score_pictures(
         pictures.append(
             Picture(
                 "Map of the embedding",
-                "UMAP of the cells' embeddings: left by dose (colour) and site (marker), right by Grad-CAMO. Hollow: "
-                "cells that the model was trained on, or without a score.",
-                f"Two scatter plots of {len(points)} cells on the same map, one by dose and site, one by score",
+                "UMAP of the cells' embeddings: left by treatment (colour) and site (marker), right by Grad-CAMO. "
+                "Hollow: cells that the model was trained on, or without a score.",
+                f"Two scatter plots of {len(points)} cells on the same map, one by treatment and site, one by score",
                 umap_scatter(points),
             )
         )
@@ -119,7 +121,7 @@ def score_pictures(
         pictures.append(
             Picture(
                 "Correlation between stains",
-                "Pearson correlation between stains over the voxels of a cell: the redundancy of the stains.",
+                "Pearson correlation between stains within a cell: the redundancy of the stains.",
                 "Medians over cells: " + "; ".join(f"{a} and {b} {median:.2f}" for a, b, median in pairs),
                 channel_correlations(stains),
             )
@@ -136,22 +138,13 @@ def cell_pictures(platform: Platform, plate: str, model_run: str, scores: pl.Dat
     home, registry = platform.home, platform.registry
     bundle = next((registry.fetch(known) for known in registry.versions() if known.run_id == model_run), None)
     examples = load_examples(home, plate, select_example_cells(scores), bundle) if bundle else []
-    typical = load_examples(home, plate, select_median_cells_by_dose(scores))
+    typical = load_examples(home, plate, select_median_cells_by_treatment(scores))
     pictures = []
     if examples:
         example = next((cell for cell in examples if cell.row["case"] == "target, median"), examples[0])
         pictures += [_pipeline(example), _segmentation(platform, plate, example.row)]
     if typical:
-        names = [treatment_name(cell.row) or "untreated" for cell in typical]
-        pictures.append(
-            Picture(
-                "Cells by dose",
-                "The cell with the median score of each dose, one row per stain, one grey scale per stain. White: the "
-                "cell; dashed: its neighbours.",
-                f"Crops of {len(typical)} cells in {', '.join(typical[0].channels)}: {', '.join(names)}",
-                crops_by_dose(*_stacked(typical), typical[0].channels, names),
-            )
-        )
+        pictures.append(_by_treatment(typical, n_treatments=scores.drop_nulls("gradcamo").n_unique(TREATMENT)))
     if examples:
         titles = [
             f"{row['case']}: {round(row['gradcamo_adjusted'], 2) + 0.0:.2f}\n"
@@ -162,7 +155,8 @@ def cell_pictures(platform: Platform, plate: str, model_run: str, scores: pl.Dat
             Picture(
                 "Where the model looks",
                 "The cells with the best, median and worst adjusted score among those whose map looks at the target, a "
-                "neighbour or the background: stains in colours, overlaid with the Grad-CAM map in grey.",
+                "neighbour or the background. Left: stains in colours; right: the Grad-CAM map over grey stains. "
+                f"Colours: {colour_key(examples[0].channels)}.",
                 "; ".join(title.replace("\n", ", ") for title in titles),
                 crops_with_maps(*_stacked(examples), np.stack([cell.cam for cell in examples]), titles, across=3),
             )
@@ -174,6 +168,19 @@ def _stacked(cells: list[ExampleCell]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([cell.image for cell in cells]), np.stack([cell.labels for cell in cells])
 
 
+def _by_treatment(cells: list[ExampleCell], n_treatments: int) -> Picture:
+    names = [treatment_name(cell.row) or "untreated" for cell in cells]
+    shown = f" {len(cells)} of {n_treatments} treatments are shown." if len(cells) < n_treatments else ""
+    return Picture(
+        "Cells by treatment",
+        f"The cell with the median score of each treatment.{shown} White: the cell; dashed: its neighbours. "
+        "Each stain has one intensity scale for all cells. If stains are merged, their colours are "
+        f"{colour_key(cells[0].channels)}.",
+        f"Crops of {len(cells)} cells in {', '.join(cells[0].channels)}: {', '.join(names)}",
+        crops_by_treatment(*_stacked(cells), cells[0].channels, [cell.row for cell in cells]),
+    )
+
+
 def _pipeline(cell: ExampleCell) -> Picture:
     row = cell.row
     shares = {
@@ -182,11 +189,14 @@ def _pipeline(cell: ExampleCell) -> Picture:
         "the background": row["background_share"],
     }
     fractions = ", ".join(f"{as_number(share):.0%} on {what}" for what, share in shares.items())
+    is_stack = len(cell.labels) > 1
     return Picture(
         "From a cell to its score",
         f"Cell {row['Metadata_CellID']}, predicted class {row['predicted_class']}. The score is the share of the map "
-        f"inside the mask, over all slices: {row['gradcamo']:.2f}; chance: {row['mask_fraction']:.2f}; ceiling: "
-        f"{as_number(row['gradcamo_max']):.2f}. The slice with the largest area of the cell is shown.",
+        f"inside the mask{', over all slices' * is_stack}: {row['gradcamo']:.2f}; chance: {row['mask_fraction']:.2f}; "
+        f"ceiling: {as_number(row['gradcamo_max']):.2f}."
+        + " The slice with the largest area of the cell is shown."
+        * is_stack,
         f"One crop, its mask, the model's map and their overlap; of the map {fractions}",
         pipeline_on_one_cell(cell.image, cell.labels, cell.cam, row),
     )
@@ -198,10 +208,12 @@ def _segmentation(platform: Platform, plate_name: str, row: Mapping[str, Any]) -
     field = next(field for field in plate.fields if (field.well, field.site) == (well, site))
     masks = read_masks(mask_folder(home, plate_name, well, site, row["mask_version"]))
     count = np.count_nonzero(np.unique(masks.cells))
+    is_stack = len(masks.cells) > 1
+    name = f"{well}, site {site}"
+    section = " in a slice, and below it in a section through the stack along the dotted line" * is_stack
     return Picture(
         "Segmentation",
-        "Outlines of cells (white) and nuclei (blue) in a slice, and below it in a section through the stack along "
-        "the dotted line.",
-        f"Field {field.path} with the outlines of {count} cells and their nuclei, from above and from the side",
-        segmentation_overlay(read_field(plate, field), masks.cells, masks.nuclei, plate.voxel_size, field.path),
+        f"Outlines of cells (white) and nuclei (blue){section}. Colours: {colour_key(plate.channels)}.",
+        f"{name} with the outlines of {count} cells and their nuclei" + ", from above and from the side" * is_stack,
+        segmentation_overlay(read_field(plate, field), masks.cells, masks.nuclei, plate.voxel_size, name),
     )

@@ -76,17 +76,24 @@ def make_background_crops(images: Tensor, occupied: Tensor, seed: int = 0) -> Te
     if bool(occupied.all()):
         raise ExplainError("no crop has background", "Pass crops that are larger than their cells.")
     rng = np.random.default_rng(seed)
-    filled = _median_background(images, occupied).expand(images.shape).clone()
-    is_open = torch.ones_like(occupied)
+    medians = _median_background(images, occupied).expand(images.shape)
+    pixels, free = images.movedim(1, -1).flatten(0, -2), ~occupied.flatten(1)
+    index = torch.arange(free.shape[1], device=images.device)
+    # Most copies fill little of a crowded crop, so only the voxels that are still open are looked at.
+    sources = torch.full_like(free, -1, dtype=torch.long)
+    open_places = [index] * len(images)
     for number in range(_MAX_SHIFTS):
-        shift = (number % (len(images) - 1) + 1, *(int(rng.integers(size)) for size in images.shape[-2:]))
-        axes = (0, images.ndim - 2, images.ndim - 1)
-        is_fillable = is_open & ~occupied.roll(shift, tuple(axis - (axis > 0) for axis in axes))
-        filled = torch.where(is_fillable[:, None], images.roll(shift, axes), filled)
-        is_open &= ~is_fillable
-        if not bool(is_open.any()):
-            break
-    return filled
+        donor, *shift = number % (len(images) - 1) + 1, *(int(rng.integers(size)) for size in images.shape[-2:])
+        shifted = index.view(images.shape[2:]).roll(shift, (-2, -1)).flatten()
+        for crop, places in enumerate(open_places):
+            if len(places):
+                found = shifted[places]
+                is_free = free[crop - donor][found]
+                sources[crop, places[is_free]] = found[is_free] + (crop - donor) % len(images) * len(index)
+                open_places[crop] = places[~is_free]
+    sources = sources.view(occupied.shape)
+    filled = pixels[sources.clamp(min=0)].movedim(-1, 1)
+    return torch.where(sources[:, None] < 0, medians, filled)
 
 
 def _median_background(images: Tensor, occupied: Tensor) -> Tensor:
@@ -95,10 +102,12 @@ def _median_background(images: Tensor, occupied: Tensor) -> Tensor:
     A slice without background gets the channel's median over all slices.
     """
     background = torch.where(occupied[:, None], torch.nan, images)
-    by_channel = background.transpose(0, 1).flatten(1).nanmedian(1).values
     by_slice = background.movedim((0, -2, -1), (-3, -2, -1)).flatten(-3).nanmedian(-1).values
-    by_channel = by_channel.reshape(-1, *(1,) * (by_slice.ndim - 1)).expand_as(by_slice)
-    return torch.where(torch.isnan(by_slice), by_channel, by_slice)[None, ..., None, None]
+    if bool(torch.isnan(by_slice).any()):
+        by_channel = background.transpose(0, 1).flatten(1).nanmedian(1).values
+        by_channel = by_channel.reshape(-1, *(1,) * (by_slice.ndim - 1)).expand_as(by_slice)
+        by_slice = torch.where(torch.isnan(by_slice), by_channel, by_slice)
+    return by_slice[None, ..., None, None]
 
 
 class DeletionInsertionCurves(NamedTuple):

@@ -12,6 +12,8 @@ import numpy as np
 from gradcamo_assets.errors import GradcamoError
 
 _NEIGHBOURS = 5
+_APPROXIMATE_FROM = 4096
+"""Number of rows from which UMAP itself would search neighbours approximately."""
 
 
 def umap_embedding(matrix: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -37,11 +39,24 @@ def umap_embedding(matrix: np.ndarray, seed: int = 0) -> np.ndarray:
     from umap import UMAP
 
     _cache_compiled_code()
-    reducer = UMAP(n_neighbors=min(15, len(x) - 1), init="pca", random_state=seed, n_jobs=1)
+    count = min(15, len(x) - 1)
+    # The approximate search takes half a minute to compile, an exact one of 20,000 rows a few seconds.
+    known = {"precomputed_knn": _exact_neighbours(x, count)} if len(x) >= _APPROXIMATE_FROM else {}
+    reducer = UMAP(n_neighbors=count, init="pca", random_state=seed, n_jobs=1, **known)
     with warnings.catch_warnings():
         # Two functions of pynndescent cannot be cached.
         warnings.simplefilter("ignore", NumbaWarning)
+        # Given neighbours make UMAP's own transform unavailable, which is not used.
+        warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)
         return np.asarray(reducer.fit_transform(x), np.float32)
+
+
+def _exact_neighbours(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices and distances (n, count) of the rows nearest to each row, itself included."""
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, indices = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(x).kneighbors(x)
+    return indices, distances.astype(np.float32)
 
 
 def _cache_compiled_code() -> None:

@@ -4,7 +4,7 @@ The functions take frames and arrays and return matplotlib figures. They read no
 other global state.
 """
 
-from gradcamo_assets.report.cell_pictures import crops_by_dose, crops_with_maps, pipeline_on_one_cell
+from gradcamo_assets.report.cell_pictures import crops_by_treatment, crops_with_maps, pipeline_on_one_cell
 from gradcamo_assets.report.charts import (
     plate_heat_map,
     score_against_ceiling,
@@ -12,6 +12,7 @@ from gradcamo_assets.report.charts import (
     score_intervals,
     umap_scatter,
 )
+from gradcamo_assets.report.colours import colour_key
 from gradcamo_assets.report.field_pictures import illumination_maps, segmentation_overlay
 from gradcamo_assets.report.model_pictures import (
     accuracy_against_score,
@@ -34,8 +35,9 @@ __all__ = [
     "Verdict",
     "accuracy_against_score",
     "channel_correlations",
+    "colour_key",
     "confusion_matrix",
-    "crops_by_dose",
+    "crops_by_treatment",
     "crops_with_maps",
     "illumination_maps",
     "layer_scores",

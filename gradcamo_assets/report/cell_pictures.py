@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
 
 from gradcamo_assets.report.colours import binned, composite, intensity_limits
-from gradcamo_assets.report.style import COLOURS, GREY, empty_figure, new_figure
+from gradcamo_assets.report.style import COLOURS, GREY, dose_name, empty_figure, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_CELLS = 9
+_ACROSS = 8
 _CROP_PIXELS = 64
 _OUTLINES = [(1, "white", "solid"), (2, "#56B4E9", "dashed")]
 
@@ -52,7 +55,8 @@ def crops_with_maps(
         for axes in (image_axes, map_axes):
             _draw_outlines(axes, labels[cell, z])
         image_axes.set_title(titles[cell], fontsize=8, loc="left")
-        map_axes.set_title(f"slice {z + 1} of {labels.shape[1]}" if peak else "empty map", fontsize=8, loc="right")
+        slice_name = f"slice {z + 1} of {labels.shape[1]}" if labels.shape[1] > 1 else ""
+        map_axes.set_title(slice_name if peak else "empty map", fontsize=8, loc="right")
     bar = figure.colorbar(drawn_map, ax=list(grid.ravel()), location="bottom", shrink=0.5, aspect=40, pad=0.02)
     bar.set_label("Grad-CAM, share of the map's maximum   (target solid, neighbours dashed)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -103,33 +107,90 @@ def pipeline_on_one_cell(image: np.ndarray, labels: np.ndarray, cam: np.ndarray,
     return figure
 
 
-def crops_by_dose(images: np.ndarray, labels: np.ndarray, channels: Sequence[str], titles: Sequence[str]) -> Figure:
-    """Draw one cell per column, such as a typical cell of each dose, and one stain per row, with one scale per stain.
+def crops_by_treatment(
+    images: np.ndarray, labels: np.ndarray, channels: Sequence[str], treatments: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """Draw one cell of each treatment, such as a typical one, with one intensity scale per stain.
+
+    Up to 8 cells have one column each, with one row per stain in grey. More cells have one panel each, with all stains
+    in colours; every compound with several doses has a row.
 
     Args:
         images: (N, C, Z, Y, X), raw intensities.
         labels: (N, Z, Y, X), see ``crops_with_maps``.
         channels: C names.
-        titles: one per cell.
+        treatments: compound, dose and unit of each cell; doses of a compound are next to each other.
     """
     if not len(images):
         return empty_figure("No cells to show")
-    figure = new_figure(1.35 * len(images) + 0.3, 1.35 * len(channels) + 0.3)
-    grid = figure.subplots(len(channels), len(images), squeeze=False)
     image_options, step = _image_options(labels)
     slices = [_largest_slice(cell) for cell in labels]
+    outlined = [cell[z] for cell, z in zip(labels, slices, strict=True)]
     pixels = binned(np.stack([image[:, z] for image, z in zip(images, slices, strict=True)]), step, step)
     limits = intensity_limits(pixels)
+    if len(images) > _ACROSS:
+        pictures = [composite(cell, limits) for cell in pixels]
+        return _cells_in_rows(pictures, outlined, _rows_of_treatments(treatments), treatments, image_options)
+    figure = new_figure(1.35 * len(images) + 0.3, 1.35 * len(channels) + 0.3)
+    grid = figure.subplots(len(channels), len(images), squeeze=False)
     for (channel, cell), axes in np.ndenumerate(grid):
         low, high = limits[channel]
         axes.imshow(pixels[cell, channel], cmap="gray", vmin=low, vmax=max(high, low + 1e-9), **image_options)
-        _draw_outlines(axes, labels[cell, slices[cell]])
+        _draw_outlines(axes, outlined[cell])
         axes.set(xticks=[], yticks=[])
         if channel == 0:
-            axes.set_title(titles[cell], fontsize=8)
+            axes.set_title(_title(treatments[cell]), fontsize=8)
         if cell == 0:
             axes.set_ylabel(channels[channel], fontsize=8)
     return figure
+
+
+def _rows_of_treatments(treatments: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Return the indices of treatments by row: every compound with several has a row, others share rows of 8."""
+    compounds = [list(group) for _, group in groupby(range(len(treatments)), lambda n: _compound(treatments[n]))]
+    single = [group[0] for group in compounds if len(group) == 1]
+    rows = [single[start : start + _ACROSS] for start in range(0, len(single), _ACROSS)]
+    return rows + [group for group in compounds if len(group) > 1]
+
+
+def _compound(treatment: Mapping[str, Any]) -> tuple[bool, str | None]:
+    """Return whether a treatment is a control, and its compound."""
+    return treatment["Metadata_Dose"] == 0, treatment["Metadata_Compound"]
+
+
+def _cells_in_rows(
+    pictures: Sequence[np.ndarray],
+    outlined: Sequence[np.ndarray],
+    rows: Sequence[Sequence[int]],
+    treatments: Sequence[Mapping[str, Any]],
+    image_options: dict[str, Any],
+) -> Figure:
+    across = max(map(len, rows))
+    figure = new_figure(1.05 * across + 1.0, sum(1.2 if len(row) == 1 else 1.1 for row in rows) + 0.2)
+    grid = figure.subplots(len(rows), across, squeeze=False)
+    for axes in grid.ravel():
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    for row, panels in zip(rows, grid, strict=True):
+        is_series = len({_compound(treatments[cell]) for cell in row}) < len(row)
+        for cell, axes in zip(row, panels, strict=False):
+            treatment = treatments[cell]
+            axes.imshow(pictures[cell], **image_options)
+            _draw_outlines(axes, outlined[cell])
+            axes.set_title(dose_name(treatment) if is_series else _title(treatment), fontsize=7, pad=2)
+        if is_series:
+            panels[0].set_ylabel(
+                _in_lines(treatments[row[0]]["Metadata_Compound"]), fontsize=8, rotation=0, ha="right", va="center"
+            )
+    return figure
+
+
+def _title(treatment: Mapping[str, Any]) -> str:
+    return f"{_in_lines(treatment['Metadata_Compound'])}\n{dose_name(treatment)}".strip()
+
+
+def _in_lines(compound: str | None) -> str:
+    """Break the name of a compound into at most two short lines."""
+    return textwrap.fill(compound or "untreated", 18, max_lines=2, placeholder=" ...")
 
 
 def _image_options(labels: np.ndarray) -> tuple[dict[str, Any], int]:

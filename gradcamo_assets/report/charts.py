@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
@@ -183,11 +184,13 @@ def plate_grid(wells: Iterable[str]) -> tuple[tuple[int, int], list[str], np.nda
 
 
 def umap_scatter(table: pl.DataFrame) -> Figure:
-    """Draw cells on the UMAP in two panels: by dose (colour) and site (marker), and by Grad-CAMO (colour).
+    """Draw cells on the UMAP in two panels: by treatment (colour) and site (marker), and by Grad-CAMO (colour).
+
+    The colours are those of compounds if there are 2 to 7 besides the controls, otherwise those of doses.
 
     Args:
-        table: ``umap_x``, ``umap_y``, ``Metadata_Dose``, ``Metadata_Dose_Unit``, ``Metadata_Site`` and ``gradcamo``
-            (a cell without a score is drawn hollow).
+        table: ``umap_x``, ``umap_y``, ``Metadata_Compound``, ``Metadata_Dose``, ``Metadata_Dose_Unit``,
+            ``Metadata_Site`` and ``gradcamo`` (a cell without a score is drawn hollow).
     """
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
@@ -199,24 +202,24 @@ def umap_scatter(table: pl.DataFrame) -> Figure:
     x, y, sites = (table[column].to_numpy() for column in ("umap_x", "umap_y", "Metadata_Site"))
     size = float(np.clip(3000 / table.height, 5, 40))
 
-    pairs = table.select("Metadata_Dose", "Metadata_Dose_Unit").iter_rows()
-    doses = [(dose, unit or "") if dose else (0.0, "") for dose, unit in pairs]
-    order = sorted({(0.0, ""), *doses})
-    rank = np.array([order.index(dose) for dose in doses])
+    subject, groups, names = _umap_groups(table)
     markers = {site: MARKERS[number % 8] for number, site in enumerate(np.unique(sites))}
     handles = []
-    for number, (dose, unit) in enumerate(order):
+    for number, name in enumerate(names):
+        if not (groups == number).any():
+            continue
         # Skip the palest end of the scale, which is hard to see on white.
-        shade = colormaps["viridis"]((number - 1) / (len(order) - 1) * 0.95) if number else GREY
+        shade = colormaps["viridis"]((number - 1) / (len(names) - 1) * 0.95) if number else GREY
+        if number and subject == "Compound":
+            shade = COLOURS[number - 1]
         for site, marker in markers.items():
-            dots = (rank == number) & (sites == site)
+            dots = (groups == number) & (sites == site)
             by_dose.scatter(x[dots], y[dots], s=size, color=shade, marker=marker, linewidths=0, alpha=0.8)
-        name = f"{dose:g} {unit}" if number else "control"
         handles.append(Line2D([], [], color=shade, marker="o", linestyle="", label=name))
     if len(markers) > 1:
         for site, marker in markers.items():
             handles.append(Line2D([], [], color="black", marker=marker, linestyle="", label=f"site {site}"))
-    by_dose.set_title("Dose and site" if len(markers) > 1 else "Dose", fontsize=10)
+    by_dose.set_title(f"{subject} and site" if len(markers) > 1 else subject, fontsize=10)
 
     score = table["gradcamo"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     has_score = np.isfinite(score)
@@ -230,6 +233,23 @@ def umap_scatter(table: pl.DataFrame) -> Figure:
         axes.set(xlabel="UMAP 1", ylabel="UMAP 2" if axes is by_dose else "", xticks=[], yticks=[])
     figure.legend(handles=handles[:24], loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
+
+
+def _umap_groups(table: pl.DataFrame) -> tuple[str, np.ndarray, list[str]]:
+    """Return what the colours show, the number of each cell's group, and the groups' names; 0 is the controls."""
+    treatments = table.select(_TREATMENT).rows()
+    compounds = sorted({compound for compound, dose, _ in treatments if compound and dose != 0})
+    if 2 <= len(compounds) <= len(COLOURS):
+        groups = [0 if dose == 0 or not compound else 1 + compounds.index(compound) for compound, dose, _ in treatments]
+        return "Compound", np.array(groups), ["control", *compounds]
+    unknown = (math.inf, "")
+    doses = [
+        (dose, unit or "") if dose else unknown if compound and dose is None else (0.0, "")
+        for compound, dose, unit in treatments
+    ]
+    order = sorted({(0.0, ""), *doses})
+    names = ["no dose" if dose == math.inf else f"{dose:g} {unit}".strip() for dose, unit in order[1:]]
+    return "Dose", np.array([order.index(dose) for dose in doses]), ["control", *names]
 
 
 def score_against_ceiling(scores: pl.DataFrame) -> Figure:

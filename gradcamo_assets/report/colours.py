@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gradcamo_assets.report.style import COLOURS
+
+_NAMES = ["blue", "orange", "green", "pink", "light blue", "red"]
+"""Of the first six of ``COLOURS``, which a composite uses."""
 
 
 def binned(image: np.ndarray, step_y: int, step_x: int) -> np.ndarray:
@@ -17,6 +22,13 @@ def binned(image: np.ndarray, step_y: int, step_x: int) -> np.ndarray:
 def intensity_limits(images: np.ndarray) -> np.ndarray:
     """Return black and white points (C, 2), common to all images (N, C, Y, X) to keep intensities comparable."""
     return np.percentile(np.moveaxis(images, 1, 0).reshape(images.shape[1], -1), [25, 99.8], axis=1).T
+
+
+def colour_key(channels: Sequence[str]) -> str:
+    """Say which stain has which colour in a composite: ``DNA blue, ER orange``."""
+    if len(channels) == 1:
+        return f"{channels[0]} grey"
+    return ", ".join(f"{channel} {_NAMES[number % 6]}" for number, channel in enumerate(channels))
 
 
 def composite(image: np.ndarray, limits: np.ndarray) -> np.ndarray:

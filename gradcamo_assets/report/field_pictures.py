@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -27,15 +27,18 @@ def segmentation_overlay(
 ) -> Figure:
     """Outline cells (white) and nuclei (blue) in the slice and in the xz section with the most cell voxels.
 
+    A single plane has no section.
+
     Args:
         image: (C, Z, Y, X), raw intensities.
         cells, nuclei: (Z, Y, X) labels; 0 is background.
         voxel_size: (z, y, x) in micrometres, None where unknown. Without y and x, and z of a stack, axes are in pixels.
     """
+    is_plane = len(cells) == 1
     z = int((cells > 0).sum(axis=(1, 2)).argmax())
     y = int((cells > 0).sum(axis=(0, 2)).argmax())
     step = max(1, -(-max(cells.shape[1:]) // _FIELD_PIXELS))
-    is_known = None not in voxel_size[len(cells) == 1 :]
+    is_known = None not in voxel_size[is_plane:]
     dz, dy, dx = [size or 1.0 for size in voxel_size] if is_known else [1.0, 1.0, 1.0]
     depth, height, width = np.multiply(cells.shape, (dz, dy, dx))
     unit = "µm" if is_known else "pixels"
@@ -46,23 +49,28 @@ def segmentation_overlay(
     rows = np.minimum((np.arange(0, depth, dx * step / stretch) / dz).astype(int), len(cells) - 1)
     limits = intensity_limits(binned(image[None, :, z], step, step))
 
-    figure = new_figure(6.5, 6.5 * 0.85 * (height + depth * stretch) / width + 0.9)
-    slice_axes, section_axes = figure.subplots(2, 1, height_ratios=[height, depth * stretch], sharex=True)
-    for axes, pixels, cut, bottom, aspect in (
-        (slice_axes, binned(image[:, z], step, step), np.s_[z, ::step, ::step], height, 1),
-        (section_axes, binned(image[:, rows, y], 1, step), np.s_[rows, y, ::step], depth, stretch),
-    ):
+    heights = [height] if is_plane else [height, depth * stretch]
+    figure = new_figure(6.5, 6.5 * 0.85 * sum(heights) / width + 0.9)
+    panels = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
+    views: list[tuple[np.ndarray, Any, float, float]] = [
+        (binned(image[:, z], step, step), np.s_[z, ::step, ::step], height, 1),
+        (binned(image[:, rows, y], 1, step), np.s_[rows, y, ::step], depth, stretch),
+    ]
+    for axes, (pixels, cut, bottom, aspect) in zip(panels, views, strict=False):
         picture = composite(pixels, limits)
         for labels, colour in ((nuclei, (0.34, 0.71, 0.91)), (cells, (1.0, 1.0, 1.0))):
             if labels is not None:
                 part = labels[cut][: picture.shape[0], : picture.shape[1]]
                 picture[(part > 0) & (ndimage.morphological_gradient(part, footprint=_CROSS) != 0)] = colour
         axes.imshow(picture, extent=(0, width, bottom, 0), aspect=aspect, interpolation="nearest")
-    slice_axes.axhline((y + 0.5) * dy, color="#E69F00", linewidth=1, linestyle=":")
-    count = np.count_nonzero(np.unique(cells))
-    slice_axes.set(ylabel=f"y ({unit})", title=f"{title}\nslice {z + 1} of {len(cells)}, {count} cells".strip())
-    note = "" if stretch == 1 else f", depth stretched {stretch:.2g} times"
-    section_axes.set(xlabel=f"x ({unit}); xz section along the dotted line{note}", ylabel=f"z ({z_unit})")
+    count = f"{np.count_nonzero(np.unique(cells))} cells"
+    subtitle = count if is_plane else f"slice {z + 1} of {len(cells)}, {count}"
+    panels[0].set(ylabel=f"y ({unit})", title=f"{title}\n{subtitle}".strip())
+    panels[-1].set_xlabel(f"x ({unit})")
+    if not is_plane:
+        panels[0].axhline((y + 0.5) * dy, color="#E69F00", linewidth=1, linestyle=":")
+        note = "" if stretch == 1 else f", depth stretched {stretch:.2g} times"
+        panels[1].set(xlabel=f"x ({unit}); xz section along the dotted line{note}", ylabel=f"z ({z_unit})")
     return figure
 
 

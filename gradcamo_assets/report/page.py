@@ -20,7 +20,7 @@ import polars as pl
 from gradcamo_assets.report.charts import plate_grid
 from gradcamo_assets.report.png import to_data_uri
 from gradcamo_assets.report.style import treatment_name
-from gradcamo_assets.report.wording import Verdict
+from gradcamo_assets.report.wording import Verdict, wells_with_cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +64,8 @@ def qc_report_html(
         plate, model: names of the plate and the model version.
         tables: the first 400 rows are shown; a single row is shown as a list.
         wells: one row per well: ``Metadata_Well``, ``on_target_fraction``, ``n_cells``, ``Metadata_Compound`` with dose
-            and unit, ``trained`` (whether it is a training well) and ``reason`` (why to drop it, or NULL).
+            and unit, ``has_cells`` (whether any cell was kept), ``trained`` (whether it is a training well) and
+            ``reason`` (why to drop it, or NULL).
         made: a short note on when and by what the scores were made.
 
     Raises:
@@ -79,7 +80,11 @@ def qc_report_html(
         "format_value": _format_value,
         "column_name": lambda name: name.removeprefix("Metadata_").replace("_", " "),
     }
-    columns, grid = _grid(wells) if wells is not None and len(wells) else (0, [])
+    columns, filled = 0, ""
+    grid: list[tuple[str, list[dict[str, Any] | None]]] = []
+    if wells is not None and len(wells):
+        columns, grid = _grid(wells)
+        filled = wells_with_cells(wells.filter("has_cells")["Metadata_Well"].sort().to_list(), columns * len(grid))
     images = []
     for picture in pictures:
         uri, width, height = to_data_uri(picture.figure)
@@ -87,7 +92,8 @@ def qc_report_html(
         images.append({**texts, "uri": uri, "width": width, "height": height})
     return environment.from_string(this_file.with_name("report.html").read_text(encoding="utf-8")).render(
         plate=plate, model=model, verdict=verdict, pictures=images, tables=tables, grid=grid, columns=columns,
-        made=made, max_rows=MAX_ROWS, scale=", ".join(_colours(share)[0] for share in np.linspace(0, 1, 6)),
+        filled=filled, made=made, max_rows=MAX_ROWS,
+        scale=", ".join(_colours(share)[0] for share in np.linspace(0, 1, 6)),
         script=script, digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
 

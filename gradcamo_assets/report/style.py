@@ -30,7 +30,11 @@ def empty_figure(message: str) -> Figure:
 
 def treatment_name(row: Mapping[str, Any]) -> str | None:
     """Return a name such as ``aspirin 0.3 uM``; a control, with dose 0, has its compound only."""
-    compound, dose = row.get("Metadata_Compound"), row.get("Metadata_Dose")
-    if not compound or not dose:
-        return compound
-    return f"{compound} {dose:g} {row.get('Metadata_Dose_Unit') or ''}".strip()
+    compound = row.get("Metadata_Compound")
+    return f"{compound} {dose_name(row)}".strip() if compound else compound
+
+
+def dose_name(row: Mapping[str, Any]) -> str:
+    """Return a dose such as ``0.3 uM``; empty for a control and an unknown dose."""
+    dose = row.get("Metadata_Dose")
+    return f"{dose:g} {row.get('Metadata_Dose_Unit') or ''}".strip() if dose else ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,8 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
         scores: cells the model was not trained on: ``looks_at``, ``gradcamo_adjusted``, ``on_target``.
         views: rows of this plate and version from ``trusted_doses``, ``wells_to_drop``, ``site_effect``,
             ``model_gain``, ``plate_drift`` and ``audit_by_plate``, by view. A view may be missing or empty.
+            And ``left_out``: numbers ``n`` of segmented cells (``part`` is ``cell``) and of fields (``field``) by
+            ``qc_flag`` (NULL: kept).
         model: the version's row: ``architecture``, ``train_plates``, ``train_wells``, ``created_at``, ``metrics``,
             ``swap``, ``regulariser``, ``regulariser_weight``.
 
@@ -56,6 +59,7 @@ def verdict(scores: pl.DataFrame, views: Mapping[str, pl.DataFrame], model: Mapp
     answers = [
         ("Which doses can be trusted?", _doses(doses)),
         ("Which wells should be dropped?", _wells(rows.get("wells_to_drop", []))),
+        ("Which cells were left out?", _left_out(rows.get("left_out", []))),
         ("Does the site matter?", _sites(rows.get("site_effect", []))),
         ("What do the predictions depend on?", _audit(rows.get("audit_by_plate", []))),
         ("Do the predictions come from the cell?", _swap_test(rows.get("audit_by_plate", []))),
@@ -140,6 +144,31 @@ def _wells(rows: list[dict[str, Any]]) -> str:
     if not wells:
         return "None: no well is an outlier or at chance."
     return f"{'; '.join(f'{_join(names)} ({reason})' for reason, names in wells.items())}."
+
+
+def _left_out(rows: list[dict[str, Any]]) -> str:
+    sentences = []
+    for part, noun in (("cell", "segmented cells"), ("field", "fields")):
+        counts: dict[str, int] = {}
+        total = sum(row["n"] for row in rows if row["part"] == part)
+        for row in rows:
+            if row["part"] == part and row["qc_flag"]:
+                # Flags with a number, such as a cell probability, differ from cell to cell.
+                reason = re.sub(r"\d+(\.\d+)?", "...", row["qc_flag"])
+                counts[reason] = counts.get(reason, 0) + row["n"]
+        if not counts:
+            sentences += [f"None of the {total} {noun}."] if total else []
+            continue
+        reasons = (f"{reason} ({n})" for reason, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        left_out = sum(counts.values())
+        sentences.append(f"{left_out} of {total} {noun} ({left_out / total:.0%}): {_join(reasons)}.")
+    return " ".join(sentences)
+
+
+def wells_with_cells(wells: Sequence[str], plate_size: int) -> str:
+    """Say how many wells of a plate have cells, and which if they are few."""
+    text = f"{len(wells)} of {plate_size} wells have cells"
+    return f"{text}: {', '.join(wells)}." if 0 < len(wells) <= _MAX_NAMES else f"{text}."
 
 
 def _sites(rows: list[dict[str, Any]]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import polars as pl
-import torch
 
 from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField
 from gradcamo_assets.explain.faithfulness import audit
@@ -52,14 +51,8 @@ def audit_crops(
 def _audit_part(
     scorer: Scorer, fields: Mapping[str, CropField], cells: Sequence[str], treatments: Sequence[str | None] | None
 ) -> pl.DataFrame:
-    images, labels = [], []
-    for cell in cells:
-        field = fields[cell.rsplit("/", 1)[0]]
-        row = field.cell_ids.index(cell)
-        for image, label in scorer.batches(field, [slice(row, row + 1)]):
-            images.append(image.clone())
-            labels.append(label)
-    crops, regions = torch.cat(images), torch.cat(labels)
+    located = [(fields[cell.rsplit("/", 1)[0]], cell) for cell in cells]
+    crops, regions = scorer.prepare([(field, *field.read(field.cell_ids.index(cell))) for field, cell in located])
     _, columns = audit(
         scorer.model, crops, regions == TARGET, scorer.config.layer, regions == NEIGHBOUR, treatments=treatments
     )

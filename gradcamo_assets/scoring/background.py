@@ -41,16 +41,14 @@ def compute_background_embeddings(
         crops = {}
         for cell in batch:
             name = cell.rsplit("/", 1)[0]
-            row = fields[name].cell_ids.index(cell)
+            field = fields[name]
             try:
-                ((image, labels),) = scorer.batches(fields[name], [slice(row, row + 1)])
+                crops[cell] = field, *field.read(field.cell_ids.index(cell))
             except CropError as error:
                 unreadable[name] = str(error)
-            else:
-                crops[cell] = image.clone(), labels
         if len(crops) < 2:
             continue
-        images, labels = (torch.cat(parts) for parts in zip(*crops.values(), strict=True))
+        images, labels = scorer.prepare(list(crops.values()))
         occupied = labels != BACKGROUND
         images = torch.where(occupied[:, None], make_background_crops(images, occupied), images)
         output = run_network(scorer.model, images, scorer.config.layer, _BATCH_SIZE)

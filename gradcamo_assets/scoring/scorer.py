@@ -142,12 +142,7 @@ class Scorer:
             BundleError: if the encoder does not fit the crops.
             CropError: if a crop cannot be read.
         """
-        reason = self.find_mismatch(field)
-        if reason:
-            raise BundleError(
-                f"the encoder does not fit these crops: {reason}", "Promote an encoder that does.", path=field.path
-            )
-        order = channel_order(field, self.config.channels)
+        order = self._require_fit(field)
         center, scale = (torch.from_numpy(values[order]).to(self.device) for values in (field.center, field.scale))
         largest_batch = max((row.stop - row.start for row in rows), default=0)
         contiguous, channels_last, *stored = self._buffers_for((largest_batch, *field.images.shape[1:]), len(order))
@@ -167,6 +162,39 @@ class Scorer:
                 channels_last[:n].copy_(standardise(raw, center, scale, out=contiguous[:n]))
                 regions = self._to_device(labels)
                 yield (channels_last[:n, :, 0], regions[:, 0]) if self.is_2d else (channels_last[:n], regions)
+
+    def prepare(self, crops: Sequence[tuple[CropField, np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+        """Return what ``batches`` yields, for single crops of any fields: field, image (C, Z, Y, X) and labels of each.
+
+        All crops are standardised at once. One at a time, threads wait for each other for longer than they compute.
+
+        Raises:
+            BundleError: if the encoder does not fit the crops.
+        """
+        orders = [self._require_fit(field) for field, _, _ in crops]
+        center, scale = (
+            torch.from_numpy(np.stack([values[order] for values, order in zip(all_values, orders, strict=True)]))
+            for all_values in zip(*((field.center, field.scale) for field, _, _ in crops), strict=True)
+        )
+        raw = np.stack([image[order] for (_, image, _), order in zip(crops, orders, strict=True)])
+        images = standardise(self._to_device(raw), center.to(self.device), scale.to(self.device))
+        labels = self._to_device(np.stack([labels for _, _, labels in crops]))
+        if self.is_2d:
+            return images[:, :, 0].contiguous(memory_format=torch.channels_last), labels[:, 0]
+        return images.contiguous(memory_format=torch.channels_last_3d), labels
+
+    def _require_fit(self, field: CropField) -> list[int]:
+        """Return the positions of the encoder's channels in the crops.
+
+        Raises:
+            BundleError: if the encoder does not fit the crops.
+        """
+        reason = self.find_mismatch(field)
+        if reason:
+            raise BundleError(
+                f"the encoder does not fit these crops: {reason}", "Promote an encoder that does.", path=field.path
+            )
+        return channel_order(field, self.config.channels)
 
     def _buffers_for(self, shape: tuple[int, ...], channels: int) -> list[Any]:
         """Return buffers for a batch (contiguous, channels last) and for two batches of stored crops.

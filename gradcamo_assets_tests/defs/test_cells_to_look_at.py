@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from gradcamo_assets.defs.cells_to_look_at import select_example_cells, select_median_cells_by_dose
+from gradcamo_assets.defs.cells_to_look_at import select_example_cells, select_median_cells_by_treatment
 
 
-def scores(rows: list[tuple[str, float, str | None, float | None]]) -> pl.DataFrame:
+def scores(rows: list[tuple[str, float | None, str | None, float | None]]) -> pl.DataFrame:
     """compound, dose, looks_at, score"""
     return pl.DataFrame(
         {
@@ -36,14 +36,31 @@ def test_best_median_and_worst_of_each_region() -> None:
     assert nowhere["case"] == "none, best"
 
 
-def test_the_median_cell_of_the_controls_and_of_each_dose() -> None:
+def treatments_of(table: pl.DataFrame) -> list[tuple[str, float | None]]:
+    return [(row["Metadata_Compound"], row["Metadata_Dose"]) for row in select_median_cells_by_treatment(table)]
+
+
+def test_the_median_cell_of_each_treatment_with_compounds_side_by_side() -> None:
     table = scores(
-        [("DMSO", 0, "target", score) for score in (0.1, 0.2, 0.6)]
-        + [("b", dose, "target", dose / 100) for dose in range(1, 21)]
-        + [("a", 1, "target", 0.5), ("b", 1, "target", None)]
+        [("b", 10, "target", 0.4), ("a", 10, "target", 0.5), ("a", 10, "target", None)]
+        + [("DMSO", 0, "target", score) for score in (0.1, 0.2, 0.6)]
     )
-    found = [(row["Metadata_Compound"], row["Metadata_Dose"]) for row in select_median_cells_by_dose(table)]
-    assert found[0] == ("DMSO", 0) and found[-1] == ("b", 20)
-    assert len(found) == len(set(found)) == 8
-    assert select_median_cells_by_dose(table)[0]["gradcamo"] == 0.2
-    assert select_median_cells_by_dose(table.clear()) == []
+    assert treatments_of(table) == [("DMSO", 0), ("a", 10), ("b", 10)]
+    assert select_median_cells_by_treatment(table)[0]["gradcamo"] == 0.2
+    assert select_median_cells_by_treatment(table.clear()) == []
+
+
+def test_compounds_with_many_doses_come_first_and_are_thinned() -> None:
+    series = [("b", dose, "target", dose / 100) for dose in range(1, 20)]
+    found = treatments_of(scores([("DMSO", 0, "target", 0.1), ("a", 1, "target", 0.5), *series]))
+    assert found == [("DMSO", 0), *(("b", dose) for dose in (1, 4, 7, 10, 13, 16, 19)), ("a", 1)]
+
+
+def test_a_plate_of_many_treatments_is_cut_at_whole_compounds() -> None:
+    rows = [(f"c{number:02d}", dose, "target", 0.5) for number in range(12) for dose in range(1, 7)]
+    found = treatments_of(scores([("DMSO", 0, "target", 0.1), *rows]))
+    assert found == [("DMSO", 0), *((compound, dose) for compound, dose, _, _ in rows)]
+    found = treatments_of(scores([(f"c{number:02d}", dose, "target", 0.5) for number in range(25) for dose in (1, 2)]))
+    assert found == [(f"c{number:02d}", dose) for number in range(12) for dose in (1, 2)]
+    library = [(f"c{number:03d}", None, "target", 0.5) for number in range(300)]
+    assert len(treatments_of(scores(library))) == 73

@@ -113,7 +113,13 @@ def test_the_report_is_one_page_that_needs_no_network(scored_bench: Bench, tmp_p
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert "http:" not in page and "https:" not in page
     assert "held-out" in page
-    for title in ("From a cell to its score", "Segmentation", "Cells by dose", "Where the model looks", "Map of the"):
+    for title in (
+        "From a cell to its score",
+        "Segmentation",
+        "Cells by treatment",
+        "Where the model looks",
+        "Map of the",
+    ):
         assert f">{title}" in page, title
 
 

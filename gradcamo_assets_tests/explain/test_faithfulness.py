@@ -126,6 +126,23 @@ def test_a_blank_crop_holds_other_crops_background_of_the_same_slice(axes):
     assert float((source_crop == own_crop).float().mean()) < 0.02  # Medians may fall into the range of the own crop.
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_blank_crop_is_made_of_shifted_copies_that_fill_each_others_gaps(axes):
+    crop = (2, 9, 8)[3 - axes :]
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(5, 3, *crop, generator=generator)
+    occupied = torch.rand(5, *crop, generator=generator) < 0.8
+    blank = faithfulness.make_background_crops(images, occupied, seed=3).numpy()
+    expected, rng = np.full(images.shape, np.nan, np.float32), np.random.default_rng(3)
+    for number in range(24):
+        shift = (number % 4 + 1, *(int(rng.integers(size)) for size in crop[-2:]))
+        copies, free = (np.roll(array.numpy(), shift, (0, -2, -1)) for array in (images, ~occupied))
+        expected = np.where(np.isnan(expected) & free[:, None], copies, expected)
+    is_covered = ~np.isnan(expected)
+    assert is_covered.mean() > 0.9
+    np.testing.assert_array_equal(blank[is_covered], expected[is_covered])
+
+
 def test_uncovered_voxels_get_the_median_and_missing_background_is_refused():
     images = torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).clone()
     occupied = torch.ones(2, 4, 4, dtype=torch.bool)

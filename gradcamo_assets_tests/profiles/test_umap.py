@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.profiles import CellMap, load_fitted, save_fitted
+from gradcamo_assets.profiles import CellMap, load_fitted, save_fitted, umap
 from gradcamo_assets.profiles.umap import umap_embedding
 
 
@@ -22,17 +22,28 @@ def test_equal_rows_give_finite_coordinates():
     assert np.isfinite(umap_embedding(np.ones((7, 3)))).all()
 
 
-def test_umap_is_reproducible_and_separates_distant_groups():
+def test_neighbours_are_exact():
+    x = np.random.default_rng(2).normal(size=(30, 4))
+    distances = np.linalg.norm(x[:, None] - x[None], axis=2)
+    found, lengths = umap._exact_neighbours(x, 6)
+    np.testing.assert_array_equal(found, distances.argsort(axis=1)[:, :6])
+    np.testing.assert_allclose(lengths, np.sort(distances, axis=1)[:, :6], atol=1e-6)
+
+
+def test_umap_is_reproducible_and_separates_distant_groups(monkeypatch):
     # One test for UMAP, because numba compiles it for seconds per process. Data of rank one is its hardest start.
     rng = np.random.default_rng(0)
     line = np.concatenate([rng.normal(size=8), rng.normal(size=8) + 40])
-    found = umap_embedding(np.outer(line, [1.0, 2.0]), seed=3)
-    np.testing.assert_array_equal(found, umap_embedding(np.outer(line, [1.0, 2.0]), seed=3))
-    assert found.shape == (16, 2)
-    assert np.isfinite(found).all()
-    centres = found[:8].mean(axis=0), found[8:].mean(axis=0)
-    nearest = [int(np.argmin([np.linalg.norm(row - centre) for centre in centres])) for row in found]
-    assert nearest == [0] * 8 + [1] * 8
+    lines = np.outer(line, [1.0, 2.0])
+    found = umap_embedding(lines, seed=3)
+    np.testing.assert_array_equal(found, umap_embedding(lines, seed=3))
+    monkeypatch.setattr(umap, "_APPROXIMATE_FROM", 16)  # As for thousands of rows.
+    for coordinates in (found, umap_embedding(lines, seed=3)):
+        assert coordinates.shape == (16, 2)
+        assert np.isfinite(coordinates).all()
+        centres = coordinates[:8].mean(axis=0), coordinates[8:].mean(axis=0)
+        nearest = [int(np.argmin([np.linalg.norm(row - centre) for centre in centres])) for row in coordinates]
+        assert nearest == [0] * 8 + [1] * 8
     assert np.isfinite(umap_embedding(rng.normal(size=(5, 4)))).all()
 
 

@@ -60,6 +60,17 @@ def scores(wells: int = 12, sites: int = 4, cells: int = 30) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
+def treatments(compounds: int, doses: int) -> list[dict[str, object]]:
+    """Return a control and every dose of every compound."""
+    control = {"Metadata_Compound": "DMSO", "Metadata_Dose": 0.0, "Metadata_Dose_Unit": None}
+    treated = [
+        {"Metadata_Compound": f"compound {number:02d}", "Metadata_Dose": float(dose), "Metadata_Dose_Unit": "uM"}
+        for number in range(1, compounds + 1)
+        for dose in range(1, doses + 1)
+    ]
+    return [control, *treated]
+
+
 ONE_SCORE = {
     "gradcamo": 0.62, "neighbour_share": None, "background_share": 0.38, "mask_fraction": 0.1, "gradcamo_max": 0.9,
 }  # fmt: skip
@@ -137,7 +148,8 @@ def every_figure() -> dict[str, Figure]:
         "layers": figures.layer_scores(layers),
         "crops": figures.crops_with_maps(*crops()),
         "crops_2d": figures.crops_with_maps(*crops(3, depth=1)),
-        "by_dose": figures.crops_by_dose(*crops(4)[:2], ["DNA", "ER", "Mito"], ["DMSO", "0.3 uM", "3 uM", "30 uM"]),
+        "by_stain": figures.crops_by_treatment(*crops(4)[:2], ["DNA", "ER", "Mito"], treatments(1, 3)),
+        "by_treatment": figures.crops_by_treatment(*crops(13)[:2], ["DNA", "ER", "Mito"], treatments(4, 3)),
         "pipeline": figures.pipeline_on_one_cell(*(array[0] for array in crops(1)[:3]), ONE_SCORE),
         "ceiling": figures.score_against_ceiling(table),
         "overlay": figures.segmentation_overlay(field, cells, nuclei, (1.0, 0.3, 0.3), "P1, B02, site 1"),
@@ -166,6 +178,7 @@ def wells() -> pl.DataFrame:
                 None if rank == 1 or n == 383 else n % 101 / 100 for n, rank in enumerate(dose_ranks)
             ],
             "n_cells": 40,
+            "has_cells": [name != "P24" for name in names],
             "trained": [rank == 1 for rank in dose_ranks],
             "reason": ["far below its plate" if name == "B03" else None for name in names],
         }

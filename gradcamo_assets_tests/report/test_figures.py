@@ -10,7 +10,7 @@ from PIL import Image
 from gradcamo_assets import report as figures
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report.cell_pictures import upsampled
-from gradcamo_assets_tests.report.made_up import ONE_SCORE, crops, every_figure, scores
+from gradcamo_assets_tests.report.made_up import ONE_SCORE, crops, every_figure, scores, treatments
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,6 @@ def test_heat_maps_keep_their_colours_beside_noisy_crops(drawn):
         (6, (2.0, 0.5, 0.5), ("y (µm)", "z (µm)", 20.0)),
         (6, (None, 0.5, 0.5), ("y (pixels)", "z (slices)", 40.0)),
         (6, (None, None, None), ("y (pixels)", "z (slices)", 40.0)),
-        (1, (None, 0.5, 0.5), ("y (µm)", "z (slices)", 20.0)),
     ],
 )
 def test_axes_are_in_pixels_where_the_voxel_size_is_unknown(depth, voxel_size, labels):
@@ -52,6 +51,20 @@ def test_axes_are_in_pixels_where_the_voxel_size_is_unknown(depth, voxel_size, l
     upper, lower = figure.axes
     assert (upper.get_ylabel(), lower.get_ylabel(), max(upper.get_ylim())) == labels
     assert lower.get_xlabel().startswith(labels[0].replace("y", "x", 1))
+
+
+@pytest.mark.parametrize(
+    ("voxel_size", "unit", "height"), [((None, 0.5, 0.5), "µm", 20.0), ((None, None, None), "pixels", 40.0)]
+)
+def test_a_plane_has_no_section_and_no_slices(voxel_size, unit, height):
+    cells = np.zeros((1, 40, 30), np.uint32)
+    cells[:, 10:20, 10:20] = 1
+    figure = figures.segmentation_overlay(np.ones((1, *cells.shape)), cells, voxel_size=voxel_size, title="A01, site 1")
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), max(axes.get_ylim())) == (f"x ({unit})", f"y ({unit})", height)
+    assert axes.get_title() == "A01, site 1\n1 cells" and not axes.lines
+    maps = figures.crops_with_maps(*crops(2, depth=1))
+    assert not any("slice" in axes.get_title(loc="right") for axes in maps.axes)
 
 
 @pytest.mark.parametrize("width", [333, 640, 1001])
@@ -96,10 +109,45 @@ def test_the_last_pipeline_panel_draws_the_map_only_inside_the_mask():
 
 def test_a_stain_has_one_scale_for_all_doses():
     images, labels, _, _ = crops(3)
-    axes = figures.crops_by_dose(images, labels, ["DNA", "ER", "Mito"], ["a", "b", "c"]).axes
+    axes = figures.crops_by_treatment(images, labels, ["DNA", "ER", "Mito"], treatments(2, 1)).axes
+    assert [panel.get_title() for panel in axes[:3]] == ["DMSO", "compound 01\n1 uM", "compound 02\n1 uM"]
     limits = [panel.images[0].get_clim() for panel in axes]
     assert [len(set(limits[row * 3 : row * 3 + 3])) for row in range(3)] == [1, 1, 1]
     assert len(set(limits)) == 3
+
+
+def test_many_treatments_have_a_row_per_compound():
+    one = crops(1)
+    images, labels = (np.repeat(array, 10, axis=0) for array in one[:2])
+    figure = figures.crops_by_treatment(images, labels, ["DNA", "ER", "Mito"], treatments(3, 3))
+    grid = np.array(figure.axes).reshape(4, 3)
+    assert [panel.get_title() for panel in grid[0]] == ["DMSO", "", ""]
+    for number, row in enumerate(grid[1:], start=1):
+        assert row[0].get_ylabel() == f"compound {number:02d}"
+        assert [panel.get_title() for panel in row] == [f"{dose} uM" for dose in range(1, 4)]
+    figure = figures.crops_by_treatment(images, labels, ["DNA", "ER", "Mito"], treatments(9, 1))
+    titles = [panel.get_title() for panel in figure.axes]
+    assert len(titles) == 16 and titles[:2] == ["DMSO", "compound 01\n1 uM"] and titles[9] == "compound 09\n1 uM"
+
+
+@pytest.mark.parametrize(
+    ("compounds", "doses", "subject", "legend"),
+    [
+        (2, 1, "Compound and site", ["control", "compound 01", "compound 02"]),
+        (1, 2, "Dose and site", ["control", "1 uM", "2 uM"]),
+        (12, 2, "Dose and site", ["control", "1 uM", "2 uM"]),
+        (12, 0, "Dose and site", ["control", "no dose"]),
+    ],
+)
+def test_the_umap_is_coloured_by_compound_if_there_are_few(compounds, doses, subject, legend):
+    rows = treatments(compounds, doses or 1)
+    if not doses:
+        rows[1:] = [{**row, "Metadata_Dose": None} for row in rows[1:]]
+    points = {"umap_x": 0.0, "umap_y": 1.0, "gradcamo": 0.5}
+    table = pl.DataFrame([{**row, **points, "Metadata_Site": site} for row in rows for site in (1, 2)])
+    figure = figures.umap_scatter(table)
+    assert figure.axes[0].get_title() == subject
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*legend, "site 1", "site 2"]
 
 
 def test_the_line_over_the_ceiling_is_the_median_per_eighth():
@@ -132,7 +180,7 @@ def test_empty_figures_have_a_message():
         figures.training_curves(pl.DataFrame({"epoch": []})),
         figures.plate_heat_map(table, "gradcamo", "Score"),
         figures.crops_with_maps(*[array[:0] for array in crops(1)]),
-        figures.crops_by_dose(*[array[:0] for array in crops(1)[:2]], ["DNA"], []),
+        figures.crops_by_treatment(*[array[:0] for array in crops(1)[:2]], ["DNA"], []),
         figures.score_against_ceiling(table),
     ]
     for figure in empty:

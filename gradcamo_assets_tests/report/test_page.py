@@ -102,6 +102,7 @@ def test_every_well_has_a_text_and_legible_colours():
     assert len(wells_by_name) == 384
     assert wells_by_name["B03"]["title"] == "B03, cpd-A 3 uM: 26% of 40 cells on target; drop it: far below its plate"
     assert wells_by_name["B03"]["class"] == "drop"
+    assert "<p>383 of 384 wells have cells.</p>" in page
     assert "the model was trained on this well" in (wells_by_name["A02"]["title"] or "")
     assert "no cell has a score" in (wells_by_name["P24"]["title"] or "")
     for cell in wells_by_name.values():

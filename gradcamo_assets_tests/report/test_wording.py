@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from gradcamo_assets.report import verdict
+from gradcamo_assets.report.wording import wells_with_cells
 
 DOSE = {"Metadata_Compound": "cpd-A", "Metadata_Dose_Unit": "uM"}
 
@@ -113,6 +114,30 @@ def test_wells_sites_drift_and_gain_are_answered() -> None:
     gain = {"verdict": "helped", "previous_version": 1, "n_cells": 50, "on_target_before": 0.2, "on_target_now": 0.6}
     text = answers(model_gain=[{**gain, "adjusted_before": 0.1, "adjusted_now": 0.4}])["Is the new model better?"]
     assert text.startswith("Helped: of 50 cells, 20% were on target with version 1 and 60% are now.")
+
+
+def test_cells_and_fields_that_were_left_out_are_counted_by_reason() -> None:
+    rows = [
+        {"part": "cell", "qc_flag": None, "n": 150},
+        {"part": "cell", "qc_flag": "no nucleus", "n": 30},
+        {"part": "cell", "qc_flag": "touches the field's border", "n": 15},
+        {"part": "cell", "qc_flag": "no nucleus", "n": 3},
+        {"part": "cell", "qc_flag": "cell probability 0.25", "n": 1},
+        {"part": "cell", "qc_flag": "cell probability 0.125", "n": 1},
+        {"part": "field", "qc_flag": None, "n": 12},
+    ]
+    assert answers(left_out=rows)["Which cells were left out?"] == (
+        "50 of 200 segmented cells (25%): no nucleus (33), touches the field's border (15), cell probability ... (2). "
+        "None of the 12 fields."
+    )
+    assert "Which cells were left out?" not in answers()
+
+
+def test_wells_with_cells_are_named_if_they_are_few() -> None:
+    few = ["A01", "A13", "J18", "P13"]
+    assert wells_with_cells(few, 384) == "4 of 384 wells have cells: A01, A13, J18, P13."
+    assert wells_with_cells([f"A{n:02d}" for n in range(1, 25)], 384) == "24 of 384 wells have cells."
+    assert wells_with_cells([], 96) == "0 of 96 wells have cells."
 
 
 def test_the_audit_names_the_region_with_the_largest_effect() -> None:

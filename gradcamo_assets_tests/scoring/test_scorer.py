@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,16 @@ def _resnet(folder: Path) -> Path:
     config = BundleConfig("monai-resnet18", layer, ["a", "b"], CHANNELS, list(SHAPE), [1.0, 0.5, 0.5])
     save_bundle(folder, model, config)
     return folder
+
+
+def test_single_crops_of_several_fields_are_standardised_by_their_own_plates(field: CropField, tmp_path: Path) -> None:
+    scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(precision="float32"))
+    other = replace(field, center=field.center + 10, scale=field.scale * 2)
+    images, labels = scorer.prepare([(field, *field.read(2)), (other, *other.read(5)), (field, *field.read(0))])
+    for found, number, source in ((0, 2, field), (1, 5, other), (2, 0, field)):
+        expected, regions = _inputs(source)
+        np.testing.assert_allclose(images[found], expected[number], rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(labels[found], regions[number])
 
 
 def test_crops_that_do_not_fit_are_refused(field: CropField, tmp_path: Path) -> None:

@@ -75,9 +75,8 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         )  # fmt: skip
     shown = next(field for field in fields if field.well in outcome.done)
     example = read_masks(mask_folder(home, plate_name, shown.well, site, outcome.done[shown.well]["mask_version"]))
-    overlay = segmentation_overlay(
-        read_field(plate, shown), example.cells, example.nuclei, plate.voxel_size, shown.path
-    )
+    name = f"{shown.well}, site {shown.site}"
+    overlay = segmentation_overlay(read_field(plate, shown), example.cells, example.nuclei, plate.voxel_size, name)
     counts = table["n_cells"].drop_nulls()
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version),
@@ -88,7 +87,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "fields_already_right": len(skipped),
             "cells": int(counts.sum()),
             "cells_a_field": as_number(counts.mean()),
-            "example": dg.MetadataValue.md(to_markdown(overlay, f"Cells and nuclei of field {shown.path}")),
+            "example": dg.MetadataValue.md(to_markdown(overlay, f"Cells and nuclei of {name}")),
         },
         check_results=[outcome.check_result("fields_segmented")],
     )

@@ -38,6 +38,12 @@ _TABLES = {
     "qc_by_well": "Scores by well",
 }
 """The views that a report lists, with their titles."""
+_LEFT_OUT = """SELECT part, Metadata_Well, qc_flag, count(*) AS n FROM (
+    SELECT 'cell' AS part, Metadata_Well, qc_flag FROM cells WHERE Metadata_Plate = $plate
+    UNION ALL
+    SELECT 'field', Metadata_Well, qc_flag FROM fields WHERE Metadata_Plate = $plate
+) GROUP BY ALL ORDER BY ALL"""
+"""Numbers of cells and fields of a plate by well and reason for leaving them out; NULL: kept."""
 _EXCLUDED_COLUMNS = ("mean_gradcamo", "q25_gradcamo", "q75_gradcamo", "looks_at_none")
 """Columns left out of the report, to fit tables on a page."""
 
@@ -60,15 +66,17 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
     scores = ask("current_scores", "AND split <> 'train'")
     tables = {name: ask(name).drop(_EXCLUDED_COLUMNS, strict=False) for name in _TABLES}
     model = models.row(0, named=True) if len(models) else None
-    plate_verdict = verdict(scores, tables, model)
+    parameters = {"plate": plate}
+    left_out = run_sql(home.database, _LEFT_OUT, parameters)
+    plate_verdict = verdict(scores, {**tables, "left_out": left_out}, model)
     if model is None or scores.is_empty():
         return dg.MaterializeResult(metadata={"verdict": plate_verdict.headline, "cells": 0})
     version = f"{model['model_name']} version {model['model_version']}"
     trained_wells = {well.rpartition("/")[2] for well in model["train_wells"] or [] if well.startswith(f"{plate}/")}
-    parameters = {"plate": plate}
     plate_map = run_sql(home.database, "SELECT * FROM wells WHERE Metadata_Plate = $plate", parameters)
     stains = run_sql(home.database, "SELECT * FROM channel_correlation WHERE Metadata_Plate = $plate", parameters)
-    wells = _wells_table(plate_map, tables, trained_wells)
+    kept = left_out.filter(pl.col("part") == "cell", pl.col("qc_flag").is_null())
+    wells = _wells_table(plate_map, tables, trained_wells, set(kept["Metadata_Well"]))
     pictures = score_pictures(scores, tables["trusted_doses"], ask("umap"), stains)
     try:
         pictures = [*cell_pictures(platform, plate, model["model_run"], scores), *pictures]
@@ -112,14 +120,22 @@ def _view_reader(database: Path, plate: str, model_name: str) -> Callable[..., p
     return ask
 
 
-def _wells_table(plate_map: pl.DataFrame, tables: dict[str, pl.DataFrame], trained: set[str]) -> pl.DataFrame:
-    """The wells of the plate map, with the fraction on target of scored wells and the reason of wells to drop."""
+def _wells_table(
+    plate_map: pl.DataFrame, tables: dict[str, pl.DataFrame], trained: set[str], filled: set[str]
+) -> pl.DataFrame:
+    """The wells of the plate map, with the fraction on target of scored wells and the reason of wells to drop.
+
+    Args:
+        trained: wells that the model was trained on.
+        filled: wells with kept cells.
+    """
     judged = tables["qc_by_well"].select(
         "Metadata_Well", "on_target_fraction", n_cells=pl.col("n_cells") - pl.col("null_cells")
     )
     wells = plate_map.join(judged, on="Metadata_Well", how="full", coalesce=True)
     wells = wells.join(tables["wells_to_drop"].select("Metadata_Well", "reason"), on="Metadata_Well", how="left")
-    return wells.with_columns(trained=pl.col("Metadata_Well").is_in(trained))
+    well = pl.col("Metadata_Well")
+    return wells.with_columns(trained=well.is_in(trained), has_cells=well.is_in(filled))
 
 
 def _commented_tables(database: Path, tables: dict[str, pl.DataFrame]) -> list[Listing]:
