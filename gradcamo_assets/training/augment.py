@@ -1,8 +1,9 @@
 """Augment crops with changes that a microscope could produce.
 
-Crops are mirrored, rotated in plane, shifted by one slice, and changed in brightness and purity, stain by stain. A crop rotates
-about its centre, where its target is and from which the built-in encoder measures distance; it is never translated in
-plane. Channels keep their order, and z is never exchanged with y or x, because stains and resolution differ there.
+Crops are mirrored, rotated in plane, shifted by one slice, changed in brightness stain by stain, and stains leak into
+each other. A crop rotates about its centre, where its target is and from which the built-in encoder measures distance;
+it is never translated in plane. Channels keep their order, and z is never exchanged with y or x, because stains and
+resolution differ there.
 
 Random numbers come from torch's default generator, so ``torch.manual_seed`` makes them reproducible.
 """
