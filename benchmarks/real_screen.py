@@ -61,7 +61,7 @@ shape = [1, 96, 96]
 WELLS_OF_NULL = {"A01": "r01c01", "J18": "r10c18"}
 PLAIN: dict[str, Any] = {"swap": 0.0, "epochs": 6}
 RECIPE: dict[str, Any] = {
-    "swap": 1.0, "swap_pool": 16, "swap_alone": 0.5, "gain": 0.3, "offset": 0.1, "crosstalk": 0.2, "epochs": 24
+    "swap": 1.0, "swap_pool": 16, "swap_alone": 0.5, "gain": 0.3, "offset": 0.1, "epochs": 16
 }  # fmt: skip
 ENCODERS: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
