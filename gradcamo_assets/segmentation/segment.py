@@ -28,7 +28,7 @@ from gradcamo_assets.segmentation.settings import DIAMETER, NOMINAL_WIDTH, Segme
 from gradcamo_assets.segmentation.volumes import iter_blocks, paste_objects, resize_labels, segment_volume
 
 # Steps of the dynamics: of one pixel in 2D and of two in 3D, for objects of 30 pixels.
-_STEPS, _STEPS_3D = 60, 40
+_STEPS, _STEPS_3D = 60, 20
 # Limits of memory: pixels of a batch of slices, and voxels of a block with cubic voxels (about 110 bytes each).
 _MAX_BATCH_PIXELS, _MAX_BLOCK_VOXELS = 4_000_000, 12_000_000
 # Overlap of blocks in widths of a cell.
@@ -42,6 +42,7 @@ _MAX_Z_STEP = 1 / 6
 class Segmenter:
     """Segments fields with one configuration. Networks are loaded on first use, to the GPU if there is one.
 
+    On a CPU that computes in bfloat16 the compact network does so, which may change single voxels at edges of objects.
     On a CPU the compact network runs on one thread (``torch.set_num_threads``, restored afterwards), so that several
     processes can segment a field each. Other networks use torch's number of threads.
 
@@ -65,7 +66,7 @@ class Segmenter:
             "network": Path(self.config.network).name,
             "cellpose": importlib.metadata.version("cellpose"),
             "weights": digests,
-            "method": 4,
+            "method": 5,
         }
 
     def segment(

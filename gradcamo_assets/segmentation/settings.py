@@ -26,7 +26,7 @@ class SegmenterConfig:
             style (B, 256). Input channels: cytoplasm, nucleus, zeros for cells; nucleus, zeros, zeros for nuclei. Sides
             are 256 or 384.
         mode: ``3d`` predicts flows in planes along three axes and runs the dynamics in 3D (Cellpose's ``do_3D``). It
-            takes about six times as long and breaks fewer cells along z. It fails if neither the plate nor
+            takes about four times as long and breaks fewer cells along z. It fails if neither the plate nor
             ``anisotropy`` states the ratio of z step to pixel size. ``auto`` chooses it for the compact network if the
             voxel size is known and slices are at most a sixth of a cell's width apart. Single slices are always
             segmented in 2D.

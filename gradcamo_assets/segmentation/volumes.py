@@ -17,6 +17,8 @@ from scipy import ndimage as ndi
 if TYPE_CHECKING:
     import torch
 
+_PLANE_STEP = 2
+"""Distance of the planes that the network sees, in pixels of the network's scale."""
 _MARGIN = 8
 _STRIDE = 16
 _CPU_BATCH_PIXELS, _GPU_BATCH_PIXELS = 300_000, 8_000_000
@@ -46,19 +48,17 @@ def segment_volume(
     from torch.nn.functional import interpolate
 
     device = next(network.parameters()).device
-    scaled = interpolate(torch.from_numpy(stack)[None], size, mode="trilinear")[0]
     flows, logits = torch.zeros((3, *size)), torch.zeros(size)
     with torch.inference_mode():
         for normal in range(3):
-            planes = scaled.movedim(1 + normal, 0)
-            targets = [part.movedim(normal, 0) for axis, part in enumerate(flows) if axis != normal]
-            targets.append(logits.movedim(normal, 0))
-            pixels = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS
-            batch = max(1, pixels // (planes.shape[2] * planes.shape[3]))
-            for start in range(0, len(planes), batch):
-                outputs = _predict_planes(network, planes[start : start + batch].to(device)).cpu()
-                for k, target in enumerate(targets):
-                    target[start : start + batch] += outputs[:, k]
+            # Neighbouring planes are nearly alike, so every second is enough, and no more than the image has.
+            planes_size = list(size)
+            planes_size[normal] = min(-(-size[normal] // _PLANE_STEP), stack.shape[1 + normal])
+            scaled = interpolate(torch.from_numpy(stack)[None], planes_size, mode="trilinear")[0]
+            outputs = _predict_planes(network, scaled.movedim(1 + normal, 0)).movedim(0, 1 + normal)
+            targets = [*(flows[axis] for axis in range(3) if axis != normal), logits]
+            for part, target in zip(outputs, targets, strict=True):
+                target += interpolate(part[None, None], size, mode="trilinear")[0, 0]
     labels = resize_and_compute_masks(
         flows.numpy(), logits.numpy(), steps, threshold, do_3D=True, min_size=-1, device=device
     )
@@ -68,15 +68,24 @@ def segment_volume(
 
 
 def _predict_planes(network: Any, planes: torch.Tensor) -> torch.Tensor:
-    """Run the network on planes (B, C, Y, X) of any size, padded with a dark margin as in training."""
+    """Run the network in batches on planes (P, C, Y, X) of any size, padded with a dark margin as in training.
+
+    Returns:
+        (P, 3, Y, X) on the CPU.
+    """
+    import torch
     from torch.nn.functional import pad
 
+    device = next(network.parameters()).device
     height, width = planes.shape[2:]
     padding = [-(-(length + 2 * _MARGIN) // _STRIDE) * _STRIDE - length for length in (width, height)]
     left, top = (total // 2 for total in padding)
-    padded = pad(planes, (left, padding[0] - left, top, padding[1] - top))
-    outputs: torch.Tensor = network(padded)[0]
-    return outputs[:, :, top : top + height, left : left + width]
+    pixels = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS
+    outputs = []
+    for batch in planes.split(max(1, pixels // (height * width))):
+        padded = pad(batch.to(device), (left, padding[0] - left, top, padding[1] - top))
+        outputs.append(network(padded)[0][:, :, top : top + height, left : left + width].cpu())
+    return torch.cat(outputs)
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

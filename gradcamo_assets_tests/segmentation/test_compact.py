@@ -8,7 +8,7 @@ import torch
 
 from gradcamo_assets.cells import match_labels
 from gradcamo_assets.errors import SegmentationError
-from gradcamo_assets.segmentation import Segmenter, SegmenterConfig
+from gradcamo_assets.segmentation import Segmenter, SegmenterConfig, compact_network
 from gradcamo_assets.segmentation.compact_network import INPUTS, CompactNetwork, load_network
 from gradcamo_assets.segmentation.engines import SHIPPED_WEIGHTS
 from segmentation_training.train import REQUIRED
@@ -36,6 +36,20 @@ def test_folding_batch_norm_keeps_the_outputs():
         x = torch.rand(2, 2, 32, 32)
         want = network.eval()(x)[0]
         torch.testing.assert_close(network.fold_batch_norm()(x)[0], want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(INPUTS))
+def test_bfloat16_gives_the_outputs_of_float32_or_is_not_used(kind, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    exact = load_network(kind, SHIPPED_WEIGHTS / f"{kind}.safetensors")
+    half = compact_network._use_bfloat16(exact)
+    assert {value.dtype for value in exact.parameters()} == {torch.float32}
+    assert {value.dtype for value in half.parameters()} == {torch.bfloat16}
+    image = torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(half(image)[0], exact(image)[0], atol=0.3, rtol=0)  # Flows have the length 5.
+    monkeypatch.setattr(compact_network, "_BFLOAT16_TOLERANCE", 0.0)
+    assert compact_network._use_bfloat16(exact) is exact
 
 
 def test_missing_damaged_and_mismatched_weights_are_rejected(tmp_path):
