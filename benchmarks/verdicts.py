@@ -144,18 +144,18 @@ def choose(values: pl.Series, truth: pl.Series) -> float | None:
     return round(float((ends[best[0]] + ends[best[-1] + 1]) / 2), 3)
 
 
-def _errors(trusted: pl.Series, truth: pl.Series) -> dict[str, float]:
-    """Number of units of each kind with the share that is trusted, for honest ones with the share that is not."""
+def _errors(trusted: pl.Series, truth: pl.Series) -> dict[str, float | None]:
+    """Number of units of each kind, and the share that is trusted, for honest ones that is not; None for no unit."""
     trusted = trusted.fill_null(False)
-    wrong, right = trusted.filter(truth <= _NOT_HONEST), ~trusted.filter(truth > _HONEST)
-    mixed = trusted.filter((truth > _NOT_HONEST) & (truth <= _HONEST))
-    kinds = {"not honest": wrong, "false trust": wrong, "mixed": mixed, "trusted": mixed} | {
-        "honest": right, "missed trust": right,
-    }  # fmt: skip
-    counted = ("not honest", "mixed", "honest")
-    return {
-        name: len(kind) if name in counted else round(kind.sum() / max(1, len(kind)), 3) for name, kind in kinds.items()
+    kinds = {
+        ("not honest", "false trust"): trusted.filter(truth <= _NOT_HONEST),
+        ("mixed", "mixed trusted"): trusted.filter((truth > _NOT_HONEST) & (truth <= _HONEST)),
+        ("honest", "missed trust"): ~trusted.filter(truth > _HONEST),
     }
+    found: dict[str, float | None] = {}
+    for (count, share), kind in kinds.items():
+        found |= {count: len(kind), share: round(float(kind.sum() / len(kind)), 3) if len(kind) else None}
+    return found
 
 
 def report(cells: pl.DataFrame) -> dict[str, float | None]:
@@ -182,7 +182,7 @@ def report(cells: pl.DataFrame) -> dict[str, float | None]:
                 errors = _errors(trusted, truth)
                 print(
                     f"{labels:6}{part:8}{rule:24}"
-                    + "".join(f"{name:>14}: {value:<5}" for name, value in errors.items())
+                    + "".join(f"{name:>14}: {value!s:<5}" for name, value in errors.items())
                 )
                 if part == "others":
                     name = f"{labels}_{rule.replace(': ', '_').replace(' ', '_')}"

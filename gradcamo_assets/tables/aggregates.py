@@ -12,9 +12,9 @@ import polars as pl
 
 from gradcamo_assets.tables.columns import DOSE_NAMES
 from gradcamo_assets.tables.schema_scores import QC_GROUPS, QC_TABLES, REGIONS
+from gradcamo_assets.thresholds import THRESHOLDS
 
 RESAMPLES = 2000
-MIN_WELLS = 3
 
 KEYS = ["model_run", "Metadata_Plate"]
 _MEASURES = {table.name: list(table.schema.items()) for table in QC_TABLES}
@@ -41,7 +41,7 @@ def bootstrap_intervals(sums: np.ndarray, cells: np.ndarray, seed: int = 0) -> n
         Lower and upper bound, (groups, 2); NaN if there are fewer than three wells.
     """
     groups, wells = sums.shape
-    if wells < MIN_WELLS:
+    if wells < THRESHOLDS.fewest_wells:
         return np.full((groups, 2), np.nan)
     draws = _resampled_counts(wells, seed)
     return np.quantile((sums @ draws.T) / (cells @ draws.T), [0.025, 0.975], axis=1).T
@@ -119,7 +119,7 @@ def _quantile(values: pl.Expr, share: float) -> pl.Expr:
 
 
 def _intervals(counts: pl.DataFrame, groups: list[str], part: str, whole: str, names: tuple[str, str]) -> pl.DataFrame:
-    """The bounds, called ``names``, of the groups with at least ``MIN_WELLS`` wells."""
+    """The bounds, called ``names``, of the groups with at least ``THRESHOLDS.fewest_wells``."""
     wells = (
         counts.filter(pl.col(whole) > 0)
         .group_by(list(dict.fromkeys([*groups, "Metadata_Well"])))
@@ -127,7 +127,7 @@ def _intervals(counts: pl.DataFrame, groups: list[str], part: str, whole: str, n
         .sort("Metadata_Well")
         .group_by(groups, maintain_order=True)
         .agg("sums", "cells", n=pl.len())
-        .filter(pl.col("n") >= MIN_WELLS)
+        .filter(pl.col("n") >= THRESHOLDS.fewest_wells)
     )
     parts = [wells.select(groups).clear().with_columns(pl.lit(0.0).alias(name) for name in names)]
     for same_size in wells.partition_by("n"):

@@ -23,7 +23,7 @@ TRUSTED_DOSES = View.from_file(
         "verdict": "trusted: adjusted_low is above adjusted_threshold, and the plate survives the swap; not trusted: "
         "adjusted_high is below the threshold; undecided: the interval contains it; fails the swap: survives_swap is "
         f"below swap_threshold; not audited: fewer than {_T.fewest_audited} cells of the plate were tested; too few "
-        "wells: the interval is not known",
+        f"wells: fewer than {_T.fewest_wells} with scores",
         "rule": "What decides: adjusted score and swap test, or the swap test alone if training optimised the maps",
         "adjusted_threshold": f"Threshold of the mean adjusted score: {_T.adjusted_one_treatment:g} if each well has "
         f"one treatment, else {_T.adjusted:g}",

@@ -112,8 +112,10 @@ AUDIT = Table(
     unique=("Metadata_CellID", "model_run"),
 )
 
-_INTERVAL = "bound of the 95% interval of {}, bootstrap over wells; NULL: fewer than 3 wells"
-_ON_TARGET_INTERVAL, _ADJUSTED_INTERVAL = map(_INTERVAL.format, ("on_target_fraction", "mean_adjusted"))
+_ON_TARGET_INTERVAL, _ADJUSTED_INTERVAL = (
+    f"bound of the 95% interval of {name}, bootstrap over wells; NULL: fewer than {THRESHOLDS.fewest_wells} wells"
+    for name in ("on_target_fraction", "mean_adjusted")
+)
 MEASURES = (
     Column("n_cells", pl.Int64, "Number of cells, without those of split train", nullable=False),
     Column("n_wells", pl.Int64, "Number of their wells", nullable=False),

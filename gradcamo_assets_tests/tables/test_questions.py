@@ -108,7 +108,8 @@ def test_no_dose_is_trusted_without_a_swap_test_and_the_paper_has_its_own_column
     assert len(papers) >= 3 and verdicts == {"too few wells", "not audited"}
 
 
-# Adjusted score, share of audited cells that survive the swap (None: no audit), number of audited held-out cells.
+# Adjusted score (None: wells differ; NaN: unknown), share of audited cells that survive the swap (None: no audit), number
+# of audited held-out cells, verdict.
 HIGH, LOW = 0.9, -0.1
 BETWEEN = (THRESHOLDS.adjusted_one_treatment + THRESHOLDS.adjusted) / 2
 SWAP_BETWEEN = (THRESHOLDS.swap_one_treatment + THRESHOLDS.swap) / 2
@@ -122,6 +123,7 @@ PLANTED = {
     "P7": (BETWEEN, SWAP_BETWEEN, 1000, "trusted"),
     "P8": (HIGH, SWAP_BETWEEN, 1000, "fails the swap"),
     "P9": (BETWEEN, 1.0, 20, "not trusted"),
+    "P10": (np.nan, 1.0, 20, "too few wells"),
 }
 POOLED = ("P8", "P9")
 """Plates whose wells have two treatments each: a control, which is judged, and another."""
@@ -172,7 +174,7 @@ def test_the_adjusted_score_and_the_swap_test_decide(tmp_path: Path) -> None:
     helped = [row["verdict"] for row in answer(tmp_path, "model_gain")]
     lake.append("models", rows.model(2).with_columns(regulariser=pl.lit("gradcamo"), regulariser_weight=2.0))
     rule = "swap test"
-    by_swap = {"P4": "trusted", "P5": "trusted", "P9": "trusted"}
+    by_swap = dict.fromkeys(("P4", "P5", "P9", "P10"), "trusted")
     assert verdicts() == {plate: planted[-1] for plate, planted in PLANTED.items()} | by_swap
     assert "helped" in helped
     but = ["helped, but trained for" if verdict == "helped" else verdict for verdict in helped]

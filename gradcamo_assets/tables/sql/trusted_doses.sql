@@ -14,7 +14,7 @@ SELECT
     n_cells, n_wells,
     CASE
         WHEN swap_verdict = 'fails the swap' THEN 'fails the swap'
-        WHEN adjusted_low IS NULL THEN 'too few wells'
+        WHEN n_wells < $fewest_wells OR (NOT trained_for_score AND adjusted_low IS NULL) THEN 'too few wells'
         WHEN NOT trained_for_score AND adjusted_high < adjusted_threshold THEN 'not trusted'
         WHEN swap_verdict IS DISTINCT FROM 'survives the swap' THEN 'not audited'
         WHEN NOT trained_for_score AND adjusted_low <= adjusted_threshold THEN 'undecided'
