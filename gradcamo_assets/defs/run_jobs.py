@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 
@@ -18,6 +20,9 @@ from gradcamo_assets.home import Home
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Run configuration: events are stored in the instance, where the UI shows them, and not printed."""
+
+_PROCESS_TAG = "gradcamo/process"
+"""Tag of a run: host and number of the process that runs it."""
 
 
 def run_job(
@@ -33,8 +38,10 @@ def run_job(
     Raises:
         GradcamoError: if the run fails; the UI shows where.
     """
+    end_killed_runs(instance)
     result = definitions.resolve_job_def(job).execute_in_process(
         instance=instance,
+        tags={_PROCESS_TAG: f"{socket.gethostname()}/{os.getpid()}"},
         partition_key=partition,
         asset_selection=[dg.AssetKey(name) for name in only] if only else None,
         raise_on_error=False,
@@ -49,6 +56,42 @@ def run_job(
             f"Look at run {result.run_id} with make ui.",
         )
     return result
+
+
+def end_killed_runs(instance: dg.DagsterInstance) -> None:
+    """End the runs of ``run_job`` whose process was killed, so that no later run waits for their pool slots for ever.
+
+    Dagster's daemon ends killed runs too, but only those that it launched.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        host, _, number = run.tags.get(_PROCESS_TAG, "").rpartition("/")
+        if host == socket.gethostname() and not _is_alive(int(number)):
+            instance.report_run_failed(run, "The process of this run was killed.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # It belongs to another user.
+        return True
+    return True
+
+
+@contextmanager
+def _pool_limit(instance: dg.DagsterInstance, pool: str, limit: int) -> Iterator[None]:
+    """Let ``limit`` runs at a time take a slot of a pool that has the default limit."""
+    storage = instance.event_log_storage
+    if any(known.name == pool and not known.from_default for known in storage.get_pool_limits()):
+        yield
+        return
+    storage.set_concurrency_slots(pool, limit)
+    try:
+        yield
+    finally:
+        storage.delete_concurrency_limit(pool)
 
 
 def _process_in_worker(home: Home, partition: str) -> tuple[str, str] | None:
@@ -87,7 +130,11 @@ def process_fields(
         for partition in partitions:
             run_job(definitions, instance, "process_fields", partition)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for error in pool.map(partial(_process_in_worker, home), partitions):
+    # A run that waits for a slot keeps a core busy.
+    with (
+        _pool_limit(instance, "segmentation", workers),
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor,
+    ):
+        for error in executor.map(partial(_process_in_worker, home), partitions):
             if error:
                 raise GradcamoError(*error)

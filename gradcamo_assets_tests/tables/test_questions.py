@@ -108,8 +108,8 @@ def test_no_dose_is_trusted_without_a_swap_test_and_the_paper_has_its_own_column
     assert len(papers) >= 3 and verdicts == {"too few wells", "not audited"}
 
 
-# Adjusted score (None: wells differ; NaN: unknown), share of audited cells that survive the swap (None: no audit), number
-# of audited held-out cells, verdict.
+# Adjusted score (None: wells differ; NaN: unknown), share of audited cells that survive the swap (None: no audit),
+# number of audited held-out cells, verdict.
 HIGH, LOW = 0.9, -0.1
 BETWEEN = (THRESHOLDS.adjusted_one_treatment + THRESHOLDS.adjusted) / 2
 SWAP_BETWEEN = (THRESHOLDS.swap_one_treatment + THRESHOLDS.swap) / 2
