@@ -199,8 +199,10 @@ class Screen:
         return {f"map_{name}": value for name, value in means.iter_rows()}
 
     def publish(self, version: ModelVersion) -> None:
-        """Promote an encoder, score and audit all plates, and publish the database and the reports."""
+        """Promote an encoder, score and audit all plates, and publish the database and the reports, unless it is done."""
         platform = self.platform
+        if (self.home.reports / ASKED[-1] / f"{version.name}-v{version.version}.html").exists():
+            return
         promote(
             platform.lake, platform.registry, version, by="real_screen", reason="the recipe, first seed", modules=[]
         )
@@ -307,7 +309,7 @@ def main() -> None:
                 settings = ENCODERS[name] | ({"epochs": 2} if arguments.quick else {})
                 measure(screen, record, name, settings, seed, ASKED)
         recipe = next(record.find(encoder="recipe", seed=0, asked=list(ASKED)), None)
-        if question == "treatment" and recipe and not arguments.quick:
+        if question == "treatment" and recipe and encoders == list(ENCODERS):
             versions = {version.version: version for version in screen.platform.registry.versions()}
             screen.publish(versions[recipe["model_version"]])
     records = [Record(folder / question / "figures.jsonl") for question in QUESTIONS]
