@@ -199,7 +199,7 @@ class Screen:
         return {f"map_{name}": value for name, value in means.iter_rows()}
 
     def publish(self, version: ModelVersion) -> None:
-        """Promote an encoder, score and audit all plates, and publish the database and the reports, unless it is done."""
+        """Promote an encoder, score and audit all plates, and publish database and reports, unless that is done."""
         platform = self.platform
         if (self.home.reports / ASKED[-1] / f"{version.name}-v{version.version}.html").exists():
             return
@@ -289,7 +289,7 @@ def main() -> None:
     )
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     arguments = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ |= {"TQDM_DISABLE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
     folder = arguments.folder / "quick" if arguments.quick else arguments.folder
     seeds, encoders = (1, ["plain", "recipe"]) if arguments.quick else (arguments.seeds, arguments.encoders)
     sites = (1,) if arguments.quick else (1, 2, 3)
