@@ -42,16 +42,24 @@ def cases(data: Path) -> Iterator[Case]:
         yield f"synthetic, {made.name}", made.image, made.channels, made.voxel_size, SegmenterConfig()
 
 
-def overlay(image: np.ndarray, channels: tuple[str, ...], masks: Masks, cut: tuple[int | slice, ...]) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    channels: tuple[str, ...],
+    masks: Masks,
+    cut: tuple[int | slice, ...],
+    nucleus_name: str | None = None,
+) -> np.ndarray:
     """A plane of (Z, Y, X) as RGB: stains grey, DNA bluish, outlines of cells yellow and of nuclei red."""
-    nuclear, stains = find_channels(channels, None, None)
-    nucleus = combine_stains([image[nuclear]])[cut].clip(0, 1)
-    cytoplasm = combine_stains([image[k] for k in stains] or [image[nuclear]])[cut].clip(0, 1)
+    nuclear, stains = find_channels(channels, nucleus_name, None)
+    cytoplasm = combine_stains([image[k] for k in stains or (nuclear,)])[cut].clip(0, 1)
+    nucleus = np.zeros_like(cytoplasm) if nuclear is None else combine_stains([image[nuclear]])[cut].clip(0, 1)
     picture = np.stack([0.8 * cytoplasm, 0.8 * cytoplasm + 0.1 * nucleus, 0.6 * cytoplasm + 0.5 * nucleus], -1).clip(
         0, 1
     )
-    for labels, colour in ((masks.nuclei[cut], (1, 0.35, 0.25)), (masks.cells[cut], (1, 0.85, 0.2))):
-        picture[(ndi.morphological_gradient(labels.astype(int), size=3) > 0) & (labels > 0)] = colour
+    for labels, colour in ((masks.nuclei, (1, 0.35, 0.25)), (masks.cells, (1, 0.85, 0.2))):
+        if labels is not None:
+            part = labels[cut]
+            picture[(ndi.morphological_gradient(part.astype(int), size=3) > 0) & (part > 0)] = colour
     return picture
 
 
