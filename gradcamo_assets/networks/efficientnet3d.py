@@ -73,9 +73,8 @@ class EvenStridedConv(nn.Conv3d):
         """Map (B, C, Z, Y, X) to (B, K, ceil(Z / sz), ceil(Y / sy), ceil(X / sx))."""
         total = [k - s + (-n) % s for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)]
         if x.shape[2] == 1 and not total[1] % 2 and not total[2] % 2:
-            plane, weight = x.squeeze(2), self.weight[:, :, total[0] // 2]
-            padding = (total[1] // 2, total[2] // 2)
-            return F.conv2d(plane, weight, self.bias, self.stride[1:], padding, 1, self.groups).unsqueeze(2)
+            plane, weight, margin = x.squeeze(2), self.weight[:, :, total[0] // 2], [part // 2 for part in total[1:]]
+            return F.conv2d(plane, weight, self.bias, self.stride[1:], margin, 1, self.groups).unsqueeze(2)
         if any(odd := [part % 2 for part in total]):
             x = F.pad(x, [side for part in reversed(odd) for side in (0, part)])
         # Padding inside the convolution is free; a padded copy costs a third of a forward pass.
