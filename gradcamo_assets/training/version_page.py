@@ -48,7 +48,10 @@ def version_description(config: BundleConfig, metrics: Mapping[str, float]) -> s
     }
     text = ["| Measure | Value | Meaning |", "| --- | --- | --- |", *rows, ""]
     text += ["| Training | |", "| --- | --- |", *(f"| {name} | {_escape(value)} |" for name, value in facts.items())]
-    if "unseen_balanced_accuracy" not in tags:
+    tested, trained = ({well.split("/")[0] for well in config.split.get(part, [])} for part in ("test", "train"))
+    if tested and not tested & trained:
+        text += ["", f"All test wells are on plates that were not trained on: {', '.join(sorted(tested))}."]
+    elif "unseen_balanced_accuracy" not in tags:
         text += ["", "This version was not tested on unseen plates; its accuracy is that on test wells."]
     if trained_for_score == "yes":
         text += ["", "Training rewarded the score, so the score is no evidence. The swap test is."]

@@ -123,6 +123,9 @@ def test_the_page_of_a_version_shows_its_evidence(registry: ModelRegistry) -> No
     for row in ("| Accuracy on test wells | not measured |", "lab\\|net:build", "| Trained for the score | unknown |"):
         assert row in second.description
     assert "not tested on unseen plates" in second.description and "unseen plates |" not in second.description
+    _register(registry, 3, config={"split": {"train": ["P/A01"], "test": ["Q/A02", "R/A03"]}})
+    on_plates = registry.client.get_model_version(registry.name, "3").description
+    assert "on plates that were not trained on: Q, R." in on_plates and "not tested on unseen" not in on_plates
     columns = {line.replace("\\|", "").count("|") for line in second.description.splitlines() if line.startswith("|")}
     assert columns == {3, 4}, "both tables are intact"
 
