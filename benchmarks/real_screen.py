@@ -39,8 +39,8 @@ from gradcamo_assets.defs.serve import open_instance
 from gradcamo_assets.home import Home
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.plates import list_known_plates
-from gradcamo_assets.profiles import replicate_map, sphered_profiles, well_profiles
-from gradcamo_assets.profiles.sphered_profiles import ProfilesConfig
+from gradcamo_assets.profiles import replicate_map, well_profiles
+from gradcamo_assets.profiles.well_profiles import stack_vectors
 from gradcamo_assets.training.evaluation import balanced_accuracy, evaluate_cells
 from gradcamo_assets.training.model_registry import ModelVersion
 from gradcamo_assets.training.promotion import promote
@@ -185,7 +185,10 @@ class Screen:
         return {name: round(float(value), 4) for name, value in figures.items() if value is not None}
 
     def _replicability(self, embeddings: pl.DataFrame, version: ModelVersion) -> dict[str, float]:
-        """Replicate mAP of the asked plates' wells: all cells, trusted cells, and as many random ones a well."""
+        """Replicate mAP of the asked plates' wells: all cells, trusted cells, and as many random ones a well.
+
+        Profiles are medians over cells, less the mean of the plate's wells.
+        """
         cells = cells_with_crops(self.platform.lake).collect().join(embeddings, on="Metadata_CellID")
         number = pl.int_range(pl.len()).shuffle(seed=0).over("Metadata_Plate", "Metadata_Well")
         count = pl.col("trusted").sum().over("Metadata_Plate", "Metadata_Well")
@@ -194,8 +197,14 @@ class Screen:
         )
         populations = {"all": cells, "trusted": cells.filter("trusted"), "random": cells.filter(number < count)}
         named = [part.with_columns(population=pl.lit(name)) for name, part in populations.items()]
-        profiles = sphered_profiles(well_profiles(pl.concat(named)), ProfilesConfig()).table
-        means = replicate_map(profiles).group_by("population").agg(pl.col("mean_average_precision").mean())
+        profiles = well_profiles(pl.concat(named))
+        # Two control wells a plate are too few to sphere: each would be the other's mirror image.
+        centred = [
+            plate.with_columns(profile=pl.Series((vectors - vectors.mean(0)).tolist(), dtype=pl.List(pl.Float32)))
+            for plate in profiles.partition_by("population", "Metadata_Plate")
+            for vectors in [stack_vectors(plate["profile"])]
+        ]
+        means = replicate_map(pl.concat(centred)).group_by("population").agg(pl.col("mean_average_precision").mean())
         return {f"map_{name}": value for name, value in means.iter_rows()}
 
     def publish(self, version: ModelVersion) -> None:
