@@ -29,7 +29,7 @@ from gradcamo_assets.tables import publish, run_sql
 # Stitching slices takes a sixth of the time of 3D segmentation; these tests do not need good masks.
 SETTINGS = (
     '[segmentation]\nmode = "stitch"\n'
-    "[crops]\nshape = [6, 48, 48]\nkeep_border = true\n[training]\nepochs = 3\nbatch_size = 8\n"
+    "[crops]\nshape = [6, 48, 48]\nkeep_border = true\n[training]\nepochs = 6\nbatch_size = 4\n"
 )
 TINY = SyntheticPlate(name="tiny", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
 
