@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import glob
+import os
+import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,37 @@ from fsspec import AbstractFileSystem
 PROTOCOL = "gradcamo-read-only"
 ADDRESS_VARIABLE = "gradcamo_file_address"
 """The DuckDB variable that views put before each path: ``gradcamo-read-only://``, or not set (the local disk)."""
+
+
+class SharedFile(FileIO):
+    """A file for reading with a position of its own for each thread.
+
+    DuckDB shares one file between threads. Each moves to a position and then reads; with a common position, another
+    thread could move it in between.
+    """
+
+    def __init__(self, path: str):
+        super().__init__(path, "rb")
+        self._thread = threading.local()
+
+    def tell(self) -> int:
+        """This thread's position."""
+        return getattr(self._thread, "position", 0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move this thread's position."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: os.fstat(self.fileno()).st_size}[whence]
+        self._thread.position = start + offset
+        return self.tell()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at this thread's position."""
+        start = self.tell()
+        if size is None or size < 0:
+            size = max(0, os.fstat(self.fileno()).st_size - start)
+        data = os.pread(self.fileno(), size, start)
+        self._thread.position = start + len(data)
+        return data
 
 
 class ReadOnlyFiles(AbstractFileSystem):
@@ -50,10 +83,10 @@ class ReadOnlyFiles(AbstractFileSystem):
         """The time of the last change of a file, UTC."""
         return datetime.fromtimestamp(Path(self._find(path)).stat().st_mtime, UTC)
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> BufferedReader:
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> FileIO:
         if mode != "rb":
             raise PermissionError(errno.EACCES, "queries cannot write files", path)
-        return Path(self._find(path)).open("rb")
+        return SharedFile(self._find(path))
 
     def _find(self, path: str) -> str:
         path = self._strip_protocol(path)
