@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -86,6 +87,7 @@ def _separation(
 ) -> tuple[float, float, float | None] | None:
     """Return balanced accuracy, chance and silhouette; None for fewer than two classes or a class with one well."""
     from sklearn.decomposition import PCA
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score, silhouette_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -102,7 +104,9 @@ def _separation(
     components = PCA(min(_MAX_COMPONENTS, x.shape[1], *(len(train) for train, _ in splits)), random_state=seed)
     projection = make_pipeline(StandardScaler(), components)
     probe = make_pipeline(projection, LogisticRegression(class_weight="balanced", max_iter=300))
-    with np.errstate(invalid="ignore"):  # A constant representation scores chance and is not an error.
+    # A constant representation scores chance and is not an error. A probe need not converge to the last digit.
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         predicted = cross_val_predict(probe, x, classes, cv=splits)
         score = float(balanced_accuracy_score(classes, predicted))
         silhouette = None
