@@ -27,6 +27,7 @@ from gradcamo_assets.tables import (
     run_sql,
     summaries,
 )
+from gradcamo_assets.tables.columns import read_sql
 from gradcamo_assets.tables.views import VIEWS
 from gradcamo_assets_tests.tables import rows
 
@@ -52,7 +53,9 @@ def test_every_table_view_and_column_is_commented(database: Path) -> None:
 
 
 def test_every_sql_file_is_one_query_of_a_view() -> None:
-    files = {path.stem: path.read_text() for path in Path(gradcamo_assets.tables.__file__).parent.glob("sql/*.sql")}
+    folder = Path(gradcamo_assets.tables.__file__).parent / "sql"
+    files = {path.stem: read_sql(path.stem) for path in folder.glob("*.sql")}
+    assert not any("$" in sql for sql in files.values()), "every threshold has its value"
     assert {part.type.name for part in duckdb.extract_statements(files.pop("macros"))} == {"CREATE"}
     of_views = {view.name.removeprefix("aggregates."): view.sql for view in VIEWS}
     assert files == {name: of_views[name] for name in files}
