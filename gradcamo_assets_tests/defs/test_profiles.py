@@ -59,7 +59,7 @@ def test_a_new_plate_is_placed_on_the_map_and_old_coordinates_remain(scored_benc
     assert new["profile"].to_list() == old["profile"].to_list()
     assert make(bench, "profiles", "umap")["umap"]["plates_placed"] == 0
     with Image.open(next((bench.home.reports / "_training").glob("*-v1.gif"))) as film:
-        assert film.n_frames == 3
+        assert film.n_frames == 6, "one for each epoch"
     assert bench.ask("SELECT count(DISTINCT Metadata_Plate) FROM profiles") == [(2,)]
 
 

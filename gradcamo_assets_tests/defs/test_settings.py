@@ -154,7 +154,7 @@ def test_a_run_records_its_settings(scored_bench: Bench) -> None:
     assert used_by("masks")["segmentation"]["mode"] == "stitch"
     training = used_by("trained_model")["training"]
     # Epochs are set in the file; swapping is enabled by the demo.
-    assert training["epochs"] == 3 and training["swap"] == 0.5
+    assert training["epochs"] == 6 and training["swap"] == 0.5
     for asset, section in (
         ("plate_images", "plates"), ("cells", "segmentation_qc"), ("gradcamo_scores", "scoring"),
         ("embeddings", "scoring"), ("audit", "scoring"), ("profiles", "profiles"), ("confounder_audit", "profiles"),
