@@ -31,7 +31,7 @@ DEMO_SETTINGS = """\
 # Settings of this installation, as the demo wrote them. What is left out has its default: the paper's crops are
 # 21 x 128 x 128. Set them for plates of your own.
 [segmentation]
-mode = "stitch"  # Enough for the demo's cells, in a quarter of the time; without this line, stacks are segmented as one.
+mode = "stitch"  # Enough for the demo's cells, in a quarter of the time; without it, stacks are segmented as one.
 
 [crops]
 shape = [12, 64, 64]
