@@ -102,8 +102,12 @@ class Screen:
         return Platform(root=str(self.home.root))
 
     @cached_property
+    def _definitions(self) -> Any:
+        return build_definitions(self.platform)
+
+    @cached_property
     def _run(self) -> Any:
-        return partial(run_job, build_definitions(self.platform), self._instance)
+        return partial(run_job, self._definitions, self._instance)
 
     @cached_property
     def _instance(self) -> Any:
@@ -120,7 +124,7 @@ class Screen:
             self._run("ingest_plates", plate)
         seconds["ingest"], start = time.perf_counter() - start, time.perf_counter()
         waiting = [plate_site_key(*partition) for partition in partitions_to_process(self.platform.lake)]
-        process_fields(build_definitions(self.platform), self._instance, self.home, waiting)
+        process_fields(self._definitions, self._instance, self.home, waiting)
         seconds["process"] = time.perf_counter() - start
         return seconds if new else {}
 

@@ -190,13 +190,12 @@ def _pipeline(cell: ExampleCell) -> Picture:
     }
     fractions = ", ".join(f"{as_number(share):.0%} on {what}" for what, share in shares.items())
     is_stack = len(cell.labels) > 1
+    slice_note = " The slice with the largest area of the cell is shown." if is_stack else ""
     return Picture(
         "From a cell to its score",
         f"Cell {row['Metadata_CellID']}, predicted class {row['predicted_class']}. The score is the share of the map "
         f"inside the mask{', over all slices' * is_stack}: {row['gradcamo']:.2f}; chance: {row['mask_fraction']:.2f}; "
-        f"ceiling: {as_number(row['gradcamo_max']):.2f}."
-        + " The slice with the largest area of the cell is shown."
-        * is_stack,
+        f"ceiling: {as_number(row['gradcamo_max']):.2f}.{slice_note}",
         f"One crop, its mask, the model's map and their overlap; of the map {fractions}",
         pipeline_on_one_cell(cell.image, cell.labels, cell.cam, row),
     )
