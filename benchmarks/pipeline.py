@@ -93,7 +93,7 @@ def train_and_score(prepared: Prepared, config: TrainingConfig, folder: Path) ->
     result = train_encoder(parts["train"], parts["val"], classes, config, work=folder, progress=False, modules=MODULES)
     bundle = BundleConfig(
         encoder=config.encoder, layer=result.layer, classes=classes, channels=fields[0].channels,
-        crop_shape=list(fields[0].images.shape[2:]), voxel_size=fields[0].voxel_size, split=as_lists(split),
+        crop_shape=list(fields[0].crop_shape), voxel_size=fields[0].voxel_size, split=as_lists(split),
         cure=config.mitigation, objective=config.objective,
     )  # fmt: skip
     save_bundle(folder / "bundle", result.model, bundle)

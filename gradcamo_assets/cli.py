@@ -203,7 +203,9 @@ def inbox(full: bool, retry: str | None, form: str) -> None:
 
 @main.command()
 @click.option("--plate", metavar="NAME", help="Plate to prune; with --scores, default: all plates.")
-@click.option("--crops", is_flag=True, help="Delete the plate's crops; they can be cut again.")
+@click.option(
+    "--crops", is_flag=True, help="Delete the stored pixels of the plate's crops; they are cut again where needed."
+)
 @click.option(
     "--scores", type=int, metavar="MODEL_VERSION", help="Delete the results of a version that is not the champion."
 )
@@ -309,7 +311,7 @@ def register(encoder: str, plate: str | None, **given: Any) -> None:
                 "the plate has no crops", "Give --channels, --crop-shape and --voxel-size.", plate=plate
             )
         crops = open_crops(crop_folder(platform.home, rows.row(0, named=True)))
-        defaults = {"channels": crops.channels, "crop_shape": crops.images.shape[2:], "voxel_size": crops.voxel_size}
+        defaults = {"channels": crops.channels, "crop_shape": crops.crop_shape, "voxel_size": crops.voxel_size}
         given |= {name: value for name, value in defaults.items() if given[name] is None}
     if missing := [
         f"--{name.replace('_', '-')}" for name in ("channels", "crop_shape", "voxel_size") if not given[name]

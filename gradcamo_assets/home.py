@@ -36,6 +36,7 @@ class Home:
     exports = _Subpath("exports")
     fitted = _Subpath("fitted")
     unfinished = _Subpath("unfinished")
+    training = _Subpath("training")
     dagster = _Subpath("dagster")
     database = _Subpath("qc.duckdb")
     split_file = _Subpath("data_split.csv")

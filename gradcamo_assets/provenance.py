@@ -45,6 +45,15 @@ class Provenance:
         write_json(folder / _FILE_NAME, {**asdict(self), "version": self.version})
 
 
+def read_provenance(folder: Path) -> Provenance | None:
+    """Return the record in ``folder``, or None without a readable record."""
+    try:
+        record = read_json(folder / _FILE_NAME)
+        return Provenance(record["inputs"], record["parameters"], record["code"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def stored_version(folder: Path) -> str | None:
     """Return the version recorded in ``folder``, or None without a readable record."""
     try:

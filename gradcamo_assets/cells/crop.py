@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,7 @@ _Voxels = Annotated[int, Field(ge=1)]
 
 @section
 class CropConfig:
-    """Size of crops and selection of cells: section ``[crops]`` of ``gradcamo.toml``."""
+    """Size of crops, selection of cells and storage: section ``[crops]`` of ``gradcamo.toml``."""
 
     shape: tuple[_Voxels, _Voxels, _Voxels] = setting(
         (21, 128, 128), "(z, y, x) in voxels; the default is the paper's."
@@ -28,6 +28,12 @@ class CropConfig:
     pad: bool = setting(
         True,
         "Keep cells whose crop leaves the field in x or y, padded with the plate's centre. Padding in z is always on.",
+    )
+    store: Literal["always", "training", "never"] = setting(
+        "training",
+        "When to store the pixels of crops, instead of cutting them from the field each time: `always` (1.8 MB a cell "
+        "of the default shape), of plates used in a `training` from then on, or `never` (a training stores them while "
+        "it lasts).",
     )
 
 

@@ -1,21 +1,26 @@
-"""Write and read the crops of one field as a Zarr v3 group.
+"""Record, store and open the crops of one field.
 
-Images have one crop per chunk, labels a few; chunks are grouped in shards (https://zarr.dev/zeps/accepted/ZEP0002). A
-field is written in one step and never changed.
+The crops of a field are a Zarr v3 group. Its attributes tell which cells it has and how to cut them from the field.
+Pixels are stored on demand: images with one crop per chunk, labels with a few; chunks are grouped in shards
+(https://zarr.dev/zeps/accepted/ZEP0002). A group is written in one step and never changed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import polars as pl
 
+from gradcamo_assets.cells.crop_field import REMEDY, CropField
+from gradcamo_assets.cells.field_crops import FieldCrops, FieldSource
 from gradcamo_assets.errors import CropError
-from gradcamo_assets.provenance import Provenance, stored_version
+from gradcamo_assets.provenance import Provenance, read_provenance, stored_version
 from gradcamo_assets.storage import atomic_folder
 
 if TYPE_CHECKING:
@@ -23,45 +28,24 @@ if TYPE_CHECKING:
 
 _SHARD_BYTES = 64 << 20
 _LABELS_PER_CHUNK = 4
-_REMEDY = "Materialise the crops of this plate and site again."
+PIXELS = "pixels"
+"""Folder beside the record of crops in which their pixels are stored."""
+_CELL_COLUMNS = {"label": pl.Int64} | dict.fromkeys(("centroid_z", "centroid_y", "centroid_x"), pl.Float64)
 
 
 @dataclass(frozen=True)
-class CropField:
-    """Stored crops of one field; arrays are read on access.
+class StoredCrops(CropField):
+    """Crops whose pixels are stored; arrays are read on access.
 
     Attributes:
         images: (N, C, z, y, x) uint16.
-        labels: (N, z, y, x) uint8, 0 background, 1 target, 2 neighbour.
-        cell_ids: ``Metadata_CellID`` of each crop.
-        channels: stains in order.
-        center, scale: (C,) statistics of the plate; standardised = (raw - center) / scale.
-        voxel_size: (z, y, x) in um, None where unknown.
-        version: provenance digest.
+        labels: (N, z, y, x) uint8.
     """
 
-    path: Path
     images: zarr.Array
     labels: zarr.Array
-    cell_ids: list[str]
-    channels: list[str]
-    center: np.ndarray
-    scale: np.ndarray
-    voxel_size: list[float | None]
-    version: str
-
-    def __len__(self) -> int:
-        return len(self.cell_ids)
 
     def read(self, rows: slice | int, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Read images and labels of some crops.
-
-        Args:
-            images: array to read the images into, of their shape and type; None allocates one.
-
-        Raises:
-            CropError: if a chunk is damaged.
-        """
         from zarr.buffer.cpu import NDBuffer
 
         try:
@@ -70,7 +54,7 @@ class CropField:
             self.images.get_basic_selection(rows, out=NDBuffer.from_ndarray_like(cast(Any, images)))
             return images, np.asarray(self.labels[rows])
         except (OSError, ValueError, RuntimeError) as error:
-            raise CropError(f"crops cannot be read ({error})", _REMEDY, path=self.path) from error
+            raise CropError(f"crops cannot be read ({error})", REMEDY, path=self.path) from error
 
 
 def write_crops(
@@ -124,6 +108,69 @@ def write_crops(
         provenance.write(folder)
 
 
+def record_crops(
+    path: Path,
+    cells: pl.DataFrame,
+    source: FieldSource,
+    *,
+    shape: tuple[int, int, int],
+    channels: list[str],
+    statistics: dict[str, list[float]],
+    voxel_size: list[float | None],
+    provenance: Provenance,
+) -> None:
+    """Record the crops of one field without their pixels, which are cut from the field when they are read.
+
+    Args:
+        cells: ``Metadata_CellID``, ``label``, ``centroid_z``, ``centroid_y`` and ``centroid_x`` in voxels.
+        statistics: see ``write_crops``.
+    """
+    import zarr
+
+    with atomic_folder(path) as folder:
+        group = zarr.open_group(folder, mode="w", zarr_format=3)
+        # Relative paths, so that a home can be moved.
+        places = {name: os.path.relpath(getattr(source, name), path) for name in ("plates", "masks")}
+        group.attrs.update(
+            cell_ids=cells["Metadata_CellID"].to_list(), channels=channels, voxel_size=voxel_size, **statistics,
+            crop_shape=list(shape), source=asdict(source) | places,
+            cells={name: cells[name].to_list() for name in _CELL_COLUMNS},
+        )  # fmt: skip
+        provenance.write(folder)
+
+
+def store_pixels(path: Path, folder: Path | None = None) -> Path:
+    """Store the pixels of recorded crops, for random access.
+
+    Args:
+        path: crops; if their pixels are stored already, nothing happens.
+        folder: where to store them; None: with the record, so that everybody who opens the crops reads them.
+
+    Returns:
+        The folder of the stored crops, for ``open_crops``.
+
+    Raises:
+        CropError: if the crops cannot be cut.
+    """
+    crops = open_crops(path)
+    provenance = read_provenance(path)
+    if isinstance(crops, StoredCrops) or provenance is None:
+        return crops.path
+    folder = folder or path / PIXELS
+    batches = (crops.read(slice(start, start + 1)) for start in range(len(crops)))
+    write_crops(
+        folder,
+        ((images[0], labels[0]) for images, labels in batches),
+        cell_ids=crops.cell_ids,
+        shape=crops.crop_shape,  # type: ignore[arg-type]
+        channels=crops.channels,
+        statistics={"center": crops.center.tolist(), "scale": crops.scale.tolist()},
+        voxel_size=crops.voxel_size,
+        provenance=provenance,
+    )
+    return folder
+
+
 def open_crops(path: Path) -> CropField:
     """Open the crops of one field.
 
@@ -132,27 +179,30 @@ def open_crops(path: Path) -> CropField:
     """
     import zarr
 
+    if (path / PIXELS).is_dir():
+        path = path / PIXELS
     try:
         group = zarr.open_group(path, mode="r")
-        attributes = group.attrs.asdict()
+        attributes: dict[str, Any] = group.attrs.asdict()
         version = stored_version(path)
         if version is None:
-            raise CropError("the crops have no provenance record", _REMEDY, path=path)
-        images, labels = (cast("zarr.Array", group[name]) for name in ("images", "labels"))
-        center, scale = (np.asarray(attributes[name], dtype=np.float32) for name in ("center", "scale"))
-        cell_ids, channels, voxel_size = (
-            cast(list, attributes[name]) for name in ("cell_ids", "channels", "voxel_size")
+            raise CropError("the crops have no provenance record", REMEDY, path=path)
+        common = {
+            "path": path,
+            **{name: attributes[name] for name in ("cell_ids", "channels", "voxel_size")},
+            **{name: np.asarray(attributes[name], np.float32) for name in ("center", "scale")},
+            "version": version,
+        }
+        if "source" not in attributes:
+            images, labels = (cast("zarr.Array", group[name]) for name in ("images", "labels"))
+            return StoredCrops(**common, crop_shape=images.shape[2:], images=images, labels=labels)
+        places = {name: path / attributes["source"][name] for name in ("plates", "masks")}
+        return FieldCrops(
+            **common,
+            crop_shape=tuple(attributes["crop_shape"]),
+            source=FieldSource(**attributes["source"] | places),
+            cells=pl.DataFrame(attributes["cells"], _CELL_COLUMNS),
+            fill=np.asarray(attributes["center"]),
         )
-        return CropField(
-            path=path,
-            images=images,
-            labels=labels,
-            cell_ids=cell_ids,
-            channels=channels,
-            center=center,
-            scale=scale,
-            voxel_size=voxel_size,
-            version=version,
-        )
-    except (OSError, KeyError, ValueError) as error:
-        raise CropError(f"crops cannot be opened ({error})", _REMEDY, path=path) from error
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise CropError(f"crops cannot be opened ({error})", REMEDY, path=path) from error

@@ -1,4 +1,4 @@
-"""Read stored crops as a torch dataset, and sample them with balanced classes."""
+"""Read crops as a torch dataset, and sample them with balanced classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from gradcamo_assets.cells.crop_store import CropField
+from gradcamo_assets.cells.crop_field import CropField
 from gradcamo_assets.errors import CropError
 from gradcamo_assets.provenance import digest
 
@@ -47,10 +47,11 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     An item is an image (C, z, y, x) float32, labels (z, y, x) uint8 and a class index.
 
     Args:
-        fields: stored fields.
+        fields: fields with the crops.
         classes: class index by ``Metadata_CellID``; cells without one are left out.
         channels: stains in the encoder's order.
-        memory: bytes of raw crops to cache, so that later epochs need no disk.
+        memory: bytes of raw crops to cache, so that later epochs need no disk. The crops of a field are cached
+            together, since reading one of a field without stored pixels reads the whole field.
     """
 
     def __init__(
@@ -64,6 +65,9 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
             for row, cell_id in enumerate(field.cell_ids)
             if cell_id in classes
         ]
+        self._items_of_field: dict[int, list[int]] = {}
+        for item, (index, _, _) in enumerate(self.items):
+            self._items_of_field.setdefault(index, []).append(item)
         self._free_bytes = memory
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -93,15 +97,19 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor, int]:
         index, row, target = self.items[item]
         field, order = self.fields[index], self.orders[index]
-        crop = self._cache.get(item)
-        if crop is None:
-            crop = field.read(row)
-            if self._free_bytes > 0:
-                self._cache[item] = crop
-                self._free_bytes -= sum(array.nbytes for array in crop)
-        image, labels = crop
+        if item not in self._cache and self._free_bytes > 0:
+            self._cache_field(index)
+        image, labels = self._cache.get(item) or field.read(row)
         center, scale = torch.from_numpy(field.center[order]), torch.from_numpy(field.scale[order])
         return standardise(torch.from_numpy(image[order])[None], center, scale)[0], torch.from_numpy(labels), target
+
+    def _cache_field(self, index: int) -> None:
+        """Read the crops of a field into the cache, as far as there is room."""
+        for item in self._items_of_field[index]:
+            if self._free_bytes > 0:
+                crop = self.fields[index].read(self.items[item][1])
+                self._cache[item] = crop
+                self._free_bytes -= sum(array.nbytes for array in crop)
 
 
 class BalancedSampler(Sampler[int]):

@@ -1,4 +1,4 @@
-"""Delete data on request: a plate's crops, a version's scores, a whole plate, or unused results.
+"""Delete data on request: the pixels of a plate's crops, a version's scores, a whole plate, or unused results.
 
 No other module deletes data. Each function returns a plan that can be shown before it is executed. Plans never include
 the inbox, nor rows of other plates or versions.
@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from gradcamo_assets.cells.crop_store import PIXELS
 from gradcamo_assets.defs.field_results import FIELD
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
@@ -80,29 +81,14 @@ class Plan:
 
 
 def plan_crops(home: Home, lake: Lake, plate: str) -> Plan:
-    """Plan to delete the crops of a plate. Its cells and scores remain.
-
-    No version scores the plate again until ``process_fields`` is launched.
+    """Plan to delete the stored pixels of a plate's crops. Where they are needed, they are cut from the fields again.
 
     Raises:
-        GradcamoError: if the plate has no crops.
+        GradcamoError: if no pixels are stored.
     """
-    edits: list[tuple[str, Keys, pl.DataFrame]] = []
-    versions = lake.partition_versions("crop_versions", plate=check_plate_name(plate))
-    for row in versions.filter(pl.col("n") > 0).iter_rows(named=True):
-        keys = {"plate": plate, "site": row["Metadata_Site"]}
-        crops, fields = lake.read("crops", **keys), lake.read("field_crops", **keys)
-        edits += [
-            ("crops", keys, crops.with_columns(crop_index=None, crop_version=None)),
-            ("field_crops", keys, fields.with_columns(n_crops=0, crop_version=None)),
-            # The version remains, so that the crops do not count as out of date and are not cut again automatically.
-            ("crop_versions", keys, pl.DataFrame([{**row, "n": 0}], schema=versions.schema)),
-        ]
-    edits = [
-        (table, keys, frame.cast(LAKE_TABLES[table].schema))  # type: ignore[arg-type]
-        for table, keys, frame in edits
-    ]
-    return _require_content(Plan(home, lake, edits=tuple(edits), paths=_existing_paths([home.crops], plate)), plate)
+    folders = _existing_paths([home.crops], check_plate_name(plate))
+    stored = [path for folder in folders for path in list_visible(folder, f"*/*/{PIXELS}")]
+    return _require_content(Plan(home, lake, paths=tuple(stored)), plate)
 
 
 def plan_scores(home: Home, lake: Lake, registry: ModelRegistry, version: int, plate: str | None = None) -> Plan:
@@ -165,7 +151,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
 def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.DagsterInstance) -> Plan:
     """Plan to delete unused data: earlier versions of masks and crops, and results of models deleted from MLflow.
 
-    Files that unfinished runs have announced remain.
+    What killed runs left behind is deleted too. Files that unfinished runs have announced remain.
     """
     unregistered = _unregistered_runs(lake, registry)
     drops = tuple(drop for run in unregistered for drop in _drops_of_run(run))
@@ -187,6 +173,10 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
             if (plate, field, version) not in keep and (store.name, plate, field.rpartition("_s")[2]) not in busy:
                 unused += _existing_paths([folder.parent], version)
     fitted = (path for run in unregistered for path in _existing_paths([home.fitted], run))
+    for folder in list_visible(home.training):
+        run = instance.get_run_by_id(folder.name)
+        if run is None or run.is_finished:
+            ended.append(folder)
     paths = (*unused, *ended, *fitted)
     return Plan(home, lake, drops, paths=paths)
 

@@ -13,8 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from gradcamo_assets.cells import NEIGHBOUR, TARGET
-from gradcamo_assets.cells.crop_store import CropField
+from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField
 from gradcamo_assets.cells.dataset import channel_order, standardise
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.explain import gradcamo
@@ -84,7 +83,7 @@ class Scorer:
 
     def find_mismatch(self, field: CropField) -> str | None:
         """Return the reason why the encoder cannot score these crops, or None."""
-        shape = list(field.images.shape[2:])
+        shape = list(field.crop_shape)
         if shape != list(self.config.crop_shape):
             return f"crops are {shape}, the encoder expects {list(self.config.crop_shape)} (z, y, x)"
         return self.config.find_mismatch(field.channels, field.voxel_size)
@@ -145,7 +144,9 @@ class Scorer:
         order = self._require_fit(field)
         center, scale = (torch.from_numpy(values[order]).to(self.device) for values in (field.center, field.scale))
         largest_batch = max((row.stop - row.start for row in rows), default=0)
-        contiguous, channels_last, *stored = self._buffers_for((largest_batch, *field.images.shape[1:]), len(order))
+        contiguous, channels_last, *stored = self._buffers_for(
+            (largest_batch, len(field.channels), *field.crop_shape), len(order)
+        )
 
         def read(number: int) -> tuple[np.ndarray, np.ndarray]:
             images = stored[number % 2][: len(range(*rows[number].indices(len(field))))]

@@ -50,7 +50,7 @@ class ReducedCrops(CropDataset):
     """
 
     def __init__(self, crops: CropDataset, size: int, masking: str = "none"):
-        edges = [*crops.fields[0].images.shape[-2:]] if crops.fields else []
+        edges = [*crops.fields[0].crop_shape[-2:]] if crops.fields else []
         if edges and not 1 <= size <= min(edges):
             raise GradcamoError(
                 f"crop size must be between 1 and {min(edges)} voxels, got {size}",

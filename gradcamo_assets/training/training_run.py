@@ -14,8 +14,7 @@ import polars as pl
 import polars.selectors as cs
 from torch.utils.data import default_collate
 
-from gradcamo_assets.cells import TARGET
-from gradcamo_assets.cells.crop_store import CropField, open_crops
+from gradcamo_assets.cells import TARGET, CropField, open_crops
 from gradcamo_assets.cells.dataset import CropDataset
 from gradcamo_assets.errors import CropError, GradcamoError
 from gradcamo_assets.explain import gradcamo
@@ -81,7 +80,7 @@ def train_and_register(
         cells: kept cells with ``Metadata_CellID``, ``Metadata_Plate``, ``Metadata_Well``, ``treatment_class`` and,
             where known, ``mask_version``.
         split: ``Metadata_Plate``, ``Metadata_Well``, ``split``.
-        crop_paths: stored fields with the crops.
+        crop_paths: fields with the crops, stored for random access.
         work, progress, report, modules: see ``train_encoder``.
         tags: additional tags of the MLflow run.
         unseen: cells of other plates (``evaluation.unseen_cells``) and their fields; fields whose channels, crop shape
@@ -180,7 +179,7 @@ def _evaluate(result: TrainingResult, crops: CropDataset, classes: list[str]) ->
 
 
 def _fits(field: CropField, bundle: BundleConfig) -> bool:
-    same_shape = list(field.images.shape[2:]) == list(bundle.crop_shape)
+    same_shape = list(field.crop_shape) == list(bundle.crop_shape)
     return same_shape and bundle.find_mismatch(field.channels, field.voxel_size) is None
 
 
@@ -252,12 +251,12 @@ def common_geometry(fields: Sequence[CropField]) -> tuple[list[str], tuple[int, 
         raise GradcamoError("there are no crops to train on", "Materialise the crops of a plate first.")
     first = fields[0]
     for field in fields[1:]:
-        if (field.channels, field.images.shape[1:]) != (first.channels, first.images.shape[1:]):
+        if (field.channels, field.crop_shape) != (first.channels, first.crop_shape):
             raise GradcamoError(
-                f"expected crops with channels {first.channels} and shape {first.images.shape[1:]} as in {first.path}, "
-                f"got {field.channels} and {field.images.shape[1:]}",
+                f"expected crops with channels {first.channels} and shape {first.crop_shape} as in {first.path}, "
+                f"got {field.channels} and {field.crop_shape}",
                 "Train on plates of one assay, cut with one crop shape.",
                 path=field.path,
             )
     axes = zip(*(field.voxel_size for field in fields), strict=True)
-    return first.channels, tuple(first.images.shape[2:]), [None if None in sizes else sizes[0] for sizes in axes]
+    return first.channels, tuple(first.crop_shape), [None if None in sizes else sizes[0] for sizes in axes]

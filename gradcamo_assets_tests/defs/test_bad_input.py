@@ -106,7 +106,8 @@ def test_a_field_damaged_after_ingestion_is_flagged_until_a_rerun(bench: Bench) 
     assert read_field(plate, plate.fields[0]).shape == (5, 6, 96, 96)
 
 
-def test_damaged_crops_fail_their_partition_only(scored_bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pixels", ["stored", "cut from the field"])
+def test_damaged_crops_fail_their_partition_only(scored_bench: Bench, tmp_path: Path, pixels: str) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     registry = bench.platform.registry
     champion = registry.by_alias()
@@ -114,12 +115,19 @@ def test_damaged_crops_fail_their_partition_only(scored_bench: Bench, tmp_path: 
     for site in (1, 2):
         for table in ("scores", "score_versions"):
             bench.platform.lake.drop(table, plate="tiny", site=site)
-    victim = next(path for path in sorted((bench.home.crops / "tiny").glob("*_s1/*")) if _chunks(path / "images"))
-    chunk = next(path for path in _chunks(victim / "images") if path.name != "provenance.json")
+    victim = next(path for path in sorted((bench.home.crops / "tiny").glob("*_s1/*")))
+    if pixels == "stored":
+        chunk = _chunks(victim / "pixels" / "images")[0]
+        place = f"{victim.parent.name}/{victim.name}"
+    else:
+        shutil.rmtree(victim / "pixels")
+        (masks,) = (bench.home.masks / "tiny" / victim.parent.name).iterdir()
+        chunk = _chunks(masks / "labels" / "cells" / "0")[0]
+        place = f"plate tiny, well {victim.parent.name[:3]}, site 1"
     chunk.write_bytes(chunk.read_bytes()[:100])
     failed = bench.run("rescore", plate_site_key("tiny", 1))
     assert not failed.success
-    assert f"{victim.parent.name}/{victim.name}" in _failure(failed)
+    assert place in _failure(failed)
     assert bench.run("rescore", plate_site_key("tiny", 2)).success
     done = bench.run("refresh_qc")
     assert done.success, _failure(done)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from gradcamo_assets.cells import cut_crops
+from gradcamo_assets.cells import record_crops
 from gradcamo_assets.defs.automation.inbox_automation import inbox_sensor
 from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor
 from gradcamo_assets.defs.partitions import plate_site_key
@@ -75,15 +75,15 @@ def test_a_field_whose_crops_failed_keeps_its_cells_and_needs_crops_only(
     before = bench.ask("SELECT Metadata_Well, count(*), count(crop_index) FROM cells GROUP BY ALL ORDER BY ALL")
     change_settings(bench, "shape = [6, 48, 48]", "shape = [6, 40, 40]")
 
-    def failing(image: np.ndarray, *args: object) -> object:
+    def failing(*args: Any, **options: Any) -> None:
         calls.append(True)
         if len(calls) == 1:
             raise GradcamoError("the disk is full", "Make room.")
-        return cut_crops(image, *args)  # type: ignore[arg-type]
+        record_crops(*args, **options)
 
     calls: list[bool] = []
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("gradcamo_assets.defs.assets.cell_assets"), "cut_crops", failing)
+        patch.setattr(import_module("gradcamo_assets.defs.assets.cell_assets"), "record_crops", failing)
         failed = bench.materialize("crops", SITE)
     assert failed.success and not bench.checks(failed)["fields_cropped"].passed
     cells = "SELECT Metadata_Well, count(*) FROM cells GROUP BY ALL ORDER BY ALL"

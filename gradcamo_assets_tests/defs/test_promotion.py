@@ -270,7 +270,7 @@ def _logits(bench: Bench, network: nn.Module, field: str, row: int) -> torch.Ten
     plate, well, site = field.split("/")
     cells = bench.platform.lake.read("crops", plate=plate, site=int(site)).filter(Metadata_Well=well)
     crops = open_crops(crop_folder(bench.home, cells.row(0, named=True)))
-    image = (crops.images[row, :, 0].astype("float32") - 100) / 10
+    image = (crops.read(row)[0][:, 0].astype("float32") - 100) / 10
     with torch.inference_mode():
         return network(torch.from_numpy(image)[None])[0]
 

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from click.testing import CliRunner
 
-from gradcamo_assets.cells.cell_rows import cells_with_crops
+from gradcamo_assets.cells import open_crops, store_pixels
 from gradcamo_assets.cli import main
 from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor, inbox_sensor
 from gradcamo_assets.defs.partitions import plate_site_key
@@ -108,22 +109,31 @@ def test_a_plate_in_the_inbox_or_with_an_unreachable_inbox_is_not_pruned(two_pla
     assert files_of_home(bench) == {file for file in before if not file.startswith("inbox")}
 
 
-def test_pruned_crops_are_not_requested_again(two_plates: Bench) -> None:
+def test_a_plate_is_scored_without_the_pixels_that_were_pruned(two_plates: Bench) -> None:
     bench = two_plates
     lake = bench.platform.lake
-    rows = counts(bench)
+    for folder in bench.home.crops.glob("twin/*/*"):
+        store_pixels(folder)
+    rows, images = counts(bench), images_of_crops(bench, "twin")
     run_command(bench, "prune", "--plate", "twin", "--crops", "--yes")
-    assert not (bench.home.crops / "twin").exists() and (bench.home.crops / "tiny").is_dir()
-    crops = cells_with_crops(lake, plate="twin").select("crop_version", "crop_index").collect()
-    assert len(crops.drop_nulls()) == 0 and len(crops) == rows["cells", "twin"]
+    assert not [*bench.home.crops.glob("twin/*/*/pixels")] and [*bench.home.crops.glob("tiny/*/*/pixels")]
     publish(lake, bench.home.database)
     assert counts(bench) == rows and find_violations(bench.home.database) == []
+    for found, expected in zip(images_of_crops(bench, "twin"), images, strict=True):
+        np.testing.assert_array_equal(found, expected)
     another_version(bench)
     asked = [key for job, key in requested(tick(bench, champion_model_sensor)) if job == "rescore"]
-    assert {key.keys_by_dimension["plate"] for key in asked} == {"tiny"}  # type: ignore[union-attr]
+    assert {key.keys_by_dimension["plate"] for key in asked} == {"tiny", "twin"}  # type: ignore[union-attr]
+    bench.instance.add_dynamic_partitions("plates", ["twin"])
+    assert bench.run("rescore", plate_site_key("twin", 1)).success
     assert requested(tick(bench, inbox_sensor)) == []
     with pytest.raises(GradcamoError, match="nothing to prune"):
         plan_crops(bench.home, lake, "twin")
+
+
+def images_of_crops(bench: Bench, plate: str) -> list[np.ndarray]:
+    """The images of all crops of a plate, by field."""
+    return [open_crops(folder).read(slice(0, None))[0] for folder in sorted(bench.home.crops.glob(f"{plate}/*/*"))]
 
 
 def test_scores_of_an_old_version_are_pruned_and_those_of_the_champion_remain(two_plates: Bench) -> None:

@@ -150,7 +150,7 @@ def test_a_run_records_its_settings(scored_bench: Bench) -> None:
         assert event and event.asset_materialization
         return event.asset_materialization.metadata["settings"].value  # type: ignore[return-value]
 
-    assert used_by("crops")["crops"] == {"shape": [6, 48, 48], "keep_border": True, "pad": True}
+    assert used_by("crops")["crops"] == {"shape": [6, 48, 48], "keep_border": True, "pad": True, "store": "training"}
     assert used_by("masks")["segmentation"]["mode"] == "stitch"
     training = used_by("trained_model")["training"]
     # Epochs are set in the file; swapping is enabled by the demo.

@@ -1,12 +1,11 @@
-"""Assets ``cells`` and ``crops``: the table of segmented cells, and the 3D crop of every kept cell."""
+"""Assets ``cells`` and ``crops``: the table of segmented cells, and the crops of the kept ones."""
 
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import polars as pl
 
-from gradcamo_assets.cells import cut_crops, write_crops
+from gradcamo_assets.cells import FieldSource, record_crops, store_pixels
 from gradcamo_assets.cells.cell_rows import build_field_cells, number_crops
 from gradcamo_assets.cells.crop import qc_flag
 from gradcamo_assets.defs.assets.mask_assets import masks
@@ -183,7 +182,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
 )
 @explain_storage_errors
 def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:
-    """The 3D crop of every kept cell: raw intensities, target and neighbour masks, and the plate's statistics."""
+    """The crops of the kept cells: where to cut them, and the plate's statistics. Pixels are stored on demand."""
     plate_name, site = plate_site_of(context)
     home, lake = platform.home, platform.lake
     settings = platform.settings
@@ -212,19 +211,28 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         )
         folder = crop_folder(home, {**kept.row(0, named=True), "crop_version": provenance.version})
         if not folder.exists():
-            image = read_field(plate, field)
             require_current_pixels(home, plate, field, mask_row["read_version"])
-            field_masks = read_masks(mask_folder(home, plate_name, field.well, site, mask_row["mask_version"]))
-            write_crops(
+            source = FieldSource(
+                plates=home.plates,
+                masks=mask_folder(home, plate_name, field.well, site, mask_row["mask_version"]),
+                plate=plate_name,
+                well=field.well,
+                site=site,
+                illumination=plate.illumination is not None,
+                field_version=mask_row["read_version"],
+            )
+            record_crops(
                 folder,
-                cut_crops(image, field_masks.cells, kept, config, np.array(center)),
-                cell_ids=kept["Metadata_CellID"].to_list(),
+                kept,
+                source,
                 shape=config.shape,
                 channels=list(plate.channels),
                 statistics={"center": center, "scale": scale},
                 voxel_size=list(plate.voxel_size),
                 provenance=provenance,
             )
+        if config.store == "always":
+            store_pixels(folder)
         return provenance.version
 
     with announce_outputs(home, context.run.run_id, home.crops, plate_name, site):

@@ -11,6 +11,7 @@ from gradcamo_assets.defs.assets.cell_assets import crops
 from gradcamo_assets.defs.field_results import FIELD, crop_folder
 from gradcamo_assets.defs.launchpad import override_settings, settings_metadata, with_section_fields
 from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.defs.training_pixels import pixels_for_training
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import to_markdown
 from gradcamo_assets.storage import atomic_file
@@ -99,25 +100,31 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
     cells = kept_cells(platform, [])
     unseen = unseen_cells(cells, split)
-    fitted = train_and_register(
-        split_cells := cells.join(split, on="Metadata_Plate", how="semi"),
-        split,
-        crop_paths(platform, split_cells),
-        training,
-        registry,
-        work=home.mlflow,
-        progress=False,
-        modules=modules,
-        report=context.log.info,
-        tags={
-            "dagster_run_id": context.run.run_id,
-            "dagster_job": context.run.job_name,
-            "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run.run_id}",
-        },
-        # The crops of plates outside the split may have been pruned.
-        unseen=(unseen, [path for path in crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
-        on_run_start=lambda run_id: context.log.info(f"MLflow run: {registry.page_urls(links, run_id)['mlflow_run']}"),
-    )
+    split_cells = cells.join(split, on="Metadata_Plate", how="semi")
+    keep = settings.crops.store != "never"
+    paths = crop_paths(platform, split_cells)
+    with pixels_for_training(home, paths, context.run.run_id, context.log.info, keep) as stored:
+        fitted = train_and_register(
+            split_cells,
+            split,
+            stored,
+            training,
+            registry,
+            work=home.mlflow,
+            progress=False,
+            modules=modules,
+            report=context.log.info,
+            tags={
+                "dagster_run_id": context.run.run_id,
+                "dagster_job": context.run.job_name,
+                "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run.run_id}",
+            },
+            # The crops of plates outside the split may have been pruned.
+            unseen=(unseen, [path for path in crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
+            on_run_start=lambda run_id: context.log.info(
+                f"MLflow run: {registry.page_urls(links, run_id)['mlflow_run']}"
+            ),
+        )
     record_versions(lake, registry)
     first = registry.by_alias(CHAMPION) is None
     if first:
