@@ -26,13 +26,15 @@ def check_evaluation_mode(model: nn.Module) -> None:
         ExplainError: naming the first such module.
     """
     for name, module in model.named_modules():
+        has_statistics = not isinstance(module, _BatchNorm) or module.running_mean is not None
+        if has_statistics and not module.training:
+            continue
         named = f"{name or 'the network'} ({type(module).__name__})"
         if module.training:
             remedy = "Call model.eval() first: with dropout and batch statistics, scores depend on chance and batch."
             raise ExplainError(f"{named} is in training mode", remedy)
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
-            remedy = "Use track_running_stats=True and train the network, or use GroupNorm or InstanceNorm."
-            raise ExplainError(f"{named} has no running statistics, so a cell's score depends on its batch", remedy)
+        remedy = "Use track_running_stats=True and train the network, or use GroupNorm or InstanceNorm."
+        raise ExplainError(f"{named} has no running statistics, so a cell's score depends on its batch", remedy)
 
 
 def check_repeatable(first: Tensor, second: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 The linear upsampler U (align_corners=False) is a matrix. The share of an upsampled map L inside a mask M is therefore
 ``sum(U L * M) / sum(U L) = <L, U'M> / <L, U'1>``: the mask is projected to the map's grid once, with one small matrix
-per axis. Networks and gradients do not appear here.
+per axis. U is rational, so the projection of a binary mask is an exact sum of integers, divided once. Networks and
+gradients do not appear here.
 """
 
 from __future__ import annotations
@@ -27,26 +28,59 @@ NULL_REASONS = ("empty mask", "map is not finite", "empty map", "mask fills the 
 CHANCE_MARGIN = 0.05
 """Smallest adjusted share of a region that ``looks_at`` reports."""
 
-_CHUNK_VOXELS = 1 << 19
-"""Mask voxels that are converted to floats at a time, so that they stay in the cache."""
+_LARGEST_IN_FLOAT32, _LARGEST_IN_BYTE = 1 << 24, (1 << 8) - 1
+"""Largest integer up to which float32 or a byte holds every integer."""
 
 _MIN_HEADROOM = 1e-5
 """Smallest relative distance between ceiling and chance. Below it the map cannot resolve the region."""
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """torch's linear upsampler of one axis in integers.
+
+    Attributes:
+        weights: (grid, crop) int64, U' times the divisor.
+        divisor: smallest number that makes all weights integers.
+        largest_sum: largest sum of one map voxel's weights.
+        first: the first map voxel that each crop voxel reads; it reads no other than the next one besides.
+    """
+
+    weights: Tensor
+    divisor: int
+    largest_sum: int
+    first: tuple[int, ...]
+
+
+@lru_cache(maxsize=256)
+def _upsampler_axis(grid: int, crop: int) -> _Axis:
+    """Build the upsampler of one axis (align_corners=False).
+
+    Crop voxel i has the map coordinate ((2i + 1) grid / crop - 1) / 2, limited to the first and the last map voxel, so
+    its two weights are multiples of 1 / (2 crop).
+    """
+    with torch.inference_mode(False):
+        position = ((2 * torch.arange(crop) + 1) * grid - crop).clamp(0, 2 * crop * (grid - 1))
+        first, part = position // (2 * crop), position % (2 * crop)
+        weights = torch.zeros(grid, crop, dtype=torch.int64)
+        weights.scatter_add_(0, first[None], 2 * crop - part[None])
+        weights.scatter_add_(0, (first + 1).clamp_max(grid - 1)[None], part[None])
+        common = math.gcd(*weights.flatten().tolist())
+        weights //= common
+    return _Axis(weights, 2 * crop // common, int(weights.sum(1).max()), tuple(first.tolist()))
+
+
 @lru_cache(maxsize=256)
 def _axis_matrix(grid: int, crop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return torch's linear upsampler of one axis as a matrix (crop, grid)."""
-    with torch.inference_mode(False), torch.no_grad():
-        unit = torch.eye(grid, dtype=torch.float64)[None]
-        rows = torch.nn.functional.interpolate(unit, size=crop, mode="linear", align_corners=False)[0]
-        return rows.T.contiguous().to(device, dtype)
+    with torch.inference_mode(False):
+        return _upsampler_axis(grid, crop).weights.to(device, dtype)
 
 
 def project_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
     """Project masks to a map's grid, U'M: (B, \\*grid) float64.
 
-    Each value is the part of a map voxel's footprint inside the mask, in crop voxels, accurate to 1e-6.
+    Each value is the part of a map voxel's footprint inside the mask, in crop voxels: for a boolean mask the exact
+    value, rounded once.
 
     Args:
         mask: (B, *crop), bool, integer or float; 2D or 3D.
@@ -58,32 +92,93 @@ def project_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
     if mask.ndim != len(grid) + 1:
         problem = f"a mask of shape {tuple(mask.shape)} cannot be projected to a map of shape {tuple(grid)}"
         raise ExplainError(problem, "Pass a mask with a batch axis and as many spatial axes as the map.")
-    # float32 is twice as fast, but only exact without TF32 or bfloat16 products: these round U to three digits.
-    needs_float64 = mask.dtype == torch.float64 or torch.get_float32_matmul_precision() != "highest"
-    dtype = torch.float64 if needs_float64 else torch.float32
+    return _sum_weights(mask, grid) / _divisor(grid, mask.shape[1:])
+
+
+def _divisor(grid: Sequence[int], crop: Sequence[int]) -> int:
+    """Return what the sums of integer weights are divided by to give U'M."""
+    return math.prod(_upsampler_axis(*sizes).divisor for sizes in zip(grid, crop, strict=True))
+
+
+def _sum_weights(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """Sum the integer weights of the upsampler over masks: (B, \\*grid) float64.
+
+    One matrix product per axis adds integers from 0 on. For a boolean mask, no partial sum exceeds ``bound``, the
+    product of ``largest_sum`` so far. Up to 2^24 float32 is therefore exact in any order of summation, and float64 is
+    up to 2^53 (behind that it is accurate to 1e-15). As long as sums fit into a byte, two neighbouring voxels are
+    summed as one 16-bit number: no sum of the lower byte carries into the upper one.
+    """
+    crop, rows = mask.shape[1:], len(grid) - 1
+    is_binary = mask.dtype == torch.bool
+    projected = torch.zeros(len(mask), *grid, dtype=torch.float64, device=mask.device)
+    box = _find_box(mask) if is_binary else [slice(0, length) for length in crop]
+    if not box:
+        return projected
+    values = (mask.contiguous().view(torch.uint8) if is_binary else mask)[:, *box]
+    # Products in TF32 or bfloat16 round what float32 holds.
+    is_rounded = not is_binary or torch.get_float32_matmul_precision() != "highest"
+    bound, reached = 1, list(box)
     with torch.autocast(mask.device.type, enabled=False):
-        values = mask
-        # The last axis has the largest product. It is multiplied first, in chunks that stay in the cache as floats. The
-        # other axes are multiplied from the left, which needs no copy.
-        for axis in range(len(grid), 0, -1):
-            length, size = values.shape[axis], grid[axis - 1]
-            if length == size:
+        # Rows first: their sums are the small ones, and the product needs no copy.
+        for axis in (rows, *range(1, rows), len(grid)):
+            size, length, side = grid[axis - 1], crop[axis - 1], box[axis - 1]
+            if size == length:
                 continue
-            matrix = _axis_matrix(size, length, dtype, values.device)
+            upsampler = _upsampler_axis(size, length)
+            bound *= upsampler.largest_sum
+            dtype = torch.float64 if is_rounded or bound > _LARGEST_IN_FLOAT32 else torch.float32
+            reached[axis - 1] = slice(upsampler.first[side.start], min(upsampler.first[side.stop - 1] + 2, size))
+            matrix = _axis_matrix(size, length, dtype, mask.device)[reached[axis - 1], side]
             if axis == len(grid):
-                chunks = values.reshape(-1, length).split(max(1, _CHUNK_VOXELS // length))
-                values = torch.cat([chunk.to(dtype) @ matrix for chunk in chunks]).reshape(*values.shape[:-1], size)
-            else:
-                flat = values.to(dtype).reshape(*values.shape[: axis + 1], -1)
-                values = (matrix.T @ flat).reshape(*values.shape[:axis], size, *values.shape[axis + 1 :])
-    return values.to(torch.float64)
+                values = values.to(dtype) @ matrix.T
+                continue
+            in_pairs = values.dtype == torch.uint8 and bound <= _LARGEST_IN_BYTE and crop[-1] % 2 == 0
+            if in_pairs:
+                values = values.view(torch.uint16)
+            sums = matrix @ values.to(dtype).reshape(*values.shape[: axis + 1], -1)
+            values = sums.reshape(*values.shape[:axis], -1, *values.shape[axis + 1 :])
+            if in_pairs:
+                values = values.to(torch.uint16).view(torch.uint8)
+    projected[:, *reached] = values.to(torch.float64)
+    return projected
+
+
+def _find_box(mask: Tensor) -> list[slice]:
+    """Find the box that holds the voxels of all masks; its last side begins and ends at even voxels. Empty if none."""
+    occupied = mask.view(torch.uint8).amax(0)
+    lines = [occupied.movedim(axis, 0).flatten(1).amax(1) for axis in range(occupied.ndim)]
+    box = []
+    for line in torch.cat(lines).cpu().split([*occupied.shape]):
+        (voxels,) = line.numpy().nonzero()
+        if not len(voxels):
+            return []
+        box.append(slice(int(voxels[0]), int(voxels[-1]) + 1))
+    box[-1] = slice(box[-1].start // 2 * 2, min(-(-box[-1].stop // 2) * 2, occupied.shape[-1]))
+    return box
+
+
+@lru_cache(maxsize=64)
+def _sum_all_weights(crop: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the sums of integer weights over the whole crop: (\\*grid) float64."""
+    with torch.inference_mode(False):
+        return _sum_weights(torch.ones(1, *crop, dtype=torch.bool, device=device), grid)[0]
 
 
 @lru_cache(maxsize=64)
 def compute_footprint(crop: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> Tensor:
     """Return each map voxel's footprint in crop voxels, U'1: (\\*grid) float64. It sums to the voxels of the crop."""
-    with torch.inference_mode(False), torch.no_grad():
-        return project_mask(torch.ones(1, *crop, dtype=torch.float64, device=device), grid)[0]
+    with torch.inference_mode(False):
+        return _sum_all_weights(crop, grid, device) / _divisor(grid, crop)
+
+
+@lru_cache(maxsize=64)
+def _centre_voxels(crop: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the index, in the flattened crop, of the voxel at each map voxel's centre: (n,) int64."""
+    with torch.inference_mode(False):
+        index = torch.zeros((), dtype=torch.int64)
+        for size, length in zip(grid, crop, strict=True):
+            index = index[..., None] * length + (2 * torch.arange(size) + 1) * length // (2 * size)
+        return index.flatten().to(device)
 
 
 @dataclass(frozen=True)
@@ -115,42 +210,38 @@ def project_regions(target: Tensor, neighbours: Tensor | None, grid: Sequence[in
     Raises:
         ExplainError: if a mask contains values other than 0 and 1, or its axes do not match the map's.
     """
-    crop = target.shape[1:]
-    footprint = compute_footprint(tuple(crop), tuple(grid), target.device)
-    target_bytes = _as_binary_bytes(target, "target masks")
-    neighbour_bytes = None
+    crop, grid = tuple(target.shape[1:]), tuple(grid)
+    inside = _as_binary(target, "target masks")
+    sums = torch.zeros(len(target), 3, *grid, dtype=torch.float64, device=target.device)
+    sums[:, 0] = _sum_weights(inside, grid)
     if neighbours is not None:
-        neighbour_bytes = (_as_binary_bytes(neighbours, "neighbour masks") > target_bytes).view(torch.uint8)
-    coverage: list[Tensor] = []
-    fractions: list[Tensor] = []
-    for mask in (target_bytes, neighbour_bytes):
-        projected = torch.zeros_like(coverage[0]) if mask is None else project_mask(mask, grid)
-        # In a map finer than its crop the upsampler skips some voxels. These count as background.
-        coverage.append(torch.where(footprint > 0, projected / footprint.clamp_min(1e-300), 0).clamp(0, 1))
-        # The rows of U add to 1, so the projection preserves the mask's number of voxels.
-        fractions.append(projected.flatten(1).sum(1).round() / math.prod(crop))
-    for shares in (coverage, fractions):
-        shares.append((1 - shares[0] - shares[1]).clamp_min(0))
-    centre_in_target = target_bytes
-    for axis, (size, length) in enumerate(zip(grid, crop, strict=True), start=1):
-        centres = (torch.arange(size, device=target.device) * 2 + 1) * length // (2 * size)
-        centre_in_target = centre_in_target.index_select(axis, centres)
+        sums[:, 1] = _sum_weights(_as_binary(neighbours, "neighbour masks") > inside, grid)
+    # In a map finer than its crop the upsampler skips some voxels. These count as background.
+    whole = _sum_all_weights(crop, grid, target.device).clamp_min(1)
+    sums[:, 2] = whole - sums[:, 0] - sums[:, 1]
+    # The two weights of a crop voxel add to the divisor, so the sums keep the number of voxels.
+    voxels = (sums[:, :2].flatten(2).sum(2) / _divisor(grid, crop)).round()
+    voxels = torch.cat([voxels, math.prod(crop) - voxels.sum(1, keepdim=True)], 1)
     return ProjectedRegions(
-        coverage=torch.stack(coverage, 1),
-        footprint=footprint,
-        fractions=torch.stack(fractions, 1),
-        centre_in_target=centre_in_target,
+        coverage=sums / whole,
+        footprint=compute_footprint(crop, grid, target.device),
+        fractions=voxels / math.prod(crop),
+        centre_in_target=inside.flatten(1)[:, _centre_voxels(crop, grid, target.device)]
+        .view(torch.uint8)
+        .unflatten(1, grid),
         neighbours_known=neighbours is not None,
     )
 
 
-def _as_binary_bytes(mask: Tensor, name: str) -> Tensor:
-    """Convert a binary mask to bytes, which convert to floats much faster than booleans."""
-    inside = mask if mask.dtype == torch.bool else mask != 0
-    if inside is not mask and not bool((inside == mask).all()):
+def _as_binary(mask: Tensor, name: str) -> Tensor:
+    """Return a mask as booleans."""
+    if mask.dtype == torch.bool:
+        return mask
+    inside = mask != 0
+    if not bool((inside == mask).all()):
         remedy = "Pass one binary mask per cell, for example labels == label."
         raise ExplainError(f"{name} contain values other than 0 and 1", remedy)
-    return inside.view(torch.uint8)
+    return inside
 
 
 @dataclass(frozen=True)
@@ -216,13 +307,13 @@ def measure_overlap(cam: Tensor, regions: ProjectedRegions) -> Overlap:
     ceilings = coverage.amax(2).maximum(regions.fractions)
     is_finite = torch.isfinite(total)
     has_mass = is_finite & (total > 0)
-    weights = torch.where(has_mass, mass / torch.where(has_mass, total, 1), torch.nan)
-    shares = torch.einsum("bn,bcn->bc", weights, coverage).clamp_min(0).minimum(ceilings)
+    parts = torch.einsum("bn,bcn->bc", mass, coverage)
+    shares = torch.where(has_mass, parts / torch.where(has_mass, total, 1), torch.nan).minimum(ceilings)
     measured = _build_overlap(shares, regions.fractions, ceilings, is_finite[:, 0], regions.neighbours_known)
     is_scored = ~torch.isnan(measured.gradcamo)
-    values = cam.detach().to(regions.footprint).flatten(1)
+    values = cam.detach().flatten(1)
     brightest = values.argmax(1, keepdim=True)
-    hit = regions.centre_in_target.flatten(1).gather(1, brightest)[:, 0].to(values)
+    hit = regions.centre_in_target.flatten(1).gather(1, brightest)[:, 0].to(total)
     rank_accuracy = _compute_rank_accuracy(values, regions.footprint.flatten(), coverage[:, 0], regions.fractions[:, 0])
     return replace(
         measured,
@@ -242,16 +333,18 @@ def _compute_rank_accuracy(cam: Tensor, footprint: Tensor, coverage: Tensor, fra
         fraction: (B,), share of the crop that the mask fills.
     """
     mask_volume = (fraction * footprint.sum())[:, None]
-    cam = cam.masked_fill(footprint == 0, -torch.inf)
+    is_used = footprint > 0
+    cam = torch.where(is_used, cam, -torch.inf)
     # Enough voxels even if all have the smallest footprint.
-    max_voxels = math.ceil(float(mask_volume.max() / footprint[footprint > 0].min())) + 1
+    smallest = torch.where(is_used, footprint, torch.inf).min()
+    max_voxels = math.ceil(float(mask_volume.max() / smallest)) + 1
     brightest, order = cam.topk(min(max_voxels, cam.shape[1]), 1)
     below_volume = footprint[order].cumsum(1) < mask_volume * (1 - 1e-12)
     last = below_volume.sum(1, keepdim=True).clamp_max(order.shape[1] - 1)
     threshold = brightest.gather(1, last)
     above, tied = footprint * (cam > threshold), footprint * (cam == threshold)
     tied_share = (mask_volume - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True).clamp_min(1e-300)
-    covered = ((above + tied_share.clamp(0, 1) * tied) * coverage).sum(1)
+    covered = torch.addcmul(above, tied_share.clamp(0, 1), tied).mul_(coverage).sum(1)
     return covered / mask_volume[:, 0].clamp_min(1e-300)
 
 
