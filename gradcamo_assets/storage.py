@@ -80,6 +80,17 @@ def read_bytes(path: Path) -> bytes | None:
         return None
 
 
+def read_range(path: Path, start: int, size: int) -> bytes:
+    """Read ``size`` bytes of a file, fewer where it ends.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        return file.read(size)
+
+
 def read_json(path: Path) -> Any:
     """Read JSON from a file; return None if the file does not exist.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ import polars as pl
 
 from gradcamo_assets.cells.crop_field import REMEDY, CropField
 from gradcamo_assets.cells.field_crops import FieldCrops, FieldSource
+from gradcamo_assets.cells.shard_reader import RowReader, row_reader
 from gradcamo_assets.errors import CropError
 from gradcamo_assets.provenance import Provenance, read_provenance, stored_version
 from gradcamo_assets.storage import atomic_folder
@@ -46,15 +48,15 @@ class StoredCrops(CropField):
     labels: zarr.Array
 
     def read(self, rows: slice | int, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        from zarr.buffer.cpu import NDBuffer
-
         try:
-            if images is None:
-                return np.asarray(self.images[rows]), np.asarray(self.labels[rows])
-            self.images.get_basic_selection(rows, out=NDBuffer.from_ndarray_like(cast(Any, images)))
-            return images, np.asarray(self.labels[rows])
+            read_images, read_labels = self._readers
+            return read_images(rows, images), read_labels(rows, None)
         except (OSError, ValueError, RuntimeError) as error:
             raise CropError(f"crops cannot be read ({error})", REMEDY, path=self.path) from error
+
+    @cached_property
+    def _readers(self) -> tuple[RowReader, RowReader]:
+        return row_reader(self.images, self.path / "images"), row_reader(self.labels, self.path / "labels")
 
 
 def write_crops(
