@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField
-from gradcamo_assets.cells.dataset import channel_order, standardise
+from gradcamo_assets.cells.dataset import channel_order, standardise, standardise_channels_last
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import load_bundle
@@ -129,7 +129,7 @@ class Scorer:
         )
 
     def batches(self, field: CropField, rows: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield standardised images (channels last) and labels on the device, while the next batch is read.
+        """Yield standardised images (channels last) and labels on the device.
 
         A 2D network gets planes, (B, C, Y, X) and (B, Y, X); any other (B, C, Z, Y, X) and (B, Z, Y, X).
         All batches share one buffer: the images of a batch are valid until the next one is requested.
@@ -142,27 +142,39 @@ class Scorer:
             CropError: if a crop cannot be read.
         """
         order = self._require_fit(field)
-        center, scale = (torch.from_numpy(values[order]).to(self.device) for values in (field.center, field.scale))
-        largest_batch = max((row.stop - row.start for row in rows), default=0)
-        contiguous, channels_last, *stored = self._buffers_for(
-            (largest_batch, len(field.channels), *field.crop_shape), len(order)
-        )
+        center, scale = field.center[order], field.scale[order]
+        batches = [range(*chosen.indices(len(field))) for chosen in rows]
+        largest_batch = max(map(len, batches), default=0)
+        images, *stored = self._buffers_for((largest_batch, len(field.channels), *field.crop_shape), len(order))
+        on_cpu = self.device.type == "cpu"
+        threads = torch.get_num_threads()
 
-        def read(number: int) -> tuple[np.ndarray, np.ndarray]:
-            images = stored[number % 2][: len(range(*rows[number].indices(len(field))))]
-            return field.read(rows[number], images)
+        def read(crops: range, raw: np.ndarray, standardised: Tensor) -> np.ndarray:
+            _, labels = field.read(slice(crops.start, crops.stop, crops.step), raw)
+            if on_cpu:
+                standardise_channels_last(raw, order, center, scale, standardised.permute(0, 2, 3, 4, 1).numpy())
+            return labels
 
-        with ThreadPoolExecutor(1) as reader:
-            pending = [reader.submit(read, 0)] if rows else []
-            for number in range(len(rows)):
-                images, labels = pending.pop().result()
-                if number + 1 < len(rows):
-                    pending.append(reader.submit(read, number + 1))
-                raw = self._to_device(images if order == list(range(images.shape[1])) else images[:, order])
-                n = len(raw)
-                channels_last[:n].copy_(standardise(raw, center, scale, out=contiguous[:n]))
+        def start(number: int) -> list[Future[np.ndarray]]:
+            crops, raw = batches[number], stored[number % len(stored)]
+            size = -(-len(crops) // threads)
+            parts = [slice(first, min(first + size, len(crops))) for first in range(0, len(crops), size)]
+            return [readers.submit(read, crops[part], raw[part], images[part]) for part in parts]
+
+        reading: list[Future[np.ndarray]] = []
+        with ThreadPoolExecutor(threads) as readers:
+            for number, crops in enumerate(batches):
+                labels = np.concatenate([part.result() for part in reading or start(number)])
+                # The cores of a CPU first read, then compute: a thread that reads meanwhile delays all that compute.
+                reading = start(number + 1) if not on_cpu and number + 1 < len(batches) else []
+                n = len(crops)
+                if not on_cpu:
+                    raw = stored[number % len(stored)][:n]
+                    raw = self._to_device(raw if order == list(range(raw.shape[1])) else raw[:, order])
+                    statistics = (torch.from_numpy(values).to(self.device) for values in (center, scale))
+                    images[:n].copy_(standardise(raw, *statistics))
                 regions = self._to_device(labels)
-                yield (channels_last[:n, :, 0], regions[:, 0]) if self.is_2d else (channels_last[:n], regions)
+                yield (images[:n, :, 0], regions[:, 0]) if self.is_2d else (images[:n], regions)
 
     def prepare(self, crops: Sequence[tuple[CropField, np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
         """Return what ``batches`` yields, for single crops of any fields: field, image (C, Z, Y, X) and labels of each.
@@ -198,15 +210,16 @@ class Scorer:
         return channel_order(field, self.config.channels)
 
     def _buffers_for(self, shape: tuple[int, ...], channels: int) -> list[Any]:
-        """Return buffers for a batch (contiguous, channels last) and for two batches of stored crops.
+        """Return buffers for a batch of standardised images (channels last), and for one or two of stored crops.
 
         They are reused between fields, since allocating them costs more than the arithmetic on them.
         """
         if self._buffers is None or self._buffers[0] != (shape, channels):
-            contiguous = torch.empty((shape[0], channels, *shape[2:]), device=self.device)
-            channels_last = torch.empty_like(contiguous, memory_format=torch.channels_last_3d)
-            stored = [np.empty(shape, np.uint16) for _ in range(2)]
-            self._buffers = (shape, channels), [contiguous, channels_last, *stored]
+            images = torch.empty(
+                (shape[0], channels, *shape[2:]), device=self.device, memory_format=torch.channels_last_3d
+            )
+            stored = [np.empty(shape, np.uint16) for _ in range(1 if self.device.type == "cpu" else 2)]
+            self._buffers = (shape, channels), [images, *stored]
         return self._buffers[1]
 
     def _to_device(self, array: np.ndarray) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from gradcamo_assets.cells import CropConfig, cut_crops, open_crops, write_crops
 from gradcamo_assets.cells.cell_rows import TREATMENT_COLUMNS, build_field_cells, number_crops, sample_cells
 from gradcamo_assets.cells.crop import qc_flag
-from gradcamo_assets.cells.dataset import CropDataset, standardise
+from gradcamo_assets.cells.dataset import CropDataset, standardise, standardise_channels_last
 from gradcamo_assets.errors import CropError, GradcamoError
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.segmentation import Masks
@@ -183,6 +184,29 @@ def test_the_dataset_standardises_by_the_plate_and_orders_channels(tmp_path: Pat
     assert target == 1
     with pytest.raises(CropError, match="lack channel Mito"):
         CropDataset([open_crops(tmp_path / "a.zarr")], {}, ["Mito"])
+
+
+@given(
+    hnp.arrays(
+        np.uint16,
+        st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 5), st.integers(1, 5)),
+    ),
+    st.randoms(use_true_random=False),
+    st.sampled_from([1, 200, 1 << 20]),
+)
+def test_channels_last_are_the_same_standardised_values(
+    images: np.ndarray, random: random.Random, block_bytes: int
+) -> None:
+    """They are the same bits, for all stored channels and for some of them in another order."""
+    stored = images.shape[1]
+    order = random.sample(range(stored), random.randint(1, stored))
+    center, scale = (np.array([random.uniform(0.1, 3e4) for _ in order], np.float32) for _ in range(2))
+    out = np.empty((len(images), *images.shape[2:], len(order)), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradcamo_assets.cells.dataset._BLOCK_BYTES", block_bytes)
+        standardise_channels_last(images, order, center, scale, out)
+    expected = standardise(torch.from_numpy(images[:, order]), torch.from_numpy(center), torch.from_numpy(scale))
+    assert expected.permute(0, 2, 3, 4, 1).numpy().tobytes() == out.tobytes()
 
 
 def test_standardising_keeps_differences_of_brightness_between_crops() -> None:

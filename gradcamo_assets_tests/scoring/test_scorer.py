@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from gradcamo_assets.cells import CropField, open_crops, write_crops
-from gradcamo_assets.errors import BundleError, GradcamoError
+from gradcamo_assets.cells.dataset import standardise
+from gradcamo_assets.errors import BundleError, CropError, GradcamoError
 from gradcamo_assets.explain.faithfulness import audit
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
 from gradcamo_assets.networks.encoders import build_encoder
@@ -121,6 +122,30 @@ def test_parity_with_pytorch_grad_cam(field: CropField, tmp_path: Path) -> None:
     for ours, expected in zip(maps, theirs, strict=True):
         if expected.max() > 0:
             np.testing.assert_allclose(ours / ours.max(), expected / expected.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_batches_hold_the_standardised_crops_in_order(
+    field: CropField, tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer(make_bundle(tmp_path / "bundle"), ScoringConfig(precision="float32"))
+    order = [1, 2, 0]
+    stored = (np.asarray(field.images)[:, order], field.center[order], field.scale[order])
+    expected = standardise(*map(torch.from_numpy, stored))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for size in (1, 4, 11, 64):
+        rows = [slice(start, start + size) for start in range(0, len(field), size)]
+        for chosen, (images, labels) in zip(rows, scorer.batches(field, rows), strict=True):
+            assert torch.equal(images, expected[chosen])
+            assert images.is_contiguous(memory_format=torch.channels_last_3d)
+            np.testing.assert_array_equal(labels, field.labels[chosen])
+
+
+def test_a_damaged_crop_ends_the_batches(field: CropField, tmp_path: Path) -> None:
+    shard = next(path for path in (field.path / "images" / "c").rglob("*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CropError, match="the index is damaged"):
+        Scorer(make_bundle(tmp_path / "bundle")).score(field)
 
 
 @pytest.mark.parametrize("encoder", ["efficientnet3d-small", pytest.param("monai-resnet18", marks=pytest.mark.slow)])
