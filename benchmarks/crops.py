@@ -2,7 +2,8 @@
 
 A labelled synthetic field (5 stains with shot noise) is cut into single-cell crops and written through the package;
 in turns with it the same crops, cut beforehand, are written to a store of the same configuration by zarr alone. Then
-one random crop at a time is read back with its labels, and what the store takes on disk is held against the raw bytes.
+one random crop at a time is read back with its labels, in turns by the package, by zarr alone and by zarr with the
+codec pipeline of zarrs, and what the store takes on disk is held against the raw bytes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 import zarr
+import zarrs  # noqa: F401  Registers its codec pipeline.
 from tqdm import tqdm
 
 from gradcamo_assets.cells import CropConfig, cell_table, cut_crops, open_crops, write_crops
@@ -59,6 +62,22 @@ def copy(path: Path, like: Path, crops: dict[str, np.ndarray]) -> None:
             copied[start : start + step] = data[start : start + step]
 
 
+def readers(path: Path) -> dict[str, Callable[[int], tuple[Any, Any]]]:
+    """Functions that read one crop and its labels, by the name of what reads."""
+
+    def read_by(pipeline: str) -> Callable[[int], tuple[Any, Any]]:
+        with zarr.config.set({"codec_pipeline.path": pipeline}):
+            group = zarr.open_group(path, mode="r")
+            images, labels = (cast(zarr.Array, group[name]) for name in ("images", "labels"))
+        return lambda row: (images[row], labels[row])
+
+    return {
+        "read": open_crops(path).read,
+        "zarr_read": read_by("zarr.core.codec_pipeline.BatchedCodecPipeline"),
+        "zarrs_read": read_by("zarrs.ZarrsCodecPipeline"),
+    }
+
+
 def seconds(work: Callable[..., object], *args: object) -> float:
     """How long one call takes."""
     began = time.perf_counter()
@@ -87,20 +106,22 @@ def measure(shape: tuple[int, int, int], cells: int, rounds: int, reads: int) ->
             copying = map(np.copy, (*crops["images"], *crops["labels"]))
             taken["copy in memory"].append(seconds(deque, copying, 0))
         stored = sum(path.stat().st_size for path in ours.rglob("*") if path.is_file())
-        reading = []
-        opened = open_crops(ours)
+        read_by = readers(ours)
+        reading: dict[str, list[float]] = {name: [] for name in read_by}
         for row in np.random.default_rng(0).integers(0, len(table), reads).tolist():
-            reading.append(1000 * seconds(opened.read, row))
-        np.testing.assert_array_equal(opened.read(0)[0], crops["images"][0])
+            for name, read in read_by.items():
+                reading[name].append(1000 * seconds(read, row))
+        for read in read_by.values():
+            np.testing.assert_array_equal(read(0)[0], crops["images"][0])
     typical = {name: statistics.median(values) for name, values in taken.items()}
     return {
         "crops": len(table),
         "raw_mb": raw / 1e6,
         **{f"{name.replace(' ', '_')}_s": value for name, value in typical.items()},
         "bytes_a_cell": stored / len(table),
-        "read_p95_ms": float(np.percentile(reading, 95)),
+        "read_p95_ms": float(np.percentile(reading["read"], 95)),
         "copy_over_cut": typical["copy"] / typical["cut"],
-        "read_ms": statistics.median(reading),
+        **{f"{name}_ms": statistics.median(values) for name, values in reading.items()},
         "size_ratio": stored / raw,
     }
 

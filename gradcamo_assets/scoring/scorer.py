@@ -165,10 +165,10 @@ class Scorer:
         with ThreadPoolExecutor(threads) as readers:
             for number, crops in enumerate(batches):
                 labels = np.concatenate([part.result() for part in reading or start(number)])
-                # The cores of a CPU first read, then compute: a thread that reads meanwhile delays all that compute.
-                reading = start(number + 1) if not on_cpu and number + 1 < len(batches) else []
                 n = len(crops)
+                # The cores of a CPU first read, then compute: a thread that reads meanwhile delays all that compute.
                 if not on_cpu:
+                    reading = start(number + 1) if number + 1 < len(batches) else []
                     raw = stored[number % len(stored)][:n]
                     raw = self._to_device(raw if order == list(range(raw.shape[1])) else raw[:, order])
                     statistics = (torch.from_numpy(values).to(self.device) for values in (center, scale))
