@@ -1,7 +1,7 @@
-"""The whole scoring asset, from stored crops to rows in the lake. ``python -m benchmarks.scoring_asset [--quick]``
+"""The whole scoring asset, from stored crops and from fields to rows. ``python -m benchmarks.scoring_asset [--quick]``
 
-Against scoring crops that are in memory already, and its memory at 500 and at 5,000 cells. The many cells are one
-field's shards under many names, so that the disk holds them once.
+Against scoring crops that are in memory already, and its memory at 500 and at 5,000 cells. For the memory, the many
+cells are one field's shards under many names, so that the disk holds them once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 
-from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField, open_crops, write_crops
+from benchmarks.field_scene import write_recorded_crops
+from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField, field_crops, open_crops, store_pixels, write_crops
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
 from gradcamo_assets.networks.efficientnet3d import EfficientNet3D
@@ -34,7 +35,7 @@ from gradcamo_assets.tables.schema import lake_table
 
 CHANNELS = ["DNA", "ER", "RNA", "AGP", "Mito"]
 FIELD = 50
-_FIELDS = 4
+_FIELDS = 2
 
 
 def peak_resident() -> float:
@@ -78,7 +79,7 @@ def score_to_lake(scorer: Scorer, fields: list[CropField], lake: Lake) -> int:
     rows, vectors = [], []
     for number, field in enumerate(fields):
         scored = scorer.score(field)
-        cells = [f"P/A01/1/{number * FIELD + i}" for i in range(len(field))]
+        cells = [f"P/A01/{number}/{i}" for i in range(len(field))]
         rows.append(scored.scores.with_columns(pl.Series("Metadata_CellID", cells)))
         vectors.append(scored.embeddings)
     keys: dict[str, object] = {"Metadata_Plate": "P", "Metadata_Well": "A01", "Metadata_Site": 1}
@@ -112,34 +113,52 @@ def peak_of(cells: int, folder: Path) -> float:
 
 
 def measure(quick: bool) -> dict[str, float]:
-    """Both figures; prints a table."""
+    """Speed from stored crops, from fields and from memory, disk and peak memory; prints a table."""
     shape = (8, 64, 64) if quick else (21, 128, 128)
     few, many = (100, 400) if quick else (500, 5000)
+    # Only the field that was read last stays in memory, so that every field is read each time.
+    field_crops._LOADED = field_crops._LoadedFields(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_field(folder / "crops.zarr", shape)
+        recorded = write_recorded_crops(folder / "home", CHANNELS, shape, _FIELDS)
+        stored = [store_pixels(path, folder / "stored" / str(number)) for number, path in enumerate(recorded)]
         scorer = Scorer(write_bundle(folder / "bundle", shape))
-        field = open_crops(folder / "crops.zarr")
-        rows = [slice(start, start + scorer.batch_size) for start in range(0, len(field), scorer.batch_size)]
-        batches = [(images.clone(), labels.clone()) for images, labels in scorer.batches(field, rows)]
+        batches = []
+        for field in map(open_crops, stored):
+            rows = [slice(start, start + scorer.batch_size) for start in range(0, len(field), scorer.batch_size)]
+            batches += [(images.clone(), labels.clone()) for images, labels in scorer.batches(field, rows)]
+        cells = sum(len(labels) for _, labels in batches)
         lake = Lake(folder / "lake")
-        seconds: dict[str, list[float]] = {"asset": [], "memory": []}
+        runs: dict[str, Callable[[], int]] = {
+            "memory": lambda: score_in_memory(scorer, batches),
+            "stored crops": lambda: score_to_lake(scorer, [open_crops(path) for path in stored], lake),
+            "fields": lambda: score_to_lake(scorer, [open_crops(path) for path in recorded], lake),
+        }
+        seconds: dict[str, list[float]] = {what: [] for what in runs}
         for number in range(3 if quick else 8):
-            for what in random.sample(sorted(seconds), 2):
+            for what in random.sample(sorted(runs), len(runs)):
                 start = time.perf_counter()
-                if what == "asset":
-                    score_to_lake(scorer, [open_crops(folder / "crops.zarr") for _ in range(_FIELDS)], lake)
-                else:
-                    score_in_memory(scorer, batches * _FIELDS)
+                runs[what]()
                 if number:
                     seconds[what].append(time.perf_counter() - start)
         medians = {what: statistics.median(values) for what, values in seconds.items()}
+        disk = {
+            what: sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file()) / cells
+            for what, paths in (("stored crops", stored), ("fields", recorded))
+        }
+        write_field(folder / "crops.zarr", shape)
         peaks = {cells: peak_of(cells, folder) for cells in (few, many)}
-    stored = f"{len(field) * _FIELDS} cells of 5 x {' x '.join(map(str, shape))}, {scorer.precision}"
-    print(f"\n{stored}: in memory {medians['memory']:.2f} s, from Zarr to the lake {medians['asset']:.2f} s")
-    print(f"peak memory: {peaks[few]:.0f} MB at {few} cells, {peaks[many]:.0f} MB at {many}")
+    print(f"\n{cells} cells of 5 x {' x '.join(map(str, shape))}, {scorer.precision}")
+    print(f"{'scored from':14}{'seconds':>9}{'cells/s':>9}{'x memory':>10}{'bytes a cell on disk':>22}")
+    for what, value in medians.items():
+        ratio = value / medians["memory"]
+        print(f"{what:14}{value:9.2f}{cells / value:9.1f}{ratio:10.3f}{disk.get(what, 0):22,.0f}")
+    print(f"peak memory from stored crops: {peaks[few]:.0f} MB at {few} cells, {peaks[many]:.0f} MB at {many}")
     return {
-        "asset_over_memory": round(medians["asset"] / medians["memory"], 3),
+        "asset_over_memory": round(medians["stored crops"] / medians["memory"], 3),
+        "fields_over_memory": round(medians["fields"] / medians["memory"], 3),
+        "fields_speed": round(medians["stored crops"] / medians["fields"], 3),
+        "fields_bytes_a_cell": round(disk["fields"]),
         "memory_growth": round(peaks[many] / peaks[few], 3),
     }
 
