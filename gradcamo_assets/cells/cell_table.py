@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
-from scipy import ndimage as ndi
+import scipy
 
 from gradcamo_assets.segmentation import shapes
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, count_overlaps
@@ -55,7 +55,9 @@ def cell_table(
         image: (C, Z, Y, X); None leaves ``mean_intensity`` NULL.
         confidence: ``Masks.confidence``; cells that it lacks get NULL in its columns.
     """
-    boxes = ndi.find_objects(cells.view(np.int32) if cells.dtype == np.uint32 else cells.astype(np.int32, copy=False))
+    boxes = scipy.ndimage.find_objects(
+        cells.view(np.int32) if cells.dtype == np.uint32 else cells.astype(np.int32, copy=False)
+    )
     labels = np.array([label for label, box in enumerate(boxes, start=1) if box is not None], np.int64)
     if not len(labels):
         return pl.DataFrame(schema=CELL_SCHEMA)

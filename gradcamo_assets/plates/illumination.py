@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 _MIN_FIELDS = 8
 _POLYNOMIAL_DEGREE = 4
@@ -46,7 +46,7 @@ def correct_illumination(
         illumination: (y, x) of this channel; it is resized to the planes.
     """
     zoom = [length / small for length, small in zip(stack.shape[1:], illumination.shape, strict=True)]
-    gain = 1 / ndimage.zoom(illumination, zoom, order=1, mode="nearest", grid_mode=True)
+    gain = 1 / scipy.ndimage.zoom(illumination, zoom, order=1, mode="nearest", grid_mode=True)
     corrected = np.empty_like(stack)
     for z, plane in enumerate(stack):
         corrected[z] = np.clip(np.rint((plane - np.float32(offset)) * gain + np.float32(offset)), 0, 65535)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from gradcamo_assets.brightness import mean_of_brightest
 
@@ -215,7 +215,7 @@ def _plateau_share(tiles: Sequence[NDArray[np.float32]], bright: float, noise: f
         along_x = np.abs(np.diff(plane, 2, axis=2))[:, 1:-1] <= _PLATEAU_STEP
         smooth[:, 1:-1, 1:-1] = along_y & along_x
         smooth &= is_bright
-        plateau = ndimage.binary_dilation(smooth, np.ones((1, 3, 3), bool)) & is_bright
+        plateau = scipy.ndimage.binary_dilation(smooth, np.ones((1, 3, 3), bool)) & is_bright
         n_bright, n_smooth, n_plateau = n_bright + is_bright.sum(), n_smooth + smooth.sum(), n_plateau + plateau.sum()
     return float(n_plateau / sum(plane.size for plane in tiles)) if n_smooth > _PLATEAU_SHARE * n_bright else 0.0
 

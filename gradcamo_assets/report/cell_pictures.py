@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from gradcamo_assets.report.colours import binned, composite, intensity_limits
 from gradcamo_assets.report.style import COLOURS, GREY, dose_name, empty_figure, new_figure
@@ -238,4 +238,4 @@ def _draw_outlines(axes: Any, labels: np.ndarray) -> None:
 def upsampled(cam: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Upsample a map (z, y, x) to the crop's grid (Z, Y, X), linearly with align_corners=False, as in scoring."""
     factors = np.divide(shape, cam.shape)
-    return ndimage.zoom(np.asarray(cam, np.float64), factors, order=1, mode="nearest", grid_mode=True)
+    return scipy.ndimage.zoom(np.asarray(cam, np.float64), factors, order=1, mode="nearest", grid_mode=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from gradcamo_assets.report.colours import binned, composite, intensity_limits
 from gradcamo_assets.report.style import new_figure
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIELD_PIXELS = 500
-_CROSS = ndimage.generate_binary_structure(2, 1)
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
 
 
 def segmentation_overlay(
@@ -61,7 +61,7 @@ def segmentation_overlay(
         for labels, colour in ((nuclei, (0.34, 0.71, 0.91)), (cells, (1.0, 1.0, 1.0))):
             if labels is not None:
                 part = labels[cut][: picture.shape[0], : picture.shape[1]]
-                picture[(part > 0) & (ndimage.morphological_gradient(part, footprint=_CROSS) != 0)] = colour
+                picture[(part > 0) & (scipy.ndimage.morphological_gradient(part, footprint=_CROSS) != 0)] = colour
         axes.imshow(picture, extent=(0, width, bottom, 0), aspect=aspect, interpolation="nearest")
     count = f"{np.count_nonzero(np.unique(cells))} cells"
     subtitle = count if is_plane else f"slice {z + 1} of {len(cells)}, {count}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
-from scipy.special import expit
+import scipy
 
 _MICRONUCLEUS_WIDTH = 1 / 3
 CONFIDENCE_SCHEMA: dict[str, type[pl.DataType]] = {
@@ -63,7 +63,9 @@ def measure_object_quality(labels: np.ndarray, flows: np.ndarray, logits: np.nda
     to_centroid = [(np.bincount(label, axis, count) / np.maximum(size, 1))[label] - axis for axis in positions]
     length = np.maximum(np.sqrt(sum(part**2 for part in to_centroid)), 1e-6)
     error = sum((part / length - flow[positions]) ** 2 for part, flow in zip(to_centroid, flows, strict=True))
-    return np.stack([size, np.bincount(label, expit(logits[positions]), count), np.bincount(label, error, count)])
+    return np.stack(
+        [size, np.bincount(label, scipy.special.expit(logits[positions]), count), np.bincount(label, error, count)]
+    )
 
 
 def compute_confidence(

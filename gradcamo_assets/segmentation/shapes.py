@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage as ndi
+import scipy
 
 _FACES = ((0, 0, 1), (0, 1, 0), (1, 0, 0))
 
@@ -156,7 +156,7 @@ def distance_to_nearest(
     def get_shell(index: int) -> np.ndarray:
         if index not in shells:
             inside = cells[boxes[index]] == labels[index]
-            points = np.argwhere(inside & ~ndi.binary_erosion(inside)) + [part.start for part in boxes[index]]
+            points = np.argwhere(inside & ~scipy.ndimage.binary_erosion(inside)) + [part.start for part in boxes[index]]
             shells[index] = points.astype(np.int32)
         return shells[index] * scale
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage as ndi
+import scipy
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def paste_objects(target: np.ndarray, objects: np.ndarray, inner: Window, first:
         first: label of the first object written; the others follow consecutively.
     """
     written: list[int] = []
-    for label, box in enumerate(ndi.find_objects(objects), start=1):
+    for label, box in enumerate(scipy.ndimage.find_objects(objects), start=1):
         if box is None:
             continue
         mask = objects[box] == label

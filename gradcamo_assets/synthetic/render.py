@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from gradcamo_assets.synthetic.anatomy import Anatomy, grow_cells
 from gradcamo_assets.synthetic.design import SyntheticPlate, treatment_columns
@@ -117,7 +117,9 @@ def _background_regions(
 ) -> list[tuple[float | None, _Volume]]:
     """Regions outside all cells, each voxel with the level of the nearest cell."""
     outside = anatomy.cells == 0
-    nearest = ndimage.distance_transform_edt(outside, sampling=(2, 1, 1), return_distances=False, return_indices=True)
+    nearest = scipy.ndimage.distance_transform_edt(
+        outside, sampling=(2, 1, 1), return_distances=False, return_indices=True
+    )
     return _split_by_level(levels, anatomy.cells[tuple(nearest)], strength * outside.astype(np.float32))
 
 
@@ -133,7 +135,7 @@ def _split_by_level(
 def _smooth_noise(shape: tuple[int, ...], size: float, rng: np.random.Generator) -> _Volume:
     """Noise with mean 0 and standard deviation 1, smoothed over ``size`` pixels (voxels are twice as high as wide)."""
     white = rng.standard_normal(shape, np.float32)
-    smooth = ndimage.gaussian_filter(white, (size / 2, size, size), mode="wrap", truncate=3.0)
+    smooth = scipy.ndimage.gaussian_filter(white, (size / 2, size, size), mode="wrap", truncate=3.0)
     return (smooth - smooth.mean()) / smooth.std()
 
 
@@ -209,10 +211,10 @@ def _simulate_camera(stains: dict[str, _Volume], rng: np.random.Generator) -> ND
     for channel, painted in enumerate(stains.values()):
         light = painted + np.float32(25)
         if depth > 1:
-            light = ndimage.gaussian_filter1d(light, 0.5, axis=0, mode="nearest", truncate=3.0)
+            light = scipy.ndimage.gaussian_filter1d(light, 0.5, axis=0, mode="nearest", truncate=3.0)
         for z in range(depth):
             sigma = 0.55 + 0.6 * z / max(depth - 1, 1)
-            light[z] = ndimage.gaussian_filter(light[z], sigma, mode="nearest", truncate=3.0)
+            light[z] = scipy.ndimage.gaussian_filter(light[z], sigma, mode="nearest", truncate=3.0)
         light *= illumination
         # At these photon counts Gaussian noise approximates shot noise well, and it is ten times as fast.
         noise = rng.standard_normal(light.shape, np.float32) * np.sqrt(light + np.float32(_READ_NOISE**2))
