@@ -18,4 +18,6 @@ def build_definitions(platform: Platform | None = None) -> dg.Definitions:
         schedules=SCHEDULES,
         sensors=SENSORS,
         resources={"platform": platform or Platform()},
+        # A process for each step would import everything again, which takes longer than many steps.
+        executor=dg.in_process_executor,
     )

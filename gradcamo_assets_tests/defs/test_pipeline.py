@@ -17,6 +17,12 @@ from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.tables import find_violations, qc_table, run_sql
 from gradcamo_assets_tests.defs.conftest import Bench
 
+HEAVY = (
+    "torch", "mlflow", "lightning", "monai", "scipy.ndimage", "scipy.special", "scipy.stats", "matplotlib", "sklearn",
+    "zarr", "ngio", "cellpose", "umap", "numba", "pandas", "pyarrow", "deltalake", "tifffile", "skimage",
+)  # fmt: skip
+"""Modules that only those runs import which use them: every run and step of a run loads the definitions."""
+
 
 def test_every_kept_cell_has_one_score_and_the_numbers_hold(scored_bench: Bench) -> None:
     home = scored_bench.home
@@ -165,11 +171,16 @@ def test_definitions_load_without_heavy_imports() -> None:
     import sys
 
     code = (
-        "import sys, gradcamo_assets.definitions; "
-        "print([m for m in ('torch', 'cellpose', 'umap', 'mlflow', 'lightning', 'monai') if m in sys.modules])"
+        "import sys, gradcamo_assets.definitions as d; d.defs.get_repository_def(); "
+        f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_steps_of_a_run_share_one_process(scored_bench: Bench) -> None:
+    repository = scored_bench.definitions.get_repository_def()
+    assert {job.executor_def.name for job in repository.get_all_jobs()} == {"in_process"}
 
 
 def test_contract_names(scored_bench: Bench) -> None:
