@@ -1,7 +1,7 @@
 """The persistent Dagster instance of an installation, and the two web servers on it.
 
-Dagster's web server runs in this process, where ``web_guard`` wraps its application. Dagster's daemon and MLflow, which
-checks requests itself, are child processes.
+Dagster's web server runs in this process, where ``web_guard`` wraps its application. Dagster's daemon, the code servers
+that both use, and MLflow, which checks requests itself, are child processes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -104,18 +105,12 @@ def _only_server(home: Home) -> Iterator[None]:
 def _serve(home: Home, host: str, port: int, mlflow_port: int, hosts: list[str], origins: list[str]) -> int:
     store, artifacts = sqlite_uri(home.mlflow / "mlflow.db"), (home.mlflow / ARTIFACTS).as_uri()
     prepare_store(store)  # Otherwise MLflow and the first run would create it at the same time.
-    # fmt: off
-    commands = {
-        "Dagster's daemon": [
-            sys.executable, "-m", "dagster._daemon", "run", "-w", str(home.dagster / "workspace.yaml"),
-            "--log-level", "warning"],
-        "MLflow": [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination",
-            artifacts, "--host", host, "--port", str(mlflow_port), "--workers", "1",
-            "--allowed-hosts", ",".join(f"{name}{end}" for name in (*LOOPBACK_HOSTS, *hosts) for end in ("", ":*")),
-            "--cors-allowed-origins", ",".join(origins)],
-    }
-    # fmt: on
+    mlflow = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination",
+        artifacts, "--host", host, "--port", str(mlflow_port), "--workers", "1",
+        "--allowed-hosts", ",".join(f"{name}{end}" for name in (*LOOPBACK_HOSTS, *hosts) for end in ("", ":*")),
+        "--cors-allowed-origins", ",".join(origins),
+    ]  # fmt: skip
     # A process that a shell starts in the background ignores interrupts, and its children inherit this: set it first.
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
@@ -127,15 +122,39 @@ def _serve(home: Home, host: str, port: int, mlflow_port: int, hosts: list[str],
         with (
             _listening(host, port, "--port") as listener,
             open_instance(home) as instance,
-            _running(commands, home.dagster) as processes,
         ):
             print("Dagster and MLflow are starting; Ctrl-C stops both.", flush=True)
-            with _web_app(instance, home.dagster / "workspace.yaml") as app:
+            with (
+                code_servers(home, instance) as workspace,
+                _running({"Dagster's daemon": daemon_command(workspace), "MLflow": mlflow}, home.dagster) as processes,
+                _web_app(instance, workspace) as app,
+            ):
                 addresses = (f"http://{shown}:{listener.getsockname()[1]}", f"http://{shown}:{mlflow_port}")
                 stopped = asyncio.run(_serve_app(guard(app, hosts, origins), listener, processes, *addresses))
     except KeyboardInterrupt:
         return 0
     raise GradcamoError(f"{stopped} has stopped by itself", "Read what it said above, then start again.")
+
+
+@contextmanager
+def code_servers(home: Home, instance: DagsterInstance) -> Iterator[Path]:
+    """Run the code servers of a home's workspace; yield a workspace file that leads to them.
+
+    Without them Dagster's daemon starts a code server of its own anew every minute, all day long.
+    """
+    from dagster._cli.proxy_server_manager import ProxyServerManager
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+
+    target = WorkspaceFileTarget([str(home.dagster / "workspace.yaml")])
+    with ProxyServerManager(instance, target, "WARNING") as servers, TemporaryDirectory() as folder:
+        workspace = Path(folder) / "workspace.yaml"
+        write_json(workspace, {"load_from": servers.get_code_server_specs()})  # JSON is YAML.
+        yield workspace
+
+
+def daemon_command(workspace: Path) -> list[str]:
+    """Return the command that runs Dagster's daemon, with its schedules and sensors."""
+    return [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace), "--log-level", "warning"]
 
 
 @contextmanager
@@ -174,7 +193,7 @@ def _running(commands: Mapping[str, Sequence[str]], folder: Path) -> Iterator[di
 
 @contextmanager
 def _web_app(instance: DagsterInstance, workspace: Path) -> Iterator[Starlette]:
-    """Yield Dagster's web application for the code locations of a workspace. Code servers run inside the block."""
+    """Yield Dagster's web application for the code locations of a workspace."""
     from dagster._core.workspace.context import WorkspaceProcessContext
     from dagster._core.workspace.load_target import WorkspaceFileTarget
     from dagster_webserver.app import create_app_from_workspace_process_context
