@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 
@@ -80,20 +79,6 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-@contextmanager
-def _pool_limit(instance: dg.DagsterInstance, pool: str, limit: int) -> Iterator[None]:
-    """Let ``limit`` runs at a time take a slot of a pool that has the default limit."""
-    storage = instance.event_log_storage
-    if any(known.name == pool and not known.from_default for known in storage.get_pool_limits()):
-        yield
-        return
-    storage.set_concurrency_slots(pool, limit)
-    try:
-        yield
-    finally:
-        storage.delete_concurrency_limit(pool)
-
-
 def _process_in_worker(home: Home, partition: str) -> tuple[str, str] | None:
     """Run the job ``process_fields`` with one thread, since small images do not use more.
 
@@ -120,21 +105,18 @@ def process_fields(
     """Run the job ``process_fields`` for several partitions, in processes of their own if there are several.
 
     Args:
-        processes: number of processes; default: one per processor core.
+        processes: number of processes, at most and by default one per processor core.
 
     Raises:
         GradcamoError: if a run fails.
     """
-    workers = min(processes or os.cpu_count() or 1, len(partitions))
+    cores = os.cpu_count() or 1
+    workers = min(processes or cores, cores, len(partitions))
     if workers <= 1:
         for partition in partitions:
             run_job(definitions, instance, "process_fields", partition)
         return
-    # A run that waits for a slot keeps a core busy.
-    with (
-        _pool_limit(instance, "segmentation", workers),
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor,
-    ):
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
         for error in executor.map(partial(_process_in_worker, home), partitions):
             if error:
                 raise GradcamoError(*error)

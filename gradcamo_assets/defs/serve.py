@@ -54,10 +54,17 @@ def environment(home: Home) -> dict[str, str]:
 
 
 def open_instance(home: Home) -> DagsterInstance:
-    """Open the instance whose runs and materialisations the UI shows."""
+    """Open the instance whose runs and materialisations the UI shows.
+
+    Segmentation uses one core a run, so its pool gets a slot for each core, unless the user has limited it.
+    """
     values = environment(home)
     os.environ.update(values)
-    return DagsterInstance.from_config(values["DAGSTER_HOME"])
+    instance = DagsterInstance.from_config(values["DAGSTER_HOME"])
+    storage = instance.event_log_storage
+    if all(pool.from_default for pool in storage.get_pool_limits() if pool.name == "segmentation"):
+        storage.set_concurrency_slots("segmentation", os.cpu_count() or 1)
+    return instance
 
 
 def serve(home: Home, *, port: int, mlflow_port: int, host: str = LOOPBACK, behind_proxy: bool = False) -> int:

@@ -29,12 +29,29 @@ def test_instance_settings_are_written_once_and_user_changes_remain(home: Home) 
     environment(home)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         assert not instance.telemetry_enabled and instance.run_monitoring_enabled
-        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 2  # type: ignore[union-attr]
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue is not None and queue.max_concurrent_runs == 2
+        assert queue.tag_concurrency_limits == [{"key": "dagster/from_automation_condition", "limit": 1}]
     changed = "concurrency:\n  runs:\n    max_concurrent_runs: 7\n"
     (home.dagster / "dagster.yaml").write_text(changed)
     with open_instance(home) as instance:
         assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 7  # type: ignore[union-attr]
     assert (home.dagster / "dagster.yaml").read_text() == changed
+
+
+def test_a_slot_for_each_core_segments_unless_the_user_has_set_a_limit(home: Home) -> None:
+    def slots() -> dict[str, int | None]:
+        with open_instance(home) as instance:
+            instance.event_log_storage.initialize_concurrency_limit_to_default("scoring")
+            return {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+
+    environment(home)
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:  # As in homes that older versions made.
+        instance.event_log_storage.initialize_concurrency_limit_to_default("segmentation")
+    assert slots() == {"segmentation": os.cpu_count(), "scoring": 1}
+    with open_instance(home) as instance:
+        instance.event_log_storage.set_concurrency_slots("segmentation", 5)
+    assert slots() == {"segmentation": 5, "scoring": 1}
 
 
 @pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml"])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from gradcamo_assets.defs.run_jobs import _PROCESS_TAG, _pool_limit, end_killed_runs, run_job
+from gradcamo_assets.defs.run_jobs import _PROCESS_TAG, end_killed_runs, run_job
 
 POOL = "segmentation"
 
@@ -62,17 +62,3 @@ def test_a_run_in_a_living_process_keeps_its_slot(instance: dg.DagsterInstance) 
     end_killed_runs(instance)
     assert _status(instance, running) == dg.DagsterRunStatus.STARTED
     assert instance.event_log_storage.get_concurrency_info(POOL).active_run_ids == {running}
-
-
-def test_a_wider_pool_is_narrowed_again_and_a_limit_of_the_user_is_kept(instance: dg.DagsterInstance) -> None:
-    def slots() -> int:
-        return instance.event_log_storage.get_concurrency_info(POOL).slot_count
-
-    instance.event_log_storage.initialize_concurrency_limit_to_default(POOL)
-    with _pool_limit(instance, POOL, 3):
-        assert slots() == 3
-    instance.event_log_storage.initialize_concurrency_limit_to_default(POOL)
-    assert slots() == 1
-    instance.event_log_storage.set_concurrency_slots(POOL, 2)
-    with _pool_limit(instance, POOL, 3):
-        assert slots() == 2
