@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import dagster as dg
 import pytest
 
@@ -73,6 +75,17 @@ def test_one_publication_covers_the_audits_of_all_plates(published: Bench) -> No
         found = run_sql(bench.home.database, f"SELECT DISTINCT Metadata_Plate FROM {table} ORDER BY 1").rows()
         assert found == [(plate,) for plate in PLATES]
     assert reports(tick(bench, report_sensor, cursor)) == PLATES
+
+
+@pytest.mark.parametrize(("job", "waits"), [("rescore", True), ("process_fields", True), ("audit_plates", False)])
+def test_a_publication_waits_for_scores_but_not_long(published: Bench, job: str, waits: bool) -> None:
+    bench = published
+    assert bench.run("rescore", plate_site_key("P2", 1), **AGAIN).success
+    bench.instance.add_run(dg.DagsterRun(job, status=dg.DagsterRunStatus.STARTED))
+    assert requested(tick(bench, publication_sensor)) == ([] if waits else PUBLISH)
+    last = bench.home.database.stat().st_mtime - 601
+    os.utime(bench.home.database, (last, last))
+    assert requested(tick(bench, publication_sensor)) == PUBLISH
 
 
 def test_reports_are_requested_once_per_plate_and_in_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

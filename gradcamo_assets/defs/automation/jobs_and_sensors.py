@@ -44,6 +44,8 @@ from gradcamo_assets.training.promotion import champion_moves, record_champion
 
 _RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
 _MAX_PUBLICATIONS = 1000
+_PUBLICATION_SECONDS = 600
+"""Time between publications while plates are being processed or scored: each costs seconds of a core."""
 
 train_model = dg.define_asset_job(
     "train_model",
@@ -149,23 +151,30 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
 
 @dg.sensor(
     jobs=[refresh_qc],
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=10,
     default_status=_RUNNING_SENSOR,
     description="Publishes the QC database when the lake has changed.",
 )
 def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.RunRequest | dg.SkipReason:
-    """Request a publication if the lake differs from what was published last."""
-    if not needs_publication(platform.lake, platform.home.database):
+    """Request a publication if the lake differs from what was published last.
+
+    While plates are being processed or scored, the last publication must be ten minutes old.
+    """
+    database = platform.home.database
+    if not needs_publication(platform.lake, database):
         return dg.SkipReason("The QC database is up to date.")
-    unfinished = dg.RunsFilter(job_name="refresh_qc", statuses=UNFINISHED_STATUSES)
-    if context.instance.get_run_ids(unfinished, limit=1):
+    unfinished = {run.job_name for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_STATUSES))}
+    if "refresh_qc" in unfinished:
         return dg.SkipReason("A publication is in progress.")
+    busy = sorted(unfinished & {"ingest_plates", "process_fields", "rescore"})
+    if busy and database.exists() and _now().timestamp() - database.stat().st_mtime < _PUBLICATION_SECONDS:
+        return dg.SkipReason(f"Waits for {', '.join(busy)}, or until the last publication is ten minutes old.")
     return dg.RunRequest(job_name="refresh_qc", asset_selection=[dg.AssetKey("qc_database")])
 
 
 @dg.sensor(
     jobs=[report_plates],
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=10,
     default_status=_RUNNING_SENSOR,
     description="Writes the reports of plates that publications changed.",
 )
