@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,16 +37,26 @@ PATTERN = r"(?P<well>[A-P]\d\d)_s(?P<site>\d+)_(?P<channel>\w+)_z(?P<z>\d+)\.tif
 
 
 def write_export(folder: Path, fields: int, shape: tuple[int, int, int]) -> None:
-    """Fields of one synthetic scene, each shifted against the last: one TIFF a plane, as a microscope writes them."""
+    """Fields of one synthetic scene, each shifted against the last."""
     config = SyntheticPlate(name="scene", wells=1, sites=1, shape=shape, cells=max(3, shape[1] * shape[2] // 12_000))
     scene = render_field(config, 0, 1).image
     folder.mkdir(parents=True)
     for field in tqdm(range(fields), desc="writing TIFFs", unit="field", disable=None):
         moved = np.roll(scene, (37 * field, 53 * field), axis=(2, 3))
         well = f"{'ABCDEFGHIJKLMNOP'[field // 24]}{field % 24 + 1:02d}"
-        for channel, stain in enumerate(config.stains):
-            for z, plane in enumerate(moved[channel]):
-                tifffile.imwrite(folder / f"{well}_s1_{stain}_z{z:02d}.tif", plane)
+        write_field(folder, well, 1, config.stains, moved)
+    write_description(folder)
+
+
+def write_field(folder: Path, well: str, site: int, stains: Sequence[str], image: np.ndarray) -> None:
+    """An image (C, Z, Y, X) as one TIFF a plane, as a microscope writes them."""
+    for stain, stack in zip(stains, image, strict=True):
+        for z, plane in enumerate(stack):
+            tifffile.imwrite(folder / f"{well}_s{site}_{stain}_z{z:02d}.tif", plane)
+
+
+def write_description(folder: Path) -> None:
+    """What the file names mean, and the voxel size, beside an export."""
     folder.with_name(f"{folder.name}.toml").write_text(
         f"pattern = '{PATTERN}'\nvoxel_size = [{', '.join(map(str, VOXEL_SIZE))}]\n"
     )
