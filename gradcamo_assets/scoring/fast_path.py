@@ -53,10 +53,11 @@ def fold_batchnorm(model: nn.Module, images: Tensor, keep: Collection[str] = ())
         folded.set_submodule(norm_name, nn.Identity().eval())
     with torch.inference_mode():
         before, after = extract_logits(model(images)), extract_logits(folded(images))
-    return folded if _logits_agree(before, after, FOLDING_TOLERANCE) else copy.deepcopy(model)
+    return folded if logits_agree(before, after, FOLDING_TOLERANCE) else copy.deepcopy(model)
 
 
-def _logits_agree(expected: Tensor, actual: Tensor, tolerance: float) -> bool:
+def logits_agree(expected: Tensor, actual: Tensor, tolerance: float) -> bool:
+    """Return whether the largest difference is within the tolerance, relative to the largest expected logit."""
     return bool((actual - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1e-6))
 
 
@@ -111,4 +112,4 @@ def convert_to_bfloat16(model: nn.Module, images: Tensor) -> nn.Module | None:
     half = copy.deepcopy(model).to(torch.bfloat16)
     with torch.inference_mode():
         exact, coarse = extract_logits(model(images)), extract_logits(half(images.to(torch.bfloat16))).float()
-    return half if _logits_agree(exact, coarse, BFLOAT16_TOLERANCE) else None
+    return half if logits_agree(exact, coarse, BFLOAT16_TOLERANCE) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField
 from gradcamo_assets.cells.dataset import channel_order, standardise, standardise_channels_last
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.explain import gradcamo
+from gradcamo_assets.explain.result import GradcamoResult
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.networks.encoders import is_2d
 from gradcamo_assets.scoring.fast_path import convert_to_bfloat16, convert_to_bfloat16_if_native, fold_batchnorm
+from gradcamo_assets.scoring.openvino_encoder import OpenvinoEncoder, compile_encoder
 from gradcamo_assets.scoring.settings import ScoringConfig
 from gradcamo_assets.thresholds import THRESHOLDS
 
@@ -48,6 +51,9 @@ class FieldScores:
 class Scorer:
     """An encoder prepared for scoring: BatchNorm folded, channels last, and bfloat16 where it is faster.
 
+    ``model`` is the torch network, for everything that needs gradients or other layers. ``explain``, and with it
+    ``score``, run the same network with OpenVINO on a CPU; see ``runtime``.
+
     Args:
         bundle: folder of a model bundle.
         modules: modules of which a bundle may name an encoder; see ``networks.encoders.build_encoder``.
@@ -58,6 +64,7 @@ class Scorer:
 
     def __init__(self, bundle: Path, config: ScoringConfig | None = None, modules: Collection[str] = ()):
         settings = config or ScoringConfig()
+        self._bundle = bundle
         model, self.config = load_bundle(bundle, modules)
         self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = settings.batch_size or (64 if self.device.type == "cuda" else 8)
@@ -79,7 +86,38 @@ class Scorer:
         # Copies in another type or with folded weights lose the memory format.
         self.model = (half or model).to(memory_format=memory_format)
         self.precision = "bfloat16" if half else "float32"
+        self._runtime, self._exact_model, self._sample = settings.runtime, model, sample
         self._buffers: tuple[tuple[tuple[int, ...], int], list[Any]] | None = None
+
+    @property
+    def runtime(self) -> str:
+        """What runs the scoring pass: ``openvino`` or ``torch``.
+
+        Raises:
+            BundleError: if the settings demand OpenVINO, and it cannot run the encoder.
+        """
+        return "torch" if self._compiled is None else "openvino"
+
+    @cached_property
+    def _compiled(self) -> OpenvinoEncoder | None:
+        """The encoder in OpenVINO, compiled on first use; None: torch is used."""
+        try:
+            if self._runtime != "torch":
+                return compile_encoder(self._exact_model, self.config.layer, self._sample, self.precision)
+        except BundleError as error:
+            if self._runtime == "openvino":
+                raise error.at(path=self._bundle) from error
+        return None
+
+    def explain(self, images: Tensor, labels: Tensor) -> GradcamoResult:
+        """Score a batch that ``batches`` or ``prepare`` returned.
+
+        Raises:
+            BundleError: as ``runtime``.
+        """
+        compiled = self._compiled
+        model, layer = (compiled, compiled.layer) if compiled else (self.model, self.config.layer)
+        return gradcamo(model, images, labels == TARGET, layer=layer, neighbour_masks=labels == NEIGHBOUR)
 
     def find_mismatch(self, field: CropField) -> str | None:
         """Return the reason why the encoder cannot score these crops, or None."""
@@ -95,7 +133,7 @@ class Scorer:
             keep_maps: number of crops whose maps are returned.
 
         Raises:
-            BundleError: if the encoder does not fit the crops.
+            BundleError: if the encoder does not fit the crops; or as ``runtime``.
             CropError: if a crop cannot be read.
         """
         columns: dict[str, list] = {name: [] for name in ("predicted_class", *_RESULT_COLUMNS)}
@@ -103,13 +141,7 @@ class Scorer:
         maps: list[np.ndarray] = []
         rows = [slice(start, start + self.batch_size) for start in range(0, len(field), self.batch_size)]
         for images, labels in self.batches(field, rows):
-            result = gradcamo(
-                self.model,
-                images,
-                labels == TARGET,
-                layer=self.config.layer,
-                neighbour_masks=labels == NEIGHBOUR,
-            )
+            result = self.explain(images, labels)
             table = result.columns()
             columns["predicted_class"] += [self.config.classes[index] for index in table["predicted_class"]]
             for name in _RESULT_COLUMNS:

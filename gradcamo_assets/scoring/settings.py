@@ -16,4 +16,8 @@ class ScoringConfig:
         "auto",
         "bfloat16 fails if the encoder's logits differ in it; auto uses it if supported and the logits agree.",
     )
+    runtime: Literal["auto", "torch", "openvino"] = setting(
+        "auto",
+        "openvino fails if it cannot run the encoder; auto uses it if installed, on a CPU, if the scores are equal.",
+    )
     device: str | None = setting(None, "cuda, cpu, ...; by default the GPU if available.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +214,33 @@ def test_precisions_agree_and_an_unknown_one_is_refused(field: CropField, tmp_pa
     np.testing.assert_allclose(total, two["logit"] - two["logit_bias"], rtol=1e-4, atol=1e-4)
     with pytest.raises(GradcamoError, match="expected 'auto', 'float32' or 'bfloat16', found 'float16'"):
         ScoringConfig(precision="float16")  # type: ignore[arg-type]
+
+
+def test_the_runtimes_give_equal_scores_and_embeddings(field: CropField, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    scorers = [
+        Scorer(bundle, ScoringConfig(batch_size=4, precision="float32", runtime=name)) for name in ("openvino", "torch")
+    ]
+    assert [scorer.runtime for scorer in scorers] == ["openvino", "torch"]
+    one, two = (scorer.score(field, keep_maps=3) for scorer in scorers)
+    np.testing.assert_allclose(one.embeddings, two.embeddings, rtol=0, atol=1e-5 * two.embeddings.max())
+    np.testing.assert_allclose(one.maps, two.maps, rtol=0, atol=1e-5 * two.maps.max())
+    for name, column in two.scores.to_dict().items():
+        if column.dtype == pl.Float64:
+            np.testing.assert_allclose(one.scores[name], column, rtol=1e-4, atol=1e-5, err_msg=name)
+        else:
+            assert one.scores[name].equals(column, null_equal=True)
+
+
+def test_an_encoder_stays_on_torch_unless_openvino_is_demanded(
+    field: CropField, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    scorer = Scorer(bundle, ScoringConfig(batch_size=4))
+    assert scorer.runtime == "torch" and len(scorer.score(field).scores) == len(field)
+    with pytest.raises(BundleError, match=r"bundle: OpenVINO is not installed"):
+        Scorer(bundle, ScoringConfig(runtime="openvino")).score(field)
 
 
 def test_the_audit_reads_crops_and_keeps_their_order(field: CropField, tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def scores_and_embeddings(
     pages = registry.page_urls(settings.links, champion.run_id, champion)
     common: dict[str, Any] = {"cells": len(scores), "model_version": champion.version}
     common |= {name: dg.MetadataValue.url(page) for name, page in pages.items()}
-    common |= {"precision": scorer.precision, **settings_metadata(scoring=settings.scoring)}
+    common |= {"precision": scorer.precision, "runtime": scorer.runtime}
+    common |= settings_metadata(scoring=settings.scoring)
     yield dg.MaterializeResult(
         asset_key="embeddings",
         data_version=dg.DataVersion(version),
