@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gradcamo_assets.errors import SegmentationError
+from gradcamo_assets.openvino_runtime import CompiledNetwork
 
-_BFLOAT16_TOLERANCE = 0.05
+_BFLOAT16_TOLERANCE, _FLOAT32_TOLERANCE = 0.05, 1e-5
+"""Largest allowed difference of the outputs from those of torch in float32, relative to the largest output."""
 
 INPUTS = {"cells": 2, "nuclei": 1}
 """Number of input channels of each set of weights: (cytoplasm, nucleus) and (nucleus)."""
@@ -47,7 +49,12 @@ class CompactNetwork(nn.Module):
     y and x (times 5) and the logit of being inside an object, and a style (B, 256) of zeros, as in Cellpose 4. Both are
     float32 whatever the type of the weights.
     Source: the targets of Stringer et al., Nature Methods 18, 100 (2021).
+
+    Attributes:
+        compiled: what computes the first output instead of torch, or None.
     """
+
+    compiled: CompiledNetwork | None = None
 
     def __init__(self, inputs: int, widths: Sequence[int] = (16, 32, 48, 64, 96)):
         super().__init__()
@@ -59,14 +66,20 @@ class CompactNetwork(nn.Module):
         self.head = nn.Conv2d(widths[0], 3, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = x[:, : self.inputs].to(self.head.weight.dtype).contiguous(memory_format=torch.channels_last)
+        x = x[:, : self.inputs]
+        outputs = self.compiled(x) if self.compiled else self.predict(x)
+        return outputs, torch.zeros(len(x), 256, device=x.device)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the first output with torch, from the channels that the network uses."""
+        x = x.to(self.head.weight.dtype).contiguous(memory_format=torch.channels_last)
         skips = []
         for depth, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if depth else x)
             skips.append(x)
         for depth in reversed(range(len(self.up))):
             x = self.up[depth](F.interpolate(self.reduce[depth](x), scale_factor=2.0) + skips[depth])
-        return self.head(x).float(), torch.zeros(len(x), 256, device=x.device)
+        return self.head(x).float()
 
     def fold_batch_norm(self) -> CompactNetwork:
         """Switch to eval mode and fold every batch normalisation into its convolution, in place; return the network."""
@@ -77,10 +90,22 @@ class CompactNetwork(nn.Module):
         return self.to(memory_format=torch.channels_last)
 
 
+class _Predict(nn.Module):
+    """A compact network with its first output only."""
+
+    def __init__(self, network: CompactNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network.predict(x)
+
+
 def load_network(kind: str, path: Path, device: torch.device | str = "cpu") -> CompactNetwork:
     """Load the compact network for ``cells`` or ``nuclei``, ready to run.
 
-    On a CPU that computes in bfloat16, its weights are bfloat16, which takes half of the time.
+    On a CPU that computes in bfloat16, it does so, which takes half of the time. On a CPU it runs with OpenVINO if that
+    is installed.
 
     Raises:
         SegmentationError: the weights are missing or do not fit.
@@ -97,8 +122,11 @@ def load_network(kind: str, path: Path, device: torch.device | str = "cpu") -> C
             f"the compact network's weights cannot be loaded: {error}", remedy, path=path
         ) from error
     network = network.fold_batch_norm().to(device)
-    if torch.device(device).type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16"):
-        network = _use_bfloat16(network)
+    if torch.device(device).type == "cpu":
+        exact = network
+        if torch.cpu.get_capabilities().get("avx512_bf16"):
+            network = _use_bfloat16(network)
+        network.compiled = _compile(exact, "float32" if network is exact else "bfloat16")
     # Cellpose reads these attributes of a network.
     network.device, network.dtype = network.head.weight.device, torch.float32
     return network
@@ -107,7 +135,25 @@ def load_network(kind: str, path: Path, device: torch.device | str = "cpu") -> C
 def _use_bfloat16(network: CompactNetwork) -> CompactNetwork:
     """A copy of the network in bfloat16, or the network itself if the outputs differ by more than rounding."""
     half = copy.deepcopy(network).to(torch.bfloat16)
-    image = torch.rand((1, network.inputs, 64, 64), generator=torch.Generator().manual_seed(0))
+    return half if _outputs_agree(network, half.predict, _BFLOAT16_TOLERANCE) else network
+
+
+def _compile(network: CompactNetwork, precision: str) -> CompiledNetwork | None:
+    """The float32 network in OpenVINO; None without OpenVINO, or if the outputs differ by more than rounding."""
+    try:
+        compiled = CompiledNetwork(_Predict(network).eval(), _noise(network), precision, any_shape=True)
+    except Exception:  # torch gives the same masks, only later.
+        return None
+    tolerance = _FLOAT32_TOLERANCE if precision == "float32" else _BFLOAT16_TOLERANCE
+    return compiled if _outputs_agree(network, compiled, tolerance) else None
+
+
+def _outputs_agree(network: CompactNetwork, other: Callable[[torch.Tensor], torch.Tensor], tolerance: float) -> bool:
+    image = _noise(network)
     with torch.inference_mode():
-        exact, coarse = network(image)[0], half(image)[0]
-    return half if (coarse - exact).abs().max() <= _BFLOAT16_TOLERANCE * exact.abs().max() else network
+        exact, coarse = network.predict(image), other(image)
+        return bool((coarse - exact).abs().max() <= tolerance * exact.abs().max())
+
+
+def _noise(network: CompactNetwork) -> torch.Tensor:
+    return torch.rand((1, network.inputs, 64, 64), generator=torch.Generator().manual_seed(0))

@@ -42,7 +42,8 @@ _MAX_Z_STEP = 1 / 6
 class Segmenter:
     """Segments fields with one configuration. Networks are loaded on first use, to the GPU if there is one.
 
-    On a CPU that computes in bfloat16 the compact network does so, which may change single voxels at edges of objects.
+    On a CPU that computes in bfloat16 the compact network does so, which may change single voxels at edges of objects,
+    as OpenVINO may, with which it runs on a CPU if that is installed.
     On a CPU the compact network runs on one thread (``torch.set_num_threads``, restored afterwards), so that several
     processes can segment a field each. Other networks use torch's number of threads.
 
@@ -68,6 +69,12 @@ class Segmenter:
             "weights": digests,
             "method": 6,
         }
+
+    @property
+    def runtime(self) -> str:
+        """What runs the networks: ``openvino`` or ``torch``."""
+        networks = [engine.net for engine in self._engines.values()]
+        return "openvino" if all(getattr(network, "compiled", None) for network in networks) else "torch"
 
     def segment(
         self, image: np.ndarray, channels: Sequence[str], voxel_size: Sequence[float | None] = (None, None, None)

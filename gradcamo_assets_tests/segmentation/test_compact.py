@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def test_folding_batch_norm_keeps_the_outputs():
 @pytest.mark.parametrize("kind", sorted(INPUTS))
 def test_bfloat16_gives_the_outputs_of_float32_or_is_not_used(kind, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(compact_network, "_compile", lambda *_: None)
     exact = load_network(kind, SHIPPED_WEIGHTS / f"{kind}.safetensors")
     half = compact_network._use_bfloat16(exact)
     assert {value.dtype for value in exact.parameters()} == {torch.float32}
@@ -50,6 +52,30 @@ def test_bfloat16_gives_the_outputs_of_float32_or_is_not_used(kind, monkeypatch)
         torch.testing.assert_close(half(image)[0], exact(image)[0], atol=0.3, rtol=0)  # Flows have the length 5.
     monkeypatch.setattr(compact_network, "_BFLOAT16_TOLERANCE", 0.0)
     assert compact_network._use_bfloat16(exact) is exact
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_bf16": True}])
+@pytest.mark.parametrize("kind", sorted(INPUTS))
+def test_openvino_gives_the_outputs_of_torch_at_any_size(kind, capabilities, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    network = load_network(kind, SHIPPED_WEIGHTS / f"{kind}.safetensors")
+    if capabilities and network.compiled is None:
+        pytest.skip("this CPU does not compute in bfloat16")
+    # The precisions differ more from each other than two libraries that compute in one of them.
+    tolerance = 0.3 if capabilities else 1e-4
+    for shape in ((1, 3, 96, 64), (3, 3, 48, 128), (2, 3, 96, 64)):
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            expected = network.predict(images[:, : network.inputs])
+            torch.testing.assert_close(network(images)[0], expected, atol=tolerance, rtol=0)
+
+
+def test_without_openvino_the_network_runs_with_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    segmenter = Segmenter(SegmenterConfig())
+    assert segmenter.runtime == "torch"
+    monkeypatch.undo()
+    assert Segmenter(SegmenterConfig()).runtime == "openvino"
 
 
 def test_missing_damaged_and_mismatched_weights_are_rejected(tmp_path):

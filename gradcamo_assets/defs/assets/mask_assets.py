@@ -85,6 +85,8 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "fields": len(outcome.done),
             "fields_failed": len(outcome.failed),
             "fields_already_right": len(skipped),
+            # Without new masks no network was loaded.
+            **({"runtime": segmenter.runtime} if len(skipped) < len(outcome.done) else {}),
             "cells": int(counts.sum()),
             "cells_a_field": as_number(counts.mean()),
             "example": dg.MetadataValue.md(to_markdown(overlay, f"Cells and nuclei of {name}")),
