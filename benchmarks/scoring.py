@@ -3,6 +3,11 @@
 One batch of crops; for the shipped encoder and for a stock depthwise 3D EfficientNet-B0: a plain forward pass, ours
 (logits, embedding, every column of the score), and what users of other CAM libraries write for the same. Runs are
 interleaved, in another order each time; medians. The whole scoring asset is in ``benchmarks.scoring_asset``.
+
+The last line, in float32 unless a name ends in ``bfloat16``: ``runtime_gain``, a plain forward pass of the shipped
+encoder in torch over one in OpenVINO; ``over_forward_<network>``, ours over a plain forward pass, in OpenVINO, and with
+``_torch`` in torch; ``over_forward``, the largest of these; ``ratio_<network>``, pytorch-grad-cam over ours, likewise;
+``grad_cam_forwards_<network>``, pytorch-grad-cam over a plain forward pass in torch.
 """
 
 from __future__ import annotations
@@ -26,7 +31,9 @@ from torch.nn import functional as F
 from benchmarks import scoring_asset
 from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.efficientnet3d import EfficientNet3D
+from gradcamo_assets.openvino_runtime import CompiledNetwork
 from gradcamo_assets.scoring.fast_path import convert_to_bfloat16_if_native, fold_batchnorm
+from gradcamo_assets.scoring.openvino_encoder import compile_encoder
 
 CLASSES, CHANNELS = 8, 5
 
@@ -140,14 +147,14 @@ def arms(name: str, crops: int, shape: tuple[int, int, int], device: str) -> dic
     folded = fold_batchnorm(plain, images[:1], keep=[layer]).to(memory_format=torch.channels_last_3d)
     half = convert_to_bfloat16_if_native(folded, images[:1])
 
-    def forward(model: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
+    def forward(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[], Tensor]:
         def run() -> Tensor:
             with torch.inference_mode():
                 return model(inputs)
 
         return run
 
-    def ours(model: nn.Module, inputs: Tensor) -> Callable[[], Any]:
+    def ours(model: nn.Module, inputs: Tensor, layer: Any = layer) -> Callable[[], Any]:
         return lambda: gradcamo(model, inputs, target, layer, neighbour).columns()
 
     found: dict[str, Callable[[], Any]] = {"forward": forward(folded, fast_images), "ours": ours(folded, fast_images)}
@@ -155,6 +162,13 @@ def arms(name: str, crops: int, shape: tuple[int, int, int], device: str) -> dic
         half = half.to(memory_format=torch.channels_last_3d)
         found["forward, bfloat16"] = forward(half, fast_images.to(torch.bfloat16))
         found["ours, bfloat16"] = ours(half, fast_images.to(torch.bfloat16))
+    if device == "cpu":
+        for precision in ("float32", "bfloat16")[: 1 if half is None else 2]:
+            suffix = ", openvino" + (", bfloat16" if precision == "bfloat16" else "")
+            plain_pass = CompiledNetwork(folded, fast_images[:1], precision, torch.get_num_threads())
+            found[f"forward{suffix}"] = forward(plain_pass, fast_images)
+            encoder = compile_encoder(folded, layer, fast_images[:2], precision)
+            found[f"ours{suffix}"] = ours(encoder, fast_images, encoder.layer)
     foreign = {"pytorch-grad-cam": by_grad_cam, "captum": by_captum, "torch-cam": by_torchcam}
     return found | {arm: make(plain, layer, images, target) for arm, make in foreign.items()}
 
@@ -222,22 +236,28 @@ def main() -> None:
         return
     where = torch.cuda.get_device_name() if given.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{given.crops} crops of {CHANNELS} x {' x '.join(map(str, shape))}, {where}, torch {torch.__version__}")
-    print(f"{'network':10}{'what':22}{'seconds':>9}{'cells/s':>9}{'x forward':>11}{'x ours':>9}{'peak MB':>9}")
-    figures: dict[str, float | None] = {}
+    print(f"{'network':10}{'what':28}{'seconds':>9}{'cells/s':>9}{'x forward':>11}{'x ours':>9}{'peak MB':>9}")
+    figures: dict[str, float] = {}
     for name in ("default", "stock"):
         runs = arms(name, given.crops, shape, given.device)
-        seconds = timed(runs, 5 if given.quick else 25, given.device, 2 if given.quick else 5)
+        seconds = timed(runs, 15 if given.quick else 25, given.device, 2 if given.quick else 5)
         medians = {arm: statistics.median(values) for arm, values in seconds.items()}
+        has_openvino = any("openvino" in arm for arm in medians)
         for arm, value in medians.items():
-            half = ", bfloat16" if arm.endswith("bfloat16") else ""
+            suffix = arm.partition(",")[1] + arm.partition(",")[2]
             peak = float("nan") if given.quick else peak_megabytes(name, arm, given.crops, shape, given.device)
-            print(f"{name:10}{arm:22}{value:9.4f}{given.crops / value:9.1f}{value / medians['forward' + half]:11.3f}"
+            print(f"{name:10}{arm:28}{value:9.4f}{given.crops / value:9.1f}{value / medians['forward' + suffix]:11.3f}"
                   f"{value / medians['ours']:9.2f}{peak:9.0f}", flush=True)  # fmt: skip
             if arm.startswith("ours"):
-                suffix = "_bfloat16" if half else ""
-                figures[f"ratio_{name}{suffix}"] = round(medians["pytorch-grad-cam"] / value, 2)
-                figures[f"over_forward_{name}{suffix}"] = round(value / medians["forward" + half], 3)
-    figures["over_forward"] = max(figures["over_forward_default"] or 0, figures["over_forward_stock"] or 0)
+                key = name + ("_torch" if has_openvino and "openvino" not in arm else "")
+                key += "_bfloat16" if "bfloat16" in arm else ""
+                figures[f"ratio_{key}"] = round(medians["pytorch-grad-cam"] / value, 2)
+                figures[f"over_forward_{key}"] = round(value / medians["forward" + suffix], 3)
+        figures[f"grad_cam_forwards_{name}"] = round(medians["pytorch-grad-cam"] / medians["forward"], 2)
+        if has_openvino and name == "default":
+            figures["runtime_gain"] = round(medians["forward"] / medians["forward, openvino"], 3)
+    exact = [value for key, value in figures.items() if key.startswith("over_forward") and "bfloat16" not in key]
+    figures["over_forward"] = max(exact)
     if not given.no_asset:
         figures |= scoring_asset.measure(given.quick)
     print(json.dumps(figures))

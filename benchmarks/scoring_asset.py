@@ -25,7 +25,6 @@ import torch
 
 from benchmarks.field_scene import write_recorded_crops
 from gradcamo_assets.cells import NEIGHBOUR, TARGET, CropField, field_crops, open_crops, store_pixels, write_crops
-from gradcamo_assets.explain import gradcamo
 from gradcamo_assets.networks.bundle import BundleConfig, save_bundle
 from gradcamo_assets.networks.efficientnet3d import EfficientNet3D
 from gradcamo_assets.provenance import Provenance
@@ -99,10 +98,7 @@ def score_in_memory(scorer: Scorer, batches: list[tuple[torch.Tensor, torch.Tens
     """The same score on standardised crops that are in memory, and nothing kept."""
     done = 0
     for images, labels in batches:
-        result = gradcamo(
-            scorer.model, images, labels == TARGET, scorer.config.layer, neighbour_masks=labels == NEIGHBOUR
-        )
-        done += len(result.columns()["gradcamo"])
+        done += len(scorer.explain(images, labels).columns()["gradcamo"])
     return done
 
 
@@ -148,7 +144,7 @@ def measure(quick: bool) -> dict[str, float]:
         }
         write_field(folder / "crops.zarr", shape)
         peaks = {cells: peak_of(cells, folder) for cells in (few, many)}
-    print(f"\n{cells} cells of 5 x {' x '.join(map(str, shape))}, {scorer.precision}")
+    print(f"\n{cells} cells of 5 x {' x '.join(map(str, shape))}, {scorer.precision}, {scorer.runtime}")
     print(f"{'scored from':14}{'seconds':>9}{'cells/s':>9}{'x memory':>10}{'bytes a cell on disk':>22}")
     for what, value in medians.items():
         ratio = value / medians["memory"]

@@ -51,7 +51,7 @@ class CompactNetwork(nn.Module):
     Source: the targets of Stringer et al., Nature Methods 18, 100 (2021).
 
     Attributes:
-        compiled: what computes the first output instead of torch, or None.
+        compiled: what computes the first output instead of torch (``use_openvino``), or None.
     """
 
     compiled: CompiledNetwork | None = None
@@ -90,22 +90,10 @@ class CompactNetwork(nn.Module):
         return self.to(memory_format=torch.channels_last)
 
 
-class _Predict(nn.Module):
-    """A compact network with its first output only."""
-
-    def __init__(self, network: CompactNetwork):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network.predict(x)
-
-
 def load_network(kind: str, path: Path, device: torch.device | str = "cpu") -> CompactNetwork:
     """Load the compact network for ``cells`` or ``nuclei``, ready to run.
 
-    On a CPU that computes in bfloat16, it does so, which takes half of the time. On a CPU it runs with OpenVINO if that
-    is installed.
+    On a CPU that computes in bfloat16, its weights are bfloat16, which takes half of the time.
 
     Raises:
         SegmentationError: the weights are missing or do not fit.
@@ -122,11 +110,8 @@ def load_network(kind: str, path: Path, device: torch.device | str = "cpu") -> C
             f"the compact network's weights cannot be loaded: {error}", remedy, path=path
         ) from error
     network = network.fold_batch_norm().to(device)
-    if torch.device(device).type == "cpu":
-        exact = network
-        if torch.cpu.get_capabilities().get("avx512_bf16"):
-            network = _use_bfloat16(network)
-        network.compiled = _compile(exact, "float32" if network is exact else "bfloat16")
+    if torch.device(device).type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16"):
+        network = _use_bfloat16(network)
     # Cellpose reads these attributes of a network.
     network.device, network.dtype = network.head.weight.device, torch.float32
     return network
@@ -138,14 +123,30 @@ def _use_bfloat16(network: CompactNetwork) -> CompactNetwork:
     return half if _outputs_agree(network, half.predict, _BFLOAT16_TOLERANCE) else network
 
 
-def _compile(network: CompactNetwork, precision: str) -> CompiledNetwork | None:
-    """The float32 network in OpenVINO; None without OpenVINO, or if the outputs differ by more than rounding."""
+def use_openvino(network: CompactNetwork) -> None:
+    """Run the network with OpenVINO from now on, in the precision of its weights, which must not change afterwards.
+
+    It stays on torch without OpenVINO, or if the outputs differ by more than rounding.
+    """
+    precision = "bfloat16" if network.head.weight.dtype == torch.bfloat16 else "float32"
+    exact = copy.deepcopy(network).float()
     try:
-        compiled = CompiledNetwork(_Predict(network).eval(), _noise(network), precision, any_shape=True)
+        compiled = CompiledNetwork(_Predict(exact).eval(), _noise(network), precision, any_shape=True)
     except Exception:  # torch gives the same masks, only later.
-        return None
-    tolerance = _FLOAT32_TOLERANCE if precision == "float32" else _BFLOAT16_TOLERANCE
-    return compiled if _outputs_agree(network, compiled, tolerance) else None
+        return
+    if _outputs_agree(exact, compiled, _BFLOAT16_TOLERANCE if precision == "bfloat16" else _FLOAT32_TOLERANCE):
+        network.compiled = compiled
+
+
+class _Predict(nn.Module):
+    """A compact network with its first output only."""
+
+    def __init__(self, network: CompactNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network.predict(x)
 
 
 def _outputs_agree(network: CompactNetwork, other: Callable[[torch.Tensor], torch.Tensor], tolerance: float) -> bool:

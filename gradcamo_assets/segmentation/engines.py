@@ -93,7 +93,7 @@ def load_engines(network: str, weights: dict[str, Path]) -> dict[str, Any]:
     import torch
     from cellpose.models import CellposeModel
 
-    from gradcamo_assets.segmentation.compact_network import load_network
+    from gradcamo_assets.segmentation.compact_network import load_network, use_openvino
 
     # Cellpose warns about disabled stitching for every stack, and about every slice without cells.
     for part in ("models", "dynamics"):
@@ -104,6 +104,9 @@ def load_engines(network: str, weights: dict[str, Path]) -> dict[str, Any]:
         return {kind: _wrap(_load_registered(network, kind, device), device, "registered", network) for kind in KINDS}
     if all(path.suffix == ".safetensors" for path in weights.values()):
         networks = {kind: load_network(kind, path, device) for kind, path in weights.items()}
+        if device.type == "cpu":
+            for compact in networks.values():
+                use_openvino(compact)
         return {kind: _wrap(net, device, "compact", str(weights[kind])) for kind, net in networks.items()}
     path = weights["cells"]
     try:
