@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
@@ -78,13 +78,15 @@ def test_one_publication_covers_the_audits_of_all_plates(published: Bench) -> No
 
 
 @pytest.mark.parametrize(("job", "waits"), [("rescore", True), ("process_fields", True), ("audit_plates", False)])
-def test_a_publication_waits_for_scores_but_not_long(published: Bench, job: str, waits: bool) -> None:
+def test_a_publication_waits_for_scores_but_not_long(
+    published: Bench, job: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = published
     assert bench.run("rescore", plate_site_key("P2", 1), **AGAIN).success
     bench.instance.add_run(dg.DagsterRun(job, status=dg.DagsterRunStatus.STARTED))
     assert requested(tick(bench, publication_sensor)) == ([] if waits else PUBLISH)
-    last = bench.home.database.stat().st_mtime - 601
-    os.utime(bench.home.database, (last, last))
+    later = datetime.now(UTC) + timedelta(seconds=601)
+    monkeypatch.setattr(automation, "_now", lambda: later)
     assert requested(tick(bench, publication_sensor)) == PUBLISH
 
 

@@ -160,14 +160,14 @@ def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) 
 
     While plates are being processed or scored, the last publication must be ten minutes old.
     """
-    database = platform.home.database
-    if not needs_publication(platform.lake, database):
+    if not needs_publication(platform.lake, platform.home.database):
         return dg.SkipReason("The QC database is up to date.")
     unfinished = {run.job_name for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_STATUSES))}
     if "refresh_qc" in unfinished:
         return dg.SkipReason("A publication is in progress.")
     busy = sorted(unfinished & {"ingest_plates", "process_fields", "rescore"})
-    if busy and database.exists() and _now().timestamp() - database.stat().st_mtime < _PUBLICATION_SECONDS:
+    last = context.instance.get_latest_materialization_event(dg.AssetKey("qc_database"))
+    if busy and last is not None and _now().timestamp() - last.timestamp < _PUBLICATION_SECONDS:
         return dg.SkipReason(f"Waits for {', '.join(busy)}, or until the last publication is ten minutes old.")
     return dg.RunRequest(job_name="refresh_qc", asset_selection=[dg.AssetKey("qc_database")])
 
