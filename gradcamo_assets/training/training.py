@@ -47,7 +47,7 @@ from gradcamo_assets.training.self_supervised import (
 )
 from gradcamo_assets.training.settings import TrainingConfig
 
-_CODE_VERSION = "5"
+_CODE_VERSION = "6"
 """Increase it when changed code gives other weights, so that old checkpoints are not resumed."""
 
 

@@ -9,13 +9,14 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.networks.bundle import BundleConfig, load_bundle, load_network, read_config, save_bundle
@@ -61,6 +62,85 @@ def test_a_single_slice_is_convolved_as_a_stack_with_empty_slices_around_it(
     padded = nn.functional.pad(x, [side for pair in reversed(sides) for side in pair])
     expected = nn.functional.conv3d(padded, conv.weight, None, stride, 0, 1, groups)
     torch.testing.assert_close(conv(x), expected)
+
+
+CONVOLUTIONS = [
+    ((1, 3, 3), (1, 2, 2), 1),
+    ((1, 3, 3), (1, 1, 1), 6),
+    ((1, 3, 3), (1, 2, 2), 6),
+    ((3, 1, 1), (2, 1, 1), 6),
+    ((3, 1, 1), (1, 1, 1), 6),
+    ((3, 1, 1), (1, 1, 1), 1),
+    ((1, 1, 1), (1, 1, 1), 1),
+    ((3, 3, 3), (2, 2, 2), 1),
+]
+"""Kernel, stride and groups."""
+
+
+def convolve_in_3d(conv: EvenStridedConv, x: Tensor) -> Tensor:
+    """The definition: pad every axis to ceil(input / stride) outputs, the odd voxel last, and convolve in 3D."""
+    sides: list[int] = []
+    for n, k, s in zip(x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], strict=True):
+        total = k - s + (-n) % s
+        sides += [total // 2, total - total // 2]
+    return nn.functional.conv3d(nn.functional.pad(x, sides), conv.weight, conv.bias, conv.stride, 0, 1, conv.groups)
+
+
+@given(
+    st.tuples(st.integers(1, 7), st.integers(3, 11), st.integers(3, 11)),
+    st.sampled_from(CONVOLUTIONS),
+    st.sampled_from([torch.contiguous_format, torch.channels_last_3d]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_convolution_and_its_gradients_equal_those_in_3d(
+    shape: tuple[int, int, int], kind: tuple[Any, Any, int], layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    conv = EvenStridedConv(6, 6, *kind).double()
+    x = torch.randn(2, 6, *shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    out, expected = conv(x), convolve_in_3d(conv, x)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    chosen = torch.randn_like(out)
+    for got, wanted in zip(
+        torch.autograd.grad(out, (x, conv.weight), chosen),
+        torch.autograd.grad(expected, (x, conv.weight), chosen),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(12, 32, 32), (5, 27, 30), (1, 24, 24)])
+def test_the_network_trains_as_one_that_convolves_in_3d(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(dtype: torch.dtype, steps: int) -> EfficientNet3D:
+        torch.manual_seed(0)
+        model, images = EfficientNet3D(3, 4).to(dtype), torch.randn(6, 3, *shape, dtype=dtype)
+        optimiser = torch.optim.SGD(model.parameters(), 0.05)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(images), torch.arange(6) % 4).backward()
+            optimiser.step()
+        return model
+
+    fast = train(torch.float64, 1), train(torch.float32, 4)
+    monkeypatch.setattr(EvenStridedConv, "forward", convolve_in_3d)
+    slow = train(torch.float64, 1), train(torch.float32, 4)
+    for ours, reference in zip(fast[0].parameters(), slow[0].parameters(), strict=True):
+        assert ours.grad is not None and bool((ours.grad != 0).any())
+        torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-10, atol=1e-10)
+    for name, value in slow[1].state_dict().items():
+        torch.testing.assert_close(fast[1].state_dict()[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_feature_maps_keep_their_channels_last() -> None:
+    layouts: list[tuple[int, ...]] = []
+    model = EfficientNet3D(5, 4)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.register_forward_hook(lambda _module, inputs, _output: layouts.append(inputs[0].stride()))
+    model(torch.randn(2, 5, 4, 32, 32))
+    assert layouts and all(stride[1] == 1 for stride in layouts)
 
 
 @pytest.mark.parametrize("name", encoder_names())
