@@ -221,14 +221,13 @@ def project_regions(target: Tensor, neighbours: Tensor | None, grid: Sequence[in
     sums[:, 2] = whole - sums[:, 0] - sums[:, 1]
     # The two weights of a crop voxel add to the divisor, so the sums keep the number of voxels.
     voxels = (sums[:, :2].flatten(2).sum(2) / _divisor(grid, crop)).round()
+    centres = inside.flatten(1).index_select(1, _centre_voxels(crop, grid, target.device))
     voxels = torch.cat([voxels, math.prod(crop) - voxels.sum(1, keepdim=True)], 1)
     return ProjectedRegions(
         coverage=sums / whole,
         footprint=compute_footprint(crop, grid, target.device),
         fractions=voxels / math.prod(crop),
-        centre_in_target=inside.flatten(1)[:, _centre_voxels(crop, grid, target.device)]
-        .view(torch.uint8)
-        .unflatten(1, grid),
+        centre_in_target=centres.view(torch.uint8).unflatten(1, grid),
         neighbours_known=neighbours is not None,
     )
 
