@@ -74,7 +74,9 @@ class EvenStridedConv(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, Z, Y, X) to (B, K, ceil(Z / sz), ceil(Y / sy), ceil(X / sx))."""
         total = [k - s + (-n) % s for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)]
-        in_plane = 1 in (x.shape[2], self.kernel_size[0])
+        # A runtime that is given the traced network arranges 3D convolutions itself, and views only get in its way.
+        is_traced = torch.jit.is_tracing() and x.shape[2] > 1
+        in_plane = 1 in (x.shape[2], self.kernel_size[0]) and not is_traced
         if any(odd := [part % 2 for part in (0 if in_plane else total[0], *total[1:])]):
             x = F.pad(x, [side for part in reversed(odd) for side in (0, part)])
         # Padding inside the convolution is free; a padded copy costs a third of a forward pass.
@@ -83,7 +85,7 @@ class EvenStridedConv(nn.Conv3d):
             planes, weight = x.transpose(1, 2).flatten(0, 1), self.weight[:, :, padding[0]]
             out = F.conv2d(planes, weight, self.bias, self.stride[1:], padding[1:], 1, self.groups)
             return out.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
-        if self.kernel_size[1:] == (1, 1):
+        if self.kernel_size[1:] == (1, 1) and not is_traced:
             weight, stride = self.weight[..., 0], (self.stride[0], 1)
             out = F.conv2d(x.flatten(3), weight, self.bias, stride, (padding[0], 0), 1, self.groups)
             return out.unflatten(3, x.shape[3:])
