@@ -40,7 +40,8 @@ class CompiledNetwork:
             # Tracing warns about every branch on a shape.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(network, image, check_trace=False, strict=False)
-            model = openvino.convert_model(traced, example_input=image)
+            # The weights are copied, since the torch network may be freed or changed later.
+            model = openvino.convert_model(traced, example_input=image, share_weights=False)
         model.reshape([-1, image.shape[1], *[-1] * (image.ndim - 2)] if any_shape else list(image.shape))
         steps = openvino.preprocess.PrePostProcessor(model)
         channels_first, channels_last = ("NCHW", "NHWC") if image.ndim == 4 else ("NCDHW", "NDHWC")
@@ -60,6 +61,7 @@ class CompiledNetwork:
             raise ValueError(f"this CPU computes in {compiled_hint}, not in {hint}")
         self._any_shape = any_shape
         self._requests: list[Any] = []
+        self._arrays: list[Any] = []
 
     def __call__(self, images: Tensor) -> Tensor:
         """Run the network; images in channels-last memory format are not copied."""
@@ -67,6 +69,8 @@ class CompiledNetwork:
 
         parts = [images] if self._any_shape else images.split(1)
         arrays = [part.movedim(1, -1).contiguous().numpy() for part in parts]
+        # A request keeps the address of its last array without owning it.
+        previous, self._arrays = self._arrays, arrays
         while len(self._requests) < len(arrays):
             self._requests.append(self._compiled.create_infer_request())
         requests = self._requests[: len(arrays)]
@@ -76,6 +80,7 @@ class CompiledNetwork:
                 request.set_input_tensor(openvino.Tensor(array, shared_memory=True))
                 request.start_async()
                 running.callback(request.wait)
+        del previous
         return torch.cat([torch.from_numpy(request.get_output_tensor().data) for request in requests])
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
+import torch
 from click.testing import CliRunner
 from polars.testing import assert_frame_equal
 from scipy.stats import spearmanr
@@ -110,6 +112,14 @@ def test_a_rerun_recomputes_nothing_that_is_up_to_date(scored_bench: Bench, tmp_
     assert metadata["fields_already_right"].value == metadata["fields"].value == 6
     assert all(map(pl.DataFrame.equals, made(), before))
     assert {path for store in (bench.home.masks, bench.home.crops) for path in store.rglob("*")} == files
+
+
+def test_the_metadata_say_what_ran_the_networks(scored_bench: Bench) -> None:
+    expected = "torch" if torch.cuda.is_available() else "openvino"
+    for asset in ("masks", "embeddings", "gradcamo_scores"):
+        event = scored_bench.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert event and event.asset_materialization
+        assert event.asset_materialization.metadata["runtime"].value == expected
 
 
 def test_the_report_is_one_page_that_needs_no_network(scored_bench: Bench, tmp_path: Path) -> None:
