@@ -89,7 +89,8 @@ def cut_crops(
         fill: (C,) intensity outside the field: the plate's centre, which becomes 0 after standardisation.
 
     Yields:
-        (C, z, y, x) uint16 and (z, y, x) uint8 of ``BACKGROUND``, ``TARGET`` and ``NEIGHBOUR``.
+        (C, z, y, x) uint16, which may be a view of the image, and (z, y, x) uint8 of ``BACKGROUND``, ``TARGET`` and
+        ``NEIGHBOUR``.
 
     Raises:
         CropError: if image and labels differ in shape, or a crop contains no voxel of its cell.
@@ -108,7 +109,7 @@ def cut_crops(
         regions = (instances > 0).view(np.uint8) * np.uint8(NEIGHBOUR)
         regions -= is_target.view(np.uint8) * np.uint8(NEIGHBOUR - TARGET)
         if instances.shape == config.shape:
-            yield intensities.copy(), regions
+            yield intensities, regions
             continue
         destination = tuple(slice(before, before + part.stop - part.start) for part, before in windows)
         crop = np.broadcast_to(padding, (len(image), *config.shape)).copy()
