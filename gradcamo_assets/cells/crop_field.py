@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class CropField(ABC):
         version: provenance digest.
     """
 
-    path: Any
+    path: Path
     cell_ids: list[str]
     channels: list[str]
     center: np.ndarray

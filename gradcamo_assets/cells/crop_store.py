@@ -159,10 +159,9 @@ def store_pixels(path: Path, folder: Path | None = None) -> Path:
     if isinstance(crops, StoredCrops) or provenance is None:
         return crops.path
     folder = folder or path / PIXELS
-    batches = (crops.read(slice(start, start + 1)) for start in range(len(crops)))
     write_crops(
         folder,
-        ((images[0], labels[0]) for images, labels in batches),
+        (crops.read(row) for row in range(len(crops))),
         cell_ids=crops.cell_ids,
         shape=crops.crop_shape,  # type: ignore[arg-type]
         channels=crops.channels,

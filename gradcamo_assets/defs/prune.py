@@ -158,8 +158,7 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
     busy, ended = set(), []
     for file in list_visible(home.unfinished, "*.json"):
         announcement = read_json(file)
-        run = instance.get_run_by_id(announcement["run"])
-        if run is None or run.is_finished:
+        if _has_ended(instance, announcement["run"]):
             ended.append(file)
         else:
             busy.add((announcement["store"], announcement["plate"], str(announcement["site"])))
@@ -173,12 +172,14 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
             if (plate, field, version) not in keep and (store.name, plate, field.rpartition("_s")[2]) not in busy:
                 unused += _existing_paths([folder.parent], version)
     fitted = (path for run in unregistered for path in _existing_paths([home.fitted], run))
-    for folder in list_visible(home.training):
-        run = instance.get_run_by_id(folder.name)
-        if run is None or run.is_finished:
-            ended.append(folder)
+    ended += (folder for folder in list_visible(home.training) if _has_ended(instance, folder.name))
     paths = (*unused, *ended, *fitted)
     return Plan(home, lake, drops, paths=paths)
+
+
+def _has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.is_finished
 
 
 def _drops_of_run(run: str) -> tuple[tuple[str, Keys], ...]:
