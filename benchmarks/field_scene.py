@@ -19,18 +19,22 @@ from gradcamo_assets.segmentation.mask_store import write_masks
 VOXELS = (1.0, 0.3, 0.3)
 
 
-def write_recorded_crops(folder: Path, channels: list[str], shape: tuple[int, int, int], fields: int) -> list[Path]:
-    """Write and ingest a plate of ``fields`` wells, each with 12 x 12 cells; return the folders of their crops.
+def write_recorded_crops(
+    folder: Path, channels: list[str], shape: tuple[int, int, int], fields: int, *, across: int = 12, pad: bool = True
+) -> list[Path]:
+    """Write and ingest a plate of ``fields`` wells, each with a grid of cells; return the folders of their crops.
 
     Args:
-        shape: (z, y, x) of a crop. A field is 8.5 crops wide, so that a crop shows parts of its neighbours.
+        shape: (z, y, x) of a crop. A field of 12 cells is 8.5 crops wide, so that a crop shows parts of its neighbours.
+        across: number of cells in a row of the grid, and of rows.
+        pad: record also cells whose crop leaves the field.
     """
     home = Home(folder).create()
-    edge = int(shape[1] * 8.5)
+    edge = int(shape[1] * 8.5 * across / 12)
     wells = [f"A{number:02}" for number in range(1, fields + 1)]
     plate_folder = home.inbox / "P.zarr"
     create_plate(plate_folder, "P", {well: ["0"] for well in wells})
-    labels = _labels(shape[0], edge)
+    labels = _labels(shape[0], edge, across)
     for well in wells:
         path = plate_folder / well[0] / well[1:] / "0"
         create_field(path, (len(channels), shape[0], edge, edge), channels, VOXELS)
@@ -45,6 +49,9 @@ def write_recorded_crops(folder: Path, channels: list[str], shape: tuple[int, in
         masks = home.masks / "P" / f"{field.well}_s1" / provenance.version
         write_masks(masks, Masks(labels, None), VOXELS, provenance)
         cells = cell_table(labels, None, VOXELS)
+        if not pad:
+            inside = pl.col("centroid_y", "centroid_x").is_between(shape[1] / 2, edge - shape[1] / 2)
+            cells = cells.filter(pl.all_horizontal(inside))
         cells = cells.with_columns(Metadata_CellID=pl.format("P/{}/1/{}", pl.lit(field.well), "label"))
         path = home.crops / "P" / f"{field.well}_s1" / provenance.version
         statistics = {key: [found.statistics[name][key] for name in plate.channels] for key in ("center", "scale")}
@@ -57,10 +64,11 @@ def write_recorded_crops(folder: Path, channels: list[str], shape: tuple[int, in
     return paths
 
 
-def _labels(depth: int, edge: int) -> np.ndarray:
-    """Ellipsoids on a grid of 12 x 12, (Z, Y, X) uint32."""
-    pitch = edge / 12
-    z, y, x = np.meshgrid(np.linspace(-1, 1, depth), np.arange(edge), np.arange(edge), indexing="ij")
-    row, column = (np.minimum(axis // pitch, 11) for axis in (y, x))
+def _labels(depth: int, edge: int, across: int) -> np.ndarray:
+    """Ellipsoids on a grid of ``across`` x ``across``, (Z, Y, X) uint32."""
+    pitch = edge / across
+    heights = np.linspace(-1, 1, depth) if depth > 1 else np.zeros(1)
+    z, y, x = np.meshgrid(heights, np.arange(edge), np.arange(edge), indexing="ij")
+    row, column = (np.minimum(axis // pitch, across - 1) for axis in (y, x))
     inside = (z / 0.8) ** 2 + ((y / pitch - row - 0.5) / 0.42) ** 2 + ((x / pitch - column - 0.5) / 0.42) ** 2 < 1
-    return np.where(inside, 12 * row + column + 1, 0).astype(np.uint32)
+    return np.where(inside, across * row + column + 1, 0).astype(np.uint32)
