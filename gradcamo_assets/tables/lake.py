@@ -433,7 +433,9 @@ def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
         include_file_paths=_PATH_COLUMN if partitions else None,
     )
     if partitions:
-        rows = rows.join(files.lazy().select(pl.col("path").alias(_PATH_COLUMN), *partitions), on=_PATH_COLUMN)
+        places = files.lazy().select(pl.col("path").alias(_PATH_COLUMN), *partitions)
+        # Versions are digests of rows: equal rows must come in the same order.
+        rows = rows.join(places, on=_PATH_COLUMN, maintain_order="left")
     return rows.select(*schema)
 
 

@@ -51,6 +51,14 @@ def test_rows_are_read_with_their_keys_only(lake: Lake, cells: pl.DataFrame) -> 
     assert_same_rows(lake.read("cells"), other)
 
 
+def test_rows_are_always_read_in_the_same_order(lake: Lake) -> None:
+    for site in range(1, 9):
+        lake.write("cells", rows.cells(np.random.default_rng(site), "P1", site, 30), plate="P1", site=site)
+    first = lake.read("cells", plate="P1")
+    for _ in range(50):
+        assert_frame_equal(lake.read("cells", plate="P1"), first, check_exact=True)
+
+
 def write_crops(lake: Lake, frames: dict[str, pl.DataFrame], version: str) -> None:
     lake.write_stage("crop_versions", frames, version=version, made_from="c", n=len(frames), plate="P1", site=1)
 

@@ -137,7 +137,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             plate_name, well, site, qc_flag=flags.get(well),
             qc_warning=f"masks: {warnings[well]}" if well in warnings else None,
         )
-        for well in segmented
+        for well in sorted(segmented)
     ]  # fmt: skip
     version = digest([table.sort("Metadata_CellID").to_dicts(), rows])
     frames = {"cells": table, "field_verdicts": pl.DataFrame(rows, schema=lake_table("field_verdicts").schema)}
