@@ -37,7 +37,7 @@ class Platform(dg.ConfigurableResource):
     @property
     def registry(self) -> ModelRegistry:
         """The model registry."""
-        return ModelRegistry(self.home.mlflow, self.model_name)
+        return ModelRegistry(self.home.mlflow, self.model_name, self.settings.registry.uri)
 
     def champion(self) -> ModelVersion:
         """The current champion.

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dagster import DagsterInstance
+from dagster import DagsterInstance, DefaultRunLauncher
 from filelock import FileLock, Timeout
 
 from gradcamo_assets.defs.settings import read_settings
@@ -28,7 +28,9 @@ from gradcamo_assets.defs.web_guard import LOOPBACK_HOSTS, check_address, guard,
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
 from gradcamo_assets.storage import read_json, write_bytes, write_json
+from gradcamo_assets.training.mlflow_runs import DEFAULT_MLFLOW_URL
 from gradcamo_assets.training.mlflow_store import ARTIFACTS, prepare_store, sqlite_uri
+from gradcamo_assets.training.model_registry import ModelRegistry
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -56,14 +58,20 @@ def environment(home: Home) -> dict[str, str]:
 def open_instance(home: Home) -> DagsterInstance:
     """Open the instance whose runs and materialisations the UI shows.
 
-    Segmentation uses one core a run, so its pool gets a slot for each core, unless the user has limited it.
+    Unless the user has limited the pools: publication and training have one slot, whatever the default. Segmentation
+    uses one core a run, so its pool gets a slot for each core if runs are processes of this machine.
     """
     values = environment(home)
     os.environ.update(values)
     instance = DagsterInstance.from_config(values["DAGSTER_HOME"])
     storage = instance.event_log_storage
-    if all(pool.from_default for pool in storage.get_pool_limits() if pool.name == "segmentation"):
-        storage.set_concurrency_slots("segmentation", os.cpu_count() or 1)
+    slots = {"publication": 1, "training": 1}
+    if isinstance(instance.run_launcher, DefaultRunLauncher):
+        slots["segmentation"] = os.cpu_count() or 1
+    limited = {pool.name for pool in storage.get_pool_limits() if not pool.from_default}
+    for pool, limit in slots.items():
+        if pool not in limited:
+            storage.set_concurrency_slots(pool, limit)
     return instance
 
 
@@ -82,14 +90,20 @@ def serve(home: Home, *, port: int, mlflow_port: int, host: str = LOOPBACK, behi
             port is in use, or one of the processes stops by itself.
     """
     check_address(host, behind_proxy)
-    links = read_settings(home).links
-    origins = [public_origin(links.dagster_url), public_origin(links.mlflow_url)]
+    settings = read_settings(home)
+    links, registry = settings.links, ModelRegistry(home.mlflow, uri=settings.registry.uri)
+    origins = [public_origin(links.dagster_url), public_origin(links.mlflow_url or DEFAULT_MLFLOW_URL)]
     hosts = [host, *(urlsplit(origin).hostname or LOOPBACK for origin in origins)]
     # MLflow would start three more processes for background jobs, which are not used here.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment(home)
     with _only_server(home):
-        return _serve(home, host, port, mlflow_port, hosts, origins)
+        if registry.is_server:
+            return _serve(home, host, port, {}, registry.uri, hosts, origins)
+        mlflow = _mlflow_command(home, host, mlflow_port, hosts, origins)
+        with _listening(host, mlflow_port, "--mlflow-port"):
+            pass  # Only check that the port is free: MLflow opens it itself.
+        return _serve(home, host, port, {"MLflow": mlflow}, f"http://{_shown(host)}:{mlflow_port}", hosts, origins)
 
 
 @contextmanager
@@ -109,35 +123,49 @@ def _only_server(home: Home) -> Iterator[None]:
         ) from None
 
 
-def _serve(home: Home, host: str, port: int, mlflow_port: int, hosts: list[str], origins: list[str]) -> int:
+def _mlflow_command(home: Home, host: str, port: int, hosts: list[str], origins: list[str]) -> list[str]:
+    """Return the command that serves the home's own registry."""
     store, artifacts = sqlite_uri(home.mlflow / "mlflow.db"), (home.mlflow / ARTIFACTS).as_uri()
     prepare_store(store)  # Otherwise MLflow and the first run would create it at the same time.
-    mlflow = [
+    return [
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination",
-        artifacts, "--host", host, "--port", str(mlflow_port), "--workers", "1",
+        artifacts, "--host", host, "--port", str(port), "--workers", "1",
         "--allowed-hosts", ",".join(f"{name}{end}" for name in (*LOOPBACK_HOSTS, *hosts) for end in ("", ":*")),
         "--cors-allowed-origins", ",".join(origins),
     ]  # fmt: skip
+
+
+def _shown(host: str) -> str:
+    return LOOPBACK if host == "0.0.0.0" else host
+
+
+def _serve(
+    home: Home,
+    host: str,
+    port: int,
+    servers: Mapping[str, Sequence[str]],
+    mlflow: str,
+    hosts: list[str],
+    origins: list[str],
+) -> int:
+    """Run Dagster's servers and further ones (command by name); ``mlflow`` is the address of MLflow's pages."""
     # A process that a shell starts in the background ignores interrupts, and its children inherit this: set it first.
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
-    with _listening(host, mlflow_port, "--mlflow-port"):
-        pass  # Only check that the port is free: MLflow opens it itself.
-    shown = LOOPBACK if host == "0.0.0.0" else host
     try:
         # Open the instance before the daemon starts: otherwise both would create its databases at the same time.
         with (
             _listening(host, port, "--port") as listener,
             open_instance(home) as instance,
         ):
-            print("Dagster and MLflow are starting; Ctrl-C stops both.", flush=True)
+            print(f"Starting {' and '.join(('Dagster', *servers))}; Ctrl-C stops.", flush=True)
             with (
                 code_servers(home, instance) as workspace,
-                _running({"Dagster's daemon": daemon_command(workspace), "MLflow": mlflow}, home.dagster) as processes,
+                _running({"Dagster's daemon": daemon_command(workspace), **servers}, home.dagster) as processes,
                 _web_app(instance, workspace) as app,
             ):
-                addresses = (f"http://{shown}:{listener.getsockname()[1]}", f"http://{shown}:{mlflow_port}")
-                stopped = asyncio.run(_serve_app(guard(app, hosts, origins), listener, processes, *addresses))
+                dagster = f"http://{_shown(host)}:{listener.getsockname()[1]}"
+                stopped = asyncio.run(_serve_app(guard(app, hosts, origins), listener, processes, dagster, mlflow))
     except KeyboardInterrupt:
         return 0
     raise GradcamoError(f"{stopped} has stopped by itself", "Read what it said above, then start again.")

@@ -17,7 +17,7 @@ from gradcamo_assets.scoring.settings import ScoringConfig
 from gradcamo_assets.segmentation import SegmenterConfig
 from gradcamo_assets.segmentation.cell_quality import QcConfig
 from gradcamo_assets.settings import Count, describe_errors, section, setting
-from gradcamo_assets.training.mlflow_runs import Links
+from gradcamo_assets.training.mlflow_runs import Links, RegistryConfig
 from gradcamo_assets.training.promotion_rule import PromotionConfig
 from gradcamo_assets.training.settings import TrainingConfig
 
@@ -75,6 +75,7 @@ class Settings:
     retraining: RetrainingConfig = RetrainingConfig()
     scoring: ScoringConfig = ScoringConfig()
     profiles: ProfilesConfig = ProfilesConfig()
+    registry: RegistryConfig = RegistryConfig()
     links: Links = Links()
     alerts: AlertConfig = AlertConfig()
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EPOCH_EMBEDDINGS = "embeddings_by_epoch.parquet"
 """Artifact of a training: the embeddings of validation cells after every epoch."""
+DEFAULT_MLFLOW_URL = "http://127.0.0.1:5000"
+"""Address of MLflow's pages as `gradcamo ui` serves them by default."""
 _METRICS_PER_CALL = 1000
 """MLflow's limit."""
 
@@ -29,7 +31,21 @@ class Links:
     """Addresses of the web pages: section ``[links]`` of ``gradcamo.toml``; the defaults match ``gradcamo ui``."""
 
     dagster_url: str = setting("http://127.0.0.1:3000", "Address of Dagster's pages.")
-    mlflow_url: str = setting("http://127.0.0.1:5000", "Address of MLflow's pages, if the registry is not a server.")
+    mlflow_url: str | None = setting(
+        None, f"Address of MLflow's pages; default: the server in `[registry]`, or `{DEFAULT_MLFLOW_URL}`."
+    )
+
+
+@section
+class RegistryConfig:
+    """The model registry: section ``[registry]`` of ``gradcamo.toml``."""
+
+    uri: str | None = setting(
+        None,
+        "Address of an MLflow server: http or https, such as `http://mlflow:5000`. Default: the environment variable "
+        "`MLFLOW_TRACKING_URI`, or a SQLite file in the home.",
+        pattern=r"^https?://[^/\s]",
+    )
 
 
 @contextmanager

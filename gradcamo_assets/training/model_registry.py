@@ -27,7 +27,7 @@ from gradcamo_assets.networks.bundle import (
 )
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.storage import atomic_folder
-from gradcamo_assets.training.mlflow_runs import Links, log_evidence, open_run
+from gradcamo_assets.training.mlflow_runs import DEFAULT_MLFLOW_URL, Links, log_evidence, open_run
 from gradcamo_assets.training.mlflow_store import SCHEME, prepare_store, sqlite_file, sqlite_uri
 from gradcamo_assets.training.version_page import version_description, version_tags
 
@@ -72,6 +72,11 @@ class ModelRegistry:
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         self.folder, self.name = folder, check_name(name, "model name")
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder / "mlflow.db")
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the registry is an MLflow server, not a SQLite file or another database."""
+        return self.uri.startswith("http")
 
     @property
     def client(self) -> MlflowClient:
@@ -149,7 +154,8 @@ class ModelRegistry:
 
     def page_urls(self, links: Links, run_id: str, version: ModelVersion | None = None) -> dict[str, str]:
         """Return the addresses of MLflow's pages of a run, ``mlflow_run``, and of its version, ``mlflow_version``."""
-        base = (self.uri if self.uri.startswith("http") else links.mlflow_url).rstrip("/")
+        # A browser may not reach the address that runs use.
+        base = (links.mlflow_url or (self.uri if self.is_server else DEFAULT_MLFLOW_URL)).rstrip("/")
         urls = {"mlflow_run": f"{base}/#/experiments/{self._experiment_id(self.client)}/runs/{run_id}"}
         if version:
             urls["mlflow_version"] = f"{base}/#/models/{self.name}/versions/{version.version}"

@@ -1,4 +1,4 @@
-"""A real MLflow server with SQLite on a free loopback port, which can be stopped and restarted."""
+"""A real MLflow server on a free loopback port, which can be stopped and restarted."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from gradcamo_assets.training.mlflow_store import ARTIFACTS, sqlite_uri
 
 
 class MlflowServer:
-    """One server, whose state is kept in ``folder`` while it is stopped."""
+    """One server, whose state is kept in ``folder``, or in another database, while it is stopped."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, database: str | None = None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self._database = database or sqlite_uri(folder / "mlflow.db")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -30,7 +31,7 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                    "--backend-store-uri", sqlite_uri(self.folder / "mlflow.db"),
+                    "--backend-store-uri", self._database,
                     "--artifacts-destination", (self.folder / ARTIFACTS).as_uri(), "--workers", "1",
                 ],
                 stdout=log, stderr=log, cwd=self.folder, start_new_session=True,

@@ -39,7 +39,7 @@ def test_instance_settings_are_written_once_and_user_changes_remain(home: Home) 
     assert (home.dagster / "dagster.yaml").read_text() == changed
 
 
-def test_a_slot_for_each_core_segments_unless_the_user_has_set_a_limit(home: Home) -> None:
+def test_pools_have_slots_unless_the_user_has_set_a_limit(home: Home) -> None:
     def slots() -> dict[str, int | None]:
         with open_instance(home) as instance:
             instance.event_log_storage.initialize_concurrency_limit_to_default("scoring")
@@ -48,10 +48,11 @@ def test_a_slot_for_each_core_segments_unless_the_user_has_set_a_limit(home: Hom
     environment(home)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:  # As in homes that older versions made.
         instance.event_log_storage.initialize_concurrency_limit_to_default("segmentation")
-    assert slots() == {"segmentation": os.cpu_count(), "scoring": 1}
+    assert slots() == {"segmentation": os.cpu_count(), "scoring": 1, "publication": 1, "training": 1}
     with open_instance(home) as instance:
         instance.event_log_storage.set_concurrency_slots("segmentation", 5)
-    assert slots() == {"segmentation": 5, "scoring": 1}
+        instance.event_log_storage.set_concurrency_slots("training", 2)
+    assert slots() == {"segmentation": 5, "scoring": 1, "publication": 1, "training": 2}
 
 
 @pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml"])

@@ -201,6 +201,9 @@ def test_mlflow_holds_a_versions_evidence(tmp_path: Path) -> None:
     assert registry.read_artifact(fitted.version, "nothing.csv") is None
     pages = registry.page_urls(Links(mlflow_url="http://lab:5000/"), fitted.version.run_id, fitted.version)
     assert pages["mlflow_version"] == "http://lab:5000/#/models/gradcamo-encoder/versions/1"
+    assert ModelRegistry(tmp_path, uri="http://mlflow:5000").is_server and not registry.is_server
+    own = registry.page_urls(Links(), fitted.version.run_id, fitted.version)
+    assert own["mlflow_version"] == "http://127.0.0.1:5000/#/models/gradcamo-encoder/versions/1"
     assert pages["mlflow_run"].endswith(f"/runs/{fitted.version.run_id}")
     assert registry.versions() == [fitted.version]
 

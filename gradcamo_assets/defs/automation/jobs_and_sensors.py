@@ -155,10 +155,11 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
     default_status=_RUNNING_SENSOR,
     description="Publishes the QC database when the lake has changed.",
 )
-def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.RunRequest | dg.SkipReason:
+def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.SensorResult | dg.SkipReason:
     """Request a publication if the lake differs from what was published last.
 
-    While plates are being processed or scored, the last publication must be ten minutes old.
+    While plates are being processed or scored, the last request must be ten minutes old. The cursor is its time: events
+    of runs have the time of their machine, whose clock may be wrong.
     """
     if not needs_publication(platform.lake, platform.home.database):
         return dg.SkipReason("The QC database is up to date.")
@@ -166,10 +167,11 @@ def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) 
     if "refresh_qc" in unfinished:
         return dg.SkipReason("A publication is in progress.")
     busy = sorted(unfinished & {"ingest_plates", "process_fields", "rescore"})
-    last = context.instance.get_latest_materialization_event(dg.AssetKey("qc_database"))
-    if busy and last is not None and _now().timestamp() - last.timestamp < _PUBLICATION_SECONDS:
+    now = _now().timestamp()
+    if busy and now - float(context.cursor or 0) < _PUBLICATION_SECONDS:
         return dg.SkipReason(f"Waits for {', '.join(busy)}, or until the last publication is ten minutes old.")
-    return dg.RunRequest(job_name="refresh_qc", asset_selection=[dg.AssetKey("qc_database")])
+    request = dg.RunRequest(job_name="refresh_qc", asset_selection=[dg.AssetKey("qc_database")])
+    return dg.SensorResult(run_requests=[request], cursor=str(now))
 
 
 @dg.sensor(
