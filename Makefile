@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 # Compile UMAP once, 40 s, and not in the first run that needs it.
 COMPILE = $(BIN)/python -c "import numpy; from gradcamo_assets.profiles.umap import umap_embedding; umap_embedding(numpy.eye(20))"
 
-.PHONY: demo test test-fast test-slow test-install ui lint docs
+.PHONY: demo test test-fast test-slow test-cluster test-cluster-faults test-install ui lint docs
 
 demo: $(VENV)/.installed
 	$(BIN)/gradcamo demo
@@ -18,15 +18,23 @@ ui: $(VENV)/.installed
 	$(BIN)/gradcamo ui
 
 test: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not cluster"
 
 # All tests below Dagster, for a change that is being made.
 test-fast: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow" --ignore gradcamo_assets_tests/defs
+	$(PYTEST) -m "not slow and not cluster" --ignore gradcamo_assets_tests/defs
 
 # Killed processes, real servers and trainings of several processes: before a release, and after a change of these.
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not cluster"
+
+# Two plates on a Ray cluster of two nodes, with Postgres (Debian's package postgresql) and an MLflow server.
+test-cluster: $(VENV)/.installed-test-cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "cluster and not slow"
+
+# The same while machines and servers fail.
+test-cluster-faults: $(VENV)/.installed-test-cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "cluster and slow"
 
 # Both wheels, each in a fresh environment; it downloads what they depend on.
 test-install: $(BIN)/python
@@ -56,6 +64,10 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
 	$(COMPILE)
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-test-cluster: pyproject.toml constraints.txt | $(VENV)/.installed-test
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test,cluster]"
+	touch $@
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[docs]"

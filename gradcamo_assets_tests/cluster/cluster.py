@@ -1,0 +1,166 @@
+"""A home whose runs are jobs of a Ray cluster, with Postgres and an MLflow server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from gradcamo_assets.defs.automation.pending import scoring_state
+from gradcamo_assets.defs.automation.run_requests import UNFINISHED_STATUSES
+from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.home import Home
+from gradcamo_assets.tables import needs_publication
+from gradcamo_assets_tests.cluster.services import Postgres, RayCluster, free_port, wait_for
+from gradcamo_assets_tests.cluster.two_plates import NAMES, SITES, crown, fill_inbox
+from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+class Cluster:
+    """A home whose runs are jobs of a Ray cluster, served by ``gradcamo ui``."""
+
+    def __init__(self, folder: Path, running: ExitStack, monkeypatch: pytest.MonkeyPatch):
+        self.home = Home(folder / "home")
+        self.postgres = Postgres()
+        running.callback(self.postgres.remove)
+        self.mlflow = MlflowServer(folder, self.postgres.address("mlflow"))
+        self.mlflow.start()
+        running.callback(self.mlflow.stop)
+        environment = {
+            "GRADCAMO_HOME": str(self.home.root),
+            "DAGSTER_HOME": str(self.home.dagster),
+            "GRADCAMO_POSTGRES_HOST": "127.0.0.1",
+            "GRADCAMO_POSTGRES_PORT": str(self.postgres.port),
+            "GRADCAMO_POSTGRES_USER": self.postgres.user,
+            "GRADCAMO_POSTGRES_PASSWORD": self.postgres.password,
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        }
+        self.ray = RayCluster(folder, environment)
+        running.callback(self.ray.remove)
+        for name, value in {**environment, "GRADCAMO_RAY_ADDRESS": self.ray.address}.items():
+            monkeypatch.setenv(name, value)
+        self.ray.start_head()
+        self.ray.start_node()
+        fill_inbox(self.home)
+        with self.home.settings_file.open("a") as file:
+            file.write(f'[registry]\nuri = "{self.mlflow.uri}"\n')
+        settings = yaml.safe_load((DEPLOY / "dagster-cluster.yaml").read_text())
+        # Two nodes with a core each.
+        settings["run_launcher"]["config"]["assets"] = {"masks": {"num_cpus": 1, "memory": 1 << 30}}
+        settings["concurrency"]["runs"]["max_concurrent_runs"] = 2
+        settings["run_monitoring"] |= {"poll_interval_seconds": 5, "start_timeout_seconds": 60}
+        (self.home.dagster / "dagster.yaml").write_text(yaml.safe_dump(settings))
+        self.platform = Platform(root=str(self.home.root))
+        self.port = free_port()
+        with (folder / "ui.log").open("ab") as log:
+            self._ui = subprocess.Popen(
+                [Path(sys.executable).with_name("gradcamo"), "ui", "--port", str(self.port)],
+                stdout=log, stderr=log, cwd=folder, start_new_session=True,
+            )  # fmt: skip
+        running.callback(self._stop_ui)
+        wait_for(self._is_served, "gradcamo ui")
+        self.instance = running.enter_context(dg.DagsterInstance.from_config(str(self.home.dagster)))
+
+    def launch(self, job: str) -> str:
+        """Launch a job, as the button in the UI does. Returns the identifier of the run."""
+        mutation = """mutation($job: String!) { launchRun(executionParams: {mode: "default", selector: {jobName: $job,
+            repositoryName: "__repository__", repositoryLocationName: "gradcamo_assets"}})
+            { __typename ... on LaunchRunSuccess { run { runId } } } }"""
+        return self._ask({"query": mutation, "variables": {"job": job}})["data"]["launchRun"]["run"]["runId"]
+
+    def has_succeeded(self, run: str) -> bool:
+        """Whether a run, or one that repeats it, has succeeded."""
+        group = self.instance.get_run_group(run)
+        assert group is not None
+        return any(member.status == dg.DagsterRunStatus.SUCCESS for member in group[1])
+
+    def started(self, job: str) -> str | None:
+        """A run of this job that executes steps now."""
+        runs = self.instance.get_runs(dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.STARTED]), limit=1)
+        return runs[0].run_id if runs else None
+
+    def run_counts(self) -> dict[str, int]:
+        """Runs by state and job."""
+        counts: dict[str, int] = {}
+        for run in self.instance.get_runs():
+            name = f"{run.status.value.lower()} {run.job_name}"
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def is_idle(self) -> bool:
+        """Whether no run is queued or in progress."""
+        assert self._ui.poll() is None, "gradcamo ui has stopped"
+        return not self.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_STATUSES), limit=1)
+
+    def _ask(self, body: dict) -> dict:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def _is_served(self) -> bool:
+        try:
+            return bool(self._ask({"query": "{ version }"}))
+        except OSError:
+            return False
+
+    def _stop_ui(self) -> None:
+        self._ui.send_signal(signal.SIGINT)
+        try:
+            self._ui.wait(40)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._ui.pid, signal.SIGKILL)
+
+
+def wait_until_processed(cluster: Cluster, seconds: float = 300) -> None:
+    """Wait until the crops of all fields are recorded."""
+    fields = len(NAMES) * len(SITES)
+    wait_for(lambda: cluster.platform.lake.read("crop_versions").height == fields, "crops", seconds)
+
+
+def train_and_promote(cluster: Cluster, disturb: Callable[[str], object] = lambda run: None) -> None:
+    """Launch a training, disturb it, wait for the encoder, and promote it."""
+    run = cluster.launch("train_model")
+    disturb(run)
+    wait_for(lambda: cluster.has_succeeded(run), "the training", 300)
+    run = cluster.launch("promote_challenger")
+    wait_for(lambda: cluster.has_succeeded(run), "the promotion", 300)
+    crown(cluster.platform)
+
+
+def wait_until_scored(cluster: Cluster, seconds: float = 300) -> None:
+    """Wait until the champion has scored all fields."""
+    lake, registry = cluster.platform.lake, cluster.platform.registry
+    champion = registry.by_alias()
+    assert champion is not None
+    wait_for(lambda: not scoring_state(lake, registry, champion).todo, "scores", seconds)
+
+
+def wait_until_complete(cluster: Cluster, seconds: float = 500) -> None:
+    """Wait until audits, profiles, a publication with all of them, and the reports are made."""
+    lake, home = cluster.platform.lake, cluster.home
+    by_plate = ("audit", "profile", "umap", "confounder")
+
+    def is_complete() -> bool:
+        return (
+            all(lake.read(f"{stage}_versions").height == len(NAMES) for stage in by_plate)
+            and lake.delta_version("replicability") >= 0
+            and len([*home.reports.rglob("*.html")]) == len(NAMES)
+            and not needs_publication(lake, home.database)
+            and cluster.is_idle()
+        )
+
+    wait_for(is_complete, "reports", seconds)

@@ -1,0 +1,176 @@
+"""Postgres and a Ray cluster of two nodes on loopback addresses, which can be killed and restarted."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+HEAD, NODE = "127.0.0.2", "127.0.0.3"
+"""Addresses of Ray's nodes. Ray replaces 127.0.0.1 by the address of the machine."""
+_WAIT_SECONDS = 90
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return free.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = _WAIT_SECONDS) -> None:
+    """Wait until a condition holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.5)
+
+
+class Postgres:
+    """A server of its own, with the databases ``dagster`` and ``mlflow``; Debian's package ``postgresql``."""
+
+    user, password = "gradcamo", "secret"
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="gradcamo-postgres-"))
+        # initdb refuses root.
+        self._owner = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+        shutil.chown(self.folder, self._owner)
+        secret = self.folder / "password"
+        secret.write_text(self.password)
+        secret.chmod(0o644)
+        self._run("initdb", "-D", self._data, "-U", self.user, "-A", "scram-sha-256", "--pwfile", str(secret))
+        self.start()
+        for name in ("dagster", "mlflow"):
+            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", self.user, name)
+
+    @property
+    def _data(self) -> str:
+        return str(self.folder / "data")
+
+    def address(self, database: str) -> str:
+        """The address of a database for SQLAlchemy."""
+        return f"postgresql+psycopg2://{self.user}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start the server and wait until it accepts connections."""
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300"
+        self._run("pg_ctl", "-D", self._data, "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        """End the server at once, as in a power cut."""
+        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+
+    def remove(self) -> None:
+        """Stop the server and delete its files."""
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        environment = {**os.environ, "PGPASSWORD": self.password, "LC_ALL": "C.UTF-8"}
+        # Not captured: the server inherits the output, so that its end would never come.
+        with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
+            subprocess.run(
+                [_find_program(program), *arguments], check=True, stdout=log, stderr=log, cwd="/",
+                user=self._owner if os.geteuid() == 0 else None, env=environment,
+            )  # fmt: skip
+
+
+def _find_program(name: str) -> str:
+    found = shutil.which(name) or next((str(path) for path in Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), None)
+    assert found, f"{name} is missing; install Debian's package postgresql"
+    return found
+
+
+class RayCluster:
+    """A head and a second node, one core each."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.port, self.dashboard = free_port(HEAD), free_port(HEAD)
+        self._folder = folder
+        # Paths of sockets are short.
+        self._sockets = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        # Ray jobs find the command ``dagster`` there.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._environment = {**os.environ, **environment, "PATH": path}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def address(self) -> str:
+        """The address for submitting jobs."""
+        return f"http://{HEAD}:{self.dashboard}"
+
+    def start_head(self) -> None:
+        """Start the head and wait until it accepts jobs."""
+        self._start(
+            HEAD, "--head", "--port", str(self.port), "--dashboard-host", HEAD, "--dashboard-port",
+            str(self.dashboard), "--temp-dir", self._sockets,
+        )  # fmt: skip
+        wait_for(self._answers, "Ray's head")
+
+    def start_node(self) -> None:
+        """Start the second node. It joins within seconds."""
+        self._start(NODE, "--address", f"{HEAD}:{self.port}")
+
+    def kill(self, address: str) -> None:
+        """Kill a node with all that runs on it, as in a power cut."""
+        os.killpg(self._processes.pop(address).pid, signal.SIGKILL)
+        for process in processes_with(f"RAY_TEST_NODE={address}"):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Kill both nodes and start them again."""
+        for address in (NODE, HEAD):
+            self.kill(address)
+        self.start_head()
+        self.start_node()
+
+    def remove(self) -> None:
+        """Kill both nodes and delete their files."""
+        for address in list(self._processes):
+            self.kill(address)
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def _start(self, address: str, *arguments: str) -> None:
+        command: Sequence[str] = (
+            str(Path(sys.executable).with_name("ray")), "start", "--block", "--node-ip-address", address,
+            "--num-cpus", "1", "--disable-usage-stats", *arguments,
+        )  # fmt: skip
+        with (self._folder / f"ray-{address}.log").open("ab") as log:
+            self._processes[address] = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self._folder, start_new_session=True,
+                env={**self._environment, "RAY_TEST_NODE": address},
+            )  # fmt: skip
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.address}/api/version", timeout=5):
+                return True
+        except OSError:
+            return False
+
+
+def processes_with(text: str) -> list[int]:
+    """The processes whose command or environment contains a text, without this one."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdecimal() and int(process.name) != os.getpid():
+                known = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+                if text.encode() in known:
+                    found.append(int(process.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,75 @@
+"""Runs on a Ray cluster compute what one process does, even if machines and servers fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from gradcamo_assets.tables import Lake
+from gradcamo_assets_tests.cluster.cluster import (
+    Cluster,
+    train_and_promote,
+    wait_until_complete,
+    wait_until_processed,
+    wait_until_scored,
+)
+from gradcamo_assets_tests.cluster.services import NODE, processes_with, wait_for
+from gradcamo_assets_tests.cluster.two_plates import differences
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
+
+
+def test_a_cluster_computes_what_one_process_does(expected: Lake, cluster: Cluster) -> None:
+    start = time.monotonic()
+    wait_until_processed(cluster)
+    train_and_promote(cluster)
+    wait_until_scored(cluster)
+    print(f"scored after {time.monotonic() - start:.0f} s")
+    wait_until_complete(cluster)
+    print(f"complete after {time.monotonic() - start:.0f} s; runs: {cluster.run_counts()}")
+    assert not differences(expected, cluster.platform.lake)
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_machines_and_servers_fail(expected: Lake, cluster: Cluster) -> None:
+    start = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"{time.monotonic() - start:5.0f} s  {what}; runs: {cluster.run_counts()}", flush=True)
+
+    def kill_node_during(job: str) -> None:
+        wait_for(lambda: cluster.started(job) is not None, job, 300)
+        cluster.ray.kill(NODE)
+        say(f"the second node was killed while {job} ran")
+        time.sleep(5)
+        cluster.ray.start_node()
+
+    def kill_worker(run: str) -> None:
+        wait_for(lambda: cluster.started("train_model") is not None, "train_model", 300)
+        for process in processes_with(run):
+            os.kill(process, signal.SIGKILL)
+        say("the process of the training was killed")
+
+    kill_node_during("process_fields")
+    wait_until_processed(cluster, 900)
+    say("processed")
+    cluster.postgres.stop()
+    time.sleep(3)
+    cluster.postgres.start()
+    say("Postgres was restarted")
+    train_and_promote(cluster, kill_worker)
+    say("promoted")
+    kill_node_during("rescore")
+    cluster.mlflow.stop()
+    time.sleep(60)
+    cluster.mlflow.start()
+    say("MLflow was away for a minute")
+    wait_until_scored(cluster, 900)
+    cluster.ray.restart()
+    say("scored; Ray was restarted")
+    wait_until_complete(cluster, 900)
+    say("complete")
+    assert not differences(expected, cluster.platform.lake)
