@@ -8,7 +8,8 @@ Cellpose's dynamics on the true flows of each slice. The last line is of the fir
 share of its time outside the network and Cellpose's dynamics. ``--first-seed`` draws the hard fields anew.
 
 With ``--baseline DIR``, another checkout of this repository segments the same hard fields, in turns with this one, and
-nothing else is measured: ``segmentation_gain`` is its processor time over ours.
+nothing else is measured: ``segmentation_gain`` is its processor time over ours. ``--sparse`` takes wide easy fields
+with few cells instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -51,6 +52,8 @@ from gradcamo_assets.segmentation.intensities import combine_stains, find_channe
 from gradcamo_assets.segmentation.masks import count_overlaps, remove_small_objects, stitch_slices
 from gradcamo_assets.synthetic import SyntheticPlate, render_field
 
+SPARSE = 5, (21, 768, 768)
+"""Seed and shape of the sparse fields."""
 EASY_VOXELS = (1.0, 0.5, 0.5)
 EASY = ((0, (12, 160, 160), 10), (1, (12, 160, 160), 10), (2, (16, 256, 256), 28), (3, (20, 320, 320), 45))
 """Seed, shape and cells of the easy fields."""
@@ -72,7 +75,7 @@ def easy_field(seed: int, shape: tuple[int, int, int], cells: int) -> Field:
     plate = SyntheticPlate(seed=seed, shape=shape, cells=cells)
     made = render_field(plate, seed, 1)
     return Field(
-        f"plate, {shape[2]} wide",
+        f"plate, {shape[2]} wide, {cells} cells",
         made.image,
         plate.stains,
         EASY_VOXELS,
@@ -239,15 +242,14 @@ class Checkout:
         self._process.communicate()
 
 
-def compare(baseline: Path, fields: Sequence[int], first_seed: int) -> dict[str, float]:
-    """Print the table of hard fields, this checkout and another in turns; the figures of the last line."""
+def compare(baseline: Path, fields: Iterable[Field]) -> dict[str, float]:
+    """Print the table of fields, this checkout and another in turns; the figures of the last line."""
     checkouts = {"ours": Checkout(Path(__file__).parents[1]), "baseline": Checkout(baseline.absolute())}
     rows: dict[str, list[list[float]]] = {name: [] for name in checkouts}
     columns = " | ".join(f"{name} cells | {name} nuclei | {name} processor s" for name in checkouts)
     print(f"| field | {columns} |\n|" + " --- |" * (1 + 3 * len(checkouts)))
     with TemporaryDirectory() as scratch:
-        for index in fields:
-            made = hard_field(index, first_seed)
+        for made in fields:
             for name, checkout in checkouts.items():
                 masks, seconds = checkout.segment(made, Path(scratch))
                 scores = [average_precision(getattr(masks, which), getattr(made, which)) for which in MASKS]
@@ -281,9 +283,12 @@ if __name__ == "__main__":
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--baseline", type=Path, metavar="DIR", help="another checkout, to compare speed and AP with")
     parser.add_argument("--fields", type=int, nargs="+", default=QUICK, help="with --baseline: which hard fields")
+    parser.add_argument("--sparse", type=int, nargs="+", metavar="CELLS", help="with --baseline: numbers of cells")
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.baseline:
-        print(json.dumps(compare(options.baseline, options.fields, options.first_seed)))
+        sparse = (easy_field(*SPARSE, cells) for cells in options.sparse)
+        hard = (hard_field(index, options.first_seed) for index in options.fields)
+        print(json.dumps(compare(options.baseline, sparse if options.sparse else hard)))
     else:
         print(json.dumps(main(options.quick, options.first_seed)))

@@ -67,7 +67,7 @@ class Segmenter:
             "network": Path(self.config.network).name,
             "cellpose": importlib.metadata.version("cellpose"),
             "weights": digests,
-            "method": 6,
+            "method": 7,
         }
 
     @property
