@@ -287,7 +287,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.baseline:
-        sparse = (easy_field(*SPARSE, cells) for cells in options.sparse)
+        sparse = (easy_field(*SPARSE, cells) for cells in options.sparse or ())
         hard = (hard_field(index, options.first_seed) for index in options.fields)
         print(json.dumps(compare(options.baseline, sparse if options.sparse else hard)))
     else:
