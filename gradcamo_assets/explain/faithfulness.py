@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain.maps import Layer
-from gradcamo_assets.explain.overlap import LOOKS_AT, measure_overlap, project_regions
+from gradcamo_assets.explain.overlap import LOOKS_AT, measure_overlap
+from gradcamo_assets.explain.projection import project_regions
 from gradcamo_assets.explain.result import GradcamoResult
 from gradcamo_assets.explain.score import gradcamo
 from gradcamo_assets.explain.swap_test import NetworkOutput, compute_swap_columns, run_network

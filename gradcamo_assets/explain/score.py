@@ -29,12 +29,14 @@ from gradcamo_assets.explain.maps import (
 )
 from gradcamo_assets.explain.overlap import (
     Overlap,
-    ProjectedRegions,
     average_overlaps,
-    compute_footprint,
     measure_overlap,
-    project_regions,
     split_evidence,
+)
+from gradcamo_assets.explain.projection import (
+    ProjectedRegions,
+    compute_footprint,
+    project_regions,
 )
 from gradcamo_assets.explain.result import GradcamoResult, pack_result
 from gradcamo_assets.explain.targets import (

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradcamo_assets.explain import maps as cam
-from gradcamo_assets.explain.overlap import measure_overlap, project_regions
+from gradcamo_assets.explain.overlap import measure_overlap
+from gradcamo_assets.explain.projection import project_regions
 from gradcamo_assets.explain.targets import class_logits, extract_logits
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from gradcamo_assets.errors import ExplainError
 from gradcamo_assets.explain import faithfulness, gradcamo
-from gradcamo_assets.explain.overlap import measure_overlap, project_regions
+from gradcamo_assets.explain.overlap import measure_overlap
+from gradcamo_assets.explain.projection import project_regions
 from gradcamo_assets_tests.explain.nets import random_case
 
 

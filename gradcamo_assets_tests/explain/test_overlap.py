@@ -19,10 +19,9 @@ from gradcamo_assets.explain.overlap import (
     average_overlaps,
     decode,
     measure_overlap,
-    project_mask,
-    project_regions,
     split_evidence,
 )
+from gradcamo_assets.explain.projection import project_mask, project_regions
 from gradcamo_assets_tests.explain.nets import MODES, brute_share
 
 sizes = st.integers(2, 3).flatmap(
