@@ -28,6 +28,28 @@ from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
+def cluster_environment(home: Home, postgres: Postgres) -> dict[str, str]:
+    """The variables that ``deploy/dagster-cluster.yaml`` needs on every machine."""
+    return {
+        "GRADCAMO_HOME": str(home.root),
+        "DAGSTER_HOME": str(home.dagster),
+        "GRADCAMO_POSTGRES_HOST": "127.0.0.1",
+        "GRADCAMO_POSTGRES_PORT": str(postgres.port),
+        "GRADCAMO_POSTGRES_USER": postgres.user,
+        "GRADCAMO_POSTGRES_PASSWORD": postgres.password,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+
+
+def configure_instance(home: Home, runs: int) -> None:
+    """Write ``deploy/dagster-cluster.yaml`` into a home, for nodes of one core and so many runs at a time."""
+    settings = yaml.safe_load((DEPLOY / "dagster-cluster.yaml").read_text())
+    settings["run_launcher"]["config"]["assets"] = {"masks": {"num_cpus": 1, "memory": 1 << 30}}
+    settings["concurrency"]["runs"]["max_concurrent_runs"] = runs
+    settings["run_monitoring"] |= {"poll_interval_seconds": 5, "start_timeout_seconds": 60}
+    (home.dagster / "dagster.yaml").write_text(yaml.safe_dump(settings))
+
+
 class Cluster:
     """A home whose runs are jobs of a Ray cluster, served by ``gradcamo ui``."""
 
@@ -38,15 +60,7 @@ class Cluster:
         self.mlflow = MlflowServer(folder, self.postgres.address("mlflow"))
         self.mlflow.start()
         running.callback(self.mlflow.stop)
-        environment = {
-            "GRADCAMO_HOME": str(self.home.root),
-            "DAGSTER_HOME": str(self.home.dagster),
-            "GRADCAMO_POSTGRES_HOST": "127.0.0.1",
-            "GRADCAMO_POSTGRES_PORT": str(self.postgres.port),
-            "GRADCAMO_POSTGRES_USER": self.postgres.user,
-            "GRADCAMO_POSTGRES_PASSWORD": self.postgres.password,
-            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        }
+        environment = cluster_environment(self.home, self.postgres)
         self.ray = RayCluster(folder, environment)
         running.callback(self.ray.remove)
         for name, value in {**environment, "GRADCAMO_RAY_ADDRESS": self.ray.address}.items():
@@ -56,12 +70,7 @@ class Cluster:
         fill_inbox(self.home)
         with self.home.settings_file.open("a") as file:
             file.write(f'[registry]\nuri = "{self.mlflow.uri}"\n')
-        settings = yaml.safe_load((DEPLOY / "dagster-cluster.yaml").read_text())
-        # Two nodes with a core each.
-        settings["run_launcher"]["config"]["assets"] = {"masks": {"num_cpus": 1, "memory": 1 << 30}}
-        settings["concurrency"]["runs"]["max_concurrent_runs"] = 2
-        settings["run_monitoring"] |= {"poll_interval_seconds": 5, "start_timeout_seconds": 60}
-        (self.home.dagster / "dagster.yaml").write_text(yaml.safe_dump(settings))
+        configure_instance(self.home, runs=2)
         self.platform = Platform(root=str(self.home.root))
         self.port = free_port()
         with (folder / "ui.log").open("ab") as log:
