@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,9 +41,15 @@ def cluster_environment(home: Home, postgres: Postgres) -> dict[str, str]:
     }
 
 
-def configure_instance(home: Home, runs: int) -> None:
-    """Write ``deploy/dagster-cluster.yaml`` into a home, for nodes of one core and so many runs at a time."""
+def configure_instance(home: Home, runs: int, variables: Sequence[str] = ()) -> None:
+    """Write ``deploy/dagster-cluster.yaml`` into a home, for nodes of one core.
+
+    Args:
+        runs: how many run at a time.
+        variables: of the environment of runs, ``NAME=value``.
+    """
     settings = yaml.safe_load((DEPLOY / "dagster-cluster.yaml").read_text())
+    settings["run_launcher"]["config"]["ray"]["env_vars"] += variables
     settings["run_launcher"]["config"]["assets"] = {"masks": {"num_cpus": 1, "memory": 1 << 30}}
     settings["concurrency"]["runs"]["max_concurrent_runs"] = runs
     settings["run_monitoring"] |= {"poll_interval_seconds": 5, "start_timeout_seconds": 60}
@@ -53,7 +59,9 @@ def configure_instance(home: Home, runs: int) -> None:
 class Cluster:
     """A home whose runs are jobs of a Ray cluster, served by ``gradcamo ui``."""
 
-    def __init__(self, folder: Path, running: ExitStack, monkeypatch: pytest.MonkeyPatch):
+    def __init__(
+        self, folder: Path, running: ExitStack, monkeypatch: pytest.MonkeyPatch, variables: Sequence[str] = ()
+    ):
         self.home = Home(folder / "home")
         self.postgres = Postgres()
         running.callback(self.postgres.remove)
@@ -70,7 +78,7 @@ class Cluster:
         fill_inbox(self.home)
         with self.home.settings_file.open("a") as file:
             file.write(f'[registry]\nuri = "{self.mlflow.uri}"\n')
-        configure_instance(self.home, runs=2)
+        configure_instance(self.home, runs=2, variables=variables)
         self.platform = Platform(root=str(self.home.root))
         self.port = free_port()
         with (folder / "ui.log").open("ab") as log:

@@ -18,10 +18,10 @@ from gradcamo_assets_tests.cluster.cluster import Cluster
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster of two nodes with a core each."""
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster of two nodes with a core each. A parameter is the variables of the environment of runs."""
     with ExitStack() as running:
-        yield Cluster(tmp_path, running, monkeypatch)
+        yield Cluster(tmp_path, running, monkeypatch, getattr(request, "param", ()))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +20,11 @@ from gradcamo_assets_tests.cluster.cluster import (
 from gradcamo_assets_tests.cluster.services import NODE, processes_with, wait_for
 from gradcamo_assets_tests.cluster.two_plates import differences
 
+FAKETIME = next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 
-def test_a_cluster_computes_what_one_process_does(expected: Lake, cluster: Cluster) -> None:
+def process_everything(cluster: Cluster) -> None:
     start = time.monotonic()
     wait_until_processed(cluster)
     train_and_promote(cluster)
@@ -30,6 +32,20 @@ def test_a_cluster_computes_what_one_process_does(expected: Lake, cluster: Clust
     print(f"scored after {time.monotonic() - start:.0f} s")
     wait_until_complete(cluster)
     print(f"complete after {time.monotonic() - start:.0f} s; runs: {cluster.run_counts()}")
+
+
+def test_a_cluster_computes_what_one_process_does(expected: Lake, cluster: Cluster) -> None:
+    process_everything(cluster)
+    assert not differences(expected, cluster.platform.lake)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FAKETIME, reason="Debian's package faketime is not installed")
+@pytest.mark.parametrize("cluster", [[f"LD_PRELOAD={FAKETIME}", "FAKETIME=+1h"]], indirect=True, ids=["ahead"])
+def test_the_clock_of_nodes_may_be_an_hour_off(expected: Lake, cluster: Cluster) -> None:
+    process_everything(cluster)
+    ends = [record.end_time for record in cluster.instance.get_run_records()]
+    assert min(end for end in ends if end) > time.time() + 2400, "the clock was not changed"
     assert not differences(expected, cluster.platform.lake)
 
 
