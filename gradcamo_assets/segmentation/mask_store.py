@@ -1,8 +1,8 @@
 """Read, check and write the masks of one field as OME-Zarr (NGFF 0.5) label images.
 
 A folder is written in one step and never changed. ``<folder>/labels/cells`` and ``<folder>/labels/nuclei`` have one
-resolution each; the latter is absent without a nucleus stain. The properties of the label image of cells, which viewers
-display, hold the confidence of each cell.
+resolution each, stored as one shard; the latter is absent without a nucleus stain. The properties of the label image of
+cells, which viewers display, hold the confidence of each cell.
 Specification: https://ngff.openmicroscopy.org/0.5/#labels-md
 """
 
@@ -58,6 +58,7 @@ def write_masks(folder: Path, masks: Masks, voxel_size: Sequence[float | None], 
             image = {"version": "0.5", "multiscales": [{"name": kind, **multiscale}], "image-label": properties}
             labels.create_group(kind, attributes={"ome": image}).create_array(
                 "0", data=image_labels.astype(np.uint32, copy=False), chunks=(slices, height, width),
+                shards=(-(-depth // slices) * slices, height, width),
                 compressors=BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle.bitshuffle),
                 dimension_names=("z", "y", "x"),
             )  # fmt: skip

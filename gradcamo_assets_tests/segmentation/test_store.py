@@ -21,7 +21,7 @@ def some_masks(shape: tuple[int, int, int] = (3, 20, 30)) -> Masks:
     return Masks(rng.integers(0, 70_000, shape).astype(np.uint32), rng.integers(0, 5, shape).astype(np.uint32))
 
 
-@pytest.mark.parametrize("shape", [(3, 20, 30), (1, 7, 5)])
+@pytest.mark.parametrize("shape", [(3, 20, 30), (1, 7, 5), (5, 600, 700), (3, 1100, 1000)])
 def test_masks_are_read_back(tmp_path, shape):
     masks = some_masks(shape)
     write_masks(tmp_path / "1", masks, SIZE, PROVENANCE)
@@ -30,6 +30,8 @@ def test_masks_are_read_back(tmp_path, shape):
     np.testing.assert_array_equal(back.cells, masks.cells)
     np.testing.assert_array_equal(back.nuclei, masks.nuclei)
     assert stored_version(tmp_path / "1") == PROVENANCE.version
+    files = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"]
+    assert len(files) == 2, "a file for each label image, however many slices"
 
 
 def test_masks_without_a_nucleus_stain_are_read_back(tmp_path):
