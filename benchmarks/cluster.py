@@ -54,7 +54,7 @@ def run_plate(folder: Path, plate: SyntheticPlate, nodes: int) -> list[Step]:
         daemon = subprocess.Popen(daemon_command(workspace), start_new_session=True)
         running.callback(daemon.wait)
         running.callback(daemon.terminate)
-        while not (home.plates / f"{plate.name}.json").exists() or not is_scored(platform):
+        while not is_scored(platform):
             assert daemon.poll() is None, f"the daemon stopped: see output.log in {home.dagster}"
             time.sleep(2)
         time.sleep(5)  # The last step writes its event.

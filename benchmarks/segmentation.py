@@ -287,8 +287,10 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.baseline:
-        sparse = (easy_field(*SPARSE, cells) for cells in options.sparse or ())
-        hard = (hard_field(index, options.first_seed) for index in options.fields)
-        print(json.dumps(compare(options.baseline, sparse if options.sparse else hard)))
+        if options.sparse:
+            fields = (easy_field(*SPARSE, cells) for cells in options.sparse)
+        else:
+            fields = (hard_field(index, options.first_seed) for index in options.fields)
+        print(json.dumps(compare(options.baseline, fields)))
     else:
         print(json.dumps(main(options.quick, options.first_seed)))

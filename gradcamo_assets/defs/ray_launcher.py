@@ -46,14 +46,14 @@ class RayLauncher(RayRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Submit the run as a Ray job."""
         run = context.dagster_run
-        resources = self.resources_of(self._assets_of(run))
-        if resources and _TAG not in run.tags:
+        resources = {} if _TAG in run.tags else self._resources_of(run)
+        if resources:
             run = run.with_tags({**run.tags, _TAG: json.dumps(resources)})
         super().launch_run(LaunchRunContext(run, context.workspace))
 
-    def resources_of(self, assets: set[str]) -> dict[str, float]:
-        """Return the largest amount of each resource that one of these assets needs."""
-        needed = [self.assets[name] for name in sorted(assets) if name in self.assets]
+    def _resources_of(self, run: dg.DagsterRun) -> dict[str, float]:
+        """Return the largest amount of each resource that one of the run's assets needs."""
+        needed = [self.assets[name] for name in self._assets_of(run) if name in self.assets]
         amounts = {name: [resources[name] for resources in needed if name in resources] for name in _RESOURCES}
         return {name: max(values) for name, values in amounts.items() if values}
 

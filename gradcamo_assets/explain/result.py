@@ -9,11 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradcamo_assets.explain.overlap import (
-    LOOKS_AT,
-    NULL_REASONS,
-    decode,
-)
+from gradcamo_assets.explain.overlap import LOOKS_AT, NULL_REASONS, decode
 
 _CLASS_COLUMNS = ("target_class", "predicted_class")
 

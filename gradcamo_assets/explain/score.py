@@ -27,17 +27,8 @@ from gradcamo_assets.explain.maps import (
     find_pooled_head,
     frozen_parameters,
 )
-from gradcamo_assets.explain.overlap import (
-    Overlap,
-    average_overlaps,
-    measure_overlap,
-    split_evidence,
-)
-from gradcamo_assets.explain.projection import (
-    ProjectedRegions,
-    compute_footprint,
-    project_regions,
-)
+from gradcamo_assets.explain.overlap import Overlap, average_overlaps, measure_overlap, split_evidence
+from gradcamo_assets.explain.projection import ProjectedRegions, compute_footprint, project_regions
 from gradcamo_assets.explain.result import GradcamoResult, pack_result
 from gradcamo_assets.explain.targets import (
     Target,

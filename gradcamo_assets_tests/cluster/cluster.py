@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import urllib.request
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,9 +20,10 @@ from gradcamo_assets.defs.automation.run_requests import UNFINISHED_STATUSES
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.home import Home
 from gradcamo_assets.tables import needs_publication
-from gradcamo_assets_tests.cluster.services import Postgres, RayCluster, free_port, wait_for
+from gradcamo_assets_tests.cluster.services import Postgres, RayCluster, wait_for
 from gradcamo_assets_tests.cluster.two_plates import NAMES, SITES, crown, fill_inbox
 from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
+from gradcamo_assets_tests.loopback import ask, free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -80,10 +80,11 @@ class Cluster:
             file.write(f'[registry]\nuri = "{self.mlflow.uri}"\n')
         configure_instance(self.home, runs=2, variables=variables)
         self.platform = Platform(root=str(self.home.root))
-        self.port = free_port()
+        port = free_port()
+        self.address = f"http://127.0.0.1:{port}"
         with (folder / "ui.log").open("ab") as log:
             self._ui = subprocess.Popen(
-                [Path(sys.executable).with_name("gradcamo"), "ui", "--port", str(self.port)],
+                [Path(sys.executable).with_name("gradcamo"), "ui", "--port", str(port)],
                 stdout=log, stderr=log, cwd=folder, start_new_session=True,
             )  # fmt: skip
         running.callback(self._stop_ui)
@@ -95,7 +96,7 @@ class Cluster:
         mutation = """mutation($job: String!) { launchRun(executionParams: {mode: "default", selector: {jobName: $job,
             repositoryName: "__repository__", repositoryLocationName: "gradcamo_assets"}})
             { __typename ... on LaunchRunSuccess { run { runId } } } }"""
-        return self._ask({"query": mutation, "variables": {"job": job}})["data"]["launchRun"]["run"]["runId"]
+        return ask(self.address, mutation, job=job)["data"]["launchRun"]["run"]["runId"]
 
     def has_succeeded(self, run: str) -> bool:
         """Whether a run, or one that repeats it, has succeeded."""
@@ -110,27 +111,16 @@ class Cluster:
 
     def run_counts(self) -> dict[str, int]:
         """Runs by state and job."""
-        counts: dict[str, int] = {}
-        for run in self.instance.get_runs():
-            name = f"{run.status.value.lower()} {run.job_name}"
-            counts[name] = counts.get(name, 0) + 1
-        return counts
+        return dict(Counter(f"{run.status.value.lower()} {run.job_name}" for run in self.instance.get_runs()))
 
     def is_idle(self) -> bool:
         """Whether no run is queued or in progress."""
         assert self._ui.poll() is None, "gradcamo ui has stopped"
         return not self.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_STATUSES), limit=1)
 
-    def _ask(self, body: dict) -> dict:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/graphql", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
-
     def _is_served(self) -> bool:
         try:
-            return bool(self._ask({"query": "{ version }"}))
+            return bool(ask(self.address, "{ version }"))
         except OSError:
             return False
 

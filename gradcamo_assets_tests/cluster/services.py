@@ -6,26 +6,20 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from gradcamo_assets.defs.serve import _answer
+from gradcamo_assets_tests.loopback import free_port
+
 HEAD, NODE = "127.0.0.2", "127.0.0.3"
 """Addresses of Ray's nodes. Ray replaces 127.0.0.1 by the address of the machine."""
 _WAIT_SECONDS = 90
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind((host, 0))
-        return free.getsockname()[1]
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = _WAIT_SECONDS) -> None:
@@ -117,7 +111,7 @@ class RayCluster:
             HEAD, "--head", "--port", str(self.port), "--dashboard-host", HEAD, "--dashboard-port",
             str(self.dashboard), "--temp-dir", self._sockets,
         )  # fmt: skip
-        wait_for(self._answers, "Ray's head")
+        wait_for(lambda: _answer(f"{self.address}/api/version"), "Ray's head")
 
     def start_node(self) -> None:
         """Start the second node. It joins within seconds."""
@@ -153,13 +147,6 @@ class RayCluster:
                 command, stdout=log, stderr=log, cwd=self._folder, start_new_session=True,
                 env={**self._environment, "RAY_TEST_NODE": address},
             )  # fmt: skip
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.address}/api/version", timeout=5):
-                return True
-        except OSError:
-            return False
 
 
 def processes_with(text: str) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,15 +11,14 @@ import urllib.request
 from pathlib import Path
 
 from gradcamo_assets.training.mlflow_store import ARTIFACTS, sqlite_uri
+from gradcamo_assets_tests.loopback import free_port
 
 
 class MlflowServer:
     """One server, whose state is kept in ``folder``, or in another database, while it is stopped."""
 
     def __init__(self, folder: Path, database: str | None = None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
         self._database = database or sqlite_uri(folder / "mlflow.db")
         self._process: subprocess.Popen[bytes] | None = None

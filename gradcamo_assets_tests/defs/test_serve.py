@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -21,24 +20,12 @@ from gradcamo_assets.defs import serve
 from gradcamo_assets.defs.web_guard import check_address
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
+from gradcamo_assets_tests.loopback import ask, free_port
 
 QUERY = """{
   instance { daemonHealth { allDaemonStatuses { daemonType healthy } } }
   repositoriesOrError { ... on RepositoryConnection { nodes { location { name } jobs { name } } } }
 }"""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-def ask(address: str, query: str) -> dict:
-    request = urllib.request.Request(
-        f"{address}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
 
 
 @pytest.mark.slow

@@ -31,10 +31,7 @@ HALF = '[plates]\nillumination = "false"\n[trainig]\nepochs = 3\n[training]\nepo
         ("[encoders]\nmodules = ['lab:build']", "[encoders] modules"),
         ("[encoders]\nmodules = 'lab'", "[encoders] modules"),
         ("[inbox]\nmarker = '../done'", "[inbox] marker"),
-        (
-            "[registry]\nuri = 'mlflow:5000'",
-            "[registry] uri: expected this: Address of an MLflow server",
-        ),
+        ("[registry]\nuri = 'mlflow:5000'", "[registry] uri: expected this: Address of an MLflow server"),
         ("[crops", "the settings cannot be read"),
     ],
 )

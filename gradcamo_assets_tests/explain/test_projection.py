@@ -11,11 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradcamo_assets.explain.projection import (
-    compute_footprint,
-    project_mask,
-    project_regions,
-)
+from gradcamo_assets.explain.projection import compute_footprint, project_mask, project_regions
 
 sizes = st.integers(2, 3).flatmap(
     lambda axes: st.tuples(
