@@ -11,6 +11,7 @@ import click
 
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
+from gradcamo_assets.storage import exists
 from gradcamo_assets.storage_errors import explained_storage_errors
 
 _SHORTCUT = click.option(
@@ -119,7 +120,7 @@ def _current_database() -> Path:
     from gradcamo_assets.tables import Lake, is_published_from, publish
 
     home = Home.from_environment()
-    if home.database.exists() and not is_published_from(Lake(home.lake), home.database):
+    if exists(home.database) and not is_published_from(Lake(home.lake), home.database):
         publish(Lake(home.lake), home.database)
     return home.database
 

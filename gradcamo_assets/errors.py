@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 E = TypeVar("E", bound="GradcamoError")
 
+bucket_addresses: dict[str, str] = {}
+"""The addresses of buckets by their scratch folders (see ``buckets``). Messages name addresses."""
+
 
 def one_line(error: BaseException, length: int = 200) -> str:
     """Return the message of an error as one line of at most ``length`` characters, or its type if it has none.
@@ -34,7 +37,10 @@ class GradcamoError(Exception):
         self.plate, self.well, self.site, self.path = plate, well, site, path
         place = {"plate": plate, "well": well, "site": site, "file": path}
         prefix = ", ".join(f"{name} {value}" for name, value in place.items() if value is not None)
-        super().__init__(f"{prefix}: {problem}. {remedy}" if prefix else f"{problem}. {remedy}")
+        text = f"{prefix}: {problem}. {remedy}" if prefix else f"{problem}. {remedy}"
+        for folder, address in bucket_addresses.items():
+            text = text.replace(folder, address)
+        super().__init__(text)
 
     def at(self, kind: type[E] | None = None, **place: Any) -> E:
         """Return the same error with more of its place, optionally as another ``kind`` of error."""

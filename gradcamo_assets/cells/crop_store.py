@@ -22,8 +22,10 @@ from gradcamo_assets.cells.crop_field import REMEDY, CropField
 from gradcamo_assets.cells.field_crops import FieldCrops, FieldSource
 from gradcamo_assets.cells.shard_reader import RowReader, row_reader
 from gradcamo_assets.errors import CropError
+from gradcamo_assets.local_copies import fetch_folder
 from gradcamo_assets.provenance import Provenance, read_provenance, stored_version
-from gradcamo_assets.storage import atomic_folder
+from gradcamo_assets.storage import atomic_folder, folder_exists
+from gradcamo_assets.storage_errors import is_storage_failure
 
 if TYPE_CHECKING:
     import zarr
@@ -180,10 +182,10 @@ def open_crops(path: Path) -> CropField:
     """
     import zarr
 
-    if (path / PIXELS).is_dir():
+    if folder_exists(path / PIXELS):
         path = path / PIXELS
     try:
-        group = zarr.open_group(path, mode="r")
+        group = zarr.open_group(fetch_folder(path), mode="r")
         attributes: dict[str, Any] = group.attrs.asdict()
         version = stored_version(path)
         if version is None:
@@ -197,7 +199,7 @@ def open_crops(path: Path) -> CropField:
         if "source" not in attributes:
             images, labels = (cast("zarr.Array", group[name]) for name in ("images", "labels"))
             return StoredCrops(**common, crop_shape=images.shape[2:], images=images, labels=labels)
-        places = {name: path / attributes["source"][name] for name in ("plates", "masks")}
+        places = {name: Path(os.path.normpath(path / attributes["source"][name])) for name in ("plates", "masks")}
         return FieldCrops(
             **common,
             crop_shape=tuple(attributes["crop_shape"]),
@@ -206,4 +208,6 @@ def open_crops(path: Path) -> CropField:
             fill=np.asarray(attributes["center"]),
         )
     except (OSError, KeyError, ValueError, TypeError) as error:
+        if is_storage_failure(error):
+            raise
         raise CropError(f"crops cannot be opened ({error})", REMEDY, path=path) from error

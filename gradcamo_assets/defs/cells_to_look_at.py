@@ -15,6 +15,7 @@ from gradcamo_assets.defs.field_results import crop_folder
 from gradcamo_assets.defs.settings import read_settings
 from gradcamo_assets.home import Home
 from gradcamo_assets.profiles.well_profiles import TREATMENT
+from gradcamo_assets.storage import folder_exists
 
 _MAX_DOSES, _MAX_SERIES, _MAX_TREATMENTS = 7, 12, 73
 
@@ -95,7 +96,7 @@ def load_examples(
     examples = []
     for row in rows:
         folder = crop_folder(home, {**row, "Metadata_Plate": plate})
-        if not folder.exists():
+        if not folder_exists(folder):
             continue
         field = open_crops(folder)
         index = field.cell_ids.index(row["Metadata_CellID"])

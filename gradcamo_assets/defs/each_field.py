@@ -12,6 +12,7 @@ import dagster as dg
 from gradcamo_assets.defs.settings import read_settings
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
+from gradcamo_assets.local_copies import temporary_copies
 from gradcamo_assets.plates import Field, Plate, load_plate
 
 _LOG_INTERVAL_SECONDS = 30.0
@@ -83,7 +84,8 @@ def process_fields_of_site(
     logged_at = started_at = time.monotonic()
     for count, item in enumerate(fields, start=1):
         try:
-            outcome.done[item.well] = work(item)
+            with temporary_copies():
+                outcome.done[item.well] = work(item)
         except GradcamoError as error:
             outcome.failed[item.well] = str(error)
             context.log.error(f"{item.plate} {item.well} site {item.site}: {error}")

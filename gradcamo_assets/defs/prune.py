@@ -6,7 +6,7 @@ the inbox, nor rows of other plates or versions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,21 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.cells.crop_store import PIXELS
+from gradcamo_assets.defs.automation.run_requests import partitions_in_progress
 from gradcamo_assets.defs.field_results import FIELD
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
 from gradcamo_assets.names import check_plate_name
-from gradcamo_assets.plates import list_inbox
-from gradcamo_assets.plates.plate_records import PLATE_FILE_ENDINGS, known_markers
+from gradcamo_assets.plates import list_inbox, list_known_plates
+from gradcamo_assets.plates.plate_records import (
+    PLATE_FILE_ENDINGS,
+    known_markers,
+    plate_folder,
+    plate_folders,
+    read_plate_record,
+)
 from gradcamo_assets.plates.staging import Staging
-from gradcamo_assets.storage import list_visible, read_json, remove
+from gradcamo_assets.storage import exists, file_sizes, is_in_bucket, list_visible, read_json, remove
 from gradcamo_assets.tables import LAKE_TABLES, Lake
 from gradcamo_assets.tables.schema import tables_keyed_by
 from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry
@@ -57,7 +64,7 @@ class Plan:
             if dropped or changed:
                 rows.append((f"lake/{name}{'' if dropped else ' (rows changed)'}", None, None, dropped + changed))
         for path in self.paths:
-            sizes = [file.stat().st_size for file in _files_below(path)]
+            sizes = file_sizes(path)
             rows.append((path.relative_to(self.home.root).as_posix(), len(sizes), sum(sizes), None))
         columns = {"what": pl.String, "files": pl.Int64, "bytes": pl.Int64, "rows": pl.Int64}
         return pl.DataFrame(rows, columns, orient="row")
@@ -136,9 +143,8 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
             for run in rows.filter(Metadata_Plate=plate)["model_run"].unique().sort():
                 others = rows.filter(pl.col("Metadata_Plate").ne_missing(plate), model_run=run)
                 edits.append((table.name, {"model_run": run}, others))
-    files = [f"{plate}{ending}" for ending in (*PLATE_FILE_ENDINGS, ".zarr")] + [
-        Staging(home.plates, plate).folder.name
-    ]
+    files = [folder.name for folder in (*plate_folders(home.plates, plate), Staging(home.plates, plate).folder)]
+    files += [f"{plate}{ending}" for ending in PLATE_FILE_ENDINGS]
     paths = [
         *known_markers(home.plates, plate), *_existing_paths([home.plates], *files),
         *_existing_paths([home.plates / "failures"], f"{plate}.json"),
@@ -173,8 +179,20 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
                 unused += _existing_paths([folder.parent], version)
     fitted = (path for run in unregistered for path in _existing_paths([home.fitted], run))
     ended += (folder for folder in list_visible(home.training) if _has_ended(instance, folder.name))
-    paths = (*unused, *ended, *fitted)
+    paths = (*unused, *ended, *fitted, *_abandoned_plates(home, instance))
     return Plan(home, lake, drops, paths=paths)
+
+
+def _abandoned_plates(home: Home, instance: dg.DagsterInstance) -> list[Path]:
+    """The plate folders of ingestions that were killed, in a bucket; elsewhere the next ingestion continues them."""
+    if not home.in_bucket:
+        return []
+    folders = list_visible(home.plates, "*.zarr")
+    # A run that starts after the folders were listed is not concerned, and one that ended has written its record.
+    busy = partitions_in_progress(instance)
+    records = (read_plate_record(home.plates, name) for name in list_known_plates(home.plates))
+    current = {plate_folder(home.plates, record["name"], record) for record in records if record is not None}
+    return [path for path in folders if path not in current and path.name.rsplit(".", 2)[0] not in busy]
 
 
 def _has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
@@ -201,9 +219,9 @@ def _runs_with_results(lake: Lake) -> set[str]:
 
 def _existing_paths(folders: list[Path], *names: str) -> tuple[Path, ...]:
     """The existing paths among ``names`` in ``folders``. Links to other folders are refused."""
-    paths = [path for folder in folders for name in names if (path := folder / name).exists()]
+    paths = [path for folder in folders for name in names if exists(path := folder / name)]
     for path in paths:
-        if path.resolve().parent != path.parent.resolve():
+        if not is_in_bucket(path) and path.resolve().parent != path.parent.resolve():
             raise GradcamoError("it is a link to another folder", "Delete it by hand.", path=path)
     return tuple(paths)
 
@@ -226,7 +244,3 @@ def _count_rows(lake: Lake, table: str, keys: Keys) -> int:
 def _count_lost_rows(lake: Lake, table: str, keys: Keys, after: pl.DataFrame) -> int:
     before = lake.read(table, **keys)
     return len(before.join(after, on=before.columns, how="anti", nulls_equal=True))
-
-
-def _files_below(path: Path) -> Iterator[Path]:
-    return (file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

@@ -1,11 +1,10 @@
 """The ``platform`` resource: data folders, lake and model registry of one installation."""
 
-from pathlib import Path
-
 import dagster as dg
 from pydantic import Field
 
 from gradcamo_assets.defs.settings import Settings, read_settings
+from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
 from gradcamo_assets.tables import Lake
 from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry, ModelVersion
@@ -22,7 +21,7 @@ class Platform(dg.ConfigurableResource):
     @property
     def home(self) -> Home:
         """The data folders. They are not created here, so that an unreachable inbox does not become an empty one."""
-        return Home(Path(self.root).absolute()) if self.root else Home.from_environment()
+        return Home.at(self.root) if self.root else Home.from_environment()
 
     @property
     def settings(self) -> Settings:
@@ -37,7 +36,11 @@ class Platform(dg.ConfigurableResource):
     @property
     def registry(self) -> ModelRegistry:
         """The model registry."""
-        return ModelRegistry(self.home.mlflow, self.model_name, self.settings.registry.uri)
+        uri = self.settings.registry.uri
+        if uri is None and self.home.in_bucket:
+            problem = "a home in a bucket needs an MLflow server"
+            raise GradcamoError(problem, "Set uri in section [registry].", path=self.home.settings_file.name)
+        return ModelRegistry(self.home.mlflow, self.model_name, uri)
 
     def champion(self) -> ModelVersion:
         """The current champion.

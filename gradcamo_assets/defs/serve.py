@@ -50,7 +50,7 @@ def environment(home: Home) -> dict[str, str]:
             write_bytes(path, Path(__file__).with_name(path.name).read_bytes())
     return {
         "DAGSTER_HOME": str(home.dagster),
-        "GRADCAMO_HOME": str(home.root),
+        "GRADCAMO_HOME": home.address,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
 

@@ -17,6 +17,7 @@ from gradcamo_assets.scoring.settings import ScoringConfig
 from gradcamo_assets.segmentation import SegmenterConfig
 from gradcamo_assets.segmentation.cell_quality import QcConfig
 from gradcamo_assets.settings import Count, describe_errors, section, setting
+from gradcamo_assets.storage import read_bytes
 from gradcamo_assets.training.mlflow_runs import Links, RegistryConfig
 from gradcamo_assets.training.promotion_rule import PromotionConfig
 from gradcamo_assets.training.settings import TrainingConfig
@@ -91,7 +92,7 @@ def read_settings(home: Home) -> Settings:
     """
     path = home.settings_file
     try:
-        values = tomllib.loads(path.read_text()) if path.exists() else {}
+        values = tomllib.loads((read_bytes(path) or b"").decode())
     except (OSError, ValueError) as error:
         raise GradcamoError(f"the settings cannot be read ({error})", "Correct the file.", path=path) from error
     try:

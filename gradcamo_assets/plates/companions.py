@@ -16,11 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.local_copies import fetch_level
 from gradcamo_assets.names import check_name, is_system_name
 from gradcamo_assets.plates.formats.configuration import CONFIGURATION_ENDING
 from gradcamo_assets.plates.omezarr import plate_name_of
 from gradcamo_assets.plates.spreadsheets import read_table
 from gradcamo_assets.provenance import digest
+from gradcamo_assets.storage import is_in_bucket, list_files, list_level
 
 _MAP_ENDINGS = (".csv", ".tsv", ".xlsx", ".platemap.csv", ".platemap.tsv", ".platemap.txt", ".platemap.xlsx")
 """Endings of a plate map, after the plate's name."""
@@ -28,6 +30,8 @@ LABELS_ENDING = ".labels.csv"
 BARCODE_TABLE = "barcode_platemap.csv"
 _BROAD_ENDINGS = ("", ".txt", ".csv", ".tsv", ".xlsx")
 _BROAD_FOLDERS = ("platemap", "platemaps", ".")
+TABLE_FOLDERS = ("platemap", "platemaps", "metadata")
+"""Folders of an inbox with plate maps or metadata."""
 _MEASUREMENT = re.compile(r"__.*-measurement[ _-]?\d+", re.IGNORECASE)
 """What Harmony adds to a barcode in the name of a folder: ``BR00117010__2020-11-08T18_18_00-Measurement 1``."""
 _IMAGE_ENDINGS = (".tif", ".tiff", ".png")
@@ -60,6 +64,18 @@ class Companions:
     def metadata(self) -> tuple[Path, ...]:
         """Broad's sample tables, shared by all plates of the inbox, which is listed when they are asked for."""
         return () if self.inbox is None else tuple(sorted(self.inbox.glob("external_metadata*.tsv")))
+
+
+def fetch_tables(inbox: Path) -> tuple[list[str], list[str]]:
+    """Copy the tables in the inbox to this machine, if it is in a bucket; return the names of its folders and files.
+
+    Raises:
+        OSError: if the inbox cannot be listed.
+    """
+    folders, files = list_level(inbox)
+    for folder in (inbox, *(inbox / name for name in folders if name.lower() in TABLE_FOLDERS)):
+        fetch_level(folder)
+    return folders, list(files)
 
 
 def find_companions(source: Path, beside: Set[str] | None = None) -> Companions:
@@ -191,6 +207,8 @@ def scan_source(source: Path, contents: bool = True, beside: Set[str] | None = N
         beside: as in ``find_companions``.
     """
     tables = find_companions(source, beside).files
+    if is_in_bucket(source):
+        return _scan_objects(source, tables, contents)
     for path in (source, *tables):
         if path.is_symlink():
             raise PlateError("it is a symbolic link", "Copy the plate or file itself.", path=path)
@@ -219,6 +237,16 @@ def scan_source(source: Path, contents: bool = True, beside: Set[str] | None = N
     except OSError as error:
         path = error.filename or source
         raise PlateError(f"unreadable: {error.strerror}", "Check that its disk is mounted.", path=path) from error
+
+
+def _scan_objects(source: Path, tables: Sequence[Path], contents: bool) -> tuple[str, float]:
+    """As ``scan_source``. The store knows a digest of each object, so that no file is read."""
+    beside = list_level(source.parent)[1]
+    files, its_tables = list_files(source), {path.name: beside[path.name] for path in tables if path.name in beside}
+    names = digest([[(name, item.size) for name, item in sorted(group.items())] for group in (files, its_tables)])
+    tags = [item.tag for group in (files, its_tables) for _, item in sorted(group.items())] if contents else ""
+    newest = max((item.modified.timestamp() for item in (*files.values(), *its_tables.values())), default=0.0)
+    return f"{names}-{digest(tags) if contents else ''}", newest
 
 
 def _digest_contents(source: Path, names: Sequence[str], tables: Sequence[Path]) -> str:

@@ -16,19 +16,20 @@ from typing import Literal
 
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.names import is_system_name, printable
-from gradcamo_assets.plates.companions import scan_source
+from gradcamo_assets.plates.companions import TABLE_FOLDERS, fetch_tables, scan_source
 from gradcamo_assets.plates.failures import Failures
 from gradcamo_assets.plates.formats import detect_format
 from gradcamo_assets.plates.formats.proposals import propose_configuration
 from gradcamo_assets.plates.formats.schemes import SCHEMES, describe_scheme
 from gradcamo_assets.plates.omezarr import plate_name_of
 from gradcamo_assets.settings import Amount, section, setting
+from gradcamo_assets.storage import is_in_bucket, list_files
 
 State = Literal["ready", "copying", "ingesting", "known", "changed", "waiting", "quarantined", "unreadable"]
 Depth = Literal["new", "names", "contents"]
 """How to check known plates for changes: not at all, by the names and sizes of their files, or by contents too."""
-_EXCLUDED_FOLDERS = ("platemap", "platemaps", "metadata")
 _MAX_METADATA_BYTES = 50_000_000
+_PLATE_FILES = (".tif", ".tiff", ".png", "zarr.json", ".zattrs")
 
 
 @section
@@ -201,15 +202,13 @@ def list_inbox(
     """
     settings, known = settings or InboxConfig(), known or {}
     try:
-        with os.scandir(inbox) as listing:
-            entries = [entry for entry in listing if not entry.name.startswith(".") and not is_system_name(entry.name)]
-            folders = [entry.name for entry in entries if entry.is_dir()]
+        folders, files = _list_objects(inbox) if is_in_bucket(inbox) else _list_folder(inbox)
     except OSError as error:
         remedy = "Check that the folder exists and its disk is mounted."
         raise PlateError(f"the inbox cannot be listed: {error.strerror}", remedy, path=inbox) from error
-    names = plate_names(inbox / folder for folder in sorted(folders) if folder.lower() not in _EXCLUDED_FOLDERS)
+    names = plate_names(inbox / folder for folder in sorted(folders) if folder.lower() not in TABLE_FOLDERS)
     name_counts = Counter(name for name in names.values() if isinstance(name, str))
-    beside = {entry.name.casefold() for entry in entries}
+    beside = {name.casefold() for name in (*folders, *files)}
     snapshots: dict[Path, FolderSnapshot | None] = {}
     for path, name in names.items():
         if only not in (None, name):
@@ -223,11 +222,27 @@ def list_inbox(
     return snapshots
 
 
+def _list_folder(inbox: Path) -> tuple[list[str], list[str]]:
+    """The names of folders and of other files in the inbox."""
+    with os.scandir(inbox) as listing:
+        entries = [entry for entry in listing if not entry.name.startswith(".") and not is_system_name(entry.name)]
+        folders = [entry.name for entry in entries if entry.is_dir()]
+    return folders, [entry.name for entry in entries if entry.name not in folders]
+
+
+def _list_objects(inbox: Path) -> tuple[list[str], list[str]]:
+    """As ``_list_folder``, in a bucket."""
+    folders, files = ([name for name in names if not name.startswith(".")] for names in fetch_tables(inbox))
+    return folders, files
+
+
 def _take_snapshot(
     path: Path, signature: str | None, depth: Depth, settings: InboxConfig, beside: Set[str]
 ) -> FolderSnapshot | None:
     """``signature``: of the plate when it was ingested, or None; ``beside``: as in ``find_companions``."""
     try:
+        if is_in_bucket(path):
+            return _take_object_snapshot(path, signature, depth, settings, beside)
         if (format := _detect_format(path)) is None:
             proposal = propose_configuration(path, plate_name_of(path))
             return FolderSnapshot(problem=proposal, is_plate=False) if proposal else None
@@ -245,6 +260,21 @@ def _take_snapshot(
         if isinstance(error.__cause__, FileNotFoundError):
             return FolderSnapshot(newest=math.inf)
         return FolderSnapshot(problem=str(error))
+
+
+def _take_object_snapshot(
+    path: Path, signature: str | None, depth: Depth, settings: InboxConfig, beside: Set[str]
+) -> FolderSnapshot | None:
+    """As ``_take_snapshot``, from the listing of a bucket alone: the format is detected when the plate is ingested."""
+    files = list_files(path)
+    if not any(name.lower().endswith(_PLATE_FILES) for name in files):
+        return None
+    names_only = signature is not None and depth == "names"
+    current, newest = scan_source(path, contents=not names_only, beside=beside)
+    if names_only and str(signature).startswith(current):
+        return FolderSnapshot(signature or "")
+    markers = {f"{name}.{settings.marker}".casefold() for name in (plate_name_of(path), path.name)}
+    return FolderSnapshot(current, newest, settings.marker in files or bool(markers & beside))
 
 
 def _detect_format(path: Path) -> str | None:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from gradcamo_assets.csv_text import to_csv
 from gradcamo_assets.errors import PlateError
+from gradcamo_assets.local_copies import fetch_tree, temporary_copies
 from gradcamo_assets.names import natural_key
-from gradcamo_assets.plates.companions import LABELS_ENDING, Companions, find_companions, scan_source
+from gradcamo_assets.plates.companions import LABELS_ENDING, Companions, fetch_tables, find_companions, scan_source
 from gradcamo_assets.plates.formats import detect_format
 from gradcamo_assets.plates.illumination import estimate_illumination
 from gradcamo_assets.plates.image_quality import FieldMeter, center_and_scale, field_warnings
@@ -35,6 +36,7 @@ from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_pla
 from gradcamo_assets.plates.sources import ExportSource, ZarrSource
 from gradcamo_assets.plates.staging import Staging, open_staging
 from gradcamo_assets.settings import section, setting
+from gradcamo_assets.storage import is_in_bucket
 
 _MAX_STATISTICS_SAMPLE = 4_000_000
 """Pixels sampled from each channel of a large plate for its intensity statistics."""
@@ -94,8 +96,14 @@ def ingest_plate(
             written.
         PlateMapError: an invalid plate map or label table.
     """
-    config = config or IngestConfig()
-    source = source.absolute()
+    with temporary_copies():
+        if is_in_bucket(source):
+            fetch_tables(source.parent)
+            fetch_tree(source)
+        return _ingest(source.absolute(), plates, config or IngestConfig(), progress)
+
+
+def _ingest(source: Path, plates: Path, config: IngestConfig, progress: Callable[[int, int], None]) -> IngestedPlate:
     signature, newest = scan_source(source)
     plate_source: ZarrSource | ExportSource
     if detect_format(source) is not None:
@@ -130,7 +138,7 @@ def ingest_plate(
         shape = mode(tuple(field["shape"].tolist()) for field in measurements)
         record = {
             "name": name, "source": path_from_home(plates, source), "signature": signature,
-            "by_reference": not staging.plate.exists(), "format": plate_source.format,
+            "by_reference": not staging.plate.exists(), **staging.place, "format": plate_source.format,
             "acquisition": dict(plate_source.acquisition),
             "ngff_version": plate.ngff_version, "channels": plate.channels, "voxel_size": plate.voxel_size,
             "camera_offset": config.camera_offset, "shape": shape, "statistics": statistics,
@@ -208,7 +216,7 @@ def _ingest_fields(
                 "shade": meter.thumbnail,
                 "shape": np.array(meter.shape),
             }
-            staging.finish(key, quality, arrays)
+            staging.finish(key, field.path, quality, arrays)
             finished = quality, arrays
         quality, arrays = finished
         row |= quality

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcamo_assets.errors import GradcamoError, PlateError, one_line
+from gradcamo_assets.local_copies import fetch_file, fetch_tree, temporary_copies
 from gradcamo_assets.names import check_name, check_plate_name, natural_key, normalise_well_name
 from gradcamo_assets.plates import image_layout
 from gradcamo_assets.plates.counts import as_counts, first_fraction
@@ -26,6 +27,7 @@ from gradcamo_assets.plates.illumination import correct_illumination
 from gradcamo_assets.plates.image_quality import PixelDigest
 from gradcamo_assets.plates.missing_chunks import check_chunks
 from gradcamo_assets.provenance import digest
+from gradcamo_assets.storage import read_bytes
 from gradcamo_assets.storage_errors import is_storage_failure
 
 _WELL_PATH = re.compile(r"[A-Za-z0-9]+/[A-Za-z0-9]+")
@@ -146,14 +148,17 @@ def read_field(plate: Plate, field: Field) -> NDArray[np.uint16]:
         PlateError: unreadable data, several time points, values that 16 bits cannot hold, or pixels that differ from
             those that were ingested (a damaged file, or a plate that is being replaced).
     """
-    image, _ = _open_field(plate.path, field)
+    with temporary_copies():
+        fetch_tree(plate.path / field.path)
+        image, _ = _open_field(plate.path, field)
+        with _reading(plate.path, field, "its pixels cannot be read (damaged or truncated file?)"):
+            array = as_counts(_read_pixels(image, ["c", "z", "y", "x"]))
     with _reading(plate.path, field, "its pixels cannot be read (damaged or truncated file?)"):
-        array = as_counts(_read_pixels(image, ["c", "z", "y", "x"]))
         if plate.image_versions.get(field, version := image_version(array)) != version:
             raise PlateError("its pixels differ from those that were ingested", "Ingest the plate again.")
     if plate.illumination is None:
         return array
-    illumination = np.load(plate.illumination, allow_pickle=False)
+    illumination = np.load(fetch_file(plate.illumination), allow_pickle=False)
     corrected = [
         correct_illumination(stack, channel_illumination, plate.camera_offset)
         for stack, channel_illumination in zip(array, illumination, strict=True)
@@ -192,7 +197,7 @@ def field_version(plate: Plate, field: Field) -> str:
     """
     correction = None
     if plate.illumination is not None:
-        correction = plate.illumination.read_bytes().hex(), plate.camera_offset
+        correction = (read_bytes(plate.illumination) or b"").hex(), plate.camera_offset
     return digest([plate.image_versions[field], correction, plate.channels, plate.voxel_size])
 
 
@@ -206,14 +211,18 @@ def read_label(plate: Plate, field: Field, name: str) -> NDArray[np.uint32] | No
 
     # Do not look the name up in the list of labels: ome-zarr 0.18 writes an NGFF 0.5 list that ngio rejects.
     folder = plate.path / field.path / "labels" / check_name(name, "label name")
-    if not folder.is_dir():
-        return None
-    with _reading(plate.path, field, f"its label {name!r} cannot be read"):
-        array = _read_pixels(ngio.open_label(str(folder), mode="r"), ["z", "y", "x"])
-        if array.size and not (array.min() >= 0 and array.max() <= np.iinfo(np.uint32).max):
-            raise PlateError(f"its label {name!r} contains values outside the range of labels (uint32)", _REPAIR)
-        if (fraction := first_fraction(array)) is not None:
-            raise PlateError(f"its label {name!r} contains values that are not whole numbers ({fraction:g})", _REPAIR)
+    with temporary_copies():
+        fetch_tree(folder)
+        if not folder.is_dir():
+            return None
+        with _reading(plate.path, field, f"its label {name!r} cannot be read"):
+            array = _read_pixels(ngio.open_label(str(folder), mode="r"), ["z", "y", "x"])
+            if array.size and not (array.min() >= 0 and array.max() <= np.iinfo(np.uint32).max):
+                raise PlateError(f"its label {name!r} contains values outside the range of labels (uint32)", _REPAIR)
+            if (fraction := first_fraction(array)) is not None:
+                raise PlateError(
+                    f"its label {name!r} contains values that are not whole numbers ({fraction:g})", _REPAIR
+                )
     return array.astype(np.uint32)
 
 

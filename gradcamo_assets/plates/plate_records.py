@@ -1,13 +1,15 @@
 """Records of ingested plates, and the listing of all known plates.
 
-``<plates>/<name>.json`` records the fields, the versions of their pixels, and the intensity statistics of a plate. The
-empty file ``<plates>/known/<name>@<signature>`` is written last and marks the plate as known, so that listing known
-plates opens no record. Stored paths are relative to the home folder, so a home can be moved; only plates outside it are
-stored with absolute paths.
+``<plates>/<name>.json`` records the fields, the versions of their pixels, and the intensity statistics of a plate; in a
+bucket, where a folder cannot be replaced in one step, also the name of the plate's folder. The empty file
+``<plates>/known/<name>@<signature>`` is written last and marks the plate as known, so that listing known plates opens
+no record. Stored paths are relative to the home folder, so a home can be moved; only plates outside it are stored with
+absolute paths.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from gradcamo_assets.names import check_plate_name
 from gradcamo_assets.plates.companions import LABELS_ENDING
 from gradcamo_assets.plates.omezarr import Field, Plate
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.storage import create_marker, list_visible, read_json
+from gradcamo_assets.storage import create_marker, exists, is_in_bucket, list_visible, read_json
 
 ILLUMINATION_ENDING, MAP_ENDING, RECORD_ENDING = ".illumination.npy", ".platemap.csv", ".json"
 PLATE_FILE_ENDINGS = (MAP_ENDING, LABELS_ENDING, ILLUMINATION_ENDING, RECORD_ENDING)
@@ -83,6 +85,30 @@ def read_plate_record(plates: Path, name: str) -> dict[str, Any] | None:
     return record
 
 
+def plate_folder(plates: Path, name: str, record: Mapping[str, Any] | None) -> Path:
+    """The folder of an ingested copy of a plate, from its record.
+
+    Raises:
+        PlateError: the record names the folder of another plate.
+    """
+    folder = (record or {}).get("folder")
+    if folder is not None and not _is_folder_of(folder, name):
+        problem = f"its record names the folder {folder!r}, which is not its own"
+        raise PlateError(problem, "Ingest the plate again.", plate=name, path=plates / f"{name}{RECORD_ENDING}")
+    return plates / (folder or f"{name}.zarr")
+
+
+def plate_folders(plates: Path, name: str) -> list[Path]:
+    """The folders of a plate, in a bucket with those of interrupted ingestions."""
+    if not is_in_bucket(plates):
+        return [plates / f"{name}.zarr"]
+    return [path for path in list_visible(plates, f"{check_plate_name(name)}.*.zarr") if _is_folder_of(path.name, name)]
+
+
+def _is_folder_of(folder: str, plate: str) -> bool:
+    return re.fullmatch(rf"{re.escape(plate)}\.[0-9a-f]{{12}}\.zarr", folder) is not None
+
+
 def load_plate(plates: Path, name: str, illumination: bool = False) -> Plate:
     """Load an ingested plate from its record. Its ``fields`` are the usable ones, each with its image version.
 
@@ -93,10 +119,10 @@ def load_plate(plates: Path, name: str, illumination: bool = False) -> Plate:
         PlateError: the plate is not known or its folder no longer exists.
     """
     record = read_plate_record(plates, name)
-    path = plates / f"{name}.zarr"
+    path = plate_folder(plates, name, record)
     if record is not None and record["by_reference"]:
         path = home_folder(plates) / record["source"]
-    if record is None or not path.is_dir():
+    if record is None or not (is_in_bucket(path) or path.is_dir()):
         raise PlateError("the plate has not been ingested", "Ingest it first.", plate=name, path=path)
     entries = {Field(name, entry["well"], entry["site"], entry["path"]): entry for entry in record["fields"]}
     versions = {field: entry["image_version"] for field, entry in entries.items() if entry["reason"] is None}
@@ -110,7 +136,7 @@ def load_plate(plates: Path, name: str, illumination: bool = False) -> Plate:
         voxel_size=(z, y, x),
         fields=tuple(versions),
         bad_fields={field: entry["reason"] for field, entry in entries.items() if field not in versions},
-        illumination=illumination_file if illumination and illumination_file.is_file() else None,
+        illumination=illumination_file if illumination and exists(illumination_file) else None,
         camera_offset=record["camera_offset"],
         image_versions=versions,
         version=_record_version(record),

@@ -12,7 +12,7 @@ import polars as pl
 
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.profiles.well_profiles import MODEL, stack_vectors
-from gradcamo_assets.storage import atomic_folder, remove
+from gradcamo_assets.storage import replaced_folder
 
 _METADATA_NAMES = {
     "model_name": "Metadata_Model",
@@ -57,7 +57,7 @@ def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ..
             path=folder,
         )
     names = []
-    with atomic_folder(folder) as temporary:
+    with replaced_folder(folder) as temporary:
         for (population,), part in profiles.group_by(["population"], maintain_order=True):
             wide = wide_profiles(part)
             for file_format in formats:
@@ -67,7 +67,6 @@ def export_profiles(profiles: pl.DataFrame, folder: Path, formats: tuple[str, ..
                 else:
                     _write_h5ad(wide, temporary / name)
                 names.append(name)
-        remove(folder)
     return [folder / name for name in names]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gradcamo_assets.errors import StoreError
+from gradcamo_assets.local_copies import fetch_file
 from gradcamo_assets.storage import atomic_file
 
 
@@ -43,7 +44,7 @@ def load_fitted(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "np") as file:
+        with safe_open(fetch_file(path), "np") as file:
             notes = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, file is not a dict
         if notes.pop("digest", None) != fitted_digest(arrays, notes):

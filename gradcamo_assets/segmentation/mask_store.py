@@ -16,9 +16,11 @@ import numpy as np
 import polars as pl
 
 from gradcamo_assets.errors import SegmentationError
+from gradcamo_assets.local_copies import fetch_folder, temporary_copies
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.segmentation.masks import CONFIDENCE_SCHEMA, Masks
 from gradcamo_assets.storage import atomic_folder
+from gradcamo_assets.storage_errors import is_storage_failure
 
 _CHUNK_VOXELS = 2**20
 
@@ -74,15 +76,18 @@ def read_masks(folder: Path) -> Masks:
     import zarr
 
     try:
-        root = zarr.open_group(folder, mode="r")
-        listed: Any = root["labels"].attrs.asdict()["ome"]
-        images: dict[str, Any] = {kind: root[f"labels/{kind}/0"] for kind in listed["labels"]}
-        labels = {kind: np.asarray(image[:], np.uint32) for kind, image in images.items()}
-        metadata: Any = root["labels/cells"].attrs.asdict()["ome"]
+        with temporary_copies():
+            root = zarr.open_group(fetch_folder(folder), mode="r")
+            listed: Any = root["labels"].attrs.asdict()["ome"]
+            images: dict[str, Any] = {kind: root[f"labels/{kind}/0"] for kind in listed["labels"]}
+            labels = {kind: np.asarray(image[:], np.uint32) for kind, image in images.items()}
+            metadata: Any = root["labels/cells"].attrs.asdict()["ome"]
         rows = metadata.get("image-label", {}).get("properties", [])
         values = [[row["label-value" if name == "label" else name] for name in CONFIDENCE_SCHEMA] for row in rows]
         confidence = pl.DataFrame(values, schema=CONFIDENCE_SCHEMA, orient="row")
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, pl.exceptions.PolarsError) as error:
+        if is_storage_failure(error):
+            raise
         problem = f"there are no readable masks: {error}"
         raise SegmentationError(problem, "Segment this field again.", path=folder) from error
     return Masks(labels["cells"], labels.get("nuclei"), confidence)

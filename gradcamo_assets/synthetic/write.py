@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gradcamo_assets.plates.omezarr_writer import create_field, create_plate
-from gradcamo_assets.storage import atomic_file, atomic_folder, remove
+from gradcamo_assets.storage import atomic_file, remove, replaced_folder
 from gradcamo_assets.synthetic.design import VOXEL_SIZE, SyntheticPlate, make_plate_map
 from gradcamo_assets.synthetic.render import render_field
 
@@ -22,15 +22,14 @@ def write_synthetic_plate(directory: Path, config: SyntheticPlate, progress: boo
 
     Files beside the plate: the plate map ``<name>.csv``, and ``<name>.labels.csv`` with a row for each true cell if the
     cells of a well differ (a pooled screen, bystanders). Every field has the true masks as labels ``cells`` and
-    ``nuclei``. The plate appears in one step at the end; an earlier plate of the name is removed first.
+    ``nuclei``. The plate appears in one step at the end (in a bucket, file by file), in place of an earlier one.
     """
     import zarr
 
     target = directory / f"{config.name}.zarr"
     tables: list[pl.DataFrame] = []
     sites = range(1, config.sites + 1)
-    remove(target)
-    with atomic_folder(target) as folder, TemporaryDirectory() as scratch:
+    with replaced_folder(target) as folder, TemporaryDirectory() as scratch:
         create_plate(folder, config.name, {well: [str(site - 1) for site in sites] for well in config.well_names})
         template = Path(scratch) / "field"
         create_field(template, (config.channels, *config.shape), config.stains, VOXEL_SIZE, ("cells", "nuclei"))

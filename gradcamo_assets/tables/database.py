@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -73,8 +72,8 @@ def sql_literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def create_schema(connection: duckdb.DuckDBPyConnection, lake: Path) -> None:
-    """Create all tables, empty, and all views, with their comments."""
+def create_schema(connection: duckdb.DuckDBPyConnection, lake: str) -> None:
+    """Create all tables, empty, and all views, with their comments, for a lake at this address."""
     for schema, tables in _STORED_TABLES.items():
         connection.execute(f"CREATE SCHEMA {schema}")
         for table in tables:
@@ -94,7 +93,7 @@ def create_schema(connection: duckdb.DuckDBPyConnection, lake: Path) -> None:
         comments = {**COLUMN_COMMENTS, **view.columns}
         names = connection.table(view.name).columns
         _comment(connection, "VIEW", view.name, view.comment, {name: comments[name] for name in names})
-    insert_rows(connection, "publication.record", pl.DataFrame({"name": ["lake"], "value": [str(lake)]}))
+    insert_rows(connection, "publication.record", pl.DataFrame({"name": ["lake"], "value": [lake]}))
 
 
 def _sql_type(dtype: Any) -> str:

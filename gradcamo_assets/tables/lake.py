@@ -23,9 +23,20 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from gradcamo_assets.errors import StoreError
+from gradcamo_assets.local_copies import fetch_unchanging
 from gradcamo_assets.names import check_name, check_plate_name
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.storage import list_visible, read_bytes, read_json, remove
+from gradcamo_assets.storage import (
+    address,
+    delta_options,
+    exists,
+    is_in_bucket,
+    names_after,
+    path_of,
+    read_bytes,
+    read_json,
+    remove,
+)
 from gradcamo_assets.tables.columns import KEY_COLUMNS, Table
 from gradcamo_assets.tables.conform import conform
 from gradcamo_assets.tables.schema import LAKE_TABLES, lake_table
@@ -49,7 +60,7 @@ class Snapshot:
 
     Attributes:
         version: version of the Delta table; -1: the table does not exist yet.
-        files: one row per data file: ``path`` (absolute), ``rows``, and the partition columns of the table.
+        files: one row per data file: ``path`` (its ``storage.address``), ``rows``, and the partition columns.
     """
 
     version: int
@@ -120,7 +131,7 @@ class Lake:
         Raises:
             StoreError: if the rows do not fit the table.
         """
-        self._rewrite(lake_table(table), lambda _: frame)
+        self.change(table, lambda _: frame)
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Add rows to a table without keys (``models``, ``promotions``), replacing rows with the same identity.
@@ -132,20 +143,28 @@ class Lake:
         if description.keys:
             raise StoreError(f"{table} has the keys {', '.join(description.keys)}", "Use write, key by key.")
         new = conform(description, frame)
-        self._rewrite(
-            description,
+        self.change(
+            table,
             lambda present: pl.concat([present, new]).unique(description.unique, keep="last", maintain_order=True),
         )
 
-    def _rewrite(self, table: Table, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-        """Replace all rows with ``change(rows)``, which is called again after a conflict with another commit."""
+    def change(self, table: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        """Replace all rows with ``change(rows)``, which is called again after a conflict with another commit.
+
+        Raises:
+            StoreError: if the rows do not fit the table.
+        """
         from deltalake import write_deltalake
 
-        def commit(delta: DeltaTable) -> None:
-            before = scan_files(table, _files(table, _listing(self.root / table.name, delta))).collect()
-            write_deltalake(delta, conform(table, change(before)), mode="overwrite")
+        description = lake_table(table)
 
-        self._commit(table, commit)
+        def commit(delta: DeltaTable) -> None:
+            files = _files(description, _listing(address(self.root / table), delta))
+            before = scan_files(description, files).collect()
+            # Without a predicate, Delta Lake accepts two first commits, and the table has the rows of both.
+            write_deltalake(delta, conform(description, change(before)), mode="overwrite", predicate="true")
+
+        self._commit(description, commit)
 
     def drop(self, table: str, **keys: Any) -> None:
         """Delete the rows with these keys."""
@@ -199,7 +218,11 @@ class Lake:
         # Sensors ask for the version at every tick, so that listing a log of thousands of commits would be too slow.
         with suppress(OSError, ValueError, LookupError, TypeError):  # Without the hint, counting starts at 0.
             number = read_json(log / "_last_checkpoint")["version"]
-        while (log / f"{number + 1:020}.json").exists():
+        if is_in_bucket(log):
+            # One request lists a thousand commits.
+            commits = (name.removesuffix(".json") for name in names_after(log, f"{max(number, 0):020}"))
+            number = max((int(commit) for commit in commits if commit.isdecimal()), default=number)
+        while not is_in_bucket(log) and exists(log / f"{number + 1:020}.json"):
             number += 1
         if number < 0 and (delta := self._delta(lake_table(table))) is not None:
             number = delta.version()
@@ -338,7 +361,7 @@ class Lake:
         return sum(removed)
 
     def vacuum(self, table: str, hours: int, keep: set[str]) -> int:
-        """Delete the files that no version of the last ``hours`` uses and that are not in ``keep`` (absolute paths).
+        """Delete the files that no version of the last ``hours`` uses and that are not in ``keep`` (addresses).
 
         Returns:
             The number of files deleted.
@@ -348,7 +371,7 @@ class Lake:
             return 0
         delta.create_checkpoint()
         unused = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
-        deletable = [path for name in unused if str(path := self.root / table / name) not in keep]
+        deletable = [path for name in unused if address(path := self.root / table / name) not in keep]
         remove(*deletable)
         return len(deletable)
 
@@ -361,12 +384,12 @@ class Lake:
 
         folder = self.root / table.name
         try:
-            if (folder / "_delta_log").is_dir():
-                return DeltaTable(folder, version=version)
+            if exists(folder / "_delta_log"):
+                return DeltaTable(address(folder), version=version, storage_options=delta_options(folder))
         except (DeltaError, OSError) as error:
             remedy = "Restore the folder from a backup, or delete it and materialise its partitions again."
             raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error
-        if list_visible(folder, "**/*.parquet"):
+        if not is_in_bucket(folder) and any(folder.glob("**/*.parquet")):
             problem = f"the table {table.name} was written by an earlier release in a format that this one cannot read"
             raise StoreError(problem, "Create a new GRADCAMO_HOME and ingest the plates into it.", path=folder)
         return None
@@ -381,12 +404,14 @@ class Lake:
             try:
                 delta = self._delta(table)
                 if delta is None:
-                    folder.mkdir(parents=True, exist_ok=True)
+                    if not is_in_bucket(folder):
+                        folder.mkdir(parents=True, exist_ok=True)
                     delta = DeltaTable.create(
-                        folder,
+                        address(folder),
                         table.empty().to_arrow().schema,
                         mode="ignore",
                         partition_by=table.partition_columns or None,
+                        storage_options=delta_options(folder),
                         configuration={
                             # Statistics of all columns would make the log a hundred times longer.
                             "delta.dataSkippingNumIndexedCols": "0",
@@ -424,8 +449,10 @@ def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
     if files.is_empty():
         return table.empty().lazy()
     schema, partitions = table.schema, table.partition_columns
+    paths = [path_of(place) for place in files["path"]]
+    fetch_unchanging(paths)
     rows = pl.scan_parquet(
-        files["path"].to_list(),
+        paths,
         # Do not interpret paths as glob patterns, nor a folder named a=b above the lake as a column.
         glob=False,
         hive_partitioning=False,
@@ -433,7 +460,8 @@ def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
         include_file_paths=_PATH_COLUMN if partitions else None,
     )
     if partitions:
-        places = files.lazy().select(pl.col("path").alias(_PATH_COLUMN), *partitions)
+        names = pl.Series(_PATH_COLUMN, [str(path) for path in paths])
+        places = files.lazy().select(names, *partitions)
         # Versions are digests of rows: equal rows must come in the same order.
         rows = rows.join(places, on=_PATH_COLUMN, maintain_order="left")
     return rows.select(*schema)
@@ -444,11 +472,11 @@ def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
 def _cached_listing(lake: Lake, table: str, revision: str) -> pl.DataFrame:
     """``_listing`` of a table at a revision; an empty frame if the table does not exist."""
     delta = lake._delta(lake_table(table), int(revision.partition("-")[0]))
-    return pl.DataFrame() if delta is None else _listing(lake.root / table, delta)
+    return pl.DataFrame() if delta is None else _listing(address(lake.root / table), delta)
 
 
-def _listing(folder: Path, delta: DeltaTable) -> pl.DataFrame:
-    """One row per file, sorted: ``path`` (absolute), ``num_records``, ``partition.*``, and ``max.*`` if recorded."""
+def _listing(folder: str, delta: DeltaTable) -> pl.DataFrame:
+    """One row per file, sorted: ``path`` (its address), ``num_records``, ``partition.*``, and ``max.*`` if recorded."""
     from urllib.parse import unquote
 
     files = pl.DataFrame(delta.get_add_actions(flatten=True))

@@ -21,11 +21,22 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from gradcamo_assets.errors import StoreError
+from gradcamo_assets.local_copies import fetch_file
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.storage import read_json, remove, write_json
+from gradcamo_assets.storage import (
+    address,
+    exists,
+    is_in_bucket,
+    publish_file,
+    read_json,
+    read_start,
+    remove,
+    write_json,
+)
 from gradcamo_assets.tables import database as db
 from gradcamo_assets.tables.lake import Lake
 from gradcamo_assets.tables.queries import run_sql
+from gradcamo_assets.tables.read_only_files import ADDRESS_VARIABLE, PROTOCOL, ReadOnlyFiles
 from gradcamo_assets.tables.refresh import refresh_summaries
 from gradcamo_assets.tables.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES, lake_table
 
@@ -99,12 +110,12 @@ def is_published_from(lake: Lake, database: Path) -> bool:
 
 
 def published_files(database: Path) -> set[str]:
-    """The absolute paths of the lake files that the views of the database read; empty without a database.
+    """The addresses of the lake files that the views of the database read; empty without a database.
 
     Raises:
         StoreError: if the database cannot be opened.
     """
-    return set(run_sql(database, "SELECT path FROM publication.files")["path"]) if database.exists() else set()
+    return set(run_sql(database, "SELECT path FROM publication.files")["path"]) if exists(database) else set()
 
 
 def mark_checked(database: Path, publication: Publication) -> None:
@@ -127,7 +138,7 @@ def _publish_changes(
             copy = Path(folder, "qc.duckdb") if "?" in str(work) else work
             _remove_database(copy)
             if published is not None:
-                shutil.copyfile(database, copy)
+                shutil.copyfile(fetch_file(database), copy)
             revisions, plates = _update_copy(copy, lake, before, changed)
             if copy != work:
                 shutil.copyfile(copy, work)
@@ -136,7 +147,7 @@ def _publish_changes(
         _write_notes(lake, database, work, before | revisions, unchecked)
         # Remove the log before the rename, so that no reader combines the new file with the old log.
         remove(_wal_path(database))
-        work.replace(database)
+        publish_file(work, database)
     return Publication(
         changed=changed,
         plates=plates,
@@ -156,17 +167,24 @@ def _update_copy(
     """
     revisions: dict[str, str] = {}
     touched: dict[str, pl.DataFrame] = {}
+    files = ReadOnlyFiles()
     with closing(duckdb.connect(work)) as connection:
         connection.execute("SET enable_progress_bar = false")
+        if is_in_bucket(lake.root):
+            connection.register_filesystem(files)
+            connection.execute(f"SET VARIABLE {ADDRESS_VARIABLE} = '{PROTOCOL}://'")
         connection.execute("BEGIN")
         if not before:
-            db.create_schema(connection, lake.root.absolute())
+            db.create_schema(connection, address(lake.root))
+        else:
+            files.add(path for (path,) in connection.execute("SELECT path FROM publication.files").fetchall())
         for name in changed:
             if name in INDEX_TABLES:
                 revisions[name] = lake.revision(name)
                 db.replace_rows(connection, lake_table(name), lake.partition_versions(name))
                 continue
             snapshot = lake.snapshot(name)
+            files.add(snapshot.files["path"])
             revisions[name] = lake.revision(name, snapshot.version)
             if name in COPIED_TABLES:
                 touched[name] = db.copy_files(connection, lake_table(name), snapshot.files)
@@ -220,17 +238,18 @@ def _write_notes(lake: Lake, database: Path, work: Path, revisions: dict[str, st
 
 
 def _layout_digest(lake: Lake) -> str:
-    return digest([db.schema_version(), str(lake.root.absolute())])
+    return digest([db.schema_version(), address(lake.root)])
 
 
 def _fingerprint(database: Path) -> str:
     """Size of the file and a digest of DuckDB's headers, which every session that modifies the file rewrites."""
-    with database.open("rb") as file:
-        return f"{database.stat().st_size}-{hashlib.sha256(file.read(_HEADER_BYTES)).hexdigest()[:16]}"
+    size, header = read_start(database, _HEADER_BYTES)
+    return f"{size}-{hashlib.sha256(header).hexdigest()[:16]}"
 
 
 def _notes_path(database: Path) -> Path:
-    return database.with_name(f".{database.name}.json")
+    # Hidden names are scratch files of this machine where the home is in a bucket.
+    return database.with_name(f"{'' if is_in_bucket(database) else '.'}{database.name}.json")
 
 
 def _wal_path(database: Path) -> Path:

@@ -13,6 +13,7 @@ import duckdb
 import polars as pl
 
 from gradcamo_assets.errors import StoreError
+from gradcamo_assets.local_copies import fetch_file
 from gradcamo_assets.storage import remove
 from gradcamo_assets.tables.answers import to_frame
 from gradcamo_assets.tables.questions import QUESTIONS
@@ -46,7 +47,12 @@ def connect(database: Path) -> duckdb.DuckDBPyConnection:
     Raises:
         StoreError: if the file is missing or cannot be opened.
     """
-    if not database.exists():
+    try:
+        fetch_file(database)
+        exists = database.exists()
+    except FileNotFoundError:
+        exists = False
+    if not exists:
         raise StoreError(
             "the QC database does not exist yet", "Run the pipeline or `gradcamo demo` first.", path=database
         )

@@ -18,6 +18,9 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from gradcamo_assets.local_copies import fetch_unchanging
+from gradcamo_assets.storage import exists, path_of
+
 PROTOCOL = "gradcamo-read-only"
 ADDRESS_VARIABLE = "gradcamo_file_address"
 """The DuckDB variable that views put before each path: ``gradcamo-read-only://``, or not set (the local disk)."""
@@ -30,7 +33,7 @@ class SharedFile(FileIO):
     thread could move it in between.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: Path):
         super().__init__(path, "rb")
         self._thread = threading.local()
 
@@ -55,44 +58,48 @@ class SharedFile(FileIO):
 
 
 class ReadOnlyFiles(AbstractFileSystem):
-    """A file system that holds the given local files and cannot be changed.
+    """A file system that holds the given stored files and cannot be changed.
 
     Args:
-        paths: absolute paths. DuckDB escapes them as glob patterns.
+        paths: their addresses (``storage.address``). DuckDB escapes them as glob patterns.
     """
 
     protocol = PROTOCOL
     cachable = False
 
-    def __init__(self, paths: Iterable[str]):
+    def __init__(self, paths: Iterable[str] = ()):
         super().__init__()
-        self._paths = {glob.escape(path): path for path in paths}
-        self._known = frozenset(self._paths.values())
+        self._paths: dict[str, str] = {}
+        self.add(paths)
+
+    def add(self, paths: Iterable[str]) -> None:
+        """Add files."""
+        self._paths |= {glob.escape(path): path for path in paths}
 
     def glob(self, path: str, **_: Any) -> list[str]:
         """The file with this escaped path, if there is one. Patterns match nothing."""
         found = self._paths.get(self._strip_protocol(path))
-        return [found] if found is not None and Path(found).exists() else []
+        return [found] if found is not None and exists(path_of(found)) else []
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, type and size (bytes) of a file."""
-        path = self._find(path)
-        return {"name": path, "type": "file", "size": Path(path).stat().st_size}
+        return {"name": self._strip_protocol(path), "type": "file", "size": self._find(path).stat().st_size}
 
     def modified(self, path: str) -> datetime:
         """The time of the last change of a file, UTC."""
-        return datetime.fromtimestamp(Path(self._find(path)).stat().st_mtime, UTC)
+        return datetime.fromtimestamp(self._find(path).stat().st_mtime, UTC)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> FileIO:
         if mode != "rb":
             raise PermissionError(errno.EACCES, "queries cannot write files", path)
         return SharedFile(self._find(path))
 
-    def _find(self, path: str) -> str:
-        path = self._strip_protocol(path)
-        if path not in self._known:
-            raise FileNotFoundError(errno.ENOENT, "not a file of the QC database", path)
-        return path
+    def _find(self, path: str) -> Path:
+        address = self._strip_protocol(path)
+        if self._paths.get(glob.escape(address)) != address:
+            raise FileNotFoundError(errno.ENOENT, "not a file of the QC database", address)
+        fetch_unchanging([path_of(address)])
+        return path_of(address)
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:

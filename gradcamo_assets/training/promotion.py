@@ -6,7 +6,6 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
-from filelock import FileLock
 
 from gradcamo_assets.errors import BundleError
 from gradcamo_assets.networks.bundle import load_bundle
@@ -19,19 +18,22 @@ MOVED_IN_MLFLOW = "moved in MLflow"
 
 def champion_moves(lake: Lake, model_name: str) -> pl.DataFrame:
     """Return the moves of a model's champion alias, oldest first."""
-    return lake.read("promotions").filter(model_name=model_name, alias=CHAMPION).sort("promoted_at")
+    return _moves(lake.read("promotions"), model_name)
+
+
+def _moves(rows: pl.DataFrame, model_name: str) -> pl.DataFrame:
+    return rows.filter(model_name=model_name, alias=CHAMPION).sort("promoted_at")
 
 
 def record_champion(lake: Lake, registry: ModelRegistry, *, by: str, reason: str = MOVED_IN_MLFLOW) -> bool:
     """Append a row to ``promotions`` if the champion differs from the last recorded one; tell whether it does.
 
-    Champions differ if their MLflow run or their version number differs.
+    Champions differ if their MLflow run or their version number differs. Of several processes that see the same move,
+    one records it.
 
     Connection errors of the registry are raised, so an unreachable server is never recorded as a move.
     """
-    # The lock prevents a second row when the sensor and a publishing run see the same move.
-    with _lock(lake):
-        return _record_if_moved(lake, registry, by, reason)
+    return _record(lake, registry, by, reason)
 
 
 def promote(
@@ -46,42 +48,64 @@ def promote(
         BundleError: if its bundle is damaged or cannot be loaded; the champion does not change.
     """
     load_bundle(registry.fetch(version), modules)
-    # Without the lock the sensor could record the move first, without its reason.
-    with _lock(lake):
-        _record_if_moved(lake, registry, "unknown", MOVED_IN_MLFLOW)
-        registry.promote(version.version, CHAMPION)
-        _record_if_moved(lake, registry, by, reason)
+    _record(lake, registry, "unknown", MOVED_IN_MLFLOW)
+    before = champion_moves(lake, registry.name)
+    registry.promote(version.version, CHAMPION)
+    _record(lake, registry, by, reason, before)
 
 
-def _lock(lake: Lake) -> FileLock:
-    lake.root.mkdir(parents=True, exist_ok=True)
-    return FileLock(lake.root / ".champion.lock")
-
-
-def _record_if_moved(lake: Lake, registry: ModelRegistry, by: str, reason: str) -> bool:
+def _record(lake: Lake, registry: ModelRegistry, by: str, reason: str, before: pl.DataFrame | None = None) -> bool:
+    """Record the champion if it moved. A move later than ``before`` that a sensor saw first gets the reason."""
     champion = registry.by_alias(CHAMPION)
+    changed: list[bool] = []
+
+    def add_move(rows: pl.DataFrame) -> pl.DataFrame:
+        after = _with_move(rows, registry.name, champion, by, reason, before)
+        changed[:] = [after is not None]
+        return rows if after is None else after
+
+    # Without a move there is nothing to commit.
+    add_move(lake.read("promotions"))
+    if changed[0]:
+        lake.change("promotions", add_move)
+    return changed[0]
+
+
+def _with_move(
+    rows: pl.DataFrame, model_name: str, champion: ModelVersion | None, by: str, reason: str,
+    before: pl.DataFrame | None,
+) -> pl.DataFrame | None:  # fmt: skip
+    """The rows of ``promotions`` with the move to the present champion; None: they have it already."""
     now = (champion.run_id, champion.version) if champion else (None, None)
-    moves, time = champion_moves(lake, registry.name), datetime.now(UTC).replace(tzinfo=None)
-    before: tuple[str | None, int | None] = (None, None)
+    moves, time = _moves(rows, model_name), datetime.now(UTC).replace(tzinfo=None)
+    recorded: tuple[str | None, int | None] = (None, None)
     if len(moves):
-        before = moves["to_run"][-1], moves["to_version"][-1]
+        last = moves.row(-1, named=True)
+        recorded = last["to_run"], last["to_version"]
+        if recorded == now and before is not None and len(moves) > len(before) and last["reason"] == MOVED_IN_MLFLOW:
+            is_last = pl.struct("model_name", "alias", "promoted_at") == pl.lit(
+                {name: last[name] for name in ("model_name", "alias", "promoted_at")}
+            )
+            texts = {"promoted_by": by, "reason": reason}
+            return rows.with_columns(
+                pl.when(is_last).then(pl.lit(text)).otherwise(name).alias(name) for name, text in texts.items()
+            )
         # The time identifies and orders the moves, so it must increase even if the clock was set back.
-        time = max(time, moves["promoted_at"][-1] + timedelta(microseconds=1))
-    if before == now:
-        return False
+        time = max(time, last["promoted_at"] + timedelta(microseconds=1))
+    if recorded == now:
+        return None
     row = {
-        "model_name": registry.name,
+        "model_name": model_name,
         "alias": CHAMPION,
-        "from_version": before[1],
+        "from_version": recorded[1],
         "to_version": now[1],
-        "from_run": before[0],
+        "from_run": recorded[0],
         "to_run": now[0],
         "promoted_at": time,
         "promoted_by": by,
         "reason": reason,
     }
-    lake.append("promotions", _frame("promotions", [row]))
-    return True
+    return pl.concat([rows, _frame("promotions", [row])])
 
 
 def find_version(registry: ModelRegistry, number: int) -> ModelVersion:

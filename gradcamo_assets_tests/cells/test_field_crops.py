@@ -22,15 +22,14 @@ from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.segmentation import Masks
 from gradcamo_assets.segmentation.mask_store import write_masks
 from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
+from gradcamo_assets_tests.buckets import forget_copies, memory_bucket
 
 SHAPE = (6, 24, 24)
 PLATE = SyntheticPlate(name="tiny", wells=2, sites=1, shape=(4, 64, 64), doses=1, cells=4, channels=4, seed=3)
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, dict[Path, list]]:
-    """A home with recorded crops of two fields, and their crops cut by hand, by folder."""
-    home = Home(tmp_path_factory.mktemp("home")).create()
+def record(home: Home) -> dict[Path, list]:
+    """Record the crops of two fields; return their crops cut by hand, by folder."""
     plate = ingest_plate(write_synthetic_plate(home.inbox, PLATE), home.plates).plate
     by_hand = {}
     for field in plate.fields:
@@ -53,7 +52,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, dict[Path,
             statistics={"center": center, "scale": [10.0, 20.0, 30.0, 5.0]}, provenance=provenance,
         )  # fmt: skip
         by_hand[folder] = list(cut_crops(image, labels, cells, CropConfig(SHAPE), np.array(center)))
-    return home, by_hand
+    return by_hand
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, dict[Path, list]]:
+    home = Home(tmp_path_factory.mktemp("home")).create()
+    return home, record(home)
 
 
 def test_crops_are_those_cut_by_hand_and_take_no_disk(recorded: tuple[Home, dict[Path, list]]) -> None:
@@ -87,6 +92,27 @@ def test_stored_pixels_are_the_same_and_are_found(recorded: tuple[Home, dict[Pat
             np.testing.assert_array_equal(labels, np.stack([regions for _, regions in expected]))
     finally:
         shutil.rmtree(folder / "pixels")
+
+
+def test_crops_in_a_bucket_are_those_in_a_folder(recorded: tuple[Home, dict[Path, list]]) -> None:
+    home = Home(memory_bucket())
+    by_hand = record(home)
+    assert {folder.relative_to(home.root) for folder in by_hand} == {
+        folder.relative_to(recorded[0].root) for folder in recorded[1]
+    }
+    for folder, expected in by_hand.items():
+        forget_copies(home.root)
+        cut = open_crops(folder)
+        assert isinstance(cut, FieldCrops)
+        np.testing.assert_array_equal(cut.read(1)[0], expected[1][0])
+        assert not any(home.plates.glob("*.zarr/**/zarr.json")), "copies of the field remain"
+        store_pixels(folder)
+        forget_copies(home.root)
+        stored = open_crops(folder)
+        assert isinstance(stored, StoredCrops) and stored.version == cut.version
+        images, labels = stored.read(slice(0, len(stored)))
+        np.testing.assert_array_equal(images, np.stack([image for image, _ in expected]))
+        np.testing.assert_array_equal(labels, np.stack([regions for _, regions in expected]))
 
 
 def test_a_moved_home_has_its_crops(recorded: tuple[Home, dict[Path, list]], tmp_path: Path) -> None:

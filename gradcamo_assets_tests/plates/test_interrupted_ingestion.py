@@ -99,7 +99,7 @@ def test_finished_fields_are_not_done_again(tmp_path: Path, monkeypatch: pytest.
 def test_a_changed_source_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plates = tmp_path / "plates"
     with pytest.raises(OSError), open_staging(plates, "p", {"signature": "old"}) as staging:
-        staging.finish("A01_s1", {"row": 1}, {"sample": np.ones(2)})
+        staging.finish("A01_s1", "A/01/0", {"row": 1}, {"sample": np.ones(2)})
         raise OSError
     with pytest.raises(OSError), open_staging(plates, "p", {"signature": "old"}) as staging:
         row, arrays = staging.finished("A01_s1") or ({}, {})
@@ -121,7 +121,7 @@ def test_one_ingestion_at_a_time_and_progress_queries_do_not_block_it(tmp_path: 
             with pytest.raises(PlateError, match="another run"):
                 other.submit(ingest_concurrently).result()
             assert staging.folder.is_dir()
-            staging.finish("A01_s1", {}, {"sample": np.ones(2)})
+            staging.finish("A01_s1", "A/01/0", {}, {"sample": np.ones(2)})
             assert ingestion_progress(tmp_path, "p") == (1, 7)
         assert ingestion_progress(tmp_path, "p") is None
         queries = [other.submit(ingestion_progress, tmp_path, "p") for _ in range(500)]

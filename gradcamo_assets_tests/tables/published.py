@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
-import duckdb
 import polars as pl
 from polars.testing import assert_frame_equal
 
 from gradcamo_assets.tables import Lake, publish, run_sql
+from gradcamo_assets.tables.queries import connect
 from gradcamo_assets.tables.schema import COPIED_TABLES, INDEX_TABLES, VIEWED_TABLES
 
 
@@ -18,7 +19,7 @@ def count(database: Path) -> int:
 
 def contents(database: Path) -> dict[str, pl.DataFrame]:
     """The sorted rows of all public views and lake tables."""
-    with duckdb.connect(database, read_only=True) as connection:
+    with closing(connect(database)) as connection:
         names = [name for (name,) in connection.execute("SHOW TABLES").fetchall()]
         names += [f"lake.{name}" for name in (*COPIED_TABLES, *INDEX_TABLES, *VIEWED_TABLES)]
         return {name: sort_rows(pl.DataFrame(connection.table(name).to_arrow_table())) for name in names}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from gradcamo_assets.errors import BundleError, GradcamoError
 from gradcamo_assets.networks.bundle import ShortcutMitigation, load_bundle
 from gradcamo_assets.tables import Lake
-from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION, ModelRegistry
+from gradcamo_assets.training import promotion
+from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION, ModelRegistry, ModelVersion
 from gradcamo_assets.training.promotion import champion_moves, promote, record_champion, record_versions
 from gradcamo_assets.training.split import as_lists, part_of_well, split_wells
 from gradcamo_assets.training.training import TrainingConfig
@@ -198,6 +200,38 @@ def test_train_register_promote_and_roll_back(plate: tuple[pl.DataFrame, list[Pa
     with pytest.raises(BundleError, match="cannot be read"):
         registry.fetch(third)
     assert len(registry.version_rows()) == 3
+
+
+def test_a_move_is_recorded_once_and_keeps_its_reason_whoever_sees_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines have no common lock: a sensor may see a move while ``promote`` is at work."""
+    lake = Lake(tmp_path / "lake")
+    champion: list[ModelVersion | None] = [None]
+    versions = [ModelVersion("encoder", number, f"run{number}", f"source{number}") for number in (1, 2)]
+
+    class Registry:
+        name = "encoder"
+
+        def by_alias(self, alias: str) -> ModelVersion | None:
+            return champion[0]
+
+        def fetch(self, version: ModelVersion) -> Path:
+            return tmp_path
+
+        def promote(self, number: int, alias: str) -> None:
+            moved, champion[0] = champion[0] != versions[number - 1], versions[number - 1]
+            with ThreadPoolExecutor(4) as sensors:
+                seen = list(sensors.map(lambda _: record_champion(lake, registry, by="sensor"), range(4)))
+            assert sum(seen) >= moved, "no sensor saw the move"
+
+    registry = cast(ModelRegistry, Registry())
+    monkeypatch.setattr(promotion, "load_bundle", lambda *_: None)
+    promote(lake, registry, versions[0], by="Ada", reason="better")
+    promote(lake, registry, versions[1], by="Ada", reason="better still")
+    promote(lake, registry, versions[1], by="Bob", reason="again")
+    moves = champion_moves(lake, "encoder").select("from_version", "to_version", "promoted_by", "reason")
+    assert moves.rows() == [(None, 1, "Ada", "better"), (1, 2, "Ada", "better still")]
 
 
 def test_an_unreachable_registry_is_an_error_and_not_an_empty_registry(

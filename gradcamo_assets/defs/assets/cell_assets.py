@@ -28,10 +28,12 @@ from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.unfinished_runs import announce_outputs
 from gradcamo_assets.errors import GradcamoError
+from gradcamo_assets.local_copies import fetch_file
 from gradcamo_assets.plates import Field, Plate, read_field, read_label, read_label_table, read_plate_record
 from gradcamo_assets.provenance import Provenance, digest
 from gradcamo_assets.segmentation import read_masks
 from gradcamo_assets.segmentation.cell_quality import add_quality_flags, judge_fields, over_split_share
+from gradcamo_assets.storage import exists, folder_exists
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables import lake_table
 
@@ -99,7 +101,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     plate, fields, segmented, made_from = _load_segmented_fields(platform, plate_name, site)
     wells = {row["Metadata_Well"]: row for row in lake.read("wells", plate=plate_name).iter_rows(named=True)}
     label_path = home.plates / f"{plate_name}.labels.csv"
-    labels = read_label_table(label_path) if label_path.exists() else None
+    labels = read_label_table(fetch_file(label_path)) if exists(label_path) else None
 
     def tabulate(field: Field) -> pl.DataFrame:
         mask_row = segmented[field.well]
@@ -210,7 +212,7 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             _CODE,
         )
         folder = crop_folder(home, {**kept.row(0, named=True), "crop_version": provenance.version})
-        if not folder.exists():
+        if not folder_exists(folder):
             require_current_pixels(home, plate, field, mask_row["read_version"])
             source = FieldSource(
                 plates=home.plates,

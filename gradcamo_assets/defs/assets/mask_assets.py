@@ -17,6 +17,7 @@ from gradcamo_assets.plates import Field, field_version, read_field
 from gradcamo_assets.provenance import Provenance
 from gradcamo_assets.report import segmentation_overlay, to_markdown
 from gradcamo_assets.segmentation import Segmenter, read_masks, write_masks
+from gradcamo_assets.storage import folder_exists
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables import lake_table
 
@@ -45,7 +46,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         read_version = field_version(plate, field)
         provenance = Provenance(read_version, segmenter.version, _CODE)
         folder = mask_folder(home, plate_name, field.well, site, provenance.version)
-        if folder.exists():
+        if folder_exists(folder):
             skipped.append(field.well)
             field_masks = read_masks(folder)
         else:

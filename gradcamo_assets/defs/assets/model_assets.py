@@ -14,7 +14,7 @@ from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.training_pixels import pixels_for_training
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import to_markdown
-from gradcamo_assets.storage import atomic_file
+from gradcamo_assets.storage import atomic_file, folder_exists, read_bytes
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.model_registry import CHAMPION
 from gradcamo_assets.training.settings import TrainingConfig
@@ -95,9 +95,9 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
     training, links = override_settings(settings.training, config), settings.links
     modules = settings.encoders.modules
     home, lake, registry = platform.home, platform.lake, platform.registry
-    if not home.split_file.exists():
+    if (split_rows := read_bytes(home.split_file)) is None:
         raise GradcamoError("there is no data split", "Materialise data_split first.", path=home.split_file)
-    split = pl.read_csv(home.split_file, schema_overrides={"Metadata_Plate": pl.String})
+    split = pl.read_csv(split_rows, schema_overrides={"Metadata_Plate": pl.String})
     cells = kept_cells(platform, [])
     unseen = unseen_cells(cells, split)
     split_cells = cells.join(split, on="Metadata_Plate", how="semi")
@@ -120,7 +120,9 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
                 "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run.run_id}",
             },
             # The crops of plates outside the split may have been pruned.
-            unseen=(unseen, [path for path in crop_paths(platform, unseen) if path.exists()]) if len(unseen) else None,
+            unseen=(unseen, [path for path in crop_paths(platform, unseen) if folder_exists(path)])
+            if len(unseen)
+            else None,
             on_run_start=lambda run_id: context.log.info(
                 f"MLflow run: {registry.page_urls(links, run_id)['mlflow_run']}"
             ),

@@ -20,7 +20,7 @@ from gradcamo_assets.names import check_name
 from gradcamo_assets.profiles import ProfilesConfig
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.report import map_by_epoch, to_gif, to_markdown, umap_scatter
-from gradcamo_assets.storage import write_bytes
+from gradcamo_assets.storage import exists, folder_exists, read_bytes, write_bytes
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.model_registry import ModelVersion
 
@@ -113,7 +113,7 @@ def _with_background(
     fields = {
         "/".join(map(str, (row[name] for name in FIELD))): open_crops(folder)
         for row in shuffled.select(*FIELD, "crop_version").unique().to_dicts()
-        if (folder := crop_folder(platform.home, row)).exists()
+        if folder_exists(folder := crop_folder(platform.home, row))
     }
     available = {cell for field in fields.values() for cell in field.cell_ids}
     ids = [cell for cell in shuffled["Metadata_CellID"] if cell in available]
@@ -160,7 +160,7 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
     known: dict[str, Sphering] = {}
     if settings.scope == "screen" and not config.anew:
         paths = {name: sphering_path(name, SCREEN) for name in settings.populations}
-        known = {name: Sphering.from_fitted(*load_fitted(path)) for name, path in paths.items() if path.exists()}
+        known = {name: Sphering.from_fitted(*load_fitted(path)) for name, path in paths.items() if exists(path)}
     plates, todo = _plates_to_update(platform, champion, "profile_versions", asdict(settings))
     if config.anew or (settings.scope == "screen" and len(known) < len(settings.populations)):
         todo = list(plates)
@@ -204,7 +204,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
 
     champion = platform.champion()
     path = _fitted_folder(platform, champion) / "umap.safetensors"
-    cell_map = CellMap(**load_fitted(path)[0]) if path.exists() and not config.anew else None
+    cell_map = CellMap(**load_fitted(path)[0]) if exists(path) and not config.anew else None
     plates, todo = _plates_to_update(
         platform, champion, "umap_versions", cell_map and fitted_digest(cell_map.arrays, {})
     )
@@ -249,8 +249,8 @@ def _training_film(platform: Platform, champion: ModelVersion, again: bool) -> b
     from gradcamo_assets.training.mlflow_runs import EPOCH_EMBEDDINGS
 
     path = platform.home.reports / "_training" / f"{check_name(champion.name, 'model name')}-v{champion.version}.gif"
-    if path.exists() and not again:
-        return path.read_bytes()
+    if not again and (film := read_bytes(path)) is not None:
+        return film
     logged = platform.registry.read_artifact(champion, EPOCH_EMBEDDINGS)
     cells = pl.read_parquet(logged) if logged else pl.DataFrame()
     if cells.is_empty():

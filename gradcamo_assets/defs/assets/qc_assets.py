@@ -4,6 +4,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.storage import file_sizes
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables import find_violations, mark_checked, publish, qc_table
 from gradcamo_assets.training.promotion import record_champion, record_versions
@@ -40,7 +41,7 @@ def qc_database(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mat
             "tables_changed": ", ".join(publication.changed) or "none",
             "plates_touched": dg.MetadataValue.json(list(publication.unchecked)),
             "seconds": publication.seconds,
-            "megabytes": home.database.stat().st_size / 1e6,
+            "megabytes": sum(file_sizes(home.database)) / 1e6,
             "qc_by_dose": dg.MetadataValue.md(markdown_table(table)),
         },
         check_results=[

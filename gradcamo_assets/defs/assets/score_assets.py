@@ -17,6 +17,7 @@ from gradcamo_assets.defs.field_results import FIELD, crop_folder, require_versi
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.local_copies import temporary_copies
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.report import crops_with_maps, to_markdown
 from gradcamo_assets.storage_errors import explain_storage_errors
@@ -90,18 +91,19 @@ def scores_and_embeddings(
     picture: dg.MetadataValue | None = None
     stores = kept.select(*FIELD, "crop_version").unique().sort("Metadata_Well").to_dicts()
     for count, row in enumerate(stores, start=1):
-        field, well = open_crops(crop_folder(home, row)), row["Metadata_Well"]
-        scored = scorer.score(field, keep_maps=0 if picture else _CROPS_SHOWN)
-        frames.append(scored.scores)
-        embeddings.append(scored.embeddings)
-        if picture is None:
-            images, labels = field.read(slice(0, len(scored.maps)))
-            titles = [
-                f"{row['predicted_class']}: {row['gradcamo'] or float('nan'):.2f}, {row['looks_at']}"
-                for row in scored.scores.head(len(scored.maps)).iter_rows(named=True)
-            ]
-            figure = crops_with_maps(images, labels, scored.maps, titles)
-            picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
+        with temporary_copies():
+            field, well = open_crops(crop_folder(home, row)), row["Metadata_Well"]
+            scored = scorer.score(field, keep_maps=0 if picture else _CROPS_SHOWN)
+            frames.append(scored.scores)
+            embeddings.append(scored.embeddings)
+            if picture is None:
+                images, labels = field.read(slice(0, len(scored.maps)))
+                titles = [
+                    f"{row['predicted_class']}: {row['gradcamo'] or float('nan'):.2f}, {row['looks_at']}"
+                    for row in scored.scores.head(len(scored.maps)).iter_rows(named=True)
+                ]
+                figure = crops_with_maps(images, labels, scored.maps, titles)
+                picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
         context.log.info(f"{well}: {len(field)} cells scored, {count} of {len(stores)} wells")
     scores = _score_rows(kept, frames, champion, scorer.config.split, context.run.run_id)
     vectors = [row for part in embeddings for row in part]
