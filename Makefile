@@ -28,7 +28,7 @@ test-fast: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not cluster"
 
-# Two plates on a Ray cluster of two nodes, with Postgres (Debian's package postgresql) and an MLflow server.
+# Two plates on a Ray cluster of two nodes, with Postgres (Debian's package postgresql), MLflow and an S3 server.
 test-cluster: $(VENV)/.installed-test-cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "cluster and not slow"
 
@@ -66,7 +66,7 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-test-cluster: pyproject.toml constraints.txt | $(VENV)/.installed-test
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test,cluster]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test,cluster,test-cluster]"
 	touch $@
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python

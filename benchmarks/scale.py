@@ -27,9 +27,9 @@ from dagster_shared.serdes import deserialize_value, serialize_value
 from benchmarks.scale_home import SITES, WELLS, add_runs, make_home, plate_names, rescore
 from gradcamo_assets.defs.automation.run_requests import MAX_REQUESTS
 from gradcamo_assets.defs.build import build_definitions
-from gradcamo_assets.defs.demo import QUIET
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.defs.resources import Platform
+from gradcamo_assets.defs.run_jobs import QUIET
 from gradcamo_assets.defs.serve import open_instance
 from gradcamo_assets.home import Home
 from gradcamo_assets.tables import run_sql

@@ -1,4 +1,4 @@
-"""A home whose runs are jobs of a Ray cluster, with Postgres and an MLflow server."""
+"""A home whose runs are jobs of a Ray cluster, with Postgres, an MLflow server and an object store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from gradcamo_assets.defs.automation.pending import scoring_state
 from gradcamo_assets.defs.automation.run_requests import UNFINISHED_STATUSES
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.home import Home
+from gradcamo_assets.storage import list_visible
 from gradcamo_assets.tables import needs_publication
+from gradcamo_assets_tests.cluster.object_store import ObjectStore
 from gradcamo_assets_tests.cluster.services import Postgres, RayCluster, wait_for
 from gradcamo_assets_tests.cluster.two_plates import NAMES, SITES, crown, fill_inbox
 from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
@@ -31,7 +33,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 def cluster_environment(home: Home, postgres: Postgres) -> dict[str, str]:
     """The variables that ``deploy/dagster-cluster.yaml`` needs on every machine."""
     return {
-        "GRADCAMO_HOME": str(home.root),
+        "GRADCAMO_HOME": home.address,
         "DAGSTER_HOME": str(home.dagster),
         "GRADCAMO_POSTGRES_HOST": "127.0.0.1",
         "GRADCAMO_POSTGRES_PORT": str(postgres.port),
@@ -53,33 +55,49 @@ def configure_instance(home: Home, runs: int, variables: Sequence[str] = ()) -> 
     settings["run_launcher"]["config"]["assets"] = {"masks": {"num_cpus": 1, "memory": 1 << 30}}
     settings["concurrency"]["runs"]["max_concurrent_runs"] = runs
     settings["run_monitoring"] |= {"poll_interval_seconds": 5, "start_timeout_seconds": 60}
+    home.dagster.mkdir(exist_ok=True)
     (home.dagster / "dagster.yaml").write_text(yaml.safe_dump(settings))
 
 
 class Cluster:
-    """A home whose runs are jobs of a Ray cluster, served by ``gradcamo ui``."""
+    """A home whose runs are jobs of a Ray cluster, served by ``gradcamo ui``.
+
+    Args:
+        shared_folder: whether the home is a folder that all nodes see; otherwise it is in a bucket.
+        variables: of the environment of runs, ``NAME=value``.
+    """
 
     def __init__(
-        self, folder: Path, running: ExitStack, monkeypatch: pytest.MonkeyPatch, variables: Sequence[str] = ()
+        self,
+        folder: Path,
+        running: ExitStack,
+        monkeypatch: pytest.MonkeyPatch,
+        shared_folder: bool = False,
+        variables: Sequence[str] = (),
     ):
-        self.home = Home(folder / "home")
+        self.home, self.objects = Home(folder / "home"), None
+        if not shared_folder:
+            self.objects = ObjectStore()
+            running.callback(self.objects.remove)
+            for name, value in (self.objects.environment | {"DAGSTER_HOME": str(folder / "dagster")}).items():
+                monkeypatch.setenv(name, value)
+            self.home = Home.at(f"s3://lab/{folder.parent.name}.{folder.name}")
         self.postgres = Postgres()
         running.callback(self.postgres.remove)
         self.mlflow = MlflowServer(folder, self.postgres.address("mlflow"))
         self.mlflow.start()
         running.callback(self.mlflow.stop)
         environment = cluster_environment(self.home, self.postgres)
+        environment |= self.objects.environment if self.objects else {}
         self.ray = RayCluster(folder, environment)
         running.callback(self.ray.remove)
         for name, value in {**environment, "GRADCAMO_RAY_ADDRESS": self.ray.address}.items():
             monkeypatch.setenv(name, value)
         self.ray.start_head()
         self.ray.start_node()
-        fill_inbox(self.home)
-        with self.home.settings_file.open("a") as file:
-            file.write(f'[registry]\nuri = "{self.mlflow.uri}"\n')
+        fill_inbox(self.home, f'[registry]\nuri = "{self.mlflow.uri}"\n')
         configure_instance(self.home, runs=2, variables=variables)
-        self.platform = Platform(root=str(self.home.root))
+        self.platform = Platform(root=self.home.address)
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         with (folder / "ui.log").open("ab") as log:
@@ -165,7 +183,7 @@ def wait_until_complete(cluster: Cluster, seconds: float = 500) -> None:
         return (
             all(lake.read(f"{stage}_versions").height == len(NAMES) for stage in by_plate)
             and lake.delta_version("replicability") >= 0
-            and len([*home.reports.rglob("*.html")]) == len(NAMES)
+            and len(list_visible(home.reports, "*/*.html")) == len(NAMES)
             and not needs_publication(lake, home.database)
             and cluster.is_idle()
         )

@@ -19,9 +19,9 @@ from gradcamo_assets_tests.cluster.cluster import Cluster
 
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster of two nodes with a core each. A parameter is the variables of the environment of runs."""
+    """A cluster of two nodes with a core each. A parameter is the further arguments of ``Cluster``."""
     with ExitStack() as running:
-        yield Cluster(tmp_path, running, monkeypatch, getattr(request, "param", ()))
+        yield Cluster(tmp_path, running, monkeypatch, **getattr(request, "param", {}))
 
 
 @pytest.fixture(scope="session")

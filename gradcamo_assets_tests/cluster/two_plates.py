@@ -14,6 +14,7 @@ from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.run_jobs import run_job
 from gradcamo_assets.defs.serve import open_instance
 from gradcamo_assets.home import Home
+from gradcamo_assets.storage import write_bytes
 from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
 from gradcamo_assets.tables import LAKE_TABLES, Lake
 from gradcamo_assets.training.model_registry import CHALLENGER
@@ -39,10 +40,10 @@ batch_size = 4
 """
 
 
-def fill_inbox(home: Home) -> None:
-    """Write the plates and the settings."""
+def fill_inbox(home: Home, settings: str = "") -> None:
+    """Write the plates and the settings, with further ones."""
     home.create()
-    home.settings_file.write_text(SETTINGS)
+    write_bytes(home.settings_file, f"{SETTINGS}{settings}".encode())
     for seed, name in enumerate(NAMES):
         plate = SyntheticPlate(name=name, wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1, seed=seed)
         write_synthetic_plate(home.inbox, plate)
@@ -50,7 +51,7 @@ def fill_inbox(home: Home) -> None:
 
 def run_in_one_process(home: Home) -> Platform:
     """Run every job as the demo does."""
-    platform, instance = Platform(root=str(home.root)), open_instance(home)
+    platform, instance = Platform(root=home.address), open_instance(home)
     definitions = build_definitions(platform)
     instance.add_dynamic_partitions(str(PLATES.name), list(NAMES))
     for plate in NAMES:
