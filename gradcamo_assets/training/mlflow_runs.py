@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ EPOCH_EMBEDDINGS = "embeddings_by_epoch.parquet"
 """Artifact of a training: the embeddings of validation cells after every epoch."""
 DEFAULT_MLFLOW_URL = "http://127.0.0.1:5000"
 """Address of MLflow's pages as `gradcamo ui` serves them by default."""
+DAGSTER_RUN = "dagster_run_id"
+"""Tag of an MLflow run: the Dagster run that opened it."""
 _METRICS_PER_CALL = 1000
 """MLflow's limit."""
 
@@ -60,10 +62,12 @@ def open_run(
     from mlflow.exceptions import MlflowException
 
     process_tags = {"host": platform.node(), "process": str(os.getpid())}
-    for other in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        if other.data.tags.get("host") == process_tags["host"] and _has_ended(other.data.tags.get("process", "")):
-            client.set_tag(other.info.run_id, "error", "the process of this run has ended")
-            client.set_terminated(other.info.run_id, "FAILED")
+    end_lost_runs(
+        client,
+        experiment,
+        lambda tags: tags.get("host") == process_tags["host"] and _has_ended(tags.get("process", "")),
+        "the process of this run has ended",
+    )
     run_id = client.create_run(experiment, tags={**process_tags, **tags}).info.run_id
     try:
         client.log_batch(run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
@@ -74,6 +78,21 @@ def open_run(
             client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id)
+
+
+def end_lost_runs(
+    client: MlflowClient, experiment: str, is_lost: Callable[[Mapping[str, str]], bool], reason: str
+) -> None:
+    """End open runs that nobody ends, as FAILED.
+
+    Args:
+        is_lost: tells from the tags of an open run whether it is lost.
+        reason: for the tag ``error``.
+    """
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if is_lost(run.data.tags):
+            client.set_tag(run.info.run_id, "error", reason)
+            client.set_terminated(run.info.run_id, "FAILED")
 
 
 def log_evidence(

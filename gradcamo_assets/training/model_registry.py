@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -27,7 +27,14 @@ from gradcamo_assets.networks.bundle import (
 )
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.storage import atomic_folder
-from gradcamo_assets.training.mlflow_runs import DEFAULT_MLFLOW_URL, Links, log_evidence, open_run
+from gradcamo_assets.training.mlflow_runs import (
+    DAGSTER_RUN,
+    DEFAULT_MLFLOW_URL,
+    Links,
+    end_lost_runs,
+    log_evidence,
+    open_run,
+)
 from gradcamo_assets.training.mlflow_store import SCHEME, prepare_store, sqlite_file, sqlite_uri
 from gradcamo_assets.training.version_page import version_description, version_tags
 
@@ -92,6 +99,20 @@ class ModelRegistry:
         """Open an MLflow run for ``register``; see ``training.mlflow_runs.open_run``."""
         client = self.client
         return open_run(client, self._experiment_id(client), parameters or {}, tags or {})
+
+    def end_lost_runs(self, has_ended: Callable[[str], bool]) -> None:
+        """End open MLflow runs whose Dagster run has ended: a machine that was lost cannot do so itself.
+
+        Args:
+            has_ended: tells whether the Dagster run with an identifier is known to have ended.
+        """
+        client = self.client
+        end_lost_runs(
+            client,
+            self._experiment_id(client),
+            lambda tags: DAGSTER_RUN in tags and has_ended(tags[DAGSTER_RUN]),
+            "the Dagster run of this training has ended",
+        )
 
     def register(
         self,

@@ -37,6 +37,7 @@ from gradcamo_assets_tests.defs.made_up import (
     scored_by,
     tiny_encoder,
 )
+from gradcamo_assets_tests.defs.sensor_ticks import tick
 
 MODULES = [ENCODER.partition(":")[0]]
 METRICS = ("test_balanced_accuracy", "unseen_accuracy", "test_median_adjusted", "test_accuracy_swapped")
@@ -225,6 +226,23 @@ def test_retraining_is_requested_after_enough_new_plates(bench: Bench) -> None:
     bench.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     assert "training is in progress" in str(tick())
     assert bench.definitions.resolve_schedule_def("weekly_training").default_status == dg.DefaultScheduleStatus.STOPPED
+
+
+def test_mlflow_runs_of_lost_trainings_are_ended(bench: Bench) -> None:
+    job, registry = bench.definitions.resolve_job_def("train_model"), bench.platform.registry
+    statuses = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.STARTED]
+    known = [bench.instance.create_run_for_job(job, status=status).run_id for status in statuses]
+    with registry.start_run() as run_id:
+        pass
+    client = registry.client
+    experiment = client.get_run(run_id).info.experiment_id
+    lost = {"host": "a machine that was lost", "process": "1"}
+    tags = [*({**lost, "dagster_run_id": run} for run in [*known, "of another instance"]), lost]
+    runs = [client.create_run(experiment, tags=tags_of_run).info.run_id for tags_of_run in tags]
+    tick(bench, retraining_sensor)
+    states = [client.get_run(run).info.status for run in [run_id, *runs]]
+    assert states == ["FINISHED", "FAILED", "FAILED", "RUNNING", "RUNNING", "RUNNING"]
+    assert "Dagster run" in client.get_run(runs[0]).data.tags["error"]
 
 
 def resnet18(in_channels: int, classes: int) -> tuple[nn.Module, str]:

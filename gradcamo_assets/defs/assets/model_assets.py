@@ -16,6 +16,7 @@ from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.report import to_markdown
 from gradcamo_assets.storage import atomic_file, folder_exists, read_bytes
 from gradcamo_assets.storage_errors import explain_storage_errors
+from gradcamo_assets.training.mlflow_runs import DAGSTER_RUN
 from gradcamo_assets.training.model_registry import CHAMPION
 from gradcamo_assets.training.settings import TrainingConfig
 from gradcamo_assets.training.split import PARTS, SplitUnit, split_wells
@@ -115,7 +116,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
             modules=modules,
             report=context.log.info,
             tags={
-                "dagster_run_id": context.run.run_id,
+                DAGSTER_RUN: context.run.run_id,
                 "dagster_job": context.run.job_name,
                 "dagster_url": f"{links.dagster_url.rstrip('/')}/runs/{context.run.run_id}",
             },

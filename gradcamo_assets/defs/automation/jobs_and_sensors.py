@@ -231,7 +231,18 @@ def _missing_partitions(
     description="Trains a challenger after the number of new plates in [retraining] of gradcamo.toml; 0: never.",
 )
 def retraining_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.RunRequest | dg.SkipReason:
-    """Request training when enough plates have crops that no registered version has used."""
+    """Request training when enough plates have crops that no registered version has used.
+
+    Also end the MLflow runs of trainings whose machine was lost.
+    """
+
+    def has_ended(run_id: str) -> bool:
+        # A run that is not known here may be one of another Dagster instance with the same registry.
+        run = context.instance.get_run_by_id(run_id)
+        return run is not None and run.is_finished
+
+    with _short_mlflow_timeouts():
+        platform.registry.end_lost_runs(has_ended)
     required = platform.settings.retraining.after_plates
     if not required:
         return dg.SkipReason("Disabled. Set after_plates in [retraining] of gradcamo.toml.")
