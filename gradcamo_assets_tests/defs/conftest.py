@@ -34,7 +34,8 @@ SETTINGS = (
 TINY = SyntheticPlate(name="tiny", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
 
 
-ONE_PIXEL = png.to_png(new_figure(0.1, 0.1), width_px=1)
+DRAW = png.to_png
+ONE_PIXEL = DRAW(new_figure(0.1, 0.1), width_px=1)
 
 
 @dataclass
@@ -120,12 +121,16 @@ def make_bench(folder: Path, *, stored: bool = False) -> Bench:
     return Bench(Platform(root=str(folder)), instance)
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Draw no pictures for asset metadata, which takes a tenth of a run. Tests of ``report`` and of the demo draw."""
+    patch.setattr(png, "to_png", lambda *_args, **_options: ONE_PIXEL)
+
+
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    # Drawing takes a tenth of a run; the pictures of ``scored_bench`` are drawn.
-    monkeypatch.setattr(png, "to_png", lambda *_args, **_options: ONE_PIXEL)
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture
@@ -152,6 +157,7 @@ def scored_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             home.settings_file.write_text(SETTINGS)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("TQDM_DISABLE", "1")
+                draw_nothing(patch)
                 for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
                     patch.setenv(name, "")  # The demo sets them; the context restores them.
                 run_demo(home, TINY, processes=1)

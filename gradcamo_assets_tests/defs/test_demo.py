@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+from pathlib import Path
+
+import dagster as dg
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from gradcamo_assets.cli import main
 from gradcamo_assets.defs import demo
+from gradcamo_assets.defs.serve import open_instance
+from gradcamo_assets.home import Home
+from gradcamo_assets.report import png
 from gradcamo_assets.synthetic import SyntheticPlate
 from gradcamo_assets.training.settings import TrainingConfig
+from gradcamo_assets_tests.defs.conftest import DRAW, SETTINGS, TINY
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[list[SyntheticPlate], bool]:
@@ -42,3 +53,25 @@ def test_a_cure_takes_its_time() -> None:
 
 def test_what_a_quick_demo_sets_can_be_set() -> None:
     assert TrainingConfig(**demo.QUICK_TRAINING).epochs == 4
+
+
+@pytest.mark.slow
+def test_the_pictures_of_all_assets_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DAGSTER_HOME", "GRADCAMO_HOME", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"):
+        monkeypatch.setenv(name, "")  # The demo sets them.
+    monkeypatch.setattr(png, "to_png", DRAW)
+    home = Home(tmp_path).create()
+    home.settings_file.write_text(SETTINGS)
+    demo.run_demo(home, TINY, processes=1)
+    pictures: dict[str, list[int]] = {}
+    with open_instance(home) as instance:
+        for key in instance.all_asset_keys():
+            event = instance.get_latest_materialization_event(key)
+            found = event.asset_materialization.metadata.values() if event and event.asset_materialization else ()
+            for value in found:
+                if isinstance(value, dg.MarkdownMetadataValue):
+                    for content in re.findall(r"data:image/png;base64,([^)]+)", value.value):
+                        width, _ = Image.open(io.BytesIO(base64.b64decode(content))).size
+                        pictures.setdefault(key.to_user_string(), []).append(width)
+    assert {"plate_images", "masks", "crops", "trained_model", "gradcamo_scores", "audit", "umap"} <= set(pictures)
+    assert {width for widths in pictures.values() for width in widths} == {700}

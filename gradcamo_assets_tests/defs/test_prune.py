@@ -33,10 +33,10 @@ SHOWN = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
+@pytest.fixture(scope="module")
+def plate_and_twin(scored_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The scored plate, and a copy named ``twin`` that is not in the inbox."""
-    bench = scored_bench.copy(tmp_path / "home")
+    bench = scored_bench.copy(tmp_path_factory.mktemp("homes") / "home")
     home, lake = bench.home, bench.platform.lake
 
     def renamed(rows: pl.DataFrame) -> pl.DataFrame:
@@ -55,7 +55,14 @@ def two_plates(scored_bench: Bench, tmp_path: Path) -> Bench:
         else:
             target.write_bytes(file.read_bytes().replace(b'"tiny"', b'"twin"'))
     mark_known(home.plates, "twin", "0")
-    publish(lake, home.database)
+    return bench
+
+
+@pytest.fixture
+def two_plates(plate_and_twin: Bench, tmp_path: Path) -> Bench:
+    """A copy of both plates, published."""
+    bench = plate_and_twin.copy(tmp_path / "home")
+    publish(bench.platform.lake, bench.home.database)
     return bench
 
 

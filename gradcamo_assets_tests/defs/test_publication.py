@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -11,7 +12,7 @@ from gradcamo_assets.defs.automation import jobs_and_sensors as automation
 from gradcamo_assets.defs.automation.jobs_and_sensors import publication_sensor, report_sensor
 from gradcamo_assets.defs.partitions import plate_site_key
 from gradcamo_assets.tables import run_sql
-from gradcamo_assets_tests.defs.conftest import Bench
+from gradcamo_assets_tests.defs.conftest import Bench, make_bench
 from gradcamo_assets_tests.defs.made_up import SETTINGS, add_plate, add_version
 from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
 
@@ -20,14 +21,22 @@ PUBLISH = [("refresh_qc", None)]
 AGAIN = {"ops": {"scores_and_embeddings": {"config": {"again": True}}}}
 
 
-@pytest.fixture
-def published(bench: Bench) -> Bench:
-    """Three plates, scored and published."""
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Three plates, scored."""
+    bench = make_bench(tmp_path_factory.mktemp("home"))
     bench.home.settings_file.write_text(SETTINGS)
     bench.platform.registry.promote(add_version(bench).version)
     for plate in PLATES:
         add_plate(bench, plate, sites=1)
         assert bench.run("rescore", plate_site_key(plate, 1)).success
+    return bench
+
+
+@pytest.fixture
+def published(scored: Bench, tmp_path: Path) -> Bench:
+    """A copy, published."""
+    bench = scored.copy(tmp_path / "home")
     assert requested(tick(bench, publication_sensor)) == PUBLISH
     assert bench.materialize("qc_database").success
     return bench

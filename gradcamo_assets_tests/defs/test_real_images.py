@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 import zarr
 
 from gradcamo_assets.cells.cell_rows import cells_with_crops
@@ -69,6 +70,7 @@ def test_a_real_stack_by_a_foreign_writer_in_ngff_0_4(bench: Bench, shared_data:
     np.testing.assert_array_equal(read_field(plate, field), image)
 
 
+@pytest.mark.slow
 def test_a_real_stack_by_a_foreign_writer(bench: Bench, shared_data: Path) -> None:
     real_stack(bench, shared_data, "0.5")
     champion_for(bench, ["nuclei", "cytoplasm"], [32, 48, 48], [None, None, None])
@@ -104,6 +106,7 @@ def test_two_real_cell_painting_fields_as_a_2d_plate(bench: Bench, shared_data: 
     assert scores["true_class"].unique().sort().to_list() == ["RAB30 CRISPR", "RAB30 ORF"]
 
 
+@pytest.mark.slow
 def test_a_real_imagexpress_export_goes_to_its_crops(bench: Bench, shared_data: Path) -> None:
     source = shared_data / "imagexpress_9987" / "resources" / "ImageXpress_exported" / "9987_Plate_3434"
     shutil.copytree(source, bench.home.inbox / "9987")

@@ -1,8 +1,7 @@
-"""Promotions and rollbacks on a real MLflow server: every partition is scored once by the champion."""
+"""Promotions and rollbacks: every partition is scored once by the champion."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,13 +14,12 @@ import pytest
 from gradcamo_assets.defs.automation import jobs_and_sensors as automation
 from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor
 from gradcamo_assets.defs.partitions import plate_site_key
-from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.run_jobs import QUIET
-from gradcamo_assets.home import Home
 from gradcamo_assets.retries import RETRY_PAUSES
 from gradcamo_assets.scoring.scorer import Scorer
 from gradcamo_assets.tables import Lake, lake_table, run_sql
-from gradcamo_assets_tests.defs.conftest import Bench
+from gradcamo_assets.training.mlflow_store import sqlite_uri
+from gradcamo_assets_tests.defs.conftest import Bench, make_bench
 from gradcamo_assets_tests.defs.made_up import SETTINGS, add_plate, add_version, scored_by
 from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
 
@@ -85,44 +83,40 @@ class Daemon:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def scored(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Two plates of two sites, and three versions; the first is champion and has scored all crops."""
-    root = Home(tmp_path_factory.mktemp("home")).create().root
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        daemon = Daemon(Bench(Platform(root=str(root)), dg.DagsterInstance.ephemeral()))
-        daemon.bench.home.settings_file.write_text(SETTINGS)
-        for plate in ("P1", "P2"):
-            add_plate(daemon.bench, plate)
-        for seed in range(3):
-            daemon.bench.platform.registry.fetch(add_version(daemon.bench, seed))
-        move(daemon, 1)
-        assert daemon.settle() == 4
-        assert_scored(daemon, 1)
-    return root
+    daemon = Daemon(make_bench(tmp_path_factory.mktemp("home")))
+    daemon.bench.home.settings_file.write_text(SETTINGS)
+    for plate in ("P1", "P2"):
+        add_plate(daemon.bench, plate)
+    for seed in range(3):
+        daemon.bench.platform.registry.fetch(add_version(daemon.bench, seed))
+    move(daemon, 1)
+    assert daemon.settle() == 4
+    assert_scored(daemon, 1)
+    return daemon.bench
 
 
 @pytest.fixture
-def daemon(scored: Path, server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
-    """A copy of the scored home, with its own daemon."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    shutil.copytree(scored, tmp_path, dirs_exist_ok=True)
-    daemon = Daemon(Bench(Platform(root=str(tmp_path)), dg.DagsterInstance.ephemeral()))
-    daemon.bench.instance.add_dynamic_partitions("plates", ["P1", "P2"])
-    daemon.bench.instance.add_dynamic_partitions("sites", ["1", "2"])
+def daemon(scored: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    """A copy of the scored home, with its own daemon and the shared registry."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri(scored.home.mlflow / "mlflow.db"))
+    daemon = Daemon(scored.copy(tmp_path))
     move(daemon, 1)
     assert daemon.settle() == 0
     return daemon
+
+
+@pytest.fixture
+def server(scored: Bench, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
+    """An MLflow server of the registry, which the daemon uses from now on."""
+    server = MlflowServer(scored.home.mlflow)
+    try:
+        server.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        yield server
+    finally:
+        server.stop()
 
 
 def move(daemon: Daemon, version: int) -> None:
@@ -394,7 +388,6 @@ def test_partitions_of_queued_runs_are_not_requested_after_a_promotion(daemon: D
 def test_scoring_continues_after_the_server_was_down(
     daemon: Daemon, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This test comes last, since it stops the server."""
     move(daemon, 2)
     daemon.tick()
     daemon.work(1)

@@ -218,15 +218,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture(scope="module")
+def expected(home: Path) -> dict[str, pl.DataFrame]:
+    return contents(home / "qc.duckdb")
+
+
 @pytest.mark.parametrize(
     "damage", ["written to", "another schema", "truncated", "bytes inside", "no database", "another lake", "no note"]
 )
-def test_an_unusable_database_is_rebuilt(home: Path, tmp_path: Path, damage: str) -> None:
+def test_an_unusable_database_is_rebuilt(
+    home: Path, expected: dict[str, pl.DataFrame], tmp_path: Path, damage: str
+) -> None:
     lake, database, note = Lake(home / "lake"), tmp_path / "qc.duckdb", tmp_path / ".qc.duckdb.json"
     shutil.copy(home / "qc.duckdb", database)
     shutil.copy(home / ".qc.duckdb.json", note)
     assert not needs_publication(lake, database)
-    expected = contents(database)
     database.chmod(0o644)
     if damage == "truncated":
         database.write_bytes(database.read_bytes()[:20000])
@@ -310,10 +316,10 @@ def test_a_damaged_lake_file_leaves_the_old_database(tmp_path: Path, table: str)
     assert count(database) == before
 
 
-@pytest.mark.parametrize("folder", ["it's 100% a *lake*? #1 & {a,b}", "a=b"])
 def test_views_read_the_lake_in_any_folder_from_any_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = "it's 100% a *lake*? #1 & {a,b}/a=b"
     lake, database = Lake(tmp_path / folder / "lake"), tmp_path / "deep" / folder / "qc.duckdb"
     assert publish(lake, database).rebuilt
     assert run_sql(database, "SELECT * FROM embeddings").is_empty()
