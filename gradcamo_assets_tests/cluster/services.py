@@ -47,11 +47,15 @@ class Postgres:
         self._run("initdb", "-D", self._data, "-U", self.user, "-A", "scram-sha-256", "--pwfile", str(secret))
         self.start()
         for name in ("dagster", "mlflow"):
-            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", self.user, name)
+            self._run("createdb", *self._connection, name)
 
     @property
     def _data(self) -> str:
         return str(self.folder / "data")
+
+    @property
+    def _connection(self) -> list[str]:
+        return ["-h", "127.0.0.1", "-p", str(self.port), "-U", self.user]
 
     def address(self, database: str) -> str:
         """The address of a database for SQLAlchemy."""
@@ -65,6 +69,16 @@ class Postgres:
     def stop(self) -> None:
         """End the server at once, as in a power cut."""
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+
+    def dump(self, database: str) -> Path:
+        """Save a database. Returns the file."""
+        file = self.folder / f"{database}.dump"
+        self._run("pg_dump", *self._connection, "--format=custom", f"--file={file}", database)
+        return file
+
+    def restore(self, database: str, file: Path) -> None:
+        """Fill an empty database from a file of ``dump``."""
+        self._run("pg_restore", *self._connection, "--no-owner", "--exit-on-error", f"--dbname={database}", str(file))
 
     def remove(self) -> None:
         """Stop the server and delete its files."""
