@@ -31,6 +31,7 @@ from gradcamo_assets.storage import (
     delta_options,
     exists,
     is_in_bucket,
+    list_visible,
     names_after,
     path_of,
     read_bytes,
@@ -383,12 +384,15 @@ class Lake:
         from deltalake.exceptions import DeltaError
 
         folder = self.root / table.name
+        log = folder / "_delta_log"
         try:
-            if exists(folder / "_delta_log"):
+            if exists(log):
                 return DeltaTable(address(folder), version=version, storage_options=delta_options(folder))
         except (DeltaError, OSError) as error:
-            remedy = "Restore the folder from a backup, or delete it and materialise its partitions again."
-            raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error
+            # Without a commit, the process that creates the table has not written it yet, or was killed before that.
+            if list_visible(log, "*.json") or list_visible(log, "*.parquet"):
+                remedy = "Restore the folder from a backup, or delete it and materialise its partitions again."
+                raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error
         if not is_in_bucket(folder) and any(folder.glob("**/*.parquet")):
             problem = f"the table {table.name} was written by an earlier release in a format that this one cannot read"
             raise StoreError(problem, "Create a new GRADCAMO_HOME and ingest the plates into it.", path=folder)

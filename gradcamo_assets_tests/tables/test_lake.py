@@ -242,6 +242,17 @@ def test_a_table_of_an_earlier_release_is_refused(lake: Lake, cells: pl.DataFram
         lake.write("cells", cells, plate="P1", site=1)
 
 
+def test_a_table_whose_creation_was_killed_is_created_again(lake: Lake) -> None:
+    (lake.root / "cell_versions" / "_delta_log").mkdir(parents=True)
+    assert lake.read("cell_versions").is_empty() and lake.delta_version("cell_versions") == -1
+    lake.record_version("cell_versions", "new", None, 1, plate="P1", site=1)
+    assert lake.read("cell_versions")["version"].to_list() == ["new"]
+    for commit in (lake.root / "cell_versions" / "_delta_log").glob("*.json"):
+        commit.write_bytes(commit.read_bytes()[:20])
+    with pytest.raises(StoreError, match="cell_versions cannot be read"):
+        Lake(lake.root).read("cell_versions")
+
+
 def test_the_last_of_concurrent_writers_replaces_all_rows(lake: Lake) -> None:
     numbers = range(12)
     frames = [rows.cells(np.random.default_rng(n), "P1", 1, 20 + n, masks=f"m{n}") for n in numbers]
