@@ -364,6 +364,8 @@ class Lake:
     def vacuum(self, table: str, hours: int, keep: set[str]) -> int:
         """Delete the files that no version of the last ``hours`` uses and that are not in ``keep`` (addresses).
 
+        Among them are files of killed writers, which no commit names, from this age on.
+
         Returns:
             The number of files deleted.
         """
@@ -371,7 +373,7 @@ class Lake:
         if delta is None:
             return 0
         delta.create_checkpoint()
-        unused = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
+        unused = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=True)
         deletable = [path for name in unused if address(path := self.root / table / name) not in keep]
         remove(*deletable)
         return len(deletable)

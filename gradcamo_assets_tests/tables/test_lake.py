@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -351,6 +353,17 @@ def test_readers_see_every_commit_whoever_made_it(lake: Lake, cells: pl.DataFram
     assert lake.delta_version("cells") == -1 and lake.read("cells").is_empty()
     lake.write("cells", cells.head(3), plate="P1", site=1)
     check(cells.head(3))
+
+
+def test_vacuum_deletes_files_of_killed_writers_once_they_are_old(lake: Lake, cells: pl.DataFrame) -> None:
+    lake.write("cells", cells, plate="P1", site=1)
+    (written,) = (lake.root / "cells").rglob("part-*.parquet")
+    killed = shutil.copyfile(written, written.with_name("part-of-no-commit.parquet"))
+    assert lake.vacuum("cells", 1, set()) == 0, "its writer may be about to commit it"
+    two_hours_ago = time.time() - 7200
+    os.utime(killed, (two_hours_ago, two_hours_ago))
+    assert lake.vacuum("cells", 1, set()) == 1
+    assert not killed.exists() and written.exists()
 
 
 def test_vacuum_deletes_unused_files_except_those_to_keep(lake: Lake, cells: pl.DataFrame) -> None:
