@@ -121,22 +121,24 @@ def plate_states(
         if snapshot.problem is not None:
             return "unreadable", snapshot.problem
         failed = failures.get(name)
-        if failed is not None and (failed.signature != snapshot.signature or not failed.attempts):
+        if failed is not None and failed.signature != snapshot.signature:
             failed = None
+        last = failed.last if failed and failed.attempts else None
         if ingesting and name in ingesting:
             done, total = ingesting[name]
-            start = f" since {failed.last.at:%Y-%m-%d %H:%M} UTC" if failed and failed.last.reason is None else ""
+            start = f" since {last.at:%Y-%m-%d %H:%M} UTC" if last and last.reason is None else ""
             return "ingesting", f"a run is ingesting it{start}{f', {done} of {total} fields are done' if total else ''}"
         if name in known and known[name] != snapshot.signature:
-            last = f" The last {failed.last}." if failed else ""
-            return "changed", f"it changed after ingestion. To ingest it again, materialise its plate_images.{last}"
-        if name in known and not failed:
+            note = f" The last {last}." if last else ""
+            return "changed", f"it changed after ingestion. To ingest it again, materialise its plate_images.{note}"
+        # A known plate with a record of failures has no rows yet, also if a user has reset the attempts.
+        if name in known and failed is None:
             return "known", ""
         if failed is not None and not (retry := failed.decide_retry(now)).due:
             if retry.at is None:
-                count = f"it failed {len(failed.attempts)} times; the last {failed.last}"
+                count = f"it failed {len(failed.attempts)} times; the last {last}"
                 return "quarantined", f"{count}. To try again: gradcamo inbox --retry {name}"
-            return "waiting", f"{failed.last}; next try at {retry.at:%Y-%m-%d %H:%M} UTC"
+            return "waiting", f"{last}; next try at {retry.at:%Y-%m-%d %H:%M} UTC"
         state, reason = _decide_completeness(snapshot, previous.get(name), now, settings)
         return state, "; ".join(filter(None, (reason, snapshot.contents)))
 

@@ -198,4 +198,5 @@ def test_a_plate_whose_rows_were_not_written_is_tried_again() -> None:
     found = {BOX / "a.zarr": FolderSnapshot("1", SETTLED)}
     failures = {"a": Failures("1", (Attempt(NOW - timedelta(hours=2), "the lake is full"),))}
     assert states(found, known={"a": "1"}, failures=failures) == [("a", "ready")]
+    assert states(found, known={"a": "1"}, failures={"a": Failures("1", retries=1)}) == [("a", "ready")]
     assert states(found, known={"a": "0"}, failures=failures) == [("a", "changed")]
