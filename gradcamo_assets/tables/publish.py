@@ -99,9 +99,14 @@ def publish(lake: Lake, database: Path) -> Publication:
 
 
 def needs_publication(lake: Lake, database: Path) -> bool:
-    """Whether ``publish`` would change the database. This opens neither the database nor data files."""
+    """Whether ``publish`` would change the database, or nobody has passed its last publication to ``mark_checked``.
+
+    This opens neither the database nor data files.
+    """
     published = _published_revisions(lake, database.absolute())
-    return published is None or any(lake.revision(name) != published.get(name) for name in _PUBLISHED_TABLES)
+    if published is None or not _read_notes(database.absolute()).get("checked"):
+        return True
+    return any(lake.revision(name) != published.get(name) for name in _PUBLISHED_TABLES)
 
 
 def is_published_from(lake: Lake, database: Path) -> bool:
@@ -118,11 +123,15 @@ def published_files(database: Path) -> set[str]:
     return set(run_sql(database, "SELECT path FROM publication.files")["path"]) if exists(database) else set()
 
 
-def mark_checked(database: Path, publication: Publication) -> None:
-    """Record that the plates of a publication were checked, unless a later publication added others."""
+def mark_checked(database: Path, publication: Publication, *, passed: bool) -> None:
+    """Record that the plates of a publication were checked, unless a later publication added others.
+
+    Plates that did not pass are checked again with the next publication.
+    """
     with FileLock(database.with_name(f".{database.name}.lock"), timeout=_WAIT_SECONDS):
         if (notes := _read_notes(database)).get("unchecked") == list(publication.unchecked):
-            write_json(_notes_path(database), {_fingerprint(database): {**notes, "unchecked": []}})
+            checked = {**notes, "checked": True, **({"unchecked": []} if passed else {})}
+            write_json(_notes_path(database), {_fingerprint(database): checked})
 
 
 def _publish_changes(

@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from gradcamo_assets.defs.assets import qc_assets
 from gradcamo_assets.defs.automation import jobs_and_sensors as automation
 from gradcamo_assets.defs.automation.jobs_and_sensors import publication_sensor, report_sensor
 from gradcamo_assets.defs.partitions import plate_site_key
@@ -61,6 +62,36 @@ def test_reports_of_changed_plates_are_requested(published: Bench) -> None:
     assert not {r.run_key for r in first.run_requests or []} & {r.run_key for r in second.run_requests or []}
     assert bench.materialize("qc_database").success
     assert reports(tick(bench, report_sensor, second.cursor)) == [], "nothing has changed"
+
+
+def test_a_publication_that_was_killed_before_its_checks_is_requested_again(
+    published: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, cursor = published, tick(published, report_sensor).cursor
+    assert bench.run("rescore", plate_site_key("P2", 1), **AGAIN).success
+    with monkeypatch.context() as patch:
+        patch.setattr(qc_assets, "find_violations", lambda *_: 1 / 0)
+        assert not bench.materialize("qc_database").success
+    assert requested(tick(bench, publication_sensor)) == PUBLISH
+    assert bench.materialize("qc_database").success
+    assert reports(tick(bench, report_sensor, cursor)) == ["P2"]
+    assert requested(tick(bench, publication_sensor)) == []
+
+
+def test_a_violation_is_no_reason_to_publish_again_and_again(published: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, checked = published, []
+
+    def found(_: object, plates: tuple[str, ...]) -> list[str]:
+        checked.append(plates)
+        return ["1 row is wrong"]
+
+    monkeypatch.setattr(qc_assets, "find_violations", found)
+    for plate in ("P2", "P3"):
+        assert bench.run("rescore", plate_site_key(plate, 1), **AGAIN).success
+        assert requested(tick(bench, publication_sensor)) == PUBLISH
+        assert bench.materialize("qc_database").success
+        assert requested(tick(bench, publication_sensor)) == []
+    assert checked == [("P2",), ("P2", "P3")], "plates with violations are checked again"
 
 
 def test_one_publication_covers_the_audits_of_all_plates(published: Bench) -> None:
