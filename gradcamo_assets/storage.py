@@ -8,6 +8,7 @@ library reads must be fetched first; see ``local_copies``.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from typing import Any
 
 from gradcamo_assets import buckets
 from gradcamo_assets.buckets import Bucket, StoredObject
+
+_SCRATCH_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 MANIFEST = "manifest.json"
 """The object that makes a folder in a bucket exist: it names the objects of the folder."""
@@ -269,6 +272,14 @@ def file_sizes(path: Path) -> list[int]:
     return [file.stat().st_size for file in files if file.is_file()]
 
 
+def list_scratch(folder: Path, pattern: str) -> list[Path]:
+    """List the scratch files and folders, sorted, that killed processes have left in subfolders matching ``pattern``.
+
+    Those of running processes are listed too.
+    """
+    return sorted(path for path in folder.glob(f"{pattern}/.*.tmp") if _SCRATCH_NAME.fullmatch(path.name))
+
+
 def move(source: Path, target: Path) -> None:
     """Move a file or folder atomically within a file system. An existing target file is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -307,6 +318,8 @@ def place_in_bucket(path: Path) -> tuple[Bucket, str]:
 def remove(*paths: Path) -> None:
     """Remove files and folders. Missing paths are ignored. A link is removed, its target is not.
 
+    A folder is renamed first: if the process is killed, no part of the folder is left under its name.
+
     Raises:
         OSError: if a path cannot be removed.
     """
@@ -319,7 +332,9 @@ def remove(*paths: Path) -> None:
             bucket.delete(found)
             bucket.forget_copies(path)
         elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            scratch = temporary_path(path)
+            path.rename(scratch)
+            shutil.rmtree(scratch)
         else:
             path.unlink(missing_ok=True)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ from gradcamo_assets.storage import (
     atomic_file,
     atomic_folder,
     create_marker,
+    list_scratch,
     list_visible,
     move,
     read_bytes,
@@ -70,6 +74,19 @@ def test_removing_a_link_keeps_its_target(tmp_path: Path) -> None:
     ]
     move(tmp_path / "kept", tmp_path / "new" / "place")
     assert list_visible(tmp_path, "**/file") == [tmp_path / "new" / "place" / "file"]
+
+
+def test_a_removal_that_is_killed_leaves_no_half_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_marker(tmp_path / "store" / "version" / "file")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", lambda _: os.kill(os.getpid(), signal.SIGINT))
+        remove(tmp_path / "store" / "version")
+    assert list_visible(tmp_path / "store") == []
+    (left,) = list_scratch(tmp_path, "*")
+    assert (left / "file").exists()
+    create_marker(tmp_path / "store" / ".hidden.tmp")
+    remove(left)
+    assert list_scratch(tmp_path, "*") == [] and list(tmp_path.rglob("*.tmp")) == [tmp_path / "store" / ".hidden.tmp"]
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:

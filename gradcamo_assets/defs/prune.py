@@ -15,7 +15,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.cells.crop_store import PIXELS
-from gradcamo_assets.defs.automation.run_requests import partitions_in_progress
+from gradcamo_assets.defs.automation.run_requests import UNFINISHED_STATUSES, partitions_in_progress
 from gradcamo_assets.defs.field_results import FIELD
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.home import Home
@@ -29,12 +29,17 @@ from gradcamo_assets.plates.plate_records import (
     read_plate_record,
 )
 from gradcamo_assets.plates.staging import Staging
-from gradcamo_assets.storage import exists, file_sizes, is_in_bucket, list_visible, read_json, remove
+from gradcamo_assets.storage import exists, file_sizes, is_in_bucket, list_scratch, list_visible, read_json, remove
 from gradcamo_assets.tables import LAKE_TABLES, Lake
 from gradcamo_assets.tables.schema import tables_keyed_by
 from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry
 
 Keys = Mapping[str, Any]
+_FOLDERS_WITH_SCRATCH = (
+    ".", "plates", "plates/failures", "masks/*/*", "crops/*/*", "crops/*/*/*", "fitted/*", "fitted/*/sphering/*",
+    "exports/*/*", "reports/*", "unfinished",
+)  # fmt: skip
+"""Where runs write, below the home. Their scratch files are beside what they write."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,8 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
 def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.DagsterInstance) -> Plan:
     """Plan to delete unused data: earlier versions of masks and crops, and results of models deleted from MLflow.
 
-    What killed runs left behind is deleted too. Files that unfinished runs have announced remain.
+    What killed runs left behind is deleted too. Files that unfinished runs have announced remain, and while a run is
+    unfinished, so do all scratch files.
     """
     unregistered = _unregistered_runs(lake, registry)
     drops = tuple(drop for run in unregistered for drop in _drops_of_run(run))
@@ -179,6 +185,8 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
                 unused += _existing_paths([folder.parent], version)
     fitted = (path for run in unregistered for path in _existing_paths([home.fitted], run))
     ended += (folder for folder in list_visible(home.training) if _has_ended(instance, folder.name))
+    if not home.in_bucket and not instance.get_run_ids(dg.RunsFilter(statuses=UNFINISHED_STATUSES), limit=1):
+        ended += (path for folder in _FOLDERS_WITH_SCRATCH for path in list_scratch(home.root, folder))
     paths = (*unused, *ended, *fitted, *_abandoned_plates(home, instance))
     return Plan(home, lake, drops, paths=paths)
 

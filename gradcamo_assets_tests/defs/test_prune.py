@@ -21,6 +21,7 @@ from gradcamo_assets.defs.unfinished_runs import announce_outputs
 from gradcamo_assets.errors import GradcamoError, PlateError
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.plates.plate_records import mark_known
+from gradcamo_assets.storage import create_marker
 from gradcamo_assets.tables import LAKE_TABLES, find_violations, publish, run_sql
 from gradcamo_assets_tests.defs.conftest import SETTINGS, Bench
 from gradcamo_assets_tests.defs.sensor_ticks import another_version, requested, tick
@@ -215,6 +216,29 @@ def process(bench: Bench, volume: int) -> None:
     text = SETTINGS.replace("[segmentation]\n", f"[segmentation]\nmin_volume = {volume}\n")
     bench.home.settings_file.write_text(text)
     assert bench.run("process_fields", plate_site_key("tiny", 1)).success
+
+
+def test_scratch_of_killed_runs_is_pruned_once_no_run_is_unfinished(stored_bench: Bench) -> None:
+    bench, home = stored_bench, stored_bench.home
+    folders = (
+        home.root, home.plates, home.plates / "failures", home.masks / "P1" / "A01_s1", home.crops / "P1" / "A01_s1",
+        home.crops / "P1" / "A01_s1" / "version", home.fitted / "run", home.fitted / "run" / "sphering" / "P1",
+        home.exports / "P1" / "encoder-v1", home.reports / "P1", home.unfinished,
+    )  # fmt: skip
+    for folder in folders:
+        create_marker(folder / ".something.0123abcd.tmp" / "half")
+    scratch = {folder / ".something.0123abcd.tmp" for folder in folders}
+
+    def planned() -> set[Path]:
+        return scratch & set(plan_unused(home, bench.platform.lake, bench.platform.registry, bench.instance).paths)
+
+    job = bench.definitions.resolve_job_def("process_fields")
+    run = bench.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    assert planned() == set()
+    bench.instance.report_run_failed(run)
+    assert planned() == scratch
+    run_command(bench, "prune", "--unused", "--yes")
+    assert not any(path.exists() for path in scratch)
 
 
 @pytest.mark.slow
