@@ -23,9 +23,9 @@ from gradcamo_assets.storage import list_visible
 from gradcamo_assets.tables import needs_publication
 from gradcamo_assets_tests.cluster.object_store import ObjectStore
 from gradcamo_assets_tests.cluster.services import Postgres, RayCluster, wait_for
-from gradcamo_assets_tests.cluster.two_plates import NAMES, SITES, crown, fill_inbox
 from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
 from gradcamo_assets_tests.loopback import ask, free_port
+from gradcamo_assets_tests.two_plates import NAMES, SITES, crown, fill_inbox
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

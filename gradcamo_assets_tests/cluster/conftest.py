@@ -13,7 +13,7 @@ import pytest
 
 from gradcamo_assets.home import Home
 from gradcamo_assets.tables import Lake
-from gradcamo_assets_tests.cluster import two_plates
+from gradcamo_assets_tests import two_plates
 from gradcamo_assets_tests.cluster.cluster import Cluster
 
 

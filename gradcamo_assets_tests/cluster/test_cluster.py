@@ -18,7 +18,7 @@ from gradcamo_assets_tests.cluster.cluster import (
     wait_until_scored,
 )
 from gradcamo_assets_tests.cluster.services import NODE, processes_with, wait_for
-from gradcamo_assets_tests.cluster.two_plates import differences
+from gradcamo_assets_tests.comparison import differences
 
 FAKETIME = next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 # S3 refuses requests whose time is more than a quarter of an hour off.
