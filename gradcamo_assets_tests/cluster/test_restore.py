@@ -23,10 +23,10 @@ from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
 from gradcamo_assets.training.mlflow_store import ARTIFACTS
 from gradcamo_assets_tests.cluster.cluster import DEPLOY, cluster_environment
 from gradcamo_assets_tests.cluster.services import Postgres
-from gradcamo_assets_tests.cluster.two_plates import SETTINGS
 from gradcamo_assets_tests.defs.conftest import Bench
 from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
 from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
+from gradcamo_assets_tests.two_plates import SETTINGS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 PLATE = SyntheticPlate(name="one", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
