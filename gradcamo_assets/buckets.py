@@ -162,12 +162,15 @@ class Bucket:
 
     def list_all(self, prefix: str, after: str | None = None) -> list[StoredObject]:
         """All objects below a prefix, or those of them after a key, sorted by key."""
+        return sorted(self.iterate(prefix, after), key=lambda item: item.key)
+
+    def iterate(self, prefix: str, after: str | None = None) -> Iterator[StoredObject]:
+        """As ``list_all``, one by one and in the order of the store."""
         import obstore
 
         with _errors_of(self, prefix):
-            found = obstore.list(self.store, prefix or None, offset=after).collect()
-        listed = [StoredObject(o["path"], o["size"], o["last_modified"], str(o["e_tag"])) for o in found]
-        return sorted(listed, key=lambda item: item.key)
+            for batch in obstore.list(self.store, prefix or None, offset=after):
+                yield from (StoredObject(o["path"], o["size"], o["last_modified"], str(o["e_tag"])) for o in batch)
 
     def list_level(self, prefix: str) -> tuple[list[str], list[StoredObject]]:
         """The next level below a prefix: the prefixes of further levels, and the objects."""

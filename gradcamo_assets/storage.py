@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -213,16 +213,17 @@ def list_visible(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def _list_objects(bucket: Bucket, key: str, pattern: list[str]) -> set[Path]:
+    keys: Iterable[str]
     if len(pattern) == 1:
         folders, objects = bucket.list_level(key)
         keys = [*folders, *(found.key for found in objects)]
     else:
         # One request lists a thousand objects of all levels.
-        keys = [found.key for found in bucket.list_all(key)]
-    folder = bucket.path(key)
-    below = (bucket.path(found).relative_to(folder).parts[: len(pattern)] for found in keys)
+        keys = (found.key for found in bucket.iterate(key))
+    start = len(f"{key}/") if key else 0
+    below = {tuple(found[start:].split("/")[: len(pattern)]) for found in keys}
     return {
-        folder.joinpath(*parts)
+        bucket.path(key).joinpath(*parts)
         for parts in below
         if len(parts) == len(pattern)
         and all(part[0] != "." and fnmatchcase(part, wanted) for part, wanted in zip(parts, pattern, strict=True))

@@ -187,11 +187,11 @@ def plan_unused(home: Home, lake: Lake, registry: ModelRegistry, instance: dg.Da
     ended += (folder for folder in list_visible(home.training) if _has_ended(instance, folder.name))
     if not home.in_bucket and not instance.get_run_ids(dg.RunsFilter(statuses=UNFINISHED_STATUSES), limit=1):
         ended += (path for folder in _FOLDERS_WITH_SCRATCH for path in list_scratch(home.root, folder))
-    paths = (*unused, *ended, *fitted, *_abandoned_plates(home, instance))
+    paths = (*unused, *ended, *fitted, *abandoned_plates(home, instance))
     return Plan(home, lake, drops, paths=paths)
 
 
-def _abandoned_plates(home: Home, instance: dg.DagsterInstance) -> list[Path]:
+def abandoned_plates(home: Home, instance: dg.DagsterInstance) -> list[Path]:
     """The plate folders of ingestions that were killed, in a bucket; elsewhere the next ingestion continues them."""
     if not home.in_bucket:
         return []

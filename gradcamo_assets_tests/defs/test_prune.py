@@ -15,14 +15,19 @@ from click.testing import CliRunner
 from gradcamo_assets.cells import open_crops, store_pixels
 from gradcamo_assets.cli import main
 from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor, inbox_sensor
+from gradcamo_assets.defs.automation.run_requests import PARTITION
 from gradcamo_assets.defs.partitions import plate_site_key
-from gradcamo_assets.defs.prune import plan_crops, plan_plate, plan_scores, plan_unused
+from gradcamo_assets.defs.prune import abandoned_plates, plan_crops, plan_plate, plan_scores, plan_unused
 from gradcamo_assets.defs.unfinished_runs import announce_outputs
 from gradcamo_assets.errors import GradcamoError, PlateError
+from gradcamo_assets.home import Home
 from gradcamo_assets.networks.bundle import load_bundle
+from gradcamo_assets.plates import ingest_plate
 from gradcamo_assets.plates.plate_records import mark_known
-from gradcamo_assets.storage import create_marker
+from gradcamo_assets.storage import create_marker, write_bytes
+from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
 from gradcamo_assets.tables import LAKE_TABLES, find_violations, publish, run_sql
+from gradcamo_assets_tests.buckets import memory_bucket
 from gradcamo_assets_tests.defs.conftest import SETTINGS, Bench
 from gradcamo_assets_tests.defs.sensor_ticks import another_version, requested, tick
 
@@ -329,3 +334,17 @@ def test_results_of_models_deleted_from_mlflow_are_pruned(scored_bench: Bench, t
     assert not (bench.home.fitted / old.run_id).exists()
     assert set(lake.read("scores")["model_run"]) == {new.run_id, "another-run"}
     assert bench.ask(scores) == [(new.run_id, n)] and find_violations(bench.home.database) == []
+
+
+def test_the_folder_of_a_killed_ingestion_is_pruned_from_a_bucket(tmp_path: Path) -> None:
+    home = Home(memory_bucket())
+    for name in ("one", "two"):
+        plate = SyntheticPlate(name=name, wells=2, sites=1, shape=(1, 48, 48), cells=1, doses=1)
+        ingest_plate(write_synthetic_plate(home.inbox, plate), home.plates)
+    killed = [home.plates / f"{name}.0123456789ab.zarr" for name in ("one", "two", "three")]
+    for folder in killed:
+        write_bytes(folder / "zarr.json", b"{}")
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_run(dg.DagsterRun("ingest_plates", status=dg.DagsterRunStatus.STARTED, tags={PARTITION: "two"}))
+        assert abandoned_plates(home, instance) == [killed[0], killed[2]]
+    assert abandoned_plates(Home(tmp_path), instance) == []
