@@ -75,3 +75,5 @@ def test_the_pictures_of_all_assets_are_drawn(tmp_path: Path, monkeypatch: pytes
                         pictures.setdefault(key.to_user_string(), []).append(width)
     assert {"plate_images", "masks", "crops", "trained_model", "gradcamo_scores", "audit", "umap"} <= set(pictures)
     assert {width for widths in pictures.values() for width in widths} == {700}
+    with Image.open(next((home.reports / "_training").glob("*-v1.gif"))) as film:
+        assert film.n_frames == 6, "one for each epoch"

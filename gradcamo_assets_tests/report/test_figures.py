@@ -67,6 +67,13 @@ def test_a_plane_has_no_section_and_no_slices(voxel_size, unit, height):
     assert not any("slice" in axes.get_title(loc="right") for axes in maps.axes)
 
 
+def test_a_film_has_a_frame_for_each_figure():
+    wells = [pl.DataFrame({"Metadata_Well": ["B03", "H12"], "n": values}) for values in ([5.0, 7.0], [7.0, 5.0])]
+    film = figures.to_gif([figures.plate_heat_map(table, "n", "Cells") for table in wells])
+    with Image.open(io.BytesIO(film)) as opened:
+        assert (opened.n_frames, opened.size[0]) == (2, 420)
+
+
 @pytest.mark.parametrize("width", [333, 640, 1001])
 def test_widths_are_exact(drawn, width):
     with Image.open(io.BytesIO(figures.to_png(drawn["curves"], width))) as picture:
