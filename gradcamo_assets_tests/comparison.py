@@ -44,5 +44,9 @@ def frame_differences(name: str, one: pl.DataFrame, other: pl.DataFrame, left_ou
     try:
         assert_frame_equal(one_rows, other_rows, check_exact=False, rel_tol=1e-5, abs_tol=1e-5)
     except AssertionError as error:
-        return [f"{name}: {error}"]
+        gaps = {}
+        if len(one_rows) == len(other_rows):
+            floats = [column for column in kept if one.schema[column].is_float()]
+            gaps = {column: (one_rows[column] - other_rows[column]).abs().max() for column in floats}
+        return [f"{name}: {error}; largest differences: { ({c: gap for c, gap in gaps.items() if gap}) }"]
     return []

@@ -7,9 +7,11 @@ import signal
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
-from gradcamo_assets.tables import Lake
+from gradcamo_assets.local_copies import fetch_file
+from gradcamo_assets.tables import Lake, run_sql
 from gradcamo_assets_tests.cluster.cluster import (
     Cluster,
     train_and_promote,
@@ -39,6 +41,12 @@ def process_everything(cluster: Cluster) -> None:
 def test_a_cluster_computes_what_one_process_does(expected: Lake, cluster: Cluster) -> None:
     process_everything(cluster)
     assert not differences(expected, cluster.platform.lake)
+    # DuckDB without the extension httpfs has the summaries, and says what it lacks for rows of cells.
+    with duckdb.connect(fetch_file(cluster.home.database), read_only=True) as plain:
+        assert plain.execute("SELECT count(*) FROM qc_by_dose").fetchall()[0][0] > 0
+        with pytest.raises(duckdb.Error, match="httpfs|HTTP"):
+            plain.execute("SELECT count(*) FROM scores")
+    assert run_sql(cluster.home.database, "SELECT count(*) FROM scores").item() > 0
 
 
 @pytest.mark.slow
