@@ -44,7 +44,7 @@ def test_a_cluster_computes_what_one_process_does(expected: Lake, cluster: Clust
     # DuckDB without the extension httpfs has the summaries, and says what it lacks for rows of cells.
     with duckdb.connect(fetch_file(cluster.home.database), read_only=True) as plain:
         assert plain.execute("SELECT count(*) FROM qc_by_dose").fetchall()[0][0] > 0
-        with pytest.raises(duckdb.Error, match="httpfs|HTTP"):
+        with pytest.raises(duckdb.Error, match=r"httpfs|HTTP"):
             plain.execute("SELECT count(*) FROM scores")
     assert run_sql(cluster.home.database, "SELECT count(*) FROM scores").item() > 0
 
