@@ -21,7 +21,7 @@ def fetch_folder(path: Path) -> Path:
     if place := find(path):
         bucket, key = place
         with bucket.lock:
-            if not bucket.is_copied(path):
+            if path not in bucket.copied:  # A copy of its parent may be older.
                 manifest = bucket.read(f"{key}/{MANIFEST}")
                 if manifest is None:
                     raise FileNotFoundError(errno.ENOENT, "there is no such folder", f"{bucket.address}/{key}")

@@ -110,6 +110,17 @@ def test_a_folder_exists_when_its_manifest_does(root: Path, monkeypatch: pytest.
     assert not folder_exists(folder) and keys(root) == [] and copies(root) == []
 
 
+def test_a_folder_in_a_folder_that_was_copied_before_is_copied(root: Path) -> None:
+    write_folder(root / "v1", record="1")
+    forget_copies(root)
+    fetch_folder(root / "v1")
+    found = buckets.find(root)
+    assert found is not None
+    found[0].create("v1/pixels/a/shard", b"2")
+    found[0].create("v1/pixels/manifest.json", b'{"folder": "a", "files": ["shard"]}')
+    assert (fetch_folder(root / "v1" / "pixels") / "shard").read_bytes() == b"2"
+
+
 def test_one_of_sixteen_writers_of_a_folder_wins_whole(root: Path) -> None:
     folder, barrier = root / "masks" / "v1", threading.Barrier(16)
 
