@@ -144,7 +144,7 @@ def compute_deletion_insertion(
     crop = images.shape[2:]
     mode = "bilinear" if len(crop) == 2 else "trilinear"
     upsampled = nn.functional.interpolate(maps[:, None].float(), size=crop, mode=mode, align_corners=False)
-    rank = upsampled.flatten(1).argsort(1, descending=True, stable=True).argsort(1).reshape(len(images), 1, *crop)
+    rank = upsampled.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).reshape(len(images), 1, *crop)
     fractions = np.linspace(0, 1, steps + 1) ** 2
     curves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for fraction in fractions:
