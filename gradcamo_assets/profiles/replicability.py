@@ -86,7 +86,7 @@ def expected_precision(similarity: np.ndarray, is_hit: np.ndarray) -> float:
         similarity: (n,); the highest comes first.
         is_hit: (n,) bool, at least one True.
     """
-    order = np.argsort(-similarity)
+    order = np.argsort(-similarity, kind="stable")
     similarity, is_hit, rank = similarity[order], is_hit[order], np.arange(1, len(order) + 1)
     starts = np.flatnonzero(np.diff(similarity, prepend=np.inf) < -_TIE_TOLERANCE)
     sizes, hits = np.diff(starts, append=len(order)), np.add.reduceat(is_hit.astype(int), starts)
