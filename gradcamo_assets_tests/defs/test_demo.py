@@ -73,7 +73,7 @@ def test_the_pictures_of_all_assets_are_drawn(tmp_path: Path, monkeypatch: pytes
                     for content in re.findall(r"data:image/png;base64,([^)]+)", value.value):
                         width, _ = Image.open(io.BytesIO(base64.b64decode(content))).size
                         pictures.setdefault(key.to_user_string(), []).append(width)
-    assert {"plate_images", "masks", "crops", "trained_model", "gradcamo_scores", "audit", "umap"} <= set(pictures)
+    assert {"plate_images", "masks", "trained_model", "gradcamo_scores", "umap", "qc_report"} <= set(pictures)
     assert {width for widths in pictures.values() for width in widths} == {700}
     with Image.open(next((home.reports / "_training").glob("*-v1.gif"))) as film:
         assert film.n_frames == 6, "one for each epoch"
