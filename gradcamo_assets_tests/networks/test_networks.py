@@ -115,7 +115,7 @@ def test_the_network_trains_as_one_that_convolves_in_3d(
 ) -> None:
     def train(dtype: torch.dtype, steps: int) -> EfficientNet3D:
         torch.manual_seed(0)
-        model, images = EfficientNet3D(3, 4).to(dtype), torch.randn(6, 3, *shape, dtype=dtype)
+        model, images = EfficientNet3D(3, 4).to(dtype), torch.randn(6, 3, *shape).to(dtype)
         optimiser = torch.optim.SGD(model.parameters(), 0.05)
         for _ in range(steps):
             optimiser.zero_grad()
@@ -125,12 +125,13 @@ def test_the_network_trains_as_one_that_convolves_in_3d(
 
     fast = train(torch.float64, 1), train(torch.float32, 4)
     monkeypatch.setattr(EvenStridedConv, "forward", convolve_in_3d)
-    slow = train(torch.float64, 1), train(torch.float32, 4)
+    # The reference computes in float64: in float32, oneDNN's 3D convolution is off by 3e-5 on some processors.
+    slow = train(torch.float64, 1), train(torch.float64, 4)
     for ours, reference in zip(fast[0].parameters(), slow[0].parameters(), strict=True):
         assert ours.grad is not None and bool((ours.grad != 0).any())
         torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-10, atol=1e-10)
     for name, value in slow[1].state_dict().items():
-        torch.testing.assert_close(fast[1].state_dict()[name], value, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fast[1].state_dict()[name].to(value.dtype), value, rtol=1e-5, atol=1e-5)
 
 
 def test_feature_maps_keep_their_channels_last() -> None:
