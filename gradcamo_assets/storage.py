@@ -221,12 +221,15 @@ def _list_objects(bucket: Bucket, key: str, pattern: list[str]) -> set[Path]:
         # One request lists a thousand objects of all levels.
         keys = (found.key for found in bucket.iterate(key))
     start = len(f"{key}/") if key else 0
+    # Some servers list the folder itself as an empty name.
     below = {tuple(found[start:].split("/")[: len(pattern)]) for found in keys}
     return {
         bucket.path(key).joinpath(*parts)
         for parts in below
         if len(parts) == len(pattern)
-        and all(part[0] != "." and fnmatchcase(part, wanted) for part, wanted in zip(parts, pattern, strict=True))
+        and all(
+            part[:1] not in ("", ".") and fnmatchcase(part, wanted) for part, wanted in zip(parts, pattern, strict=True)
+        )
     }
 
 
