@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 # Processes of the test suite, one thread each.
 WORKERS ?= 2
+# Of make torture. A seed repeats the choices of a run.
+KILLS ?= 100
+SEED ?=
 BIN := $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Compile UMAP once, 40 s, and not in the first run that needs it.
 COMPILE = $(BIN)/python -c "import numpy; from gradcamo_assets.profiles.umap import umap_embedding; umap_embedding(numpy.eye(20))"
 
-.PHONY: demo test test-fast test-slow test-cluster test-cluster-faults test-install ui lint docs
+.PHONY: demo test test-fast test-slow test-cluster test-cluster-faults torture test-install ui lint docs
 
 demo: $(VENV)/.installed
 	$(BIN)/gradcamo demo
@@ -18,11 +21,11 @@ ui: $(VENV)/.installed
 	$(BIN)/gradcamo ui
 
 test: lint
-	$(PYTEST) -m "not slow and not cluster"
+	$(PYTEST) -m "not slow and not cluster and not torture"
 
 # All tests below Dagster, for a change that is being made.
 test-fast: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow and not cluster" --ignore gradcamo_assets_tests/defs
+	$(PYTEST) -m "not slow and not cluster and not torture" --ignore gradcamo_assets_tests/defs
 
 # Killed processes, real servers and trainings of several processes: before a release, and after a change of these.
 test-slow: $(VENV)/.installed-test
@@ -35,6 +38,10 @@ test-cluster: $(VENV)/.installed-test-cluster
 # The same while machines and servers fail.
 test-cluster-faults: $(VENV)/.installed-test-cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "cluster and slow"
+
+# Random kills of the whole pipeline, while a reader never stops.
+torture: $(VENV)/.installed-test
+	TORTURE_KILLS=$(KILLS) TORTURE_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m torture
 
 # Both wheels, each in a fresh environment; it downloads what they depend on.
 test-install: $(BIN)/python
