@@ -11,6 +11,7 @@ from gradcamo_assets.tables.lake import Lake, Snapshot
 from gradcamo_assets.tables.output import format_table, render
 from gradcamo_assets.tables.publish import (
     Publication,
+    is_checked,
     is_published_from,
     mark_checked,
     needs_publication,
@@ -32,6 +33,7 @@ __all__ = [
     "connect",
     "find_violations",
     "format_table",
+    "is_checked",
     "is_published_from",
     "lake_table",
     "mark_checked",

@@ -99,14 +99,14 @@ def publish(lake: Lake, database: Path) -> Publication:
 
 
 def needs_publication(lake: Lake, database: Path) -> bool:
-    """Whether ``publish`` would change the database, or nobody has passed its last publication to ``mark_checked``.
-
-    This opens neither the database nor data files.
-    """
+    """Whether ``publish`` would change the database. This opens neither the database nor data files."""
     published = _published_revisions(lake, database.absolute())
-    if published is None or not _read_notes(database.absolute()).get("checked"):
-        return True
-    return any(lake.revision(name) != published.get(name) for name in _PUBLISHED_TABLES)
+    return published is None or any(lake.revision(name) != published.get(name) for name in _PUBLISHED_TABLES)
+
+
+def is_checked(database: Path) -> bool:
+    """Whether the last publication was passed to ``mark_checked``."""
+    return bool(_read_notes(database.absolute()).get("checked"))
 
 
 def is_published_from(lake: Lake, database: Path) -> bool:

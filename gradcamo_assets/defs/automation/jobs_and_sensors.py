@@ -38,7 +38,7 @@ from gradcamo_assets.defs.partitions import PLATES, SITES
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.networks.bundle import read_verified_config
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.tables import needs_publication
+from gradcamo_assets.tables import is_checked, needs_publication
 from gradcamo_assets.training.model_registry import CHAMPION
 from gradcamo_assets.training.promotion import champion_moves, record_champion
 
@@ -156,12 +156,13 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
     description="Publishes the QC database when the lake has changed.",
 )
 def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.SensorResult | dg.SkipReason:
-    """Request a publication if the lake differs from what was published last.
+    """Request a publication if the lake differs from what was published last, or if that was not checked.
 
     While plates are being processed or scored, the last request must be ten minutes old. The cursor is its time: events
     of runs have the time of their machine, whose clock may be wrong.
     """
-    if not needs_publication(platform.lake, platform.home.database):
+    database = platform.home.database
+    if not needs_publication(platform.lake, database) and is_checked(database):
         return dg.SkipReason("The QC database is up to date.")
     unfinished = {run.job_name for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_STATUSES))}
     if "refresh_qc" in unfinished:
