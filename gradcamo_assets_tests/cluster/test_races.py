@@ -118,6 +118,7 @@ print(len(seen))
 """
 
 
+@pytest.mark.slow
 def test_eight_machines_write_while_one_publishes_and_one_asks(objects: ObjectStore, tmp_path: Path) -> None:
     home = Home.at("s3://lab/lake")
     write_bytes(home.settings_file, b"")

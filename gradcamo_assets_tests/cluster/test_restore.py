@@ -28,7 +28,7 @@ from gradcamo_assets_tests.defs.mlflow_server import MlflowServer
 from gradcamo_assets_tests.defs.sensor_ticks import requested, tick
 from gradcamo_assets_tests.two_plates import SETTINGS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 PLATE = SyntheticPlate(name="one", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
 
 
