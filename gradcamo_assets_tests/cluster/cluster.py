@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 import dagster as dg
 import pytest
@@ -110,11 +112,16 @@ class Cluster:
         self.instance = running.enter_context(dg.DagsterInstance.from_config(str(self.home.dagster)))
 
     def launch(self, job: str) -> str:
-        """Launch a job, as the button in the UI does. Returns the identifier of the run."""
+        """Launch a job, as the button in the UI does, again after an error. Returns the identifier of the run."""
         mutation = """mutation($job: String!) { launchRun(executionParams: {mode: "default", selector: {jobName: $job,
             repositoryName: "__repository__", repositoryLocationName: "gradcamo_assets"}})
             { __typename ... on LaunchRunSuccess { run { runId } } } }"""
-        return ask(self.address, mutation, job=job)["data"]["launchRun"]["run"]["runId"]
+        for _ in range(3):
+            # The pages answer the first requests after a restart of Postgres with an error.
+            with suppress(HTTPError):
+                return ask(self.address, mutation, job=job)["data"]["launchRun"]["run"]["runId"]
+            time.sleep(5)
+        raise AssertionError(f"{job} could not be launched")
 
     def has_succeeded(self, run: str) -> bool:
         """Whether a run, or one that repeats it, has succeeded."""
