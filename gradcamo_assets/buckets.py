@@ -31,9 +31,10 @@ from gradcamo_assets.errors import StoreError, bucket_addresses, one_line
 _ADDRESS = re.compile(r"[a-z][a-z0-9]*://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?")
 _SCRATCH_PREFIX = "gradcamo-scratch-"
 _THREADS = 16
-# A server that fails for a minute must not fail runs. Delta Lake takes the same settings as text.
-_RETRIES: Any = {"max_retries": 20, "retry_timeout": timedelta(minutes=3)}
-DELTA_OPTIONS = {"max_retries": "20", "retry_timeout": "180s"}
+# A server that is away for a minute must not fail runs. Twenty retries take only ten seconds, so that the time decides.
+_RETRIES: Any = {"max_retries": 1000, "retry_timeout": timedelta(minutes=3)}
+DELTA_OPTIONS = {"max_retries": "1000", "retry_timeout": "180s"}
+"""The same settings for Delta Lake."""
 
 _mounted: dict[Path, Bucket] = {}
 _mounting = threading.Lock()

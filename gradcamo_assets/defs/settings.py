@@ -18,6 +18,7 @@ from gradcamo_assets.segmentation import SegmenterConfig
 from gradcamo_assets.segmentation.cell_quality import QcConfig
 from gradcamo_assets.settings import Count, describe_errors, section, setting
 from gradcamo_assets.storage import read_bytes
+from gradcamo_assets.storage_errors import is_storage_failure
 from gradcamo_assets.training.mlflow_runs import Links, RegistryConfig
 from gradcamo_assets.training.promotion_rule import PromotionConfig
 from gradcamo_assets.training.settings import TrainingConfig
@@ -94,6 +95,8 @@ def read_settings(home: Home) -> Settings:
     try:
         values = tomllib.loads((read_bytes(path) or b"").decode())
     except (OSError, ValueError) as error:
+        if is_storage_failure(error):
+            raise
         raise GradcamoError(f"the settings cannot be read ({error})", "Correct the file.", path=path) from error
     try:
         # JSON, since strict validation of Python objects would reject lists for fields that are tuples.

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gradcamo_assets.home import Home
-from gradcamo_assets.storage import write_bytes
+from gradcamo_assets.storage import read_bytes, write_bytes
 from gradcamo_assets.tables import Lake, publish, run_sql
 from gradcamo_assets_tests.buckets import keys
 from gradcamo_assets_tests.cluster.object_store import ObjectStore
@@ -42,6 +43,26 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
     answers = [process.communicate(timeout=600) for process in processes]
     assert not any(process.returncode for process in processes), "\n".join(error for _, error in answers)
     return [answer for answer, _ in answers]
+
+
+def test_requests_wait_while_the_server_is_away(objects: ObjectStore) -> None:
+    home = Home.at("s3://lab/away")
+    write_bytes(home.settings_file, b"1")
+    lake = Lake(home.lake)
+    lake.record_version("image_versions", "v1", None, 1, plate="P1", site=1)
+    objects.stop()
+    with ThreadPoolExecutor() as pool:
+        answers = [
+            pool.submit(read_bytes, home.settings_file),
+            pool.submit(write_bytes, home.plates / "P1.json", b"2"),
+            pool.submit(lake.record_version, "image_versions", "v2", "v1", 2, plate="P1", site=1),
+        ]
+        time.sleep(40)
+        assert not any(answer.done() for answer in answers)
+        objects.start()
+        assert [answer.result() for answer in answers] == [b"1", None, None]
+    assert read_bytes(home.plates / "P1.json") == b"2"
+    assert lake.partition_versions("image_versions")["version"].to_list() == ["v2"]
 
 
 COMMITS = """
