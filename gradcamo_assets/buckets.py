@@ -171,7 +171,7 @@ class Bucket:
 
         with _errors_of(self, prefix):
             for batch in obstore.list(self.store, prefix or None, offset=after):
-                yield from (StoredObject(o["path"], o["size"], o["last_modified"], str(o["e_tag"])) for o in batch)
+                yield from map(_as_listed, batch)
 
     def list_level(self, prefix: str) -> tuple[list[str], list[StoredObject]]:
         """The next level below a prefix: the prefixes of further levels, and the objects."""
@@ -179,8 +179,7 @@ class Bucket:
 
         with _errors_of(self, prefix):
             found = obstore.list_with_delimiter(self.store, prefix or None)
-        objects = [StoredObject(o["path"], o["size"], o["last_modified"], str(o["e_tag"])) for o in found["objects"]]
-        return sorted(found["common_prefixes"]), sorted(objects, key=lambda item: item.key)
+        return sorted(found["common_prefixes"]), sorted(map(_as_listed, found["objects"]), key=lambda item: item.key)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects. Missing ones are ignored."""
@@ -244,6 +243,10 @@ def in_parallel(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...
     """Call a function with each tuple of arguments. Requests wait for the store, so that threads help."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(lambda values: function(*values), arguments))
+
+
+def _as_listed(entry: Any) -> StoredObject:
+    return StoredObject(entry["path"], entry["size"], entry["last_modified"], str(entry["e_tag"]))
 
 
 def _open(address: str) -> Any:

@@ -38,14 +38,21 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = temporary_path(path)
     try:
         yield temporary
-        if place := buckets.find(path):
-            bucket, key = place
-            bucket.write(key, temporary)
-            bucket.forget_copies(path)
-        else:
-            temporary.replace(path)
+        publish_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, which is removed at the end if it is still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = temporary_path(path)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -54,10 +61,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     If ``path`` exists by then, another process has produced the same content, and the scratch folder is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = temporary_path(path)
-    scratch.mkdir()
-    try:
+    with _scratch_folder(path) as scratch:
         yield scratch
         if place := buckets.find(path):
             bucket, key = place
@@ -69,8 +73,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except OSError:
             if not path.is_dir():
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _commit_folder(bucket: Bucket, key: str, folder: Path) -> bool:
@@ -95,18 +97,13 @@ def _upload(bucket: Bucket, folder: Path, prefix: str) -> list[str]:
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield a scratch folder to fill, whose content replaces that of ``path``; readers may find neither meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = temporary_path(path)
-    scratch.mkdir()
-    try:
+    with _scratch_folder(path) as scratch:
         yield scratch
         remove(path)
         if buckets.find(path):
             upload_tree(scratch, path)
         else:
             scratch.rename(path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -223,8 +223,9 @@ class Lake:
             # One request lists a thousand commits.
             commits = (name.removesuffix(".json") for name in names_after(log, f"{max(number, 0):020}"))
             number = max((int(commit) for commit in commits if commit.isdecimal()), default=number)
-        while not is_in_bucket(log) and exists(log / f"{number + 1:020}.json"):
-            number += 1
+        else:
+            while exists(log / f"{number + 1:020}.json"):
+                number += 1
         if number < 0 and (delta := self._delta(lake_table(table))) is not None:
             number = delta.version()
         return number
