@@ -9,10 +9,17 @@ import dagster as dg
 
 PLATES = dg.DynamicPartitionsDefinition(name="plates")
 SITES = dg.DynamicPartitionsDefinition(name="sites")
-ON_INPUT_CHANGE = dg.AutomationCondition.eager().without(
-    ~dg.AutomationCondition.any_deps_missing()
-) & dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing())
-"""Materialise when inputs have changed.
+AFTER_FAILURE = (
+    dg.AutomationCondition.execution_failed()
+    & dg.AutomationCondition.cron_tick_passed("0 */6 * * *")
+    & ~dg.AutomationCondition.in_progress()
+)
+"""Repeat failed materialisations every six hours."""
+ON_INPUT_CHANGE = (
+    dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
+    & dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing())
+) | AFTER_FAILURE
+"""Materialise when inputs have changed, and after a failure.
 
 Plain ``eager`` would wait for plate x site pairs that do not exist. Without the second condition, a new plate's
 partition would be requested before any of its inputs exist.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
 
 from gradcamo_assets.defs.automation.jobs_and_sensors import champion_model_sensor, publication_sensor
 from gradcamo_assets.defs.partitions import plate_site_key
@@ -112,3 +114,29 @@ def test_profiles_and_audits_are_requested_after_scores(scored_bench: Bench) -> 
     instance.add_dynamic_partitions("plates", ["new"])
     later = dg.evaluate_automation_conditions(scored_bench.definitions, instance, cursor=after.cursor)
     assert later.get_num_requested(dg.AssetKey("audit")) == 0, "a new plate has nothing to audit"
+
+
+def test_what_failed_is_requested_again_every_six_hours(bench: Bench) -> None:
+    """Without a champion or a database, audits and reports fail. Sensors do not request them again."""
+    bench.instance.add_dynamic_partitions("plates", ["tiny", "other"])
+    evening = datetime(2030, 1, 1, 17, 50, tzinfo=UTC)
+
+    def evaluate(minutes: int, cursor: AssetDaemonCursor | None = None) -> dg.EvaluateAutomationConditionsResult:
+        return dg.evaluate_automation_conditions(
+            bench.definitions, bench.instance, cursor=cursor, evaluation_time=evening + timedelta(minutes=minutes)
+        )
+
+    before = evaluate(0)
+    failing = ("audit", "qc_report")
+    assert not any(bench.materialize(asset, "tiny").success for asset in failing)
+    after = evaluate(5, before.cursor)
+    assert after.total_requested == 0
+    due = evaluate(11, after.cursor)
+    assert all(due.get_requested_partitions(dg.AssetKey(asset)) == {"tiny"} for asset in failing)
+    assert due.total_requested == len(failing)
+    later = evaluate(12, due.cursor)
+    assert later.total_requested == 0
+    bench.instance.report_runless_asset_event(dg.AssetMaterialization("audit", partition="tiny"))
+    next_time = evaluate(371, later.cursor)
+    assert next_time.get_num_requested(dg.AssetKey("audit")) == 0
+    assert next_time.get_requested_partitions(dg.AssetKey("qc_report")) == {"tiny"}

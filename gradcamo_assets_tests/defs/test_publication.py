@@ -132,6 +132,21 @@ def test_a_publication_waits_for_scores_but_not_long(
     assert requested(tick(bench, publication_sensor, cursor)) == PUBLISH
 
 
+def test_a_publication_that_fails_is_not_requested_at_every_tick(
+    published: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = published
+    assert bench.run("rescore", plate_site_key("P2", 1), **AGAIN).success
+    cursor = tick(bench, publication_sensor).cursor
+    bench.instance.add_run(dg.DagsterRun("refresh_qc", status=dg.DagsterRunStatus.FAILURE))
+    assert requested(tick(bench, publication_sensor, cursor)) == []
+    later = datetime.now(UTC) + timedelta(seconds=601)
+    monkeypatch.setattr(automation, "_now", lambda: later)
+    assert requested(tick(bench, publication_sensor, cursor)) == PUBLISH
+    bench.instance.add_run(dg.DagsterRun("refresh_qc", status=dg.DagsterRunStatus.SUCCESS))
+    assert requested(tick(bench, publication_sensor, cursor)) == PUBLISH
+
+
 def test_reports_are_requested_once_per_plate_and_in_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automation, "MAX_REQUESTS", 20)
     cursor: str | None = None

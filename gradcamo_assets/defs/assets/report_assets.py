@@ -8,7 +8,7 @@ import polars as pl
 
 from gradcamo_assets.defs.assets.qc_assets import qc_database
 from gradcamo_assets.defs.each_field import as_number
-from gradcamo_assets.defs.partitions import PLATES
+from gradcamo_assets.defs.partitions import AFTER_FAILURE, PLATES
 from gradcamo_assets.defs.report_pictures import cell_pictures, score_pictures
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
@@ -53,6 +53,7 @@ _EXCLUDED_COLUMNS = ("mean_gradcamo", "q25_gradcamo", "q75_gradcamo", "looks_at_
     deps=[qc_database, "audit", "umap", "channel_correlation"],
     group_name="qc",
     kinds={"html"},
+    automation_condition=AFTER_FAILURE,
 )
 @explain_storage_errors
 def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:

@@ -1,6 +1,7 @@
 """Jobs and sensors for training, scoring, publication and reports; the lists of all jobs, schedules and sensors.
 
-Each partition is requested by one sensor, schedule or automation condition only.
+Each partition is requested by one sensor, schedule or automation condition only. A failed report is requested again by
+the automation condition.
 """
 
 import json
@@ -45,7 +46,7 @@ from gradcamo_assets.training.promotion import champion_moves, record_champion
 _RUNNING_SENSOR = dg.DefaultSensorStatus.RUNNING
 _MAX_PUBLICATIONS = 1000
 _PUBLICATION_SECONDS = 600
-"""Time between publications while plates are being processed or scored: each costs seconds of a core."""
+"""Time between publications while plates are processed or scored, or publications fail: each takes seconds."""
 
 train_model = dg.define_asset_job(
     "train_model",
@@ -158,8 +159,8 @@ def champion_model_sensor(context: dg.SensorEvaluationContext, platform: Platfor
 def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) -> dg.SensorResult | dg.SkipReason:
     """Request a publication if the lake differs from what was published last, or if that was not checked.
 
-    While plates are being processed or scored, the last request must be ten minutes old. The cursor is its time: events
-    of runs have the time of their machine, whose clock may be wrong.
+    While plates are being processed or scored, and after a failure, the last request must be ten minutes old. The
+    cursor is its time: events of runs have the time of their machine, whose clock may be wrong.
     """
     database = platform.home.database
     if not needs_publication(platform.lake, database) and is_checked(database):
@@ -169,6 +170,9 @@ def publication_sensor(context: dg.SensorEvaluationContext, platform: Platform) 
         return dg.SkipReason("A publication is in progress.")
     busy = sorted(unfinished & {"ingest_plates", "process_fields", "rescore"})
     now = _now().timestamp()
+    last = context.instance.get_runs(dg.RunsFilter(job_name="refresh_qc"), limit=1)
+    if last and last[0].status == dg.DagsterRunStatus.FAILURE:
+        busy.append(f"a remedy of what made run {last[0].run_id} fail")
     if busy and now - float(context.cursor or 0) < _PUBLICATION_SECONDS:
         return dg.SkipReason(f"Waits for {', '.join(busy)}, or until the last publication is ten minutes old.")
     request = dg.RunRequest(job_name="refresh_qc", asset_selection=[dg.AssetKey("qc_database")])
@@ -270,7 +274,7 @@ automation_sensor = dg.AutomationConditionSensorDefinition(
     target=dg.AssetSelection.all(),
     default_status=_RUNNING_SENSOR,
     minimum_interval_seconds=30,
-    description="Updates profiles, UMAPs and audits when scores have changed.",
+    description="Updates profiles, UMAPs and audits when scores have changed; repeats those and reports that failed.",
 )
 SCHEDULES = [nightly_ingest, nightly_tidying, weekly_training]
 SENSORS = [
