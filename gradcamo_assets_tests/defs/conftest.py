@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -23,6 +24,7 @@ from gradcamo_assets.home import Home
 from gradcamo_assets.plates import load_plate
 from gradcamo_assets.report import png
 from gradcamo_assets.report.style import new_figure
+from gradcamo_assets.segmentation import segment
 from gradcamo_assets.synthetic import SyntheticPlate
 from gradcamo_assets.tables import publish, run_sql
 
@@ -131,6 +133,23 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     draw_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _networks_are_compiled_once() -> Iterator[None]:
+    """Keep the shipped segmentation networks between runs, as no process of the platform does."""
+    load, compiled = segment.load_engines, {}
+
+    def load_once(network: str, weights: dict[str, Path]) -> dict[str, Any]:
+        if network != "compact":
+            return load(network, weights)
+        if not compiled:
+            compiled.update(load(network, weights))
+        return compiled
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "load_engines", load_once)
+        yield
 
 
 @pytest.fixture

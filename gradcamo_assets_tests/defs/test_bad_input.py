@@ -106,7 +106,7 @@ def test_a_field_damaged_after_ingestion_is_flagged_until_a_rerun(bench: Bench) 
     assert read_field(plate, plate.fields[0]).shape == (5, 6, 96, 96)
 
 
-@pytest.mark.parametrize("pixels", ["stored", "cut from the field"])
+@pytest.mark.parametrize("pixels", ["stored", pytest.param("cut from the field", marks=pytest.mark.slow)])
 def test_damaged_crops_fail_their_partition_only(scored_bench: Bench, tmp_path: Path, pixels: str) -> None:
     bench = scored_bench.copy(tmp_path / "copy")
     registry = bench.platform.registry

@@ -10,6 +10,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 SMALL = Path(__file__).parents[2] / "packages" / "gradcamo-explain"
 CODE = """
 import json, sys, time, torch, numpy
@@ -21,6 +23,7 @@ print(json.dumps([gradcamo_assets.__file__, seconds, sorted(packages)]))
 """
 
 
+@pytest.mark.slow
 def test_its_files_are_complete_light_and_import_nothing_else(tmp_path: Path) -> None:
     with (SMALL / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)

@@ -32,7 +32,13 @@ def _third_party_network() -> nn.Module:
     return resnet18(weights=None, num_classes=3)
 
 
-@pytest.mark.parametrize("name", [*encoder_names(), "torchvision-resnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=[pytest.mark.slow] * name.startswith("monai")) for name in encoder_names()),
+        "torchvision-resnet",
+    ],
+)
 def test_a_folded_network_has_the_same_logits_and_maps(name):
     model, layer = (_third_party_network(), "layer4") if name.startswith("torchvision") else build_encoder(name, 3, 4)
     crop = (48, 40) if name.startswith("torchvision") else (7, 40, 36)

@@ -367,6 +367,7 @@ def test_addresses_outside_the_folder_are_refused(registry: ModelRegistry) -> No
             registry.fetch(registry.versions()[-1])
 
 
+@pytest.mark.slow
 def test_mlflow_finds_the_artifacts_when_the_package_is_installed(registry: ModelRegistry, tmp_path: Path) -> None:
     """Install the entry points only, and run MLflow in a process that does not import the package."""
     version = _register(registry, 1)

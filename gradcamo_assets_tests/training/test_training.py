@@ -169,7 +169,11 @@ def planar_encoder(in_channels: int, classes: int) -> tuple[nn.Module, str]:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "precision"), [("efficientnet3d-small", "auto"), (f"{__name__}:planar_encoder", "bfloat16")]
+    ("encoder", "precision"),
+    [
+        pytest.param("efficientnet3d-small", "auto", marks=pytest.mark.slow),
+        (f"{__name__}:planar_encoder", "bfloat16"),
+    ],
 )
 def test_single_planes_train_2d_and_3d_networks(encoder: str, precision: Any, tmp_path: Path) -> None:
     path = _crops(tmp_path, (1, 24, 24))
