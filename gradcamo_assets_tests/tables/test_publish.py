@@ -15,9 +15,16 @@ from polars.testing import assert_frame_equal
 
 from gradcamo_assets.errors import StoreError
 from gradcamo_assets.tables import Lake, find_violations, needs_publication, publish, published_files, run_sql
+from gradcamo_assets.tables import database as schema_of_database
 from gradcamo_assets.tables import refresh as refreshing
 from gradcamo_assets_tests.tables import rows
 from gradcamo_assets_tests.tables.published import assert_equals_the_lake, contents, count
+
+
+@pytest.fixture(autouse=True)
+def _without_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments take half of the time of a new file. Other tests read them."""
+    monkeypatch.setattr(schema_of_database, "_comment", lambda *_arguments: None)
 
 
 def summaries(database: Path) -> dict[str, pl.DataFrame]:
