@@ -79,6 +79,9 @@ class ObjectStore:
         """Stop the server and delete its files."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+        for port in self._ports.values():
+            for socket in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
+                socket.unlink()
 
     def requests(self) -> Counter[str]:
         """The requests that the S3 interface has answered, by kind."""

@@ -54,6 +54,10 @@ class Postgres:
         return str(self.folder / "data")
 
     @property
+    def _log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
     def _connection(self) -> list[str]:
         return ["-h", "127.0.0.1", "-p", str(self.port), "-U", self.user]
 
@@ -84,11 +88,12 @@ class Postgres:
         """Stop the server and delete its files."""
         self.stop()
         shutil.rmtree(self.folder)
+        self._log.unlink()
 
     def _run(self, program: str, *arguments: str) -> None:
         environment = {**os.environ, "PGPASSWORD": self.password, "LC_ALL": "C.UTF-8"}
         # Not captured: the server inherits the output, so that its end would never come.
-        with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
+        with self._log.open("ab") as log:
             subprocess.run(
                 [_find_program(program), *arguments], check=True, stdout=log, stderr=log, cwd="/",
                 user=self._owner if os.geteuid() == 0 else None, env=environment,
