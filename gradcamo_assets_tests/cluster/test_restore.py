@@ -89,6 +89,9 @@ def test_a_backup_is_restored_in_another_place(tmp_path: Path, monkeypatch: pyte
         assert {run.run_id: run.status for run in instance.get_runs()} == runs
         bench = Bench(Platform(), instance)
         move = tick(bench, champion_model_sensor).cursor
+        # The command publishes without the checks of the asset.
+        assert requested(tick(bench, publication_sensor)) == [("refresh_qc", None)]
+        assert bench.materialize("qc_database").success
         for sensor, cursor in ((inbox_sensor, None), (champion_model_sensor, move), (publication_sensor, None)):
             assert requested(tick(bench, sensor, cursor)) == [], sensor.name
         without_history = Bench(Platform(), dg.DagsterInstance.ephemeral())
