@@ -29,6 +29,7 @@ from gradcamo_assets.plates.plate_records import RECORD_ENDING, mark_known
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.tables import Lake, lake_table
 from gradcamo_assets.tables.columns import DOSE_NAMES, KEY_COLUMNS
+from gradcamo_assets.tables.delta_table import commit
 from gradcamo_assets.tables.schema_scores import REGIONS
 from gradcamo_assets.training.model_registry import ModelRegistry, ModelVersion
 from gradcamo_assets.training.promotion import record_champion, record_versions
@@ -151,14 +152,14 @@ def add(lake: Lake, table: str, frame: pl.DataFrame) -> None:
         told = json.dumps({"numRecords": first["len"], "minValues": counted, "maxValues": counted})
         return AddAction(path, file.stat().st_size, at, int(time.time() * 1000), True, told)
 
-    def commit(delta: DeltaTable) -> None:
+    def add(delta: DeltaTable) -> None:
         starts = firsts["len"].cum_sum() - firsts["len"]
         with ThreadPoolExecutor() as pool:
             actions = list(pool.map(written, firsts.iter_rows(named=True), starts))
         delta.create_write_transaction(actions, "append", delta.schema(), folders or None)
 
     # Not by its public methods: they would need a commit a key.
-    lake._commit(description, commit)
+    commit(lake.root, description, add)
 
 
 def _lengthen_logs(lake: Lake) -> None:

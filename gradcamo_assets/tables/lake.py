@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,36 +21,29 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from gradcamo_assets.errors import StoreError
-from gradcamo_assets.local_copies import fetch_unchanging
 from gradcamo_assets.names import check_name, check_plate_name
 from gradcamo_assets.provenance import digest
 from gradcamo_assets.storage import (
     address,
-    delta_options,
     exists,
     is_in_bucket,
-    list_visible,
     names_after,
-    path_of,
     read_bytes,
     read_json,
     remove,
 )
-from gradcamo_assets.tables.columns import KEY_COLUMNS, Table
+from gradcamo_assets.tables.columns import KEY_COLUMNS
 from gradcamo_assets.tables.conform import conform
+from gradcamo_assets.tables.delta_table import commit, files_of, listing, open_table, scan_files
 from gradcamo_assets.tables.schema import LAKE_TABLES, lake_table
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-_MAX_COMMIT_ATTEMPTS = 40
 # Delta Lake misreads brackets, backslashes, control characters and percent-encoding in paths.
 _UNSAFE_PATH = r"[\[\]\\\x00-\x1f]|%[0-9A-Fa-f]{2}"
-_MAX_PAUSE_SECONDS = 2.0
 # Plates compacted in one commit. A conflicting commit of a writer repeats the work for all of them.
 _PLATES_PER_COMPACTION = 50
-# No column of a table has this name.
-_PATH_COLUMN = "source file path"
 
 
 @dataclass(frozen=True)
@@ -119,12 +110,12 @@ class Lake:
         if not keys:
             raise StoreError(f"{table} has no keys", "Use replace or append.")
 
-        def commit(delta: DeltaTable) -> None:
+        def overwrite(delta: DeltaTable) -> None:
             if check:
                 check()
             write_deltalake(delta, rows, mode="overwrite", predicate=predicate)
 
-        self._commit(description, commit)
+        commit(self.root, description, overwrite)
 
     def replace(self, table: str, frame: pl.DataFrame) -> None:
         """Replace all rows of a table in one commit.
@@ -159,19 +150,19 @@ class Lake:
 
         description = lake_table(table)
 
-        def commit(delta: DeltaTable) -> None:
-            files = _files(description, _listing(address(self.root / table), delta))
+        def overwrite(delta: DeltaTable) -> None:
+            files = files_of(description, listing(self.root, description, delta))
             before = scan_files(description, files).collect()
             # Without a predicate, Delta Lake accepts two first commits, and the table has the rows of both.
             write_deltalake(delta, conform(description, change(before)), mode="overwrite", predicate="true")
 
-        self._commit(description, commit)
+        commit(self.root, description, overwrite)
 
     def drop(self, table: str, **keys: Any) -> None:
         """Delete the rows with these keys."""
         predicate = _predicate(table, keys)
-        if self._delta(lake_table(table)) is not None:
-            self._commit(lake_table(table), lambda delta: delta.delete(predicate))
+        if open_table(self.root, lake_table(table)) is not None:
+            commit(self.root, lake_table(table), lambda delta: delta.delete(predicate))
 
     def scan(self, table: str, **keys: Any) -> pl.LazyFrame:
         """The rows with these keys as a lazy frame; all rows without keys."""
@@ -207,7 +198,7 @@ class Lake:
         if number < 0:
             types = {name: description.schema[name] for name in description.partition_columns}
             return Snapshot(-1, pl.DataFrame(schema={"path": pl.String, "rows": pl.Int64, **types}))
-        return Snapshot(number, _files(description, _cached_listing(self, table, self.revision(table, number))))
+        return Snapshot(number, files_of(description, _cached_listing(self, table, self.revision(table, number))))
 
     def delta_version(self, table: str) -> int:
         """The version of a Delta table, which increases with every commit; -1: the table does not exist yet.
@@ -226,7 +217,7 @@ class Lake:
         else:
             while exists(log / f"{number + 1:020}.json"):
                 number += 1
-        if number < 0 and (delta := self._delta(lake_table(table))) is not None:
+        if number < 0 and (delta := open_table(self.root, lake_table(table))) is not None:
             number = delta.version()
         return number
 
@@ -359,7 +350,7 @@ class Lake:
             removed.append(delta.optimize.compact(part)["numFilesRemoved"])
 
         for part in (parts or [None]) if len(files) > 1 else ():
-            self._commit(description, partial(merge, part=part))
+            commit(self.root, description, partial(merge, part=part))
         return sum(removed)
 
     def vacuum(self, table: str, hours: int, keep: set[str]) -> int:
@@ -370,7 +361,7 @@ class Lake:
         Returns:
             The number of files deleted.
         """
-        delta = self._delta(lake_table(table))
+        delta = open_table(self.root, lake_table(table))
         if delta is None:
             return 0
         delta.create_checkpoint()
@@ -382,68 +373,6 @@ class Lake:
     def _commit_file(self, table: str, version: int) -> bytes | None:
         return read_bytes(self.root / table / "_delta_log" / f"{version:020}.json")
 
-    def _delta(self, table: Table, version: int | None = None) -> DeltaTable | None:
-        from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError
-
-        folder = self.root / table.name
-        log = folder / "_delta_log"
-        try:
-            if exists(log):
-                return DeltaTable(address(folder), version=version, storage_options=delta_options(folder))
-        except (DeltaError, OSError) as error:
-            # Without a commit, the process that creates the table has not written it yet, or was killed before that.
-            if list_visible(log, "*.json") or list_visible(log, "*.parquet"):
-                remedy = "Restore the folder from a backup, or delete it and materialise its partitions again."
-                raise StoreError(f"the table {table.name} cannot be read: {error}", remedy, path=folder) from error
-        if not is_in_bucket(folder) and any(folder.glob("**/*.parquet")):
-            problem = f"the table {table.name} was written by an earlier release in a format that this one cannot read"
-            raise StoreError(problem, "Create a new GRADCAMO_HOME and ingest the plates into it.", path=folder)
-        return None
-
-    def _commit(self, table: Table, change: Callable[[DeltaTable], object]) -> None:
-        """Change a table, creating it if it does not exist. Repeat the change after a conflict with another commit."""
-        from deltalake import DeltaTable
-        from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-
-        folder = self.root / table.name
-        for attempt in range(_MAX_COMMIT_ATTEMPTS):
-            try:
-                delta = self._delta(table)
-                if delta is None:
-                    if not is_in_bucket(folder):
-                        folder.mkdir(parents=True, exist_ok=True)
-                    delta = DeltaTable.create(
-                        address(folder),
-                        table.empty().to_arrow().schema,
-                        mode="ignore",
-                        partition_by=table.partition_columns or None,
-                        storage_options=delta_options(folder),
-                        configuration={
-                            # Statistics of all columns would make the log a hundred times longer.
-                            "delta.dataSkippingNumIndexedCols": "0",
-                            **(
-                                {"delta.dataSkippingStatsColumns": ",".join(table.statistics_columns)}
-                                if table.statistics_columns
-                                else {}
-                            ),
-                        },
-                    )
-                change(delta)
-                return
-            except (CommitFailedError, TableNotFoundError) as error:
-                conflict = error
-                time.sleep(random.uniform(0, min(_MAX_PAUSE_SECONDS, 0.02 * 2**attempt)))
-            except DeltaError as error:
-                raise StoreError(
-                    f"the table {table.name} cannot be written: {error}", "Check the disk, then run it again.",
-                    path=folder,
-                ) from error  # fmt: skip
-        raise StoreError(
-            f"{_MAX_COMMIT_ATTEMPTS} attempts to write the table {table.name} conflicted with other commits",
-            "Run it again with fewer concurrent runs.", path=folder,
-        ) from conflict  # fmt: skip
-
 
 def _version_row(table: str, keys: dict[str, Any], version: str, made_from: str | None, n: int) -> pl.DataFrame:
     row = {KEY_COLUMNS[name]: value for name, value in keys.items()}
@@ -451,53 +380,12 @@ def _version_row(table: str, keys: dict[str, Any], version: str, made_from: str 
     return pl.DataFrame([row], schema=lake_table(table).schema)
 
 
-def scan_files(table: Table, files: pl.DataFrame) -> pl.LazyFrame:
-    """The rows of files of a table as a lazy frame. ``files`` has the columns of ``Snapshot.files``."""
-    if files.is_empty():
-        return table.empty().lazy()
-    schema, partitions = table.schema, table.partition_columns
-    paths = [path_of(place) for place in files["path"]]
-    fetch_unchanging(paths)
-    rows = pl.scan_parquet(
-        paths,
-        # Do not interpret paths as glob patterns, nor a folder named a=b above the lake as a column.
-        glob=False,
-        hive_partitioning=False,
-        schema={name: dtype for name, dtype in schema.items() if name not in partitions},
-        include_file_paths=_PATH_COLUMN if partitions else None,
-    )
-    if partitions:
-        names = pl.Series(_PATH_COLUMN, [str(path) for path in paths])
-        places = files.lazy().select(names, *partitions)
-        # Versions are digests of rows: equal rows must come in the same order.
-        rows = rows.join(places, on=_PATH_COLUMN, maintain_order="left")
-    return rows.select(*schema)
-
-
 # The files of a revision never change, and reading the log of a thousand plates takes a tenth of a second.
 @lru_cache(maxsize=2 * len(LAKE_TABLES))
 def _cached_listing(lake: Lake, table: str, revision: str) -> pl.DataFrame:
-    """``_listing`` of a table at a revision; an empty frame if the table does not exist."""
-    delta = lake._delta(lake_table(table), int(revision.partition("-")[0]))
-    return pl.DataFrame() if delta is None else _listing(address(lake.root / table), delta)
-
-
-def _listing(folder: str, delta: DeltaTable) -> pl.DataFrame:
-    """One row per file, sorted: ``path`` (its address), ``num_records``, ``partition.*``, and ``max.*`` if recorded."""
-    from urllib.parse import unquote
-
-    files = pl.DataFrame(delta.get_add_actions(flatten=True))
-    paths = [f"{folder}/{unquote(path)}" for path in files["path"]]
-    return files.with_columns(pl.Series("path", paths, pl.String)).sort("path")
-
-
-def _files(table: Table, listing: pl.DataFrame) -> pl.DataFrame:
-    """The columns of ``Snapshot.files`` from a ``_listing``."""
-    return listing.select(
-        "path",
-        pl.col("num_records").alias("rows"),
-        *(pl.col(f"partition.{name}").cast(table.schema[name]).alias(name) for name in table.partition_columns),
-    )
+    """``listing`` of a table at a revision; an empty frame if the table does not exist."""
+    delta = open_table(lake.root, lake_table(table), int(revision.partition("-")[0]))
+    return pl.DataFrame() if delta is None else listing(lake.root, lake_table(table), delta)
 
 
 def _predicate(table: str, keys: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ import polars as pl
 
 from gradcamo_assets.tables import database as db
 from gradcamo_assets.tables.aggregates import KEYS
-from gradcamo_assets.tables.lake import scan_files
+from gradcamo_assets.tables.delta_table import scan_files
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.tables.summaries import (
     AUDITED_SCORES,
