@@ -69,6 +69,21 @@ def test_crops_alone_follow_their_settings(bench: Bench) -> None:
         assert (kept == every) if keep == "true" else (0 < kept < every)
 
 
+def test_crops_left_over_from_other_images_of_the_plate_are_out_of_date(bench: Bench) -> None:
+    """The plate's statistics are in the crops of every site, also where the masks remain the same."""
+    other = plate_site_key("tiny", 2)
+    bench.change_pixels()  # Of a field at the first site.
+    assert bench.ingest("tiny").success
+    # A run that is killed before its last step has made these.
+    for made in ("masks", "cells"):
+        assert ("process_fields", other) in requested(tick(bench, inbox_sensor))
+        assert bench.materialize(made, other).success
+    assert ("process_fields", other) in requested(tick(bench, inbox_sensor))
+    assert bench.materialize("crops", other).success
+    assert ("process_fields", other) not in requested(tick(bench, inbox_sensor))
+    assert ("rescore", other) in requested(tick(bench, champion_model_sensor))
+
+
 def test_a_field_whose_crops_failed_keeps_its_cells_and_needs_crops_only(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

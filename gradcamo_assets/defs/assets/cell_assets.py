@@ -22,6 +22,7 @@ from gradcamo_assets.defs.field_results import (
     mask_folder,
     require_current_pixels,
     require_version,
+    site_version,
 )
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
@@ -141,7 +142,8 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         )
         for well in sorted(segmented)
     ]  # fmt: skip
-    version = digest([table.sort("Metadata_CellID").to_dicts(), rows])
+    # The plate's statistics are in the crops, and can change while the cells remain the same.
+    version = digest([site_version(plate, site), table.sort("Metadata_CellID").to_dicts(), rows])
     frames = {"cells": table, "field_verdicts": pl.DataFrame(rows, schema=lake_table("field_verdicts").schema)}
     lake.write_stage(
         "cell_versions", frames, version=version, made_from=made_from, n=len(table), plate=plate_name, site=site
@@ -190,9 +192,9 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
     settings = platform.settings
     config = settings.crops
     plate, fields, segmented, _ = _load_segmented_fields(platform, plate_name, site)
+    made_from = require_version(lake, "cells", plate_name, site)
     record = read_plate_record(home.plates, plate_name) or {}
     center, scale = ([float(record["statistics"][name][key]) for name in plate.channels] for key in ("center", "scale"))
-    made_from = require_version(lake, "cells", plate_name, site)
     table = lake.read("cells", plate=plate_name, site=site)
     flag = qc_flag(config, record["shape"])
     flagged = {field.well: number_crops(table.filter(Metadata_Well=field.well), flag) for field in fields}

@@ -8,13 +8,13 @@ import polars as pl
 
 from gradcamo_assets.defs.assets.plate_assets import plate_images
 from gradcamo_assets.defs.each_field import as_number, field_row, load_site_fields, process_fields_of_site
-from gradcamo_assets.defs.field_results import combine_field_versions, mask_folder, require_current_pixels, site_version
+from gradcamo_assets.defs.field_results import mask_folder, require_current_pixels, site_version
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.unfinished_runs import announce_outputs
 from gradcamo_assets.plates import Field, field_version, read_field
-from gradcamo_assets.provenance import Provenance
+from gradcamo_assets.provenance import Provenance, digest
 from gradcamo_assets.report import segmentation_overlay, to_markdown
 from gradcamo_assets.segmentation import Segmenter, read_masks, write_masks
 from gradcamo_assets.storage import folder_exists
@@ -69,10 +69,12 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             for well, reason in outcome.failed.items()
         ]
         table = pl.DataFrame(rows, schema=lake_table("masks").schema)
-        version = combine_field_versions(dict(table.select("Metadata_Well", "mask_version").iter_rows()))
+        images = site_version(plate, site)
+        # Later stages depend on the plate's statistics, which can change while the masks remain the same.
+        version = digest([images, *table.select("Metadata_Well", "mask_version").sort("Metadata_Well").rows()])
         lake.write_stage(
-            "mask_versions", {"masks": table}, version=version, made_from=site_version(plate, site),
-            n=len(outcome.done), plate=plate_name, site=site,
+            "mask_versions", {"masks": table}, version=version, made_from=images, n=len(outcome.done),
+            plate=plate_name, site=site,
         )  # fmt: skip
     shown = next(field for field in fields if field.well in outcome.done)
     example = read_masks(mask_folder(home, plate_name, shown.well, site, outcome.done[shown.well]["mask_version"]))
