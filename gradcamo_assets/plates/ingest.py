@@ -35,6 +35,7 @@ from gradcamo_assets.plates.plate_records import (
 from gradcamo_assets.plates.platemap import PlateMap, read_label_table, read_plate_map
 from gradcamo_assets.plates.sources import ExportSource, ZarrSource
 from gradcamo_assets.plates.staging import Staging, open_staging
+from gradcamo_assets.provenance import digest
 from gradcamo_assets.settings import section, setting
 from gradcamo_assets.storage import is_in_bucket
 
@@ -146,12 +147,12 @@ def _ingest(source: Path, plates: Path, config: IngestConfig, progress: Callable
                 "image_version", well="Metadata_Well", site="Metadata_Site", path="path", reason="qc_flag"
             ).to_dicts(),
         }  # fmt: skip
+        tables = {MAP_ENDING: to_csv(plate_map.frame), LABELS_ENDING: "" if labels is None else to_csv(labels)}
+        record["treatments"] = digest(tables)
         files = {
-            MAP_ENDING: to_csv(plate_map.frame).encode(),
+            **{ending: table.encode() for ending, table in tables.items() if table},
             RECORD_ENDING: json.dumps(record, indent=2, sort_keys=True, allow_nan=False).encode(),
         }
-        if labels is not None:
-            files[LABELS_ENDING] = to_csv(labels).encode()
         if illumination is not None:
             np.save(buffer := io.BytesIO(), illumination, allow_pickle=False)
             files[ILLUMINATION_ENDING] = buffer.getvalue()

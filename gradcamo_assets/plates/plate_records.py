@@ -154,4 +154,6 @@ def is_current(plates: Path, plate: Plate) -> bool:
 
 def _record_version(record: Mapping[str, Any]) -> str:
     """Version of everything ingestion found. Ingesting an unchanged plate again gives an equal version."""
-    return digest([record[key] for key in ("fields", "channels", "voxel_size", "statistics", "camera_offset")])
+    found = ("fields", "channels", "voxel_size", "statistics", "camera_offset", "treatments")
+    # Records of earlier releases have no treatments.
+    return digest([record[key] for key in found if key in record])

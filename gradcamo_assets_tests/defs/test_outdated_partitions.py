@@ -84,6 +84,23 @@ def test_crops_left_over_from_other_images_of_the_plate_are_out_of_date(bench: B
     assert ("rescore", other) in requested(tick(bench, champion_model_sensor))
 
 
+def test_a_corrected_plate_map_reaches_cells_and_scores(bench: Bench) -> None:
+    compounds = "SELECT DISTINCT Metadata_Well, Metadata_Compound FROM {} WHERE Metadata_Well < 'A03' ORDER BY ALL"
+    assert bench.ask(compounds.format("current_scores")) == [("A01", "DMSO"), ("A02", "cpd-A")]
+    plate_map = bench.home.inbox / "tiny.csv"
+    rows = plate_map.read_text().replace("A01,", "X,").replace("A02,", "A01,").replace("X,", "A02,")
+    plate_map.write_text(rows)
+    sites = [plate_site_key("tiny", site) for site in (1, 2)]
+    for job, sensor in (("process_fields", inbox_sensor), ("rescore", champion_model_sensor)):
+        if job == "process_fields":
+            assert bench.ingest("tiny").success
+        assert requested(tick(bench, sensor)) == [(job, site) for site in sites]
+        assert all(bench.run(job, site).success for site in sites)
+        assert requested(tick(bench, sensor)) == []
+    for table in ("cells", "current_scores"):
+        assert bench.ask(compounds.format(table)) == [("A01", "cpd-A"), ("A02", "DMSO")]
+
+
 def test_a_field_whose_crops_failed_keeps_its_cells_and_needs_crops_only(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 
 from gradcamo_assets.cells import FieldSource, record_crops, store_pixels
-from gradcamo_assets.cells.cell_rows import build_field_cells, number_crops
+from gradcamo_assets.cells.cell_rows import TREATMENT_COLUMNS, build_field_cells, number_crops
 from gradcamo_assets.cells.crop import qc_flag
 from gradcamo_assets.defs.assets.mask_assets import masks
 from gradcamo_assets.defs.each_field import (
@@ -262,7 +262,9 @@ def crops(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             "crops": updated.select(list(lake_table("crops").schema)),
             "field_crops": pl.DataFrame(rows, schema=lake_table("field_crops").schema),
         }
-        version, n = combine_field_versions(outcome.done), int(updated["crop_index"].count())
+        # Scores hold the treatment, so that they are made again when the plate map was corrected.
+        treated = updated.filter(kept).select("Metadata_CellID", *TREATMENT_COLUMNS).sort("Metadata_CellID").rows()
+        version, n = digest([combine_field_versions(outcome.done), treated]), int(updated["crop_index"].count())
         lake.write_stage(
             "crop_versions", frames, version=version, made_from=made_from, n=n, plate=plate_name, site=site
         )
