@@ -37,7 +37,7 @@ from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry
 Keys = Mapping[str, Any]
 _FOLDERS_WITH_SCRATCH = (
     ".", "plates", "plates/failures", "masks/*/*", "crops/*/*", "crops/*/*/*", "fitted/*", "fitted/*/sphering/*",
-    "exports/*/*", "reports/*", "unfinished",
+    "exports/*", "reports", "reports/*", "unfinished", "mlflow/bundles/*",
 )  # fmt: skip
 """Where runs write, below the home. Their scratch files are beside what they write."""
 

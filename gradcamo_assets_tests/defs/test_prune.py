@@ -24,7 +24,7 @@ from gradcamo_assets.home import Home
 from gradcamo_assets.networks.bundle import load_bundle
 from gradcamo_assets.plates import ingest_plate
 from gradcamo_assets.plates.plate_records import mark_known
-from gradcamo_assets.storage import create_marker, write_bytes
+from gradcamo_assets.storage import create_marker, temporary_path, write_bytes
 from gradcamo_assets.synthetic import SyntheticPlate, write_synthetic_plate
 from gradcamo_assets.tables import LAKE_TABLES, find_violations, publish, run_sql
 from gradcamo_assets_tests.buckets import memory_bucket
@@ -225,14 +225,17 @@ def process(bench: Bench, volume: int) -> None:
 
 def test_scratch_of_killed_runs_is_pruned_once_no_run_is_unfinished(stored_bench: Bench) -> None:
     bench, home = stored_bench, stored_bench.home
-    folders = (
-        home.root, home.plates, home.plates / "failures", home.masks / "P1" / "A01_s1", home.crops / "P1" / "A01_s1",
-        home.crops / "P1" / "A01_s1" / "version", home.fitted / "run", home.fitted / "run" / "sphering" / "P1",
-        home.exports / "P1" / "encoder-v1", home.reports / "P1", home.unfinished,
+    field, run_folder = Path("P1", "A01_s1"), home.fitted / "run"
+    written = (
+        home.database, home.plates / "P1.json", home.plates / "failures" / "P1.json", home.masks / field / "version",
+        home.crops / field / "version", home.crops / field / "version" / "pixels", run_folder / "umap.safetensors",
+        run_folder / "sphering" / "P1" / "all.safetensors", home.exports / "P1" / "encoder-v1",
+        home.reports / "exploration.csv", home.reports / "P1" / "encoder-v1.html", home.unfinished / "run.masks.json",
+        home.mlflow / "bundles" / "run" / "source",
     )  # fmt: skip
-    for folder in folders:
-        create_marker(folder / ".something.0123abcd.tmp" / "half")
-    scratch = {folder / ".something.0123abcd.tmp" for folder in folders}
+    scratch = {temporary_path(path) for path in written}
+    for path in scratch:
+        create_marker(path / "half")
 
     def planned() -> set[Path]:
         return scratch & set(plan_unused(home, bench.platform.lake, bench.platform.registry, bench.instance).paths)
