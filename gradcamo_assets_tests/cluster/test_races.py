@@ -45,6 +45,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
     return [answer for answer, _ in answers]
 
 
+@pytest.mark.slow
 def test_requests_wait_while_the_server_is_away(objects: ObjectStore) -> None:
     home = Home.at("s3://lab/away")
     write_bytes(home.settings_file, b"1")
