@@ -36,6 +36,8 @@ SETTINGS = (
 TINY = SyntheticPlate(name="tiny", wells=6, sites=2, shape=(6, 96, 96), cells=4, doses=1)
 
 
+LOAD_ENGINES = segment.load_engines
+COMPILED: dict[str, Any] = {}
 DRAW = png.to_png
 ONE_PIXEL = DRAW(new_figure(0.1, 0.1), width_px=1)
 
@@ -128,28 +130,21 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(png, "to_png", lambda *_args, **_options: ONE_PIXEL)
 
 
+def load_engines_once(network: str, weights: dict[str, Path]) -> dict[str, Any]:
+    """Keep the shipped segmentation networks between runs; each process of the platform compiles them itself."""
+    if network != "compact":
+        return LOAD_ENGINES(network, weights)
+    if not COMPILED:
+        COMPILED.update(LOAD_ENGINES(network, weights))
+    return COMPILED
+
+
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(segment, "load_engines", load_engines_once)
     draw_nothing(monkeypatch)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _networks_are_compiled_once() -> Iterator[None]:
-    """Keep the shipped segmentation networks between runs, as no process of the platform does."""
-    load, compiled = segment.load_engines, {}
-
-    def load_once(network: str, weights: dict[str, Path]) -> dict[str, Any]:
-        if network != "compact":
-            return load(network, weights)
-        if not compiled:
-            compiled.update(load(network, weights))
-        return compiled
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment, "load_engines", load_once)
-        yield
 
 
 @pytest.fixture
