@@ -65,8 +65,9 @@ def end_killed_runs(instance: dg.DagsterInstance) -> None:
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
         host, _, number = run.tags.get(_PROCESS_TAG, "").rpartition("/")
         if host == socket.gethostname() and not _is_alive(int(number)):
-            instance.report_run_failed(run, "The process of this run was killed.")
+            # First: if this process is killed in between, the run must still be found.
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            instance.report_run_failed(run, "The process of this run was killed.")
 
 
 def _is_alive(process: int) -> bool:

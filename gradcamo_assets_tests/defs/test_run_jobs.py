@@ -57,6 +57,26 @@ def test_a_killed_run_gives_its_slot_back_and_ends(instance: dg.DagsterInstance)
     assert _status(instance, killed) == dg.DagsterRunStatus.FAILURE
 
 
+@pytest.mark.parametrize("call", ["report_run_failed", "event_log_storage.free_concurrency_slots_for_run"])
+def test_a_killed_run_ends_even_if_the_process_that_ends_it_is_killed(
+    instance: dg.DagsterInstance, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    killed = _run_that_holds_the_slot(instance, ended.pid)
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        *owner, name = call.split(".")
+        patch.setattr(getattr(instance, owner[0]) if owner else instance, name, kill)
+        end_killed_runs(instance)
+    end_killed_runs(instance)
+    assert _status(instance, killed) == dg.DagsterRunStatus.FAILURE
+    assert instance.event_log_storage.get_concurrency_info(POOL).active_run_ids == set()
+
+
 def test_a_run_in_a_living_process_keeps_its_slot(instance: dg.DagsterInstance) -> None:
     running = _run_that_holds_the_slot(instance, os.getpid())
     end_killed_runs(instance)
