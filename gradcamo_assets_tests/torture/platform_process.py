@@ -115,8 +115,10 @@ def _tick(
 ) -> list[list[Any]]:
     """Evaluate the sensors once and update their cursors. Returns job, partition and assets of each request."""
     requests = []
-    for plate in read_failures(platform.home.plates):  # As ``gradcamo inbox --retry``, instead of waiting ten minutes.
+    # Instead of waiting ten minutes after a failure: ``gradcamo inbox --retry``, and no earlier publication.
+    for plate in read_failures(platform.home.plates):
         forget_failures(platform.home.plates, plate)
+    cursors[publication_sensor.name] = None
     for sensor in _SENSORS:
         with dg.build_sensor_context(
             instance=instance, cursor=cursors.get(sensor.name), resources={"platform": platform},
