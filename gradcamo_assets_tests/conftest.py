@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from gradcamo_assets.training import mlflow_store
 
-settings.register_profile("default", deadline=None, max_examples=25)
+settings.register_profile("default", deadline=None, max_examples=15)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.load_profile("default")
 

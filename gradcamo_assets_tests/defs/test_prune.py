@@ -149,6 +149,7 @@ def images_of_crops(bench: Bench, plate: str) -> list[np.ndarray]:
     return [open_crops(folder).read(slice(0, None))[0] for folder in sorted(bench.home.crops.glob(f"{plate}/*/*"))]
 
 
+@pytest.mark.slow
 def test_scores_of_an_old_version_are_pruned_and_those_of_the_champion_remain(two_plates: Bench) -> None:
     bench = two_plates
     lake, registry = bench.platform.lake, bench.platform.registry

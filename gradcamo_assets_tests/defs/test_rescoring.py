@@ -374,6 +374,7 @@ def test_at_most_two_hundred_partitions_are_requested_at_a_time(daemon: Daemon) 
     assert {request.partition_key for request in daemon.asked} == {plate_site_key(*key) for key in expected}
 
 
+@pytest.mark.slow
 def test_partitions_of_queued_runs_are_not_requested_after_a_promotion(daemon: Daemon) -> None:
     add_plate(daemon.bench, "more", sites=2)
     move(daemon, 2)

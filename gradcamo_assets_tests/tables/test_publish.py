@@ -323,6 +323,7 @@ def test_a_damaged_lake_file_leaves_the_old_database(tmp_path: Path, table: str)
     assert count(database) == before
 
 
+@pytest.mark.slow
 def test_views_read_the_lake_in_any_folder_from_any_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
