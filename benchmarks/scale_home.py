@@ -152,14 +152,14 @@ def add(lake: Lake, table: str, frame: pl.DataFrame) -> None:
         told = json.dumps({"numRecords": first["len"], "minValues": counted, "maxValues": counted})
         return AddAction(path, file.stat().st_size, at, int(time.time() * 1000), True, told)
 
-    def add(delta: DeltaTable) -> None:
+    def append(delta: DeltaTable) -> None:
         starts = firsts["len"].cum_sum() - firsts["len"]
         with ThreadPoolExecutor() as pool:
             actions = list(pool.map(written, firsts.iter_rows(named=True), starts))
         delta.create_write_transaction(actions, "append", delta.schema(), folders or None)
 
     # Not by its public methods: they would need a commit a key.
-    commit(lake.root, description, add)
+    commit(lake.root, description, append)
 
 
 def _lengthen_logs(lake: Lake) -> None:

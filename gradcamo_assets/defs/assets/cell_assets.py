@@ -22,7 +22,6 @@ from gradcamo_assets.defs.field_results import (
     mask_folder,
     require_current_pixels,
     require_version,
-    site_version,
 )
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
@@ -143,7 +142,7 @@ def cells(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         for well in sorted(segmented)
     ]  # fmt: skip
     # The plate's statistics are in the crops, and can change while the cells remain the same.
-    version = digest([site_version(plate, site), table.sort("Metadata_CellID").to_dicts(), rows])
+    version = digest([made_from, table.sort("Metadata_CellID").to_dicts(), rows])
     frames = {"cells": table, "field_verdicts": pl.DataFrame(rows, schema=lake_table("field_verdicts").schema)}
     lake.write_stage(
         "cell_versions", frames, version=version, made_from=made_from, n=len(table), plate=plate_name, site=site

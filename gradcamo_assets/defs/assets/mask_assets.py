@@ -8,7 +8,7 @@ import polars as pl
 
 from gradcamo_assets.defs.assets.plate_assets import plate_images
 from gradcamo_assets.defs.each_field import as_number, field_row, load_site_fields, process_fields_of_site
-from gradcamo_assets.defs.field_results import mask_folder, require_current_pixels, site_version
+from gradcamo_assets.defs.field_results import combine_field_versions, mask_folder, require_current_pixels, site_version
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
 from gradcamo_assets.defs.resources import Platform
@@ -69,11 +69,13 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             for well, reason in outcome.failed.items()
         ]
         table = pl.DataFrame(rows, schema=lake_table("masks").schema)
-        images = site_version(plate, site)
+        made_from = site_version(plate, site)
         # Later stages depend on the plate's statistics, which can change while the masks remain the same.
-        version = digest([images, *table.select("Metadata_Well", "mask_version").sort("Metadata_Well").rows()])
+        version = digest(
+            [made_from, combine_field_versions(dict(table.select("Metadata_Well", "mask_version").rows()))]
+        )
         lake.write_stage(
-            "mask_versions", {"masks": table}, version=version, made_from=images, n=len(outcome.done),
+            "mask_versions", {"masks": table}, version=version, made_from=made_from, n=len(outcome.done),
             plate=plate_name, site=site,
         )  # fmt: skip
     shown = next(field for field in fields if field.well in outcome.done)
