@@ -24,7 +24,7 @@ _MAX_PAUSE_SECONDS = 2.0
 _PATH_COLUMN = "source file path"
 
 
-def open_table(lake: Path, table: Table, version: int | None = None) -> DeltaTable | None:
+def open_table(root: Path, table: Table, version: int | None = None) -> DeltaTable | None:
     """Open a table of the lake in a folder at a version; default: the last one.
 
     Returns:
@@ -36,7 +36,7 @@ def open_table(lake: Path, table: Table, version: int | None = None) -> DeltaTab
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
-    folder = lake / table.name
+    folder = root / table.name
     log = folder / "_delta_log"
     try:
         if exists(log):
@@ -52,7 +52,7 @@ def open_table(lake: Path, table: Table, version: int | None = None) -> DeltaTab
     return None
 
 
-def commit(lake: Path, table: Table, change: Callable[[DeltaTable], object]) -> None:
+def commit(root: Path, table: Table, change: Callable[[DeltaTable], object]) -> None:
     """Change a table of the lake in a folder, creating it if it does not exist.
 
     The change is repeated after a conflict with another commit.
@@ -63,10 +63,10 @@ def commit(lake: Path, table: Table, change: Callable[[DeltaTable], object]) -> 
     from deltalake import DeltaTable
     from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-    folder = lake / table.name
+    folder = root / table.name
     for attempt in range(_MAX_COMMIT_ATTEMPTS):
         try:
-            delta = open_table(lake, table)
+            delta = open_table(root, table)
             if delta is None:
                 if not is_in_bucket(folder):
                     folder.mkdir(parents=True, exist_ok=True)
@@ -102,12 +102,12 @@ def commit(lake: Path, table: Table, change: Callable[[DeltaTable], object]) -> 
     ) from conflict  # fmt: skip
 
 
-def listing(lake: Path, table: Table, delta: DeltaTable) -> pl.DataFrame:
+def listing(root: Path, table: Table, delta: DeltaTable) -> pl.DataFrame:
     """One row per file, sorted: ``path`` (its address), ``num_records``, ``partition.*``, and ``max.*`` if recorded."""
     from urllib.parse import unquote
 
     files = pl.DataFrame(delta.get_add_actions(flatten=True))
-    folder = address(lake / table.name)
+    folder = address(root / table.name)
     paths = [f"{folder}/{unquote(path)}" for path in files["path"]]
     return files.with_columns(pl.Series("path", paths, pl.String)).sort("path")
 

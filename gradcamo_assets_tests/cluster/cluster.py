@@ -163,14 +163,19 @@ def wait_until_processed(cluster: Cluster, seconds: float = 300) -> None:
     wait_for(lambda: cluster.platform.lake.read("crop_versions").height == fields, "crops", seconds)
 
 
-def train_and_promote(cluster: Cluster, disturb: Callable[[str], object] = lambda run: None) -> None:
-    """Launch a training, disturb it, wait for the encoder, and promote it. Scores are requested within seconds."""
+def train_and_promote(cluster: Cluster, disturb: Callable[[str], object] = lambda run: None) -> str:
+    """Launch a training, disturb it, wait for the encoder, and promote it. Scores are requested within seconds.
+
+    Returns:
+        The run of the promotion, which may still be in progress.
+    """
     run = cluster.launch("train_model")
     disturb(run)
     wait_for(lambda: cluster.has_succeeded(run), "the training", 300)
     run, registry = cluster.launch("promote_challenger"), cluster.platform.registry
     wait_for(lambda: registry.by_alias() is not None or cluster.has_succeeded(run), "the promotion", 300)
     crown(cluster.platform)
+    return run
 
 
 def wait_until_scored(cluster: Cluster, seconds: float = 300) -> None:

@@ -31,11 +31,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 def process_everything(cluster: Cluster) -> None:
     start = time.monotonic()
     wait_until_processed(cluster)
-    train_and_promote(cluster)
+    promotion = train_and_promote(cluster)
     wait_until_scored(cluster)
     print(f"scored after {time.monotonic() - start:.0f} s")
     wait_until_complete(cluster)
     print(f"complete after {time.monotonic() - start:.0f} s; runs: {cluster.run_counts()}")
+    assert cluster.has_succeeded(promotion)
 
 
 def test_a_cluster_computes_what_one_process_does(expected: Lake, cluster: Cluster) -> None:
@@ -86,7 +87,7 @@ def test_nothing_is_lost_when_machines_and_servers_fail(expected: Lake, cluster:
     time.sleep(3)
     cluster.postgres.start()
     say("Postgres was restarted")
-    train_and_promote(cluster, kill_worker)
+    promotion = train_and_promote(cluster, kill_worker)
     say("promoted")
     kill_node_during("rescore")
     cluster.mlflow.stop()
@@ -103,4 +104,5 @@ def test_nothing_is_lost_when_machines_and_servers_fail(expected: Lake, cluster:
         say("the object store was away for a minute")
     wait_until_complete(cluster, 900)
     say("complete")
+    assert cluster.has_succeeded(promotion)
     assert not differences(expected, cluster.platform.lake)
