@@ -1,9 +1,9 @@
 """What does a home in a bucket cost? ``python -m benchmarks.bucket [--quick]``
 
 A synthetic plate is ingested, segmented, scored and published in one process, once with the home in a folder and once
-in a bucket of an S3 server on this machine (SeaweedFS; ``make test-cluster`` installs it). The server counts requests:
-those of a stage, of a field, and of a tick of each sensor. ``slowdown``: seconds of all stages, bucket over folder; a
-server elsewhere answers later, but its requests take no processor time from the platform. Linux only.
+in a bucket of an S3 server on this machine (SeaweedFS; ``make test-cluster`` installs it). The server counts the
+requests of each stage and of each sensor's tick. ``slowdown``: seconds of all stages, bucket over folder. A server on
+another machine answers later, but takes no processor time from the platform. Linux only.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ PARTS = ("plates", "masks", "crops", "lake")
 def process(
     home: Home, plate: SyntheticPlate, uri: str, requests: Callable[[], Counter[str]]
 ) -> dict[str, tuple[float, Counter[str]]]:
-    """Seconds and requests of each stage and tick."""
-    found: dict[str, tuple[float, Counter[str]]] = {}
+    """Process a plate. Returns the seconds and requests of each stage and tick."""
+    measured: dict[str, tuple[float, Counter[str]]] = {}
 
     def measure(stage: str, work: Callable[[], object]) -> None:
-        before, began = requests(), time.perf_counter()
+        before, start = requests(), time.perf_counter()
         work()
-        found[stage] = time.perf_counter() - began, requests() - before
+        measured[stage] = time.perf_counter() - start, requests() - before
 
     write_bytes(home.settings_file, f'{SETTINGS}[registry]\nuri = "{uri}"\n'.encode())
     measure("inbox", lambda: write_synthetic_plate(home.create().inbox, plate))
@@ -66,7 +66,7 @@ def process(
         for sensor in (name for name in SENSORS if name != "automation"):
             cursor = _tick(definitions, instance, sensor, None)[1]
             measure(f"tick of {sensor}", partial(_tick, definitions, instance, sensor, cursor))
-    return found
+    return measured
 
 
 def run_jobs(
@@ -79,9 +79,9 @@ def run_jobs(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="2 wells x 2 sites in place of 6 x 4")
-    given = parser.parse_args()
-    wells, sites = (2, 2) if given.quick else (6, 4)
+    parser.add_argument("--quick", action="store_true", help="2 wells x 2 sites instead of 6 x 4")
+    arguments = parser.parse_args()
+    wells, sites = (2, 2) if arguments.quick else (6, 4)
     fields = wells * sites
     plate = SyntheticPlate("plate", wells=wells, sites=sites, doses=1)
     os.environ |= {"TQDM_DISABLE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}

@@ -1,7 +1,7 @@
-"""A made-up home of many plates on which all work is done, written in bulk: what ``scale`` is asked of.
+"""A synthetic home of many plates with nothing left to do, written in bulk for ``scale``.
 
-Every table of the lake has one file a key, as it is before anybody merges files. Dagster knows a run of every job and
-plate or plate x site, and what it made.
+Every table of the lake has one file per key, as before files are merged. Dagster's history has a run of every job for
+each plate or plate x site, with its materialisations.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CLASSES = WELLS["treatment_class"].unique(maintain_order=True).to_list()
 _CHANNELS, _VOXEL, _SHAPE = ["DNA", "ER", "RNA", "AGP", "Mito"], [1.0, 0.5, 0.5], [21, 128, 128]
 _DIMENSIONS = 64
 _NOT_LEARNED = 4
-"""Plates that came after the training: one too few for the next."""
+"""Plates ingested after the training: one too few for the next."""
 _SETTINGS = f"[retraining]\nafter_plates = {_NOT_LEARNED + 1}\n"
 _ROWS_AT_ONCE = 500_000
 _STAGES = ("image", "mask", "cell", "crop")
@@ -57,23 +57,23 @@ _WHOLE = ("data_split", "trained_model", "profiles", "umap", "replicability", "c
 
 
 def plate_names(plates: int) -> list[str]:
-    """Names that share their beginning, as in a real screen."""
+    """Return names with a common prefix, as in a real screen."""
     return [f"2026-HepG2-screen-{number:04d}" for number in range(plates)]
 
 
 def make_home(root: Path, plates: int, cells: int) -> ModelVersion:
-    """Write a home with so many cells a plate x site; a second version waits, which has scored nothing.
+    """Write a home with ``cells`` cells per plate x site, a champion, and a challenger without scores.
 
     Returns:
-        The version that waits.
+        The challenger.
     """
     home, names = Home(root).create(), plate_names(plates)
     home.settings_file.write_text(_SETTINGS)
     lake, registry = Lake(home.lake), ModelRegistry(home.mlflow)
-    champion = _registered(registry, names)
+    champion = _register(registry, names)
     registry.promote(champion.version)
-    record_champion(lake, registry, by="made up")
-    waiting = _registered(registry, names)
+    record_champion(lake, registry, by="benchmark")
+    challenger = _register(registry, names)
     record_versions(lake, registry)
     _add_plates(home, names)
     _add_tables(lake, names, champion)
@@ -82,11 +82,11 @@ def make_home(root: Path, plates: int, cells: int) -> ModelVersion:
             _add_site(lake, some, site, cells, champion)
     _lengthen_logs(lake)
     _add_history(home, names)
-    return waiting
+    return challenger
 
 
 def rescore(lake: Lake, plate: str, site: int, champion: ModelVersion) -> None:
-    """One partition's scores written anew, as the asset writes them."""
+    """Write the scores of one partition again, as the asset does."""
     keys: dict[str, Any] = {"plate": plate, "site": site, "model_run": champion.run_id}
     made_from = lake.partition_versions("crop_versions", plate=plate, site=site)["version"].item()
     scores = lake.read("scores", **keys).with_columns(scored_at=pl.col("scored_at") + timedelta(days=1))
@@ -95,8 +95,8 @@ def rescore(lake: Lake, plate: str, site: int, champion: ModelVersion) -> None:
     lake.record_version("score_versions", digest([made_from, champion.run_id]), made_from, len(scores), **keys)
 
 
-def _registered(registry: ModelRegistry, plates: list[str]) -> ModelVersion:
-    """A tiny encoder, trained on all wells but those of the newest plates."""
+def _register(registry: ModelRegistry, plates: list[str]) -> ModelVersion:
+    """Register a tiny encoder whose training set is all wells but those of the newest plates."""
     from torch import nn
 
     from gradcamo_assets.networks.bundle import BundleConfig
@@ -110,7 +110,7 @@ def _registered(registry: ModelRegistry, plates: list[str]) -> ModelVersion:
 
 
 def _add_plates(home: Home, plates: list[str]) -> None:
-    """Records, the listing of known plates, and their folders in the inbox."""
+    """Write the records of plates, the list of known plates, and their folders in the inbox."""
     fields = [
         {"well": well, "site": site, "path": f"{well[0]}/{well[1:]}/{site}", "reason": None, "image_version": "0" * 16}
         for well, site in product(WELLS["Metadata_Well"], range(1, SITES + 1))
@@ -127,7 +127,7 @@ def _add_plates(home: Home, plates: list[str]) -> None:
 
 
 def add(lake: Lake, table: str, frame: pl.DataFrame) -> None:
-    """Add rows that lie in new keys: one file a key, all in one commit, tables as the lake makes them."""
+    """Add rows with new keys in one commit, one file per key, with the log entries that the lake makes."""
     import pyarrow.parquet as pq
     from deltalake import DeltaTable
     from deltalake.transaction import AddAction
@@ -136,40 +136,40 @@ def add(lake: Lake, table: str, frame: pl.DataFrame) -> None:
     keys = [KEY_COLUMNS[key] for key in description.keys]
     folders = [KEY_COLUMNS[key] for key in description.partitioned_by]
     frame = frame.sort(keys, maintain_order=True)
-    # What the log keeps extremes of is the same in all rows of a key.
+    # Columns with statistics have one value per key.
     firsts = frame.group_by(keys, maintain_order=True).agg(
         pl.len(), pl.col(description.statistics_columns).exclude(keys).first()
     )
     rows = frame.drop(folders).to_arrow()
 
-    def written(first: dict[str, Any], start: int) -> AddAction:
+    def write(first: dict[str, Any], start: int) -> AddAction:
         at = {name: str(first[name]) for name in folders}
         path = "/".join([*(f"{name}={value}" for name, value in at.items()), f"{uuid.uuid4()}.parquet"])
         file = lake.root / table / path
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(rows.slice(start, first["len"]), file)
-        counted = {name: first[name] for name in description.statistics_columns}
-        told = json.dumps({"numRecords": first["len"], "minValues": counted, "maxValues": counted})
-        return AddAction(path, file.stat().st_size, at, int(time.time() * 1000), True, told)
+        statistics = {name: first[name] for name in description.statistics_columns}
+        counts = json.dumps({"numRecords": first["len"], "minValues": statistics, "maxValues": statistics})
+        return AddAction(path, file.stat().st_size, at, int(time.time() * 1000), True, counts)
 
     def append(delta: DeltaTable) -> None:
         starts = firsts["len"].cum_sum() - firsts["len"]
         with ThreadPoolExecutor() as pool:
-            actions = list(pool.map(written, firsts.iter_rows(named=True), starts))
+            actions = list(pool.map(write, firsts.iter_rows(named=True), starts))
         delta.create_write_transaction(actions, "append", delta.schema(), folders or None)
 
-    # Not by its public methods: they would need a commit a key.
+    # The public methods would need one commit per key.
     commit(lake.root, description, append)
 
 
 def _lengthen_logs(lake: Lake) -> None:
-    """As many commits a table as files, as if each key had been written by itself; the later ones change nothing."""
+    """Give each table as many commits as files, as if each key had been written alone; added commits are empty."""
     from deltalake import DeltaTable
 
     commit = json.dumps({"commitInfo": {"timestamp": int(time.time() * 1000), "operation": "WRITE"}})
     for folder in filter(Path.is_dir, lake.root.iterdir()):
         last, files = lake.delta_version(folder.name), len(lake.snapshot(folder.name).files)
-        # Links to one commit of the table: the room on the disk matters, its contents do not.
+        # Hard links to one empty commit save disk space.
         empty = folder / ".commit.json"
         empty.write_text(commit)
         for number in range(last + 1, files):
@@ -179,19 +179,19 @@ def _lengthen_logs(lake: Lake) -> None:
 
 
 def _portions(plates: list[str], cells: int) -> Iterator[list[str]]:
-    """Plates, as many as fit into memory."""
-    together = max(1, _ROWS_AT_ONCE // max(cells, len(WELLS)))
-    yield from (plates[start : start + together] for start in range(0, len(plates), together))
+    """Split plates into groups that fit into memory."""
+    size = max(1, _ROWS_AT_ONCE // max(cells, len(WELLS)))
+    yield from (plates[start : start + size] for start in range(0, len(plates), size))
 
 
-def _made_up(table: str, known: pl.DataFrame, **columns: Any) -> pl.DataFrame:
-    """All columns of a table: those known, those given, random numbers in the others."""
+def _complete(table: str, known: pl.DataFrame, **columns: Any) -> pl.DataFrame:
+    """Return all columns of a table: those known, those given, and random numbers in the others."""
     constant = [pl.lit(value).alias(name) for name, value in columns.items()]
     return fitted(lake_table(table), known.with_columns(constant), np.random.default_rng(0))
 
 
 def _each(plates: Sequence[str], rows: pl.DataFrame) -> pl.DataFrame:
-    """The same rows for every plate."""
+    """Repeat the same rows for every plate."""
     return pl.DataFrame({"Metadata_Plate": plates}).join(rows, how="cross")
 
 
@@ -200,13 +200,13 @@ def _model(version: ModelVersion) -> dict[str, Any]:
 
 
 def _versions(stage: str, plates: Iterable[str], sites: Iterable[int], n: int, champion: ModelVersion) -> pl.DataFrame:
-    """The versions of a stage; equal words for a stage before and what is made from it."""
-    before = dict(zip(_STAGES[1:], _STAGES, strict=False)) | {"score": "crop"}
+    """Return the versions of a stage, each made from the version of the stage before."""
+    source = dict(zip(_STAGES[1:], _STAGES, strict=False)) | {"score": "crop"}
     rows = [
         {
             "Metadata_Plate": plate, "Metadata_Site": site, "model_run": champion.run_id, "n": n,
             "version": digest([stage, plate, site]),
-            "made_from": digest([before[stage], plate, site]) if stage in before else None,
+            "made_from": digest([source[stage], plate, site]) if stage in source else None,
         }
         for plate, site in product(plates, sites)
     ]  # fmt: skip
@@ -217,36 +217,36 @@ def _versions(stage: str, plates: Iterable[str], sites: Iterable[int], n: int, c
 
 
 def _add_tables(lake: Lake, plates: list[str], champion: ModelVersion) -> None:
-    """What has rows by plate, or by model alone."""
+    """Write the tables with rows by plate, or by model alone."""
     model, names = _model(champion), pl.DataFrame({"Metadata_Plate": plates})
     voxels = {f"voxel_{axis}_um": um for axis, um in zip("zyx", _VOXEL, strict=True)}
-    taken_in = names.with_columns(ingested_at=_NOW + pl.duration(days=pl.int_range(pl.len())), channels=_CHANNELS)
-    add(lake, "plates", _made_up("plates", taken_in, **voxels))
-    add(lake, "wells", _made_up("wells", _each(plates, WELLS)))
+    ingested = names.with_columns(ingested_at=_NOW + pl.duration(days=pl.int_range(pl.len())), channels=_CHANNELS)
+    add(lake, "plates", _complete("plates", ingested, **voxels))
+    add(lake, "wells", _complete("wells", _each(plates, WELLS)))
     stains = pl.DataFrame({"channel_a": _CHANNELS}).join(pl.DataFrame({"channel_b": _CHANNELS}), how="cross")
     stains = stains.filter(pl.col("channel_a") < pl.col("channel_b"))
-    add(lake, "channel_correlation", _made_up("channel_correlation", _each(plates, stains)))
+    add(lake, "channel_correlation", _complete("channel_correlation", _each(plates, stains)))
     vectors = pl.Series("profile", np.random.default_rng(0).random((len(plates) * len(WELLS), _DIMENSIONS), np.float32))
-    add(lake, "profiles", _made_up("profiles", _each(plates, WELLS).with_columns(vectors), population="all", **model))
+    add(lake, "profiles", _complete("profiles", _each(plates, WELLS).with_columns(vectors), population="all", **model))
     for table in ("audit", "profile", "umap", "confounder"):
         add(lake, f"{table}_versions", _versions(table, plates, [0], len(WELLS), champion))
     doses = WELLS.select(DOSE_NAMES).unique(maintain_order=True)
-    lake.write("replicability", _made_up("replicability", doses, population="all", **model), model_run=champion.run_id)
+    lake.write("replicability", _complete("replicability", doses, population="all", **model), model_run=champion.run_id)
     probes = pl.DataFrame({"target": ["treatment", "dose", "site", "well_row", "well_column"]})
-    probed = _made_up("confounder_audit", _each(plates, probes), representation="embedding", population="all", **model)
+    probed = _complete("confounder_audit", _each(plates, probes), representation="embedding", population="all", **model)
     lake.write("confounder_audit", probed, model_run=champion.run_id)
 
 
 def _add_site(lake: Lake, plates: list[str], site: int, n: int, champion: ModelVersion) -> None:
-    """What has rows by plate x site, of one site of some plates."""
-    rng, here = np.random.default_rng(site), {"Metadata_Site": site}
+    """Write the tables with rows by plate x site, for one site of some plates."""
+    rng = np.random.default_rng(site)
     fields = _each(plates, WELLS.select("Metadata_Well")).with_columns(Metadata_Site=site, path=pl.lit("A/1/0"))
     lists = {name: None for name, dtype in lake_table("fields").schema.items() if isinstance(dtype, pl.List)}
-    add(lake, "fields", _made_up("fields", fields, image_version="i", **lists))
+    add(lake, "fields", _complete("fields", fields, image_version="i", **lists))
     for table in ("masks", "field_verdicts", "field_crops"):
-        add(lake, table, _made_up(table, fields, image_version="i", mask_version="m", crop_version="c"))
-    drawn = np.sort(rng.integers(0, len(WELLS), (len(plates), n)), axis=1)
-    cells = WELLS[drawn.ravel()].with_columns(Metadata_Plate=pl.Series(np.repeat(plates, n)), **here)
+        add(lake, table, _complete(table, fields, image_version="i", mask_version="m", crop_version="c"))
+    wells = np.sort(rng.integers(0, len(WELLS), (len(plates), n)), axis=1)
+    cells = WELLS[wells.ravel()].with_columns(Metadata_Plate=pl.Series(np.repeat(plates, n)), Metadata_Site=site)
     cells = cells.with_columns(
         label=pl.int_range(1, pl.len() + 1).over("Metadata_Plate", "Metadata_Well"),
         mask_version=pl.format("m-{}-{}", "Metadata_Plate", "Metadata_Site"),
@@ -255,22 +255,24 @@ def _add_site(lake: Lake, plates: list[str], site: int, n: int, champion: ModelV
         Metadata_CellID=pl.format("{}/{}/{}/{}", "Metadata_Plate", "Metadata_Well", "Metadata_Site", "label"),
         crop_index=pl.col("label") - 1,
     )
-    add(lake, "cells", _made_up("cells", cells.drop("crop_version", "crop_index")))
-    add(lake, "crops", _made_up("crops", cells.select(name for name in lake_table("crops").schema if name in cells)))
+    add(lake, "cells", _complete("cells", cells.drop("crop_version", "crop_index")))
+    add(lake, "crops", _complete("crops", cells.select(name for name in lake_table("crops").schema if name in cells)))
     scores = _scores(rng, cells, champion)
     add(lake, "scores", scores)
     vectors = pl.Series("embedding", rng.random((len(cells), _DIMENSIONS), np.float32))
     keys = [name for name in lake_table("embeddings").schema if name in scores]
-    add(lake, "embeddings", _made_up("embeddings", scores.select(keys).with_columns(vectors)))
+    add(lake, "embeddings", _complete("embeddings", scores.select(keys).with_columns(vectors)))
     if site == 1:
-        add(lake, "umap", _made_up("umap", scores.select(name for name in lake_table("umap").schema if name in scores)))
-        add(lake, "audit", _made_up("audit", scores.group_by("Metadata_Plate").head(32)))
+        add(
+            lake, "umap", _complete("umap", scores.select(name for name in lake_table("umap").schema if name in scores))
+        )
+        add(lake, "audit", _complete("audit", scores.group_by("Metadata_Plate").head(32)))
     for stage in (*_STAGES, "score"):
         add(lake, f"{stage}_versions", _versions(stage, plates, [site], n, champion))
 
 
 def _scores(rng: np.random.Generator, cells: pl.DataFrame, champion: ModelVersion) -> pl.DataFrame:
-    """Scores of some cells, which hold what must hold."""
+    """Return scores that satisfy the constraints of the table: shares add up to one, evidence to the logit."""
     n = len(cells)
     shares, evidence = rng.dirichlet([2, 1, 2], n), rng.normal(size=(n, 3))
     known = cells.with_columns(
@@ -286,11 +288,11 @@ def _scores(rng: np.random.Generator, cells: pl.DataFrame, champion: ModelVersio
         **{f"evidence_{region}": evidence[:, index] for index, region in enumerate(REGIONS[:3])},
     )
     constant = {"gradcamo_max": 1.0, "mask_fraction": 0.1, "logit_bias": 0.25, "split": "unseen", "scored_at": _NOW}
-    return _made_up("scores", known, run_id=digest("run"), **constant, **_model(champion))
+    return _complete("scores", known, run_id=digest("run"), **constant, **_model(champion))
 
 
 def _add_history(home: Home, plates: list[str]) -> None:
-    """What Dagster knows: partitions, a run of every job, and the materialisations."""
+    """Write Dagster's history: partitions, a run of every job, and the materialisations."""
     with open_instance(home) as instance:
         instance.add_dynamic_partitions("plates", plates)
         instance.add_dynamic_partitions("sites", [str(site) for site in range(1, SITES + 1)])
@@ -306,7 +308,7 @@ def _add_history(home: Home, plates: list[str]) -> None:
 def add_runs(
     instance: dg.DagsterInstance, job: str, partitions: Sequence[str], status: dg.DagsterRunStatus
 ) -> list[str]:
-    """Runs of a job, one a partition; their ids."""
+    """Add runs of a job, one per partition. Returns their identifiers."""
     from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
     from dagster_shared.serdes import serialize_value
 
@@ -317,9 +319,9 @@ def add_runs(
         )
         for key in partitions
     ]  # fmt: skip
-    ended = {"start_time": time.time(), "end_time": time.time()}
+    times = {"start_time": time.time(), "end_time": time.time()}
     rows = [
-        {"run_id": run.run_id, "pipeline_name": job, "status": status.value, "run_body": serialize_value(run), **ended}
+        {"run_id": run.run_id, "pipeline_name": job, "status": status.value, "run_body": serialize_value(run), **times}
         for run in runs
     ]
     tags = [
@@ -335,7 +337,7 @@ def add_runs(
 
 
 def _add_materialisations(instance: dg.DagsterInstance, asset: str, job: str, runs: dict[str, str]) -> None:
-    """Events that an asset was made, by run id and partition, in one transaction."""
+    """Add materialisations of an asset in one transaction. ``runs`` maps run identifiers to partitions."""
     from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
     from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 
