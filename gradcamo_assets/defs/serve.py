@@ -175,7 +175,7 @@ def _serve(
 def code_servers(home: Home, instance: DagsterInstance) -> Iterator[Path]:
     """Run the code servers of a home's workspace; yield a workspace file that leads to them.
 
-    Without them Dagster's daemon starts a code server of its own anew every minute, all day long.
+    Without them Dagster's daemon starts a new code server every minute.
     """
     from dagster._cli.proxy_server_manager import ProxyServerManager
     from dagster._core.workspace.load_target import WorkspaceFileTarget
@@ -250,13 +250,13 @@ async def _serve_app(
     # Open pages hold connections; do not wait for them to close.
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    told, stopped = False, "Dagster's web server"
+    announced, stopped = False, "Dagster's web server"
     while not serving.done():
         ended = {name: process.poll() for name, process in processes.items()}
         dead = [f"{name} (exit code {code})" for name, code in ended.items() if code is not None]
-        if not told and await asyncio.to_thread(_answer, f"{dagster}/server_info", f"{mlflow}/health"):
+        if not announced and await asyncio.to_thread(_answer, f"{dagster}/server_info", f"{mlflow}/health"):
             print(f"Dagster  {dagster}\nMLflow   {mlflow}", flush=True)
-            told = True
+            announced = True
         if dead and not server.should_exit:
             stopped, server.should_exit = dead[0], True
         await asyncio.wait([serving], timeout=_CHECK_INTERVAL)

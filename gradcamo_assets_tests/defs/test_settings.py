@@ -100,7 +100,7 @@ def _launchpad_fields(bench: Bench, job: str, op: str) -> dict[str, dg.Field]:
     [
         ("train_model", "trained_model", "training", set(), set()),
         ("promote_challenger", "promotion", "promotion", set(), set()),
-        ("refresh_qc", "profiles", "profiles", {"anew"}, {"audit_cells", "background"}),
+        ("refresh_qc", "profiles", "profiles", {"refit"}, {"audit_cells", "background"}),
     ],
 )
 def test_the_launchpad_offers_the_fields_of_a_section(

@@ -32,7 +32,7 @@ _SCORE_COLUMNS = ("Metadata_CellID", "gradcamo_adjusted", "on_target", "looks_at
 class ProfilesLaunch(dg.Config):
     """Settings of the profiles. Empty fields have the values of [profiles] in gradcamo.toml, or their defaults."""
 
-    anew: bool = Setting(
+    refit: bool = Setting(
         default=False, description="Fit the screen's sphering again and compute the profiles of all plates."
     )
 
@@ -40,7 +40,7 @@ class ProfilesLaunch(dg.Config):
 class MapLaunch(dg.Config):
     """Options of the UMAP."""
 
-    anew: bool = Setting(
+    refit: bool = Setting(
         default=False, description="Fit the map of this model version again; the coordinates of all cells change."
     )
 
@@ -158,11 +158,11 @@ def profiles(context: dg.AssetExecutionContext, platform: Platform, config: Prof
         return _fitted_folder(platform, champion) / "sphering" / name / f"{population}.safetensors"
 
     known: dict[str, Sphering] = {}
-    if settings.scope == "screen" and not config.anew:
+    if settings.scope == "screen" and not config.refit:
         paths = {name: sphering_path(name, SCREEN) for name in settings.populations}
         known = {name: Sphering.from_fitted(*load_fitted(path)) for name, path in paths.items() if exists(path)}
     plates, todo = _plates_to_update(platform, champion, "profile_versions", asdict(settings))
-    if config.anew or (settings.scope == "screen" and len(known) < len(settings.populations)):
+    if config.refit or (settings.scope == "screen" and len(known) < len(settings.populations)):
         todo = list(plates)
     raw = [
         well_profiles(select_population(cells, name))
@@ -204,7 +204,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
 
     champion = platform.champion()
     path = _fitted_folder(platform, champion) / "umap.safetensors"
-    cell_map = CellMap(**load_fitted(path)[0]) if exists(path) and not config.anew else None
+    cell_map = CellMap(**load_fitted(path)[0]) if exists(path) and not config.refit else None
     plates, todo = _plates_to_update(
         platform, champion, "umap_versions", cell_map and fitted_digest(cell_map.arrays, {})
     )
@@ -228,7 +228,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
         _write_plate(platform, champion, "umap_versions", {"umap": placed}, plate, plates[plate])
     table = platform.lake.read("umap", **_run_key(champion))
     scores = platform.lake.scan("scores", **_run_key(champion)).select("Metadata_CellID", "gradcamo").collect()
-    film = _training_film(platform, champion, again=config.anew)
+    film = _training_film(platform, champion, again=config.refit)
     figure = umap_scatter(sample_cells(table, _MAX_MAP_CELLS).join(scores, on="Metadata_CellID", how="left"))
     return dg.MaterializeResult(
         metadata={
