@@ -1,9 +1,10 @@
-"""What does a home in a bucket cost? ``python -m benchmarks.bucket [--quick]``
+"""What does a home in a bucket cost? ``python -m benchmarks.bucket [--quick] [--wells 24]``
 
 A synthetic plate is ingested, segmented, scored and published in one process, once with the home in a folder and once
 in a bucket of an S3 server on this machine (SeaweedFS; ``make test-cluster`` installs it). The server counts the
-requests of each stage and of each sensor's tick. ``slowdown``: seconds of all stages, bucket over folder. A server on
-another machine answers later, but takes no processor time from the platform. Linux only.
+requests of each stage and of each sensor's tick. A run has one field of each well. ``slowdown``: seconds of all stages,
+bucket over folder. A server on another machine answers later, but takes no processor time from the platform. Linux
+only.
 """
 
 from __future__ import annotations
@@ -79,9 +80,10 @@ def run_jobs(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="2 wells x 2 sites instead of 6 x 4")
+    parser.add_argument("--quick", action="store_true", help="2 wells x 2 sites instead of 4 sites")
+    parser.add_argument("--wells", type=int, default=6)
     arguments = parser.parse_args()
-    wells, sites = (2, 2) if arguments.quick else (6, 4)
+    wells, sites = (2, 2) if arguments.quick else (arguments.wells, 4)
     fields = wells * sites
     plate = SyntheticPlate("plate", wells=wells, sites=sites, doses=1)
     os.environ |= {"TQDM_DISABLE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}

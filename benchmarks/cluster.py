@@ -1,10 +1,10 @@
 """How much faster do two nodes work than one? ``python -m benchmarks.cluster [--quick]``
 
 A synthetic plate with a champion is ingested, segmented and scored twice by Dagster's daemon: on a Ray cluster of one
-node with one core, and of two. Dagster's state is in Postgres (Debian's package ``postgresql``; ``make test-cluster``
-installs the rest). ``speedup``: the time from the first step of masks, cells, crops or scores to the last, with the
-start of processes in between, one node over two. ``step_ratio``: seconds of all steps, two nodes over one. Both nodes
-are on this machine, which needs two cores, and more for Dagster, Ray and Postgres. Linux only.
+node, and of two. A node is pinned to a core of this machine. Dagster's state is in Postgres (Debian's package
+``postgresql``; ``make test-cluster`` installs the rest). ``speedup``: the time from the first step of masks, cells,
+crops or scores to the last, with the start of processes in between, one node over two. ``step_ratio``: seconds of all
+steps, two nodes over one. The machine needs two cores, and more for Dagster, Ray and Postgres. Linux only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STAGES = ("masks", "cells", "crops", "scores")
 
 
 def run_plate(folder: Path, plate: SyntheticPlate, nodes: int) -> list[Step]:
-    """Process a plate in a new home on so many nodes; the steps that made masks, cells, crops and scores."""
+    """Process a plate in a new home on one or two nodes. Returns the steps of masks, cells, crops and scores."""
     home = Home(folder / "home").create()
     home.settings_file.write_text(SETTINGS)
     platform = Platform(root=str(home.root))
@@ -42,7 +42,7 @@ def run_plate(folder: Path, plate: SyntheticPlate, nodes: int) -> list[Step]:
         postgres = Postgres()
         running.callback(postgres.remove)
         environment = {**cluster_environment(home, postgres), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-        ray = RayCluster(folder, environment)
+        ray = RayCluster(folder, environment, pinned=True)
         running.callback(ray.remove)
         os.environ |= {**environment, "GRADCAMO_RAY_ADDRESS": ray.address}
         ray.start_head()
@@ -70,9 +70,9 @@ def is_scored(platform: Platform) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="2 wells x 2 sites in place of 6 x 8")
-    given = parser.parse_args()
-    wells, sites = (2, 2) if given.quick else (6, 8)
+    parser.add_argument("--quick", action="store_true", help="2 wells x 2 sites instead of 6 x 8")
+    arguments = parser.parse_args()
+    wells, sites = (2, 2) if arguments.quick else (6, 8)
     os.environ |= {"TQDM_DISABLE": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
     plate = SyntheticPlate("plate", wells=wells, sites=sites, doses=1)
     in_steps: dict[int, float] = {}
@@ -86,8 +86,8 @@ def main() -> None:
         in_steps[nodes] = length(spans)
         total[nodes] = max(end for _, end in spans) - min(start for start, _ in spans)
         print(f"| {nodes} | {len(steps)} | {in_steps[nodes]:.1f} | {total[nodes]:.1f} |", flush=True)
-    found = {"speedup": total[1] / total[2], "step_ratio": in_steps[2] / in_steps[1]}
-    print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+    ratios = {"speedup": total[1] / total[2], "step_ratio": in_steps[2] / in_steps[1]}
+    print(json.dumps({name: round(value, 2) for name, value in ratios.items()}))
 
 
 if __name__ == "__main__":

@@ -107,11 +107,15 @@ def _find_program(name: str) -> str:
 
 
 class RayCluster:
-    """A head and a second node, one core each."""
+    """A head and a second node, which reserve one core each.
 
-    def __init__(self, folder: Path, environment: dict[str, str]):
+    Args:
+        pinned: whether all threads of a node run on one core, its own, as on a machine with a single core.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str], pinned: bool = False):
         self.port, self.dashboard = free_port(HEAD), free_port(HEAD)
-        self._folder = folder
+        self._folder, self._pinned = folder, pinned
         # Paths of sockets are short.
         self._sockets = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         # Ray jobs find the command ``dagster`` there.
@@ -166,6 +170,9 @@ class RayCluster:
                 command, stdout=log, stderr=log, cwd=self._folder, start_new_session=True,
                 env={**self._environment, "RAY_TEST_NODE": address},
             )  # fmt: skip
+        if self._pinned:
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(self._processes[address].pid, {cores[address != HEAD]})
 
 
 def processes_with(text: str) -> list[int]:

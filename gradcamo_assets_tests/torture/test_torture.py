@@ -73,7 +73,7 @@ class Platform:
 
     home: Home
     agenda: Path
-    longest: dict[str, float] = field(default_factory=lambda: defaultdict(lambda: 0.5))
+    longest: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     kills: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -119,9 +119,10 @@ class Platform:
             now = time.monotonic()
             self.longest[stage] = max(self.longest[stage], now - since)
             stage, since = message, now
-            # Kill most processes that reach a stage with few kills.
+            # Kill processes that reach a stage without a kill, and most that reach one with few.
             rare = self.kills[stage] * len(STAGES) <= self.kills.total()
-            if dice and kill_at is None and dice.random() < (0.7 if rare else 0.15):
+            chance = 0.15 if not rare else 0.7 if self.kills[stage] else 1.0
+            if dice and kill_at is None and dice.random() < chance:
                 kill_at = now + dice.uniform(0, 1.1 * self.longest[stage])
         process.join(20)
         assert process.exitcode == 0, f"a run failed during {stage}; see above"
