@@ -270,7 +270,8 @@ def _take_object_snapshot(
     """As ``_take_snapshot``, from the listing of a bucket alone: the format is detected when the plate is ingested."""
     files = list_files(path)
     if not any(name.lower().endswith(_PLATE_FILES) for name in files):
-        return None
+        problem = f"None of its {len(files)} files has a name that ends in {', '.join(_PLATE_FILES)}."
+        return FolderSnapshot(problem=problem, is_plate=False)
     names_only = signature is not None and depth == "names"
     current, newest = scan_source(path, contents=not names_only, beside=beside)
     if names_only and str(signature).startswith(current):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -64,6 +66,7 @@ def test_a_plate_becomes_ready_known_and_changed(home: Home, tiny: Path, tmp_pat
     write_bytes(home.inbox / "platemaps" / "other.csv", b"a,b\n")
     notes, plate = states(home)
     assert (notes.name, notes.state) == ("notes", "unreadable")
+    assert notes.reason.endswith("None of its 1 files has a name that ends in .tif, .tiff, .png, zarr.json, .zattrs.")
     assert (plate.name, plate.state, plate.path) == ("tiny", "copying", source)
     assert states(home, timedelta(minutes=5))[1].state == "ready"
     assert states(home, marker="done")[1].state == "copying"
@@ -105,6 +108,27 @@ def test_a_plate_in_a_bucket_is_the_plate_in_a_folder(kind: str, home: Home, tin
         if cells is not None:
             np.testing.assert_array_equal(cells, local_cells)
     assert not any(home.plates.glob("*.zarr/**/zarr.json")), "copies of fields remain"
+
+
+@pytest.mark.parametrize(
+    "export", ["phenix_v1", "phenix_v5", "phenix_v7_index", "metaxpress_no_htd", "scanr_names", "cv8000_blank"]
+)
+def test_a_real_export_in_a_bucket_is_the_export_in_a_folder(
+    export: str, home: Home, shared: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Names of files with ``#`` and blanks included (cv8000_blank), whose fields are empty."""
+    source = shared("exports") / export
+    copied = drop(home, source, tmp_path)
+    try:
+        local = ingest_plate(source, tmp_path / "plates").plate
+    except PlateError as error:
+        with pytest.raises(PlateError, match=re.escape(error.problem)):
+            ingest(home, copied)
+        return
+    plate = ingest(home, copied).plate
+    assert (plate.channels, plate.fields, plate.version) == (local.channels, local.fields, local.version)
+    for field in plate.fields:
+        np.testing.assert_array_equal(read_field(plate, field), read_field(local, field))
 
 
 def test_another_ingestion_replaces_the_plate_and_a_failed_one_leaves_it(
