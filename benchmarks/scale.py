@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 from dagster_shared.serdes import deserialize_value, serialize_value
 
 from benchmarks.scale_home import SITES, WELLS, add_runs, make_home, plate_names, rescore
@@ -32,6 +33,7 @@ from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.run_jobs import QUIET
 from gradcamo_assets.defs.serve import open_instance
 from gradcamo_assets.home import Home
+from gradcamo_assets.storage import file_sizes
 from gradcamo_assets.tables import run_sql
 from gradcamo_assets.tables.columns import DOSE_NAMES
 from gradcamo_assets.tables.views import VIEWS
@@ -151,6 +153,15 @@ def tidy(root: Path) -> float:
         return time.perf_counter() - start
 
 
+def sizes(root: Path) -> str:
+    """Return the size of the lake, also by cell, and of Dagster's databases, in words."""
+    home = Home(root)
+    files, dagster = file_sizes(home.lake), sum(file_sizes(home.dagster))
+    (cells,) = Platform(root=str(root)).lake.scan("cells").select(pl.len()).collect().row(0)
+    lake = f"the lake has {len(files)} files and {sum(files) / 1e6:.0f} MB, {sum(files) / cells:.0f} bytes a cell"
+    return f"{lake}; Dagster's databases have {dagster / 1e6:.0f} MB"
+
+
 def change(root: Path, plate: str) -> float:
     """Rescore one partition. Returns the seconds of its commits."""
     platform = Platform(root=str(root))
@@ -247,7 +258,9 @@ class MeasuredHome:
         """Print the times of all views before and after small files are merged. Returns the slowest after it, ms."""
         plate = self.names[len(self.names) // 2]
         before = in_new_process(views, self.root, plate, 1)
+        print(f"before small files are merged, {in_new_process(sizes, self.root)}")
         print(f"small files merged in {in_new_process(tidy, self.root):.0f} s", flush=True)
+        print(f"after that, {in_new_process(sizes, self.root)}")
         merged = self.publish("small files were merged")
         assert not merged["plates"], "a merge changes no plate"
         after = in_new_process(views, self.root, plate, 3)

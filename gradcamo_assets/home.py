@@ -43,6 +43,7 @@ class Home:
     lake = _Subpath("lake")
     mlflow = _Subpath("mlflow", scratch=True)
     reports = _Subpath("reports")
+    pictures = _Subpath("pictures")
     exports = _Subpath("exports")
     fitted = _Subpath("fitted")
     unfinished = _Subpath("unfinished")

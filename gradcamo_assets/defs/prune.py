@@ -37,7 +37,7 @@ from gradcamo_assets.training.model_registry import CHAMPION, ModelRegistry
 Keys = Mapping[str, Any]
 _FOLDERS_WITH_SCRATCH = (
     ".", "plates", "plates/failures", "masks/*/*", "crops/*/*", "crops/*/*/*", "fitted/*", "fitted/*/sphering/*",
-    "exports/*", "reports", "reports/*", "unfinished", "mlflow/bundles/*",
+    "exports/*", "reports", "reports/*", "pictures/screen/*", "pictures/plates/*/*", "unfinished", "mlflow/bundles/*",
 )  # fmt: skip
 """Where runs write, below the home. Their scratch files are beside what they write."""
 
@@ -153,7 +153,7 @@ def plan_plate(home: Home, lake: Lake, plate: str) -> Plan:
     paths = [
         *known_markers(home.plates, plate), *_existing_paths([home.plates], *files),
         *_existing_paths([home.plates / "failures"], f"{plate}.json"),
-        *_existing_paths([home.masks, home.crops, home.reports, home.exports], plate),
+        *_existing_paths([home.masks, home.crops, home.reports, home.exports, home.pictures / "plates"], plate),
         *_existing_paths(list_visible(home.fitted, "*/sphering"), plate),
     ]  # fmt: skip
     return _require_content(Plan(home, lake, drops, tuple(edits), tuple(paths)), plate)

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from dagster import DagsterInstance, DefaultRunLauncher
 from filelock import FileLock, Timeout
 
+from gradcamo_assets.defs.pictures import pictures_route
 from gradcamo_assets.defs.settings import read_settings
 from gradcamo_assets.defs.web_guard import LOOPBACK_HOSTS, check_address, guard, public_origin
 from gradcamo_assets.errors import GradcamoError
@@ -162,7 +163,7 @@ def _serve(
             with (
                 code_servers(home, instance) as workspace,
                 _running({"Dagster's daemon": daemon_command(workspace), **servers}, home.dagster) as processes,
-                _web_app(instance, workspace) as app,
+                _web_app(home, instance, workspace) as app,
             ):
                 dagster = f"http://{_shown(host)}:{listener.getsockname()[1]}"
                 stopped = asyncio.run(_serve_app(guard(app, hosts, origins), listener, processes, dagster, mlflow))
@@ -227,8 +228,8 @@ def _running(commands: Mapping[str, Sequence[str]], folder: Path) -> Iterator[di
 
 
 @contextmanager
-def _web_app(instance: DagsterInstance, workspace: Path) -> Iterator[Starlette]:
-    """Yield Dagster's web application for the code locations of a workspace."""
+def _web_app(home: Home, instance: DagsterInstance, workspace: Path) -> Iterator[Starlette]:
+    """Yield Dagster's web application for the code locations of a workspace, with the pictures of a home."""
     from dagster._core.workspace.context import WorkspaceProcessContext
     from dagster._core.workspace.load_target import WorkspaceFileTarget
     from dagster_webserver.app import create_app_from_workspace_process_context
@@ -238,7 +239,10 @@ def _web_app(instance: DagsterInstance, workspace: Path) -> Iterator[Starlette]:
     instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3600, max_overflow=20)
     target = WorkspaceFileTarget([str(workspace)])
     with WorkspaceProcessContext(instance, target, __version__, code_server_log_level="WARNING") as context:
-        yield create_app_from_workspace_process_context(context, live_data_poll_rate=2000)
+        app = create_app_from_workspace_process_context(context, live_data_poll_rate=2000)
+        # The last of Dagster's routes answers every path.
+        app.router.routes.insert(0, pictures_route(home))
+        yield app
 
 
 async def _serve_app(

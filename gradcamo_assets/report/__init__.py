@@ -24,7 +24,7 @@ from gradcamo_assets.report.model_pictures import (
     training_curves,
 )
 from gradcamo_assets.report.page import Listing, Picture, qc_report_html
-from gradcamo_assets.report.png import to_gif, to_markdown, to_png
+from gradcamo_assets.report.png import to_gif, to_png
 from gradcamo_assets.report.stain_pictures import channel_correlations
 from gradcamo_assets.report.style import treatment_name
 from gradcamo_assets.report.wording import Verdict, verdict
@@ -52,7 +52,6 @@ __all__ = [
     "score_intervals",
     "segmentation_overlay",
     "to_gif",
-    "to_markdown",
     "to_png",
     "training_curves",
     "treatment_name",

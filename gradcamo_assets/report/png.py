@@ -1,10 +1,9 @@
-"""Convert figures to small PNGs, GIFs, markdown for asset metadata, and data URIs for pages."""
+"""Convert figures to small PNGs, GIFs, and data URIs for pages."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,12 +41,6 @@ def to_gif(figures: Sequence[Figure], width_px: int = 420, seconds: float = 0.4)
     return animation.getvalue()
 
 
-def to_markdown(figure: Figure | bytes, alt: str) -> str:
-    """Return a markdown image with an embedded figure or GIF; ``alt`` describes it in words."""
-    escaped_alt = re.sub(r"([\\\[\]()<>`*_!])", r"\\\1", " ".join(alt.split()))
-    return f"![{escaped_alt}]({_uri('gif', figure) if isinstance(figure, bytes) else _uri('png', to_png(figure))})"
-
-
 def to_data_uri(figure: Figure) -> tuple[str, int, int]:
     """Return a figure for a page and its width and height: as SVG or double-resolution PNG, whichever is smaller."""
     from matplotlib import rc_context
@@ -58,8 +51,4 @@ def to_data_uri(figure: Figure) -> tuple[str, int, int]:
         figure.savefig(vector, format="svg", facecolor="white", metadata={"Date": None})
     png = to_png(figure, 2 * width, _MAX_PAGE_BYTES)
     kind, content = ("svg+xml", vector.getvalue()) if vector.tell() < len(png) else ("png", png)
-    return _uri(kind, content), width, height
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", width, height

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from pathlib import Path
 
@@ -70,9 +68,9 @@ def test_the_pictures_of_all_assets_are_drawn(tmp_path: Path, monkeypatch: pytes
             found = event.asset_materialization.metadata.values() if event and event.asset_materialization else ()
             for value in found:
                 if isinstance(value, dg.MarkdownMetadataValue):
-                    for content in re.findall(r"data:image/png;base64,([^)]+)", value.value):
-                        width, _ = Image.open(io.BytesIO(base64.b64decode(content))).size
-                        pictures.setdefault(key.to_user_string(), []).append(width)
+                    for name in re.findall(r"\]\(/pictures/([^)]+\.png)\)", value.value):
+                        with Image.open(home.pictures / name) as picture:
+                            pictures.setdefault(key.to_user_string(), []).append(picture.width)
     assert {"plate_images", "masks", "trained_model", "gradcamo_scores", "umap", "qc_report"} <= set(pictures)
     assert {width for widths in pictures.values() for width in widths} == {700}
     with Image.open(next((home.reports / "_training").glob("*-v1.gif"))) as film:

@@ -119,4 +119,4 @@ def test_stains_are_compared_inside_the_cells_of_a_plate(scored_bench: Bench, tm
     assert first["median_correlation"] == pytest.approx(np.median(values))
     assert first["n_cells"] == len(values)
     assert len(table) == len(field.channels) * (len(field.channels) - 1) // 2
-    assert "data:image/png" in found["channel_correlation"]["correlations"]
+    assert "](/pictures/plates/tiny/channel_correlation/" in found["channel_correlation"]["correlations"]

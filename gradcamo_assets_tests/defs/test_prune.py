@@ -33,6 +33,7 @@ from gradcamo_assets_tests.defs.sensor_ticks import another_version, requested, 
 
 OF_RUNS = [name for name, table in LAKE_TABLES.items() if "model_run" in table.keys]
 OF_PLATES = [name for name, table in LAKE_TABLES.items() if "Metadata_Plate" in table.schema]
+_FOLDERS = ("inbox", "plates", "masks", "crops", "reports", "exports", "pictures")
 SHOWN = (
     "plates", "wells", "fields", "cells", "scores", "embeddings", "audit", "profiles", "umap", "confounder_audit",
     "channel_correlation", "current_scores", "qc_by_dose",
@@ -52,7 +53,7 @@ def plate_and_twin(scored_bench: Bench, tmp_path_factory: pytest.TempPathFactory
     for name in OF_PLATES:
         rows = lake.read(name)
         lake.replace(name, pl.concat([rows, renamed(rows.filter(Metadata_Plate="tiny"))]))
-    for folder in (home.masks, home.crops, home.reports, home.exports):
+    for folder in (home.masks, home.crops, home.reports, home.exports, home.pictures / "plates"):
         shutil.copytree(folder / "tiny", folder / "twin")
     for file in home.plates.glob("tiny.*"):
         target = file.with_name(file.name.replace("tiny", "twin"))
@@ -74,7 +75,7 @@ def two_plates(plate_and_twin: Bench, tmp_path: Path) -> Bench:
 
 def files_of_home(bench: Bench) -> set[str]:
     """All files of the home, except those of the lake and Dagster."""
-    kept = (bench.home.root / part for part in ("inbox", "plates", "masks", "crops", "reports", "exports"))
+    kept = (bench.home.root / part for part in _FOLDERS)
     return {str(path.relative_to(bench.home.root)) for folder in kept for path in folder.rglob("*") if path.is_file()}
 
 
@@ -99,7 +100,8 @@ def test_pruning_a_plate_deletes_nothing_else(two_plates: Bench) -> None:
     files, rows = files_of_home(bench), counts(bench)
     assert {name for name, plate in rows if plate == "twin"} == set(SHOWN)
     output = run_command(bench, "prune", "--plate", "twin", "--all", "--yes")
-    for deleted in ("masks/twin", "crops/twin", "plates/twin.zarr", "reports/twin", "lake/scores", "lake/umap"):
+    folders = ("masks/twin", "crops/twin", "plates/twin.zarr", "reports/twin", "pictures/plates/twin")
+    for deleted in (*folders, "lake/scores", "lake/umap"):
         assert deleted in output, output
     assert {file for file in files - files_of_home(bench) if "twin" not in file} == set()
     assert not any("twin" in file for file in files_of_home(bench))

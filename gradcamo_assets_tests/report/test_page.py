@@ -2,17 +2,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import polars as pl
 import pytest
-from PIL import Image
 
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.report import Listing, Picture, Verdict, qc_report_html, to_markdown, training_curves
+from gradcamo_assets.report import Listing, Picture, Verdict, qc_report_html, training_curves
 from gradcamo_assets_tests.report.made_up import report_page, wells
 
 HOSTILE = "<script>alert('\"&')</script>"
@@ -142,11 +140,3 @@ def test_small_doses_and_large_numbers_are_legible():
     assert re.findall(r'<td class="n">([^<]*)</td>', page) == ["3e-05", "0", "123456.7", "1234567", "0"] * 2
     page = qc_report_html("P", "m 1", Verdict("Fine", "", []), [], [Listing("T", "C", frame.head(1))])
     assert re.findall(r'<th scope="row">([^<]*)</th><td>([^<]*)</td>', page)[0] == ("Dose", "3e-05")
-
-
-def test_markdown_embeds_the_picture_and_escapes_the_text(figure):
-    text = to_markdown(figure, "a](http://x) [b\n\n<i>")
-    start = text.index("](data:image/png;base64,")
-    assert "\n" not in text
-    assert "](http" not in text[:start].replace("\\]", "")
-    Image.open(io.BytesIO(base64.b64decode(text[start:].split(",")[1].rstrip(")")))).load()

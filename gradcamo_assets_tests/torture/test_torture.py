@@ -43,7 +43,7 @@ KILLS = int(os.environ.get("TORTURE_KILLS") or 100)
 SEED = int(os.environ.get("TORTURE_SEED") or secrets.randbelow(10**6))
 _MAX_SECONDS = 300
 """No process works longer than this; a longer one hangs."""
-_RESULTS = ("plates", "masks", "crops", "fitted", "exports", "reports", "unfinished", "training")
+_RESULTS = ("plates", "masks", "crops", "fitted", "exports", "reports", "pictures", "unfinished", "training")
 _BY_CONTENT = ("plates", "masks", "crops", "reports")
 """Folders whose files must be the same; others differ in the last digits of numbers."""
 _TIMES = rb"\d{4}-\d\d-\d\d( \d\d:\d\d)?"

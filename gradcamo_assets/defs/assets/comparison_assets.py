@@ -14,9 +14,10 @@ from gradcamo_assets.defs.assets.model_assets import crop_paths, kept_cells, tra
 from gradcamo_assets.defs.assets.qc_assets import markdown_table
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import ON_INPUT_CHANGE
+from gradcamo_assets.defs.pictures import show_picture
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.report import accuracy_against_score, layer_scores, paired_differences, to_markdown
+from gradcamo_assets.report import accuracy_against_score, layer_scores, paired_differences
 from gradcamo_assets.storage import write_bytes
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.model_registry import CHALLENGER, CHAMPION
@@ -43,16 +44,18 @@ def model_comparison(context: dg.AssetExecutionContext, platform: Platform) -> d
     figure = accuracy_against_score(points.with_columns(name=name))
     metadata: dict[str, Any] = {
         "versions": len(versions),
-        "accuracy_against_on_target": dg.MetadataValue.md(to_markdown(figure, "Accuracy against share on target")),
+        **show_picture(
+            context, platform.home, "accuracy_against_on_target", figure, "Accuracy against share on target"
+        ),
         "side_by_side": dg.MetadataValue.md(markdown_table(points)),
     }
     if champion:
         pairs = differences_from_champion(cells, champion.version)
         pairs = pairs.with_columns(name=pl.format("version {}", "model_version"))
-        picture = to_markdown(paired_differences(pairs), "Other versions less the champion, on the same cells")
+        figure, alt = paired_differences(pairs), "Other versions less the champion, on the same cells"
         metadata |= {
             "champion": champion.version,
-            "differences": dg.MetadataValue.md(picture),
+            **show_picture(context, platform.home, "differences", figure, alt),
             "paired_with_the_champion": dg.MetadataValue.md(markdown_table(pairs.drop("name"))),
         }
     return dg.MaterializeResult(metadata=metadata)
@@ -128,7 +131,7 @@ def encoder_exploration(
         metadata |= settings_metadata(training=training)
     for name, table in tables.items():
         write_bytes(platform.home.reports / f"exploration_{name}.csv", to_csv(table).encode())
-        metadata[f"{name}_figure"] = dg.MetadataValue.md(to_markdown(figures[name], f"Sweep over {name}"))
+        metadata |= show_picture(context, platform.home, f"{name}_figure", figures[name], f"Sweep over {name}")
         metadata[f"{name}_table"] = dg.MetadataValue.md(markdown_table(table))
         metadata[f"{name}_file"] = dg.MetadataValue.path(f"reports/exploration_{name}.csv")
     return dg.MaterializeResult(metadata=metadata)

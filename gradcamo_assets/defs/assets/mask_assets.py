@@ -11,11 +11,12 @@ from gradcamo_assets.defs.each_field import as_number, field_row, load_site_fiel
 from gradcamo_assets.defs.field_results import combine_field_versions, mask_folder, require_current_pixels, site_version
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
+from gradcamo_assets.defs.pictures import show_picture
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.unfinished_runs import announce_outputs
 from gradcamo_assets.plates import Field, field_version, read_field
 from gradcamo_assets.provenance import Provenance, digest
-from gradcamo_assets.report import segmentation_overlay, to_markdown
+from gradcamo_assets.report import segmentation_overlay
 from gradcamo_assets.segmentation import Segmenter, read_masks, write_masks
 from gradcamo_assets.storage import folder_exists
 from gradcamo_assets.storage_errors import explain_storage_errors
@@ -94,7 +95,7 @@ def masks(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
             **({"runtime": segmenter.runtime} if len(skipped) < len(outcome.done) else {}),
             "cells": int(counts.sum()),
             "cells_a_field": as_number(counts.mean()),
-            "example": dg.MetadataValue.md(to_markdown(overlay, f"Cells and nuclei of {name}")),
+            **show_picture(context, home, "example", overlay, f"Cells and nuclei of {name}"),
         },
         check_results=[outcome.check_result("fields_segmented")],
     )

@@ -10,10 +10,10 @@ from gradcamo_assets.cells.cell_rows import cells_with_crops
 from gradcamo_assets.defs.assets.cell_assets import crops
 from gradcamo_assets.defs.field_results import FIELD, crop_folder
 from gradcamo_assets.defs.launchpad import override_settings, settings_metadata, with_section_fields
+from gradcamo_assets.defs.pictures import show_picture
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.defs.training_pixels import pixels_for_training
 from gradcamo_assets.errors import GradcamoError
-from gradcamo_assets.report import to_markdown
 from gradcamo_assets.storage import atomic_file, folder_exists, read_bytes
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.mlflow_runs import DAGSTER_RUN
@@ -134,6 +134,9 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
         by = f"run {context.run.run_id}"
         promote(lake, registry, fitted.version, by=by, reason="the first version", modules=modules)
     pages = registry.page_urls(links, fitted.version.run_id, fitted.version)
+    pictures: dict[str, dg.MetadataValue] = {}
+    for name, figure in fitted.figures.items():
+        pictures |= show_picture(context, home, name, figure, _FIGURE_TITLES[name])
     return dg.MaterializeResult(
         metadata={
             "model_version": fitted.version.version,
@@ -143,10 +146,7 @@ def trained_model(context: dg.AssetExecutionContext, platform: Platform, config:
             **settings_metadata(training=training),
             **fitted.result.metrics,
             **{name: dg.MetadataValue.url(page) for name, page in pages.items()},
-            **{
-                name: dg.MetadataValue.md(to_markdown(figure, _FIGURE_TITLES[name]))
-                for name, figure in fitted.figures.items()
-            },
+            **pictures,
         }
     )
 

@@ -12,12 +12,13 @@ from gradcamo_assets.defs.each_field import as_number, markdown_list
 from gradcamo_assets.defs.field_results import site_version
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATES, SITES
+from gradcamo_assets.defs.pictures import show_picture
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import PlateError
 from gradcamo_assets.home import Home
 from gradcamo_assets.plates import IngestedPlate, ingest_plate
 from gradcamo_assets.plates.failures import recorded_attempt
-from gradcamo_assets.report import illumination_maps, to_markdown
+from gradcamo_assets.report import illumination_maps
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables.schema import tables_keyed_by
 
@@ -108,7 +109,7 @@ def plate_images(context: dg.AssetExecutionContext, platform: Platform) -> dg.Ma
             "median_saturation": as_number(ingested.fields_frame["saturation"].median()),
             "fields_out_of_focus": len(warned),
             "channels_measured": dg.MetadataValue.md(_channel_table(ingested)),
-            **({} if ingested.illumination is None else {"illumination": _illumination_picture(ingested)}),
+            **_illumination_picture(context, platform.home, ingested),
             "plate_map": dg.MetadataValue.md(_plate_map_table(ingested.wells_frame)),
         },
         check_results=[
@@ -164,10 +165,14 @@ def _channel_table(ingested: IngestedPlate) -> str:
     return "\n".join(lines)
 
 
-def _illumination_picture(ingested: IngestedPlate) -> dg.MetadataValue:
-    assert ingested.illumination is not None
+def _illumination_picture(
+    context: dg.AssetExecutionContext, home: Home, ingested: IngestedPlate
+) -> dict[str, dg.MetadataValue]:
+    if ingested.illumination is None:
+        return {}
     figure = illumination_maps(ingested.illumination, ingested.plate.channels)
-    return dg.MetadataValue.md(to_markdown(figure, f"Illumination of plate {ingested.plate.name}, by channel"))
+    alt = f"Illumination of plate {ingested.plate.name}, by channel"
+    return show_picture(context, home, "illumination", figure, alt)
 
 
 def _plate_map_table(wells: pl.DataFrame) -> str:

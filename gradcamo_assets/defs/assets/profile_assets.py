@@ -14,12 +14,13 @@ from gradcamo_assets.defs.automation.pending import scoring_state
 from gradcamo_assets.defs.field_results import FIELD, crop_folder
 from gradcamo_assets.defs.launchpad import override_settings, settings_metadata, with_section_fields
 from gradcamo_assets.defs.partitions import ON_INPUT_CHANGE
+from gradcamo_assets.defs.pictures import show_picture
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
 from gradcamo_assets.names import check_name
 from gradcamo_assets.profiles import ProfilesConfig
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.report import map_by_epoch, to_gif, to_markdown, umap_scatter
+from gradcamo_assets.report import map_by_epoch, to_gif, umap_scatter
 from gradcamo_assets.storage import exists, folder_exists, read_bytes, write_bytes
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.training.model_registry import ModelVersion
@@ -202,7 +203,7 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
     from gradcamo_assets.profiles import CellMap, fitted_digest, load_fitted, save_fitted
     from gradcamo_assets.profiles.well_profiles import stack_vectors
 
-    champion = platform.champion()
+    home, champion = platform.home, platform.champion()
     path = _fitted_folder(platform, champion) / "umap.safetensors"
     cell_map = CellMap(**load_fitted(path)[0]) if exists(path) and not config.refit else None
     plates, todo = _plates_to_update(
@@ -236,8 +237,8 @@ def umap(context: dg.AssetExecutionContext, platform: Platform, config: MapLaunc
             "cells_fitted": len(cell_map.vectors),
             "plates_placed": len(frames),
             "model_version": champion.version,
-            "map": dg.MetadataValue.md(to_markdown(figure, "UMAP of the embeddings by dose and by Grad-CAMO")),
-            **({"training": dg.MetadataValue.md(to_markdown(film, "The map, epoch by epoch"))} if film else {}),
+            **show_picture(context, home, "map", figure, "UMAP of the embeddings by dose and by Grad-CAMO"),
+            **(show_picture(context, home, "training", film, "The map, epoch by epoch") if film else {}),
         }
     )
 

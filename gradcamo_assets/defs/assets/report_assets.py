@@ -9,6 +9,7 @@ import polars as pl
 from gradcamo_assets.defs.assets.qc_assets import qc_database
 from gradcamo_assets.defs.each_field import as_number
 from gradcamo_assets.defs.partitions import AFTER_FAILURE, PLATES
+from gradcamo_assets.defs.pictures import show_picture
 from gradcamo_assets.defs.report_pictures import cell_pictures, score_pictures
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.errors import GradcamoError
@@ -18,7 +19,6 @@ from gradcamo_assets.report import (
     plate_heat_map,
     qc_report_html,
     score_distributions,
-    to_markdown,
     verdict,
 )
 from gradcamo_assets.storage import write_bytes
@@ -89,6 +89,8 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
     )  # fmt: skip
     target = home.reports / plate / f"{check_name(model['model_name'], 'model name')}-v{model['model_version']}.html"
     write_bytes(target, page.encode())
+    heat_map = plate_heat_map(wells, "on_target_fraction", "share of cells on target")
+    distributions = score_distributions(scores)
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(target.relative_to(home.root)),
@@ -98,14 +100,8 @@ def qc_report(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
             "on_target_share": as_number(scores["on_target"].mean()),
             "wells_to_drop": len(tables["wells_to_drop"]),
             "megabytes": len(page) / 1e6,
-            "plate": dg.MetadataValue.md(
-                to_markdown(
-                    plate_heat_map(wells, "on_target_fraction", "share of cells on target"), "On-target share by well"
-                )
-            ),
-            "distributions": dg.MetadataValue.md(
-                to_markdown(score_distributions(scores), "Grad-CAMO by treatment and by site")
-            ),
+            **show_picture(context, home, "plate", heat_map, "On-target share by well"),
+            **show_picture(context, home, "distributions", distributions, "Grad-CAMO by treatment and by site"),
         }
     )
 

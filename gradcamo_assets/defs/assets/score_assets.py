@@ -16,10 +16,11 @@ from gradcamo_assets.defs.assets.model_assets import champion_model
 from gradcamo_assets.defs.field_results import FIELD, crop_folder, require_version
 from gradcamo_assets.defs.launchpad import settings_metadata
 from gradcamo_assets.defs.partitions import PLATE_SITES, plate_site_of
+from gradcamo_assets.defs.pictures import show_picture
 from gradcamo_assets.defs.resources import Platform
 from gradcamo_assets.local_copies import temporary_copies
 from gradcamo_assets.provenance import digest
-from gradcamo_assets.report import crops_with_maps, to_markdown
+from gradcamo_assets.report import crops_with_maps
 from gradcamo_assets.storage_errors import explain_storage_errors
 from gradcamo_assets.tables.schema import lake_table
 from gradcamo_assets.training.model_registry import ModelVersion
@@ -88,7 +89,7 @@ def scores_and_embeddings(
     scorer = Scorer(registry.fetch(champion), settings.scoring, settings.encoders.modules)
     frames: list[pl.DataFrame] = []
     embeddings: list[np.ndarray] = []
-    picture: dg.MetadataValue | None = None
+    picture: dict[str, dg.MetadataValue] = {}
     stores = kept.select(*FIELD, "crop_version").unique().sort("Metadata_Well").to_dicts()
     for count, row in enumerate(stores, start=1):
         with temporary_copies():
@@ -96,14 +97,15 @@ def scores_and_embeddings(
             scored = scorer.score(field, keep_maps=0 if picture else _CROPS_SHOWN)
             frames.append(scored.scores)
             embeddings.append(scored.embeddings)
-            if picture is None:
+            if not picture:
                 images, labels = field.read(slice(0, len(scored.maps)))
                 titles = [
                     f"{row['predicted_class']}: {row['gradcamo'] or float('nan'):.2f}, {row['looks_at']}"
                     for row in scored.scores.head(len(scored.maps)).iter_rows(named=True)
                 ]
                 figure = crops_with_maps(images, labels, scored.maps, titles)
-                picture = dg.MetadataValue.md(to_markdown(figure, f"Crops of {plate} {well} with their Grad-CAM maps"))
+                alt = f"Crops of {plate} {well} with their Grad-CAM maps"
+                picture = show_picture(context, home, "crops_and_maps", figure, alt)
         context.log.info(f"{well}: {len(field)} cells scored, {count} of {len(stores)} wells")
     scores = _score_rows(kept, frames, champion, scorer.config.split, context.run.run_id)
     vectors = [row for part in embeddings for row in part]
@@ -132,7 +134,7 @@ def scores_and_embeddings(
         metadata={
             **common,
             **_summary_metrics(scores),
-            **({"crops_and_maps": picture} if picture else {}),
+            **picture,
         },
         check_results=[_check_result(kept, scores)],
     )

@@ -8,8 +8,9 @@ from gradcamo_assets.cells import TARGET, open_crops
 from gradcamo_assets.cells.cell_rows import cells_with_crops
 from gradcamo_assets.defs.field_results import crop_folder
 from gradcamo_assets.defs.partitions import ON_INPUT_CHANGE, PLATES
+from gradcamo_assets.defs.pictures import show_picture
 from gradcamo_assets.defs.resources import Platform
-from gradcamo_assets.report import channel_correlations, to_markdown
+from gradcamo_assets.report import channel_correlations
 from gradcamo_assets.storage_errors import explain_storage_errors
 
 _MAX_CELLS = 512
@@ -40,7 +41,6 @@ def channel_correlation(context: dg.AssetExecutionContext, platform: Platform) -
     lake.write("channel_correlation", table, plate=plate)
     median = {f"{a} x {b}": r for a, b, r in table.select("channel_a", "channel_b", "median_correlation").iter_rows()}
     most_alike = max(median, key=lambda pair: abs(median[pair] or 0), default="none: only one stain")
-    picture = to_markdown(channel_correlations(table), f"Correlation between the stains of {plate}")
-    return dg.MaterializeResult(
-        metadata={"cells": len(sample), "most_alike": most_alike, "correlations": dg.MetadataValue.md(picture)}
-    )
+    figure, alt = channel_correlations(table), f"Correlation between the stains of {plate}"
+    picture = show_picture(context, platform.home, "correlations", figure, alt)
+    return dg.MaterializeResult(metadata={"cells": len(sample), "most_alike": most_alike, **picture})
