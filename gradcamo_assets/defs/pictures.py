@@ -36,7 +36,7 @@ def show_picture(
         alt: the picture described in words.
 
     Returns:
-        The metadata: markdown with the address of the picture in the web server of ``gradcamo ui``.
+        The metadata: markdown that shows the picture and links to it in the web server of ``gradcamo ui``.
     """
     plate = site = None
     if context.has_partition_key:
@@ -52,7 +52,7 @@ def show_picture(
     remove(*(path for path in list_visible(folder, f"{prefix}*") if path != file))
     escaped_alt = re.sub(r"([\\\[\]()<>`*_!])", r"\\\1", " ".join(alt.split()))
     address = f"{_ADDRESS}{quote(file.relative_to(home.pictures).as_posix())}"
-    return {name: dg.MetadataValue.md(f"![{escaped_alt}]({address})")}
+    return {name: dg.MetadataValue.md(f"[![{escaped_alt}]({address})]({address})")}
 
 
 def pictures_route(home: Home) -> Route:

@@ -75,7 +75,7 @@ def test_versions_are_compared_and_settings_explored(scored_bench: Bench, tmp_pa
     assert layers["layer"].to_list()[-1] == "activation" and len(layers) > 1
     crops = pl.read_csv(bench.home.reports / "exploration_crops.csv")
     assert crops.select("size", "masking").rows() == [(32, "none")]
-    assert exploration["model_version"] == 1 and exploration["crops_figure"].startswith("![")
+    assert exploration["model_version"] == 1 and exploration["crops_figure"].startswith("[![")
 
 
 def _register_copy(bench: Bench, version: ModelVersion) -> ModelVersion:
