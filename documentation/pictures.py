@@ -37,7 +37,6 @@ def scores_of_a_partition(page: Any) -> None:
     page.goto("/assets/gradcamo_scores?view=partitions")
     page.locator("text=/^demo-/").first.click()
     page.get_by_text("1", exact=True).first.click()
-    page.get_by_text("Hide navigation").click()
     page.locator("img[src^='/pictures/']").first.scroll_into_view_if_needed()
 
 
