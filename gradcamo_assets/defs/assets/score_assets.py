@@ -89,7 +89,7 @@ def scores_and_embeddings(
     scorer = Scorer(registry.fetch(champion), settings.scoring, settings.encoders.modules)
     frames: list[pl.DataFrame] = []
     embeddings: list[np.ndarray] = []
-    picture: dict[str, dg.MetadataValue] = {}
+    picture: tuple[Any, str] | None = None
     stores = kept.select(*FIELD, "crop_version").unique().sort("Metadata_Well").to_dicts()
     for count, row in enumerate(stores, start=1):
         with temporary_copies():
@@ -97,15 +97,14 @@ def scores_and_embeddings(
             scored = scorer.score(field, keep_maps=0 if picture else _CROPS_SHOWN)
             frames.append(scored.scores)
             embeddings.append(scored.embeddings)
-            if not picture:
+            if picture is None:
                 images, labels = field.read(slice(0, len(scored.maps)))
                 titles = [
                     f"{row['predicted_class']}: {row['gradcamo'] or float('nan'):.2f}, {row['looks_at']}"
                     for row in scored.scores.head(len(scored.maps)).iter_rows(named=True)
                 ]
                 figure = crops_with_maps(images, labels, scored.maps, titles)
-                alt = f"Crops of {plate} {well} with their Grad-CAM maps"
-                picture = show_picture(context, home, "crops_and_maps", figure, alt)
+                picture = figure, f"Crops of {plate} {well} with their Grad-CAM maps"
         context.log.info(f"{well}: {len(field)} cells scored, {count} of {len(stores)} wells")
     scores = _score_rows(kept, frames, champion, scorer.config.split, context.run.run_id)
     vectors = [row for part in embeddings for row in part]
@@ -134,7 +133,7 @@ def scores_and_embeddings(
         metadata={
             **common,
             **_summary_metrics(scores),
-            **picture,
+            **(show_picture(context, home, "crops_and_maps", *picture) if picture else {}),
         },
         check_results=[_check_result(kept, scores)],
     )
