@@ -266,7 +266,7 @@ def _take_snapshot(
 
 def _take_object_snapshot(
     path: Path, signature: str | None, depth: Depth, settings: InboxConfig, beside: Set[str]
-) -> FolderSnapshot | None:
+) -> FolderSnapshot:
     """As ``_take_snapshot``, from the listing of a bucket alone: the format is detected when the plate is ingested."""
     files = list_files(path)
     if not any(name.lower().endswith(_PLATE_FILES) for name in files):

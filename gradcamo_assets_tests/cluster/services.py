@@ -172,7 +172,7 @@ class RayCluster:
             )  # fmt: skip
         if self._pinned:
             cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(self._processes[address].pid, {cores[address != HEAD]})
+            os.sched_setaffinity(self._processes[address].pid, {cores[0 if address == HEAD else 1]})
 
 
 def processes_with(text: str) -> list[int]:

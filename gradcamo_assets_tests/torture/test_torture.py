@@ -121,7 +121,7 @@ class Platform:
             stage, since = message, now
             # Kill processes that reach a stage without a kill, and most that reach one with few.
             rare = self.kills[stage] * len(STAGES) <= self.kills.total()
-            chance = 0.15 if not rare else 0.7 if self.kills[stage] else 1.0
+            chance = 1.0 if not self.kills[stage] else 0.7 if rare else 0.15
             if dice and kill_at is None and dice.random() < chance:
                 kill_at = now + dice.uniform(0, 1.1 * self.longest[stage])
         process.join(20)
